@@ -1,0 +1,5 @@
+"""``python -m infermesh``."""
+
+from infermesh.cli import main
+
+main()

@@ -1,0 +1,118 @@
+"""Clips for transcription: a path, bytes or a file object → :class:`~infermesh.types.Audio`, within a size limit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from infermesh.errors import InputError
+from infermesh.types import Audio
+
+__all__ = ["DEFAULT_MAX_BYTES", "read_audio"]
+
+DEFAULT_MAX_BYTES = 25 * 1024 * 1024  # OpenAI's limit
+
+
+def read_audio(
+    source: str | os.PathLike[str] | bytes | BinaryIO, *, max_bytes: int | None = DEFAULT_MAX_BYTES
+) -> Audio:
+    """Read one clip.
+
+    Parameters
+    ----------
+    source
+        A path, the bytes, or an open binary file, which is read from where it stands.
+    max_bytes
+        Largest clip allowed, in bytes; ``None`` for no limit. A path's size is looked up before it is read, and no more
+        than the limit is ever read.
+
+    Returns
+    -------
+    Audio
+        The bytes and a file name whose extension tells the format (wav, mp3, flac, ogg, m4a, webm), because servers go
+        by it.
+
+    Raises
+    ------
+    InputError
+        Missing, not a file, empty, too large, or not bytes.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        data, filename = bytes(source), ""
+        _check_size(len(data), max_bytes, "the clip")
+    elif isinstance(source, str | os.PathLike):
+        data, filename = _from_path(source, max_bytes)
+    elif hasattr(source, "read"):
+        data, filename = _from_file(source, max_bytes)
+    else:
+        raise InputError(f"cannot read audio from {type(source).__name__}: pass a path, bytes or an open binary file")
+    if not data:
+        raise InputError(f"{filename or 'the clip'} is empty: nothing to transcribe")
+    if not os.path.splitext(filename)[1]:
+        filename = f"{filename or 'audio'}.{_extension(data)}"
+    return Audio(data, filename)
+
+
+def _from_path(source: str | os.PathLike[str], max_bytes: int | None) -> tuple[bytes, str]:
+    name = os.fspath(source)
+    if name.startswith(("http://", "https://")):
+        raise InputError(f"{name[:200]!r} is a URL: download the clip first and pass its path or bytes")
+    try:
+        path = Path(name).expanduser()
+        if not path.is_file():  # a pipe or a device has no size to check
+            raise InputError(f"audio file {name!r:.300} {'is not a file' if path.exists() else 'does not exist'}")
+        _check_size(path.stat().st_size, max_bytes, repr(name))
+        with path.open("rb") as file:
+            data = file.read() if max_bytes is None else file.read(max_bytes + 1)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"audio file {name!r:.300} cannot be read: {error}") from None
+    _check_size(len(data), max_bytes, repr(name))
+    return data, path.name
+
+
+def _from_file(source: Any, max_bytes: int | None) -> tuple[bytes, str]:
+    name = getattr(source, "name", None)
+    filename = os.path.basename(name) if isinstance(name, str) else ""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        # A raw or network file may hand out less than was asked for, so read on until its end.
+        while chunk := source.read(1 << 20 if max_bytes is None else min(1 << 20, max_bytes + 1 - size)):
+            if not isinstance(chunk, bytes | bytearray):
+                raise InputError("the audio file is open in text mode: open it with mode 'rb'")
+            chunks.append(bytes(chunk))
+            size += len(chunk)
+            if max_bytes is not None and size > max_bytes:
+                _too_large(f"more than {max_bytes:,}", max_bytes, filename or "the clip")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the audio file {filename!r} cannot be read: {error}") from None
+    return b"".join(chunks), filename
+
+
+def _check_size(size: int, max_bytes: int | None, name: str) -> None:
+    if max_bytes is not None and size > max_bytes:
+        _too_large(f"{size:,}", max_bytes, name)
+
+
+def _too_large(size: str, max_bytes: int, name: str) -> None:
+    raise InputError(
+        f"{name:.300} has {size} bytes, and clips of at most {max_bytes:,} are sent: shorten or compress it, or set "
+        "max_transcription_bytes to a larger number (None for no limit) if the server takes it"
+    )
+
+
+def _extension(data: bytes) -> str:
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        return "wav"
+    if data.startswith(b"fLaC"):
+        return "flac"
+    if data.startswith(b"OggS"):
+        return "ogg"
+    if data.startswith(b"\x1a\x45\xdf\xa3"):
+        return "webm"
+    if data[4:8] == b"ftyp":
+        return "m4a"
+    if data.startswith(b"ID3") or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0):
+        return "mp3"
+    return "wav"

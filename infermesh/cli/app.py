@@ -1,0 +1,150 @@
+"""The commands. Each imports what it needs when it is called, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="infermesh",
+    help="Run large LLM jobs from a declaration, keep every row's state in DuckDB.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RUNS = "Runs"
+PROJECT = "Project"
+EnvFile = Annotated[
+    Path | None, typer.Option("--env-file", help="Read keys from this file of NAME=value lines.", exists=True)
+]
+RunArgument = Annotated[str | None, typer.Argument(help="A run's folder or id; the newest where none is named.")]
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say what is wrong on stderr and exit."""
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command(
+    rich_help_panel=RUNS,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: infermesh run +experiment=quickstart stages.summaries.max_parallel_requests=8",
+)
+def run(
+    context: typer.Context,
+    env_file: EnvFile = None,
+) -> None:
+    """Run an experiment: +experiment=NAME and any overrides, as Hydra takes them.
+
+    -m sweeps over comma-separated values, --cfg job shows the composed config, --config-dir DIR adds configs,
+    hydra.run.dir=DIR runs in DIR, and goes on with the run that is there. --hydra-help explains the rest.
+    """
+    from infermesh.cli.run import run_hydra
+
+    load_env(env_file)
+    raise typer.Exit(run_hydra(list(context.args)))
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh resume outputs/quickstart/latest")
+def resume(run: RunArgument = None, env_file: EnvFile = None) -> None:
+    """Go on with a run: what is settled is not sent again, what failed is tried again.
+
+    Without RUN, the newest unfinished one.
+    """
+    from infermesh.cli.run import resume_run
+
+    load_env(env_file)
+    raise typer.Exit(resume_run(run))
+
+
+@app.command(rich_help_panel=RUNS, epilog='Example: infermesh sql "select topic, count(*) from results group by all"')
+def sql(
+    query: Annotated[str, typer.Argument(help="The SQL. Tables: results, progress, source, attempts, run, the stages.")],
+    run: Annotated[str | None, typer.Option("--run", help="A run's folder or id; the newest where none is named.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="table, csv, json, jsonl or parquet; table on a terminal, else csv.")
+    ] = None,
+) -> None:
+    """Ask a run's tables; data alone goes to stdout."""
+    from infermesh.cli.query import run_sql
+
+    run_sql(query, run, format)
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh status outputs/quickstart/latest")
+def status(run: RunArgument = None) -> None:
+    """Show how far a run is, and what failed."""
+    from infermesh.cli.query import show_status
+
+    show_status(run)
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --outputs outputs")
+def runs(
+    outputs: Annotated[Path, typer.Option("--outputs", help="The folder that holds the runs.")] = Path("outputs"),
+) -> None:
+    """List the runs below outputs/, newest first."""
+    from infermesh.cli.query import list_runs
+
+    list_runs(outputs)
+
+
+@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project")
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder to make the project in; it may exist, files are kept.")],
+) -> None:
+    """Write a project of your own: conf/, pipelines/, outputs/, .env.example, README.md. It runs at once."""
+    from infermesh.cli.init import init_project
+
+    init_project(folder)
+
+
+@app.command(
+    rich_help_panel=PROJECT,
+    epilog="Example: infermesh simulate --port 8000 latency_s=0.2 capacity=16 faults.server_error=0.1",
+)
+def simulate(
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="SETTING=VALUE pairs; --list shows every setting with its default.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 0,
+    list_settings: Annotated[bool, typer.Option("--list", help="Show every setting and end.")] = False,
+) -> None:
+    """Serve a local OpenAI-compatible API with latency, capacity, quotas and faults on demand."""
+    from infermesh.cli.simulate import simulate_server
+
+    simulate_server(settings or [], host, port, list_settings)
+
+
+def load_env(env_file: Path | None) -> None:
+    """Put the file's variables into the environment; what is set there already stays."""
+    if env_file is not None:
+        from dotenv import load_dotenv
+
+        load_dotenv(env_file, override=False)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from infermesh import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    pass

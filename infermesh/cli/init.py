@@ -1,0 +1,140 @@
+"""``infermesh init``: a project of the user's own that runs at once."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from infermesh.cli.app import fail
+from infermesh.cli.run import shipped_project
+
+_EXPERIMENT = """\
+# @package _global_
+# infermesh run +experiment={name}
+# Every key with its default: infermesh run +experiment={name} --cfg job
+defaults:
+  - /deployment@deployments.local: simulator
+  - /model@models.llama: default
+  - /model@models.minilm: default
+  - /stage@stages.summaries: generate
+  - /stage@stages.vectors: embed
+  - _self_
+
+name: {name}
+source:
+  path: pipelines/{name}/data/rows.jsonl
+
+deployments:
+  local:
+    # The embedded simulator answers until you name a server of yours:
+    #   model: hosted_vllm/meta-llama/Meta-Llama-3-8B-Instruct
+    #   api_base: http://localhost:8000/v1
+    # or a provider, with its key in the environment or in a file for --env-file:
+    #   model: openai/gpt-4.1-mini
+    #   api_base: null
+    max_parallel_requests: 16
+
+models:
+  llama:
+    deployments: [local]
+    params: {{temperature: 0.2, max_tokens: 200}}
+  minilm:
+    deployments: [local]
+
+stages:
+  summaries:
+    model: llama
+    prompt: pipelines/{name}/prompts/summary.jinja
+    response_format: pipelines.{name}.schema:Summary
+  vectors:
+    model: minilm
+    text: "{{{{ summaries.parsed.summary }}}}"
+
+simulator:
+  latency_s: 0.2
+  latency_spread: 0.4
+"""
+
+_PROMPT = """\
+Summarise the text in one sentence and say what it is about.
+Answer with JSON only.
+
+<text>
+{{ text }}
+</text>
+"""
+
+_SCHEMA = '''\
+"""What the model must answer."""
+
+from pydantic import BaseModel, Field
+
+
+class Summary(BaseModel):
+    """A summary of one text."""
+
+    summary: str = Field(description="One sentence")
+    topic: str = Field(description="One or two words")
+'''
+
+_ENV = """\
+# Copy to .env and pass it: infermesh run --env-file .env +experiment=NAME
+# Keys are read from the environment; they never stand in a config.
+#OPENAI_API_KEY=
+#ANTHROPIC_API_KEY=
+#HOSTED_VLLM_API_KEY=
+"""
+
+_README = """\
+# {name}
+
+    infermesh run +experiment={name}
+    infermesh sql "select row_id, summaries_parsed, summaries_status from results"
+
+- `conf/experiment/{name}.yaml`: the experiment; deployments, models, stages, limits
+- `pipelines/{name}/`: its prompt, its output schema, its data
+- `outputs/{name}/`: where runs land; `latest` is the newest
+
+It runs against the embedded simulator. The experiment's file says how to name a server or a provider instead.
+"""
+
+_ROWS = """\
+{"id": 1, "text": "The new tram line opens in May. It links the harbour with the university in twelve minutes."}
+{"id": 2, "text": "Bakers knead the dough twice. The second rest decides how open the crumb will be."}
+{"id": 3, "text": "The probe sent its first pictures of the comet on Tuesday. Its surface is darker than coal."}
+"""
+
+
+def init_project(folder: Path) -> None:
+    """Write the project; files that exist are kept."""
+    name = re.sub(r"\W+", "_", folder.resolve().name).strip("_").lower() or "project"
+    if name[0].isdigit():
+        name = f"project_{name}"
+    if folder.exists() and not folder.is_dir():
+        fail(f"{folder} is a file; name a folder")
+    files = {
+        f"conf/experiment/{name}.yaml": _EXPERIMENT.format(name=name),
+        f"pipelines/{name}/prompts/summary.jinja": _PROMPT,
+        f"pipelines/{name}/schema.py": _SCHEMA,
+        f"pipelines/{name}/data/rows.jsonl": _ROWS,
+        "outputs/.gitignore": "*\n!.gitignore\n",
+        ".env.example": _ENV,
+        ".gitignore": ".env\n__pycache__/\n",
+        "README.md": _README.format(name=name),
+    }
+    for path, text in files.items():
+        target = folder / path
+        if target.exists():
+            print(f"kept    {target}", file=sys.stderr)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        print(f"wrote   {target}", file=sys.stderr)
+    for group in ("source", "limits", "deployment", "model", "stage"):
+        target = folder / "conf" / group
+        if not target.exists():
+            shutil.copytree(shipped_project() / "conf" / group, target)
+            print(f"wrote   {target}/", file=sys.stderr)
+    print(f"\ncd {folder} && infermesh run +experiment={name}", file=sys.stderr)

@@ -1,0 +1,196 @@
+"""``infermesh sql``, ``status`` and ``runs``: reading runs that nobody is writing to."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+
+from infermesh.cli.app import fail
+from infermesh.cli.runs import RunInfo, describe, find_run, run_folders
+from infermesh.config import nearest
+from infermesh.errors import StoreError
+from infermesh.execution import DATABASE
+from infermesh.store.database import connect
+
+FORMATS = ("table", "csv", "json", "jsonl", "parquet")
+_FETCH = 1000
+_CELL = 60
+_TABLE_ROWS = 200
+
+
+def run_sql(query: str, run: str | None, format: str | None) -> None:
+    """Run a query on a run's database and write its rows to stdout."""
+    if format is not None and format not in FORMATS:
+        fail(f"--format {format}: no such format.{nearest(format, list(FORMATS))}", code=2)
+    folder = find_run(run)
+    format = format or ("table" if sys.stdout.isatty() else "csv")
+    with _open(folder) as connection:
+        try:
+            if format == "parquet":
+                _write_parquet(connection, query)
+                return
+            connection.execute(query)
+            columns = [(column[0], str(column[1])) for column in connection.description or ()]
+            write = {"table": _write_table, "csv": _write_csv, "json": _write_json, "jsonl": _write_jsonl}[format]
+            write(columns, _rows(connection))
+        except duckdb.Error as error:
+            fail(f"{' '.join(str(error).split())}\nin {folder}")
+    sys.stdout.flush()
+
+
+def _open(folder: Path) -> duckdb.DuckDBPyConnection:
+    try:
+        return connect(folder / DATABASE, read_only=True)
+    except StoreError as error:
+        fail(str(error))
+
+
+def _rows(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    while rows := connection.fetchmany(_FETCH):
+        yield from rows
+
+
+def _plain(value: Any, kind: str) -> Any:
+    """A value as JSON knows it: a JSON column's text becomes the value that it stands for."""
+    return orjson.loads(value) if kind == "JSON" and isinstance(value, str) else value
+
+
+def _json_default(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    return str(value)
+
+
+def _encoded(columns: Sequence[tuple[str, str]], row: Sequence[Any]) -> bytes:
+    record = {name: _plain(value, kind) for (name, kind), value in zip(columns, row, strict=True)}
+    return orjson.dumps(record, default=_json_default, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _write_jsonl(columns: Sequence[tuple[str, str]], rows: Iterator[tuple[Any, ...]]) -> None:
+    for row in rows:
+        sys.stdout.buffer.write(_encoded(columns, row) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _write_json(columns: Sequence[tuple[str, str]], rows: Iterator[tuple[Any, ...]]) -> None:
+    out = sys.stdout.buffer
+    for number, row in enumerate(rows):
+        out.write((b"[\n" if number == 0 else b",\n") + _encoded(columns, row))
+        last = number
+    out.write(b"\n]\n" if "last" in locals() else b"[]\n")
+    out.flush()
+
+
+def _write_csv(columns: Sequence[tuple[str, str]], rows: Iterator[tuple[Any, ...]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([name for name, _ in columns])
+    for row in rows:
+        writer.writerow([_cell(value) if isinstance(value, list | dict | bytes) else value for value in row])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list | dict):
+        return orjson.dumps(value, default=_json_default, option=orjson.OPT_NON_STR_KEYS).decode()
+    return str(value)
+
+
+def _write_table(columns: Sequence[tuple[str, str]], rows: Iterator[tuple[Any, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    numbers = ("INT", "DOUBLE", "FLOAT", "DECIMAL")
+    for name, kind in columns:
+        right = any(number in kind for number in numbers) and "[" not in kind
+        table.add_column(Text.assemble(name, "\n", (kind.lower(), "dim")), justify="right" if right else "left")
+    more = False
+    for number, row in enumerate(rows):
+        if number == _TABLE_ROWS:
+            more = True
+            break
+        cells = []
+        for value in row:
+            text = "NULL" if value is None else _cell(value).replace("\n", "⏎")
+            text = text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+            cells.append(Text(text, style="dim" if value is None else ""))
+        table.add_row(*cells)
+    Console().print(table)
+    if more:
+        print(f"the first {_TABLE_ROWS} rows; --format csv, json, jsonl or parquet gives all", file=sys.stderr)
+
+
+def _write_parquet(connection: duckdb.DuckDBPyConnection, query: str) -> None:
+    if sys.stdout.isatty():
+        fail("parquet is not for a terminal: send it to a file: … --format parquet > results.parquet", code=2)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.parquet"
+        connection.execute(f"COPY ({query.strip().rstrip(';')}) TO '{file}' (FORMAT parquet)")
+        with open(file, "rb") as data:
+            while block := data.read(1 << 20):
+                sys.stdout.buffer.write(block)
+    sys.stdout.buffer.flush()
+
+
+def show_status(run: str | None) -> None:
+    """Print a run's state, its stages' counts and its most frequent failures."""
+    folder = find_run(run)
+    info = describe(folder)
+    print(f"{info.experiment}  {info.status}  {folder}")
+    if info.status in ("running", "damaged", "empty"):
+        if info.status == "running":
+            print("a process holds its database; its progress is on that process's terminal or in its log")
+        return
+    with _open(folder) as connection:
+        connection.execute("SELECT * FROM progress")
+        stages: dict[str, dict[str, int]] = {}
+        for stage, status, rows in connection.fetchall():
+            stages.setdefault(stage, {})[status] = rows
+        for stage, counts in stages.items():
+            total = sum(counts.values())
+            words = ", ".join(f"{counts[key]} {key}" for key in ("done", "error", "skipped", "pending") if key in counts)
+            print(f"  {stage}: {words} of {total}")
+        row = connection.execute(
+            "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost_usd) FROM attempts"
+        ).fetchone()
+        if row is not None:
+            cost = "" if row[3] is None else f", ${row[3]:.4f}"
+            print(f"  {row[0]} requests, {(row[1] or 0) + (row[2] or 0)} tokens{cost}")
+        for stage in stages:
+            found = connection.execute(
+                f"SELECT error_type, count(*) AS rows, any_value(error) FROM \"{stage}\" WHERE status = 'error' "
+                "GROUP BY ALL ORDER BY rows DESC LIMIT 5"
+            ).fetchall()
+            for kind, rows, example in found:
+                print(f"  failed: {rows} × {stage}: {kind}: {' '.join((example or '').split())[:160]}")
+    if info.unfinished or info.failed:
+        print(f"  resume: infermesh resume {folder}")
+
+
+def list_runs(outputs: Path) -> None:
+    """Print the runs below a folder, newest first."""
+    folders = run_folders(outputs)
+    if not folders:
+        print(f"no run below {outputs}/", file=sys.stderr)
+        return
+    for folder in folders:
+        print(_line(describe(folder)))
+
+
+def _line(info: RunInfo) -> str:
+    started = info.started_at.strftime("%Y-%m-%d %H:%M:%S") if info.started_at else "-" * 19
+    cost = "" if info.cost_usd is None else f"  ${info.cost_usd:.4f}"
+    counts = f"{info.done} done, {info.failed} failed, {info.pending} pending"
+    return f"{started}  {info.experiment:<16} {info.status:<12} {counts}{cost}  {info.folder}"
+
+

@@ -1,0 +1,270 @@
+"""``infermesh run`` and ``infermesh resume``: Hydra composes, execution runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from infermesh.cli.app import fail
+from infermesh.cli.progress import make_observer
+from infermesh.cli.runs import find_run, newest_unfinished
+from infermesh.config import Experiment, load, nearest
+from infermesh.errors import ConfigError, InfermeshError
+from infermesh.execution import DATABASE, RunOutcome, execute
+
+_SECTIONS = "source|limits|deployments|models|stages|store|simulator"
+_SWEEPABLE = re.compile(rf"(?:{_SECTIONS})\.[^=@/~+]+=")
+_FLAGS_WITHOUT_JOB = ("--cfg", "-c", "--info", "-i", "--hydra-help", "-sc", "--shell-completion")
+
+
+def shipped_project() -> Path:
+    """The folder that holds the shipped conf/ and pipelines/: inside an installed wheel, or the clone."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "_project"
+    return inside if inside.is_dir() else package.parent
+
+
+def run_hydra(argv: list[str]) -> int:
+    """Compose with Hydra and run each job; the exit code of the worst."""
+    if not argv:
+        print("error: which experiment? infermesh run +experiment=NAME", file=sys.stderr)
+        _list_experiments()
+        return 2
+    jobs = _Jobs(argv)
+    main = jobs.hydra_main()
+    with _arguments(["infermesh run", *(_addable(argument) for argument in argv)]), _full_errors():
+        try:
+            main()
+        except InfermeshError as error:
+            fail(str(error))
+        except Exception as error:
+            fail(_composition_error(error))
+    return jobs.exit_code
+
+
+class _Jobs:
+    """What Hydra calls for each job, and the codes that they ended with."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self._overrides = [argument for argument in argv if "=" in argument]
+        self._config_dir = _config_dir(argv)
+        self.codes: list[int] = []
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of all jobs."""
+        return next((code for code in (1, 130, 4, 3) if code in self.codes), 0)
+
+    def hydra_main(self) -> Any:
+        """The function that parses argv and runs the jobs."""
+        import hydra
+        from hydra.core.plugins import Plugins
+        from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+        shipped = shipped_project() / "conf"
+
+        class ShippedConfigs(SearchPathPlugin):
+            """A project's own conf/ comes first, the shipped one after it."""
+
+            def manipulate_search_path(self, search_path: Any) -> None:
+                search_path.append("infermesh", shipped.as_uri())
+
+        Plugins.instance().register(ShippedConfigs)
+        own = Path.cwd() / "conf"
+        first = own if own.is_dir() else shipped
+        return hydra.main(version_base="1.3", config_path=str(first), config_name="config")(self.job)
+
+    def job(self, config: Any) -> None:
+        """Run one job."""
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        hydra_config = HydraConfig.get()
+        folder = Path(hydra_config.runtime.output_dir)
+        if hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
+            print(f"job {hydra_config.job.num}: {hydra_config.job.override_dirname}", file=sys.stderr)
+        with contextlib.suppress(ValueError):
+            folder = folder.relative_to(Path.cwd())
+        mapping = _without_missing(OmegaConf.to_container(config, resolve=True))
+        roots = [Path.cwd(), *([self._config_dir.parent] if self._config_dir else []), shipped_project()]
+        code = run_job(mapping, folder, roots, overrides=list(hydra_config.overrides.task))
+        self.codes.append(code)
+        if code == 130:
+            raise SystemExit(130)  # an interrupted sweep starts no further job
+
+
+def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, overrides: list[str]) -> int:
+    """Run or resume an experiment in a folder, with progress and a closing word; the exit code."""
+    fresh = not (folder / DATABASE).exists()
+    observer = make_observer()
+    try:
+        _check_chosen(mapping)
+        load(mapping)  # before anything is written: an inline key must not reach the folder
+        _write_config(folder, mapping, overrides)
+        outcome = execute(mapping, folder, roots=roots, observer=observer)
+    except InfermeshError as error:
+        if fresh:
+            _discard(folder)
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 1
+    print(_closing(outcome), file=sys.stderr)
+    return outcome.exit_code
+
+
+def resume_run(name: str | None) -> int:
+    """Go on with a run in its folder, from the config that it keeps."""
+    import orjson
+
+    from infermesh.store.database import connect
+
+    folder = find_run(name) if name is not None else newest_unfinished()
+    if folder is None:
+        print("nothing to resume: no unfinished run below outputs/", file=sys.stderr)
+        return 0
+    try:
+        with connect(folder / DATABASE, read_only=True) as connection:
+            row = connection.execute("SELECT config, roots FROM run").fetchone()
+    except InfermeshError as error:
+        fail(str(error))
+    if row is None:
+        fail(f"{folder / DATABASE} holds no run: it ended before its source was loaded. Run it again.")
+    mapping, kept = orjson.loads(row[0]), [Path(root) for root in orjson.loads(row[1])]
+    roots = [Path.cwd(), *(root for root in kept if root != Path.cwd())]
+    print(f"resuming {folder}", file=sys.stderr)
+    return run_job(mapping, folder, roots, overrides=[])
+
+
+def _closing(outcome: RunOutcome) -> str:
+    """What a user wants to know when a run has ended."""
+    stages = []
+    for stage, counts in outcome.counts.items():
+        words = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
+        stages.append(f"  {stage}: " + ", ".join(f"{counts[key]} {words[key]}" for key in words if counts.get(key)))
+    verb = {"done": "complete", "failed_rows": "finished, with failed rows", "interrupted": "interrupted"}
+    totals = outcome.totals
+    cost = "" if totals["cost_usd"] is None else f", ${totals['cost_usd']:.4f}"
+    tokens = totals["prompt_tokens"] + totals["completion_tokens"]
+    lines = [
+        f"{outcome.experiment}: {verb[outcome.status]} in {outcome.elapsed_s:.1f} s "
+        f"({totals['requests']} requests, {tokens} tokens{cost})",
+        *stages,
+        f"  folder    {outcome.folder}",
+        f'  query     infermesh sql "select * from results limit 5" --run {outcome.folder}',
+    ]
+    if outcome.failures:
+        stage, kind, rows, example = outcome.failures[0]
+        lines.append(f"  failures  {rows} × {stage}: {kind}: {(example or '').splitlines()[0][:160]}")
+        lines.append(
+            f'            infermesh sql "select row_id, error_type, error from {stage} '
+            f"where status = 'error'\" --run {outcome.folder}"
+        )
+    if outcome.status != "done":
+        again = "tries the failed rows again" if outcome.status == "failed_rows" else "sends only what is left"
+        lines.append(f"  resume    infermesh resume {outcome.folder}   ({again})")
+    else:
+        lines.append(f"  resume    infermesh resume {outcome.folder}   (nothing is left; an edited source is taken in)")
+    return "\n".join(lines)
+
+
+def _check_chosen(mapping: Mapping[str, Any]) -> None:
+    if not mapping.get("stages") and not mapping.get("models"):
+        names = ", ".join(_experiments())
+        raise ConfigError(f"no experiment was chosen: infermesh run +experiment=NAME. There is: {names}.")
+
+
+def _experiments() -> list[str]:
+    folders = [Path.cwd() / "conf" / "experiment", shipped_project() / "conf" / "experiment"]
+    return sorted({file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")})
+
+
+def _list_experiments() -> None:
+    print(f"there is: {', '.join(_experiments())}", file=sys.stderr)
+
+
+def _addable(argument: str) -> str:
+    """``stages.x.y=…`` sets a key whether or not the YAML spells it out; a misspelt one is caught by validation."""
+    return f"++{argument}" if _SWEEPABLE.match(argument) else argument
+
+
+def _config_dir(argv: list[str]) -> Path | None:
+    for number, argument in enumerate(argv):
+        name, _, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            chosen = value or (argv[number + 1] if number + 1 < len(argv) else "")
+            return Path(chosen).resolve() if chosen else None
+    return None
+
+
+@contextlib.contextmanager
+def _arguments(argv: list[str]) -> Iterator[None]:
+    before, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextlib.contextmanager
+def _full_errors() -> Iterator[None]:
+    """Let Hydra's exceptions reach us instead of being printed and swallowed by it."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _composition_error(error: Exception) -> str:
+    """Hydra's message in one or two lines, with the nearest valid name where a key is misspelt."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        raise error
+    text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    missing = re.match(r"Could not override '([^']+)'", text)
+    if missing:
+        top = missing[1].split(".")[0]
+        return f"{missing[1]}: unknown key.{nearest(top, Experiment.model_fields)}"
+    if "Could not find 'experiment/" in text or "In 'config': Could not find" in text:
+        wanted = re.search(r"Could not find '([^']+)'", text)
+        name = wanted[1] if wanted else text
+        group, _, option = name.rpartition("/")
+        if group == "experiment":
+            return f"+experiment={option}: there is no such experiment.{nearest(option, _experiments())}"
+    return text
+
+
+def _without_missing(node: Any) -> Any:
+    """Drop keys that are still ``???``, so that validation reports them as missing."""
+    if isinstance(node, dict):
+        return {key: _without_missing(value) for key, value in node.items() if value != "???"}
+    return [_without_missing(value) for value in node] if isinstance(node, list) else node
+
+
+def _write_config(folder: Path, mapping: Mapping[str, Any], overrides: list[str]) -> None:
+    import yaml
+
+    target = folder / ".hydra"
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "config.yaml").write_text(yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True))
+    (target / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder in which nothing ran, unless it holds something that is not ours."""
+    if folder.is_dir() and all(item.name in (".hydra", "run.log") for item in folder.iterdir()):
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()

@@ -1,0 +1,56 @@
+"""``infermesh simulate``: the simulator as a server of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from infermesh.cli.app import fail
+from infermesh.config import nearest
+from infermesh.simulator.settings import SimulatorSettings
+
+
+def simulate_server(pairs: list[str], host: str, port: int, list_settings: bool) -> None:
+    """Serve until interrupted; the base URL goes to stdout."""
+    if list_settings:
+        for name, default, description in _settings(SimulatorSettings, ""):
+            print(f"{name}={'null' if default is None else default}\n    {description}")
+        return
+    from infermesh.simulator.server import serve
+
+    def announce(url: str) -> None:
+        print(url, flush=True)
+
+    serve(_parse(pairs), host=host, port=port, on_ready=announce)
+
+
+def _settings(model: type[BaseModel], prefix: str) -> list[tuple[str, Any, str]]:
+    found: list[tuple[str, Any, str]] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += _settings(inner, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", field.get_default(call_default_factory=True), field.description or ""))
+    return found
+
+
+def _parse(pairs: list[str]) -> SimulatorSettings:
+    values: dict[str, Any] = {}
+    valid = [name for name, _, _ in _settings(SimulatorSettings, "")]
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in valid:
+            fail(f"{pair}: expected SETTING=VALUE.{nearest(name, valid)}", code=2)
+        target = values
+        *outer, last = name.split(".")
+        for part in outer:
+            target = target.setdefault(part, {})
+        target[last] = yaml.safe_load(text)
+    try:
+        return SimulatorSettings.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
+        fail("\n".join(problems), code=2)

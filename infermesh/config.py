@@ -1,0 +1,290 @@
+"""The declaration of an experiment: pydantic models, validated once at the edge by :func:`load`.
+
+A parameter is declared here and nowhere else. Hydra (or anything else) composes a plain mapping; ``load`` turns it into
+an :class:`Experiment` or raises :class:`~infermesh.errors.ConfigError` with one line per problem, each with its path in
+the config and, for a misspelt name, the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from infermesh.errors import ConfigError
+from infermesh.simulator.settings import SimulatorSettings
+from infermesh.types import Endpoint, HeaderBucketScope, RoutingStrategy, TransportKind
+
+RESERVED_TABLES = frozenset({"run", "source", "source_errors", "attempts", "results", "progress", "retired"})
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET_KEYS = frozenset({"api_key", "authorization", "x-api-key", "api-key", "cookie", "token", "password", "secret"})
+_SECRET_VALUE = re.compile(r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|Bearer\s+[A-Za-z0-9._-]{16,})")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), frozen=True)
+
+
+class SourceConfig(_Model):
+    """Where rows come from: files (``path``, a file or a glob) or a DuckDB query (``sql``), one of the two."""
+
+    path: str | None = Field(None, description="A .jsonl, .csv, .tsv or .parquet file, or a glob of them")
+    sql: str | None = Field(None, description="A DuckDB query whose rows are the source")
+    format: Literal["auto", "jsonl", "csv", "parquet"] = Field("auto", description="auto goes by the file name")
+    limit: int | None = Field(None, ge=0, description="Only the first rows")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> SourceConfig:
+        if (self.path is None) == (self.sql is None):
+            raise ValueError("give either 'path' (a file or a glob) or 'sql' (a query)")
+        return self
+
+
+class LimitsConfig(_Model):
+    """What a provider's account or a server allows. ``null`` means no limit."""
+
+    rpm: float | None = Field(None, gt=0, description="Requests a minute")
+    tpm: float | None = Field(None, gt=0, description="Tokens a minute, prompt and answer")
+    rpd: float | None = Field(None, gt=0, description="Requests a day (UTC)")
+    tpd: float | None = Field(None, gt=0, description="Tokens a day (UTC)")
+    max_request_burst: int | None = Field(None, ge=1, description="Requests that may go at once; null paces smoothly")
+    max_token_burst: int | None = Field(None, ge=1, description="Tokens that may go at once")
+    header_bucket_scope: HeaderBucketScope = Field("auto", description="Which limit x-ratelimit-* headers speak of")
+    default_output_tokens: int | None = Field(None, ge=1, description="Answer tokens to reserve where no max_tokens")
+
+
+class DeploymentEntry(_Model):
+    """One replica or account. A limit belongs to it, or to an account named in ``limits`` that several share."""
+
+    model: str = Field(description="provider/model as LiteLLM writes it")
+    api_base: str | None = Field(None, description="Base URL; 'simulator' for the embedded one")
+    api_key_env: str | None = Field(None, description="Environment variable that holds the key")
+    transport: TransportKind = "auto"
+    weight: float = Field(1.0, gt=0, description="Share of the load under simple-shuffle")
+    max_parallel_requests: int | None = Field(None, ge=1, description="In flight at once over all stages")
+    limits: LimitsConfig | str | None = Field(None, description="Limits of its own, or the name of a shared account")
+    headers: dict[str, str] = Field(default_factory=dict)
+    input_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
+    output_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _limits(cls, value: Any) -> Any:
+        return LimitsConfig.model_validate(value) if isinstance(value, Mapping) else value
+
+
+class ModelEntry(_Model):
+    """A logical model: the deployments that serve it, and what every request to it carries."""
+
+    deployments: list[str] = Field(min_length=1)
+    routing_strategy: RoutingStrategy = "simple-shuffle"
+    endpoint: Endpoint = "chat_completion"
+    params: dict[str, Any] = Field(default_factory=dict, description="Wire parameters: temperature, max_tokens, …")
+    max_retries: int = Field(3, ge=0)
+    timeout: float | None = Field(600.0, gt=0, description="Seconds for one attempt")
+
+
+class _Stage(_Model):
+    where: str | None = Field(None, description="SQL over source and upstream columns; rows it leaves out are skipped")
+    max_parallel_requests: int = Field(64, ge=1, description="Requests of this stage in flight at once")
+
+
+class _ModelStage(_Stage):
+    model: str
+    params: dict[str, Any] = Field(default_factory=dict, description="Wire parameters, over the model's")
+
+
+class GenerateStage(_ModelStage):
+    """A row → a prompt → text, and ``parsed`` where a response format is given."""
+
+    kind: Literal["generate"] = "generate"
+    prompt: str | None = Field(None, description="A template, or a file that holds one (.jinja, .j2, .txt, .md)")
+    messages: str | None = Field(None, description="Instead of prompt: an expression that gives a message list")
+    system: str | None = Field(None, description="A template, or a file, for the system message")
+    response_format: str | dict[str, Any] | None = Field(
+        None, description="module:PydanticClass, a .json schema file, or a JSON schema"
+    )
+    on_invalid: Literal["null", "retry"] = Field("null", description="What to do when the answer does not satisfy it")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> GenerateStage:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either 'prompt' (a template or its file) or 'messages' (an expression)")
+        return self
+
+
+class EmbedStage(_ModelStage):
+    """A row → a text → its embedding; texts travel ``micro_batch_size`` to a request."""
+
+    kind: Literal["embed"] = "embed"
+    text: str = Field(description="A template, or a file that holds one")
+    micro_batch_size: int = Field(32, ge=1, description="Texts in one request")
+
+
+class TranscribeStage(_ModelStage):
+    """A row → an audio file → its words."""
+
+    kind: Literal["transcribe"] = "transcribe"
+    audio: str = Field(description="A template that gives the path of the clip")
+    max_transcription_bytes: int | None = Field(25 * 1024 * 1024, ge=1, description="Larger clips are refused")
+
+
+StageConfig = Annotated[GenerateStage | EmbedStage | TranscribeStage, Field(discriminator="kind")]
+AnyStage = GenerateStage | EmbedStage | TranscribeStage
+
+
+class StoreConfig(_Model):
+    """How run.duckdb is written."""
+
+    memory_limit: str = Field("1GB", description="DuckDB's memory")
+    threads: int = Field(2, ge=1, description="DuckDB's threads")
+    commit_interval: float = Field(0.1, gt=0, description="Seconds between group commits")
+
+
+class Experiment(_Model):
+    """One whole experiment, as DESIGN's example writes it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the folder below outputs/")
+    source: SourceConfig
+    limits: dict[str, LimitsConfig] = Field(default_factory=dict, description="Accounts shared by deployments")
+    deployments: dict[str, DeploymentEntry] = Field(min_length=1)
+    models: dict[str, ModelEntry] = Field(min_length=1)
+    stages: dict[str, StageConfig] = Field(min_length=1)
+    keep_errors: bool = Field(False, description="On resume, leave failed rows as they are instead of trying again")
+    store: StoreConfig = StoreConfig()
+    simulator: SimulatorSettings = Field(default_factory=SimulatorSettings)
+
+    @property
+    def uses_simulator(self) -> bool:
+        """Whether a deployment asks for the embedded simulator."""
+        return any(entry.api_base == "simulator" for entry in self.deployments.values())
+
+
+def load(mapping: Mapping[str, Any]) -> Experiment:
+    """Validate a composed config.
+
+    Parameters
+    ----------
+    mapping
+        Plain dicts, lists and scalars.
+
+    Raises
+    ------
+    ConfigError
+        One line per problem: the config path, what was expected, the nearest valid name.
+    """
+    secrets = list(_inline_secrets(mapping, ()))
+    if secrets:
+        raise ConfigError("\n".join(secrets))
+    try:
+        experiment = Experiment.model_validate(mapping)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(mapping, detail) for detail in error.errors())) from None
+    problems = list(_references(experiment))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return experiment
+
+
+def nearest(name: str, valid: Iterator[str] | list[str] | set[str] | Mapping[str, Any]) -> str:
+    """`` Did you mean 'x'?`` with the nearest valid name, or the valid names where none is near."""
+    names = sorted(str(item) for item in valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" There is: {', '.join(names[:20])}." if names else " There is none."
+
+
+def _inline_secrets(node: Any, path: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            here = (*path, str(key))
+            if str(key).lower() in _SECRET_KEYS and isinstance(value, str) and path[:1] != ("simulator",):
+                yield (
+                    f"{'.'.join(here)}: a key in the config would end up in files and run folders. Put it in the "
+                    f"environment (or a file for --env-file) and name the variable: api_key_env: OPENAI_API_KEY."
+                )
+            else:
+                yield from _inline_secrets(value, here)
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _inline_secrets(value, (*path, str(index)))
+    elif isinstance(node, str) and (_SECRET_VALUE.search(node) or re.search(r"://[^/\s:@]+:[^/\s@]+@", node)):
+        yield f"{'.'.join(path)}: this value holds what looks like a key or password. Use api_key_env instead."
+
+
+def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
+    loc = [str(part) for part in detail["loc"]]
+    if len(loc) > 2 and loc[0] == "stages" and loc[2] in ("generate", "embed", "transcribe"):
+        del loc[2]  # pydantic names the union's member, the user's config does not
+    path = ".".join(loc)
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: unknown key.{nearest(loc[-1], _valid_keys(mapping, loc))}"
+    if detail["type"] == "union_tag_not_found":
+        named = [name for name, stage in mapping["stages"].items() if isinstance(stage, Mapping) and "kind" in stage]
+        close = difflib.get_close_matches(loc[-1], named, n=1)
+        hint = f" Did you mean 'stages.{close[0]}'?" if close else ""
+        return f"{path}: a stage needs a 'kind': generate, embed or transcribe.{hint}"
+    if detail["type"] == "union_tag_invalid":
+        given = str(detail["ctx"]["tag"])
+        return f"{path}.kind: no kind '{given}'.{nearest(given, ['generate', 'embed', 'transcribe'])}"
+    if detail["type"] == "missing":
+        return f"{path}: missing; it is required."
+    message = detail["msg"].removeprefix("Value error, ")
+    given = detail.get("input")
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+    return f"{path or 'config'}: {message[0].lower()}{message[1:]}{shown}"
+
+
+_STAGE_KINDS: dict[str, type[_Model]] = {"generate": GenerateStage, "embed": EmbedStage, "transcribe": TranscribeStage}
+
+
+def _valid_keys(mapping: Mapping[str, Any], loc: list[str]) -> set[str]:
+    """Field names of the model at ``loc``'s parent."""
+    parent: type[BaseModel] = Experiment
+    node: Any = mapping
+    groups: dict[str, type[BaseModel]] = {
+        "source": SourceConfig,
+        "store": StoreConfig,
+        "simulator": SimulatorSettings,
+        "limits": LimitsConfig,
+        "deployments": DeploymentEntry,
+        "models": ModelEntry,
+    }
+    for depth, part in enumerate(loc[:-1]):
+        node = node.get(part, {}) if isinstance(node, Mapping) else {}
+        if depth == 0 and part in groups:
+            parent = groups[part]
+        elif depth == 1 and loc[0] == "stages":
+            parent = _STAGE_KINDS.get(str(node.get("kind")), GenerateStage)
+        elif depth == 2 and part == "limits":
+            parent = LimitsConfig
+        elif part in parent.model_fields:
+            nested = parent.model_fields[part].annotation
+            if isinstance(nested, type) and issubclass(nested, BaseModel):
+                parent = nested
+    return set(parent.model_fields)
+
+
+def _references(experiment: Experiment) -> Iterator[str]:
+    """Names that must exist elsewhere in the config."""
+    for label, deployment in experiment.deployments.items():
+        if isinstance(deployment.limits, str) and deployment.limits not in experiment.limits:
+            hint = nearest(deployment.limits, experiment.limits)
+            yield f"deployments.{label}.limits: no account '{deployment.limits}' in limits.{hint}"
+    for name, model in experiment.models.items():
+        for label in model.deployments:
+            if label not in experiment.deployments:
+                hint = nearest(label, experiment.deployments)
+                yield f"models.{name}.deployments: no deployment '{label}'.{hint}"
+    for name, stage in experiment.stages.items():
+        if not _NAME.fullmatch(name):
+            yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit."
+        elif name.lower() in RESERVED_TABLES:
+            yield f"stages.{name}: '{name}' is a table of every run. Choose another name."
+        if stage.model not in experiment.models:
+            yield f"stages.{name}.model: no model '{stage.model}'.{nearest(stage.model, experiment.models)}"

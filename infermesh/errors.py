@@ -1,0 +1,211 @@
+"""The error tree.
+
+::
+
+    InfermeshError
+    ├── ConfigError                  a declaration is wrong; nothing was sent
+    ├── StoreError                   run.duckdb is locked, damaged or of another version
+    └── RequestError                 one request failed: status_code, retryable, retry_after, deployment, request_id
+        ├── AuthenticationError      401: the key is missing or wrong
+        ├── PermissionDeniedError    403: the key may not use this model
+        ├── NotFoundError            404: no such model or path
+        ├── BadRequestError          400, 413, 422: the server refused the request itself
+        │   ├── ContextLengthError   the prompt and the answer do not fit the model's window
+        │   └── ContentFilterError   the provider's filter refused prompt or answer
+        ├── RateLimitError           429                              retryable
+        ├── RequestTimeoutError      408, or no answer in time        retryable
+        ├── APIConnectionError       refused, reset, DNS, TLS         retryable
+        ├── ServerError              500, 502, 503, 504, 529 …        retryable
+        ├── MalformedResponseError   an answer that is not the protocol's   retryable
+        ├── InputError               the row cannot be made into a request: nothing was sent
+        └── NoDeploymentError        every deployment failed; the message names each one's last failure
+
+Every class pickles with all its fields, so that an error can cross processes. ``kind`` is the short name that stands in
+the ``error_type`` columns of the result tables.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from infermesh.types import RequestMetrics, TokenUsage
+
+__all__ = [
+    "APIConnectionError",
+    "AuthenticationError",
+    "BadRequestError",
+    "ConfigError",
+    "ContentFilterError",
+    "ContextLengthError",
+    "InfermeshError",
+    "InputError",
+    "MalformedResponseError",
+    "NoDeploymentError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "RequestError",
+    "RequestTimeoutError",
+    "ServerError",
+    "StoreError",
+]
+
+
+class InfermeshError(Exception):
+    """Base class of every error that infermesh raises on purpose."""
+
+
+class ConfigError(InfermeshError):
+    """The declaration is wrong. The message names the key or file, what was expected and what to do."""
+
+
+class StoreError(InfermeshError):
+    """A run database cannot be used: locked by another process, damaged, or written by another version."""
+
+
+class RequestError(InfermeshError):
+    """One request failed.
+
+    Parameters
+    ----------
+    message
+        What happened and what to do about it. Never contains a key.
+    status_code
+        HTTP status, ``None`` where no answer came.
+    retry_after
+        Seconds the server asked to wait, ``None`` where it did not.
+    deployment
+        Label of the deployment that was asked.
+    request_id
+        The provider's id of the request.
+    retryable
+        Overrides the class's own answer to whether the same request may succeed later.
+
+    Attributes
+    ----------
+    usage
+        Tokens that the failed answer cost all the same, where its body told; set by whoever parsed it.
+    metrics
+        Where the time went, over all attempts; set by dispatch on the error that it raises in the end.
+    """
+
+    kind: ClassVar[str] = "request"
+    default_retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int | None = None,
+        retry_after: float | None = None,
+        deployment: str | None = None,
+        request_id: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status_code = status_code
+        self.retry_after = retry_after
+        self.deployment = deployment
+        self.request_id = request_id
+        self.retryable = self.default_retryable if retryable is None else retryable
+        self.usage: TokenUsage | None = None
+        self.metrics: RequestMetrics | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+def _rebuild(cls: type[RequestError], message: str, state: dict[str, Any]) -> RequestError:
+    error = cls(message)
+    error.__dict__.update(state)
+    return error
+
+
+class AuthenticationError(RequestError):
+    """401: the key is missing or wrong."""
+
+    kind = "authentication"
+
+
+class PermissionDeniedError(RequestError):
+    """403: the key may not do this."""
+
+    kind = "permission"
+
+
+class NotFoundError(RequestError):
+    """404: the model or the path does not exist there."""
+
+    kind = "not_found"
+
+
+class BadRequestError(RequestError):
+    """400, 413 or 422: the server refused the request as it stands."""
+
+    kind = "bad_request"
+
+
+class ContextLengthError(BadRequestError):
+    """The prompt (and the answer asked for) do not fit the model's context window."""
+
+    kind = "context_length"
+
+
+class ContentFilterError(BadRequestError):
+    """The provider's content filter refused the request or the answer."""
+
+    kind = "content_filter"
+
+
+class RateLimitError(RequestError):
+    """429: over a quota. ``retry_after`` says for how long, where the server said so."""
+
+    kind = "rate_limit"
+    default_retryable = True
+
+
+class RequestTimeoutError(RequestError):
+    """No complete answer within the timeout."""
+
+    kind = "timeout"
+    default_retryable = True
+
+
+class APIConnectionError(RequestError):
+    """The connection could not be made, or broke before the answer was complete."""
+
+    kind = "connection"
+    default_retryable = True
+
+
+class ServerError(RequestError):
+    """5xx: the server failed."""
+
+    kind = "server"
+    default_retryable = True
+
+
+class MalformedResponseError(RequestError):
+    """The server answered 200 with something that is not the protocol's answer."""
+
+    kind = "malformed_response"
+    default_retryable = True
+
+
+class InputError(RequestError):
+    """The row or argument cannot be made into a request (a template, a file, a mapper); nothing was sent."""
+
+    kind = "input"
+
+
+class NoDeploymentError(RequestError):
+    """Every deployment of the model failed. ``failures`` maps each label to its last failure's message."""
+
+    kind = "no_deployment"
+    default_retryable = True
+
+    def __init__(self, message: str, *, failures: dict[str, str] | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.failures = failures or {}

@@ -1,0 +1,362 @@
+"""One run of an experiment, from the declaration to the last commit: what ``infermesh run`` and ``resume`` both do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+from infermesh.config import Experiment, load
+from infermesh.errors import StoreError
+from infermesh.fleet import Fleet
+from infermesh.runner import Runner, RunStats, StageStats
+from infermesh.simulator.process import SimulatorProcess
+from infermesh.sources import resolve
+from infermesh.stages import StageContext, build_stages
+from infermesh.stages.build import StageGraph
+from infermesh.store import Column, RunStore
+from infermesh.store.database import PendingRows, utcnow
+from infermesh.store.filter import RowFilter
+
+logger = logging.getLogger("infermesh")
+
+DATABASE = "run.duckdb"
+_TICK_S = 0.25
+_DRAIN_S = 30.0
+
+
+class Observer(Protocol):
+    """Who watches a run: the terminal, a log, a test."""
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        ...
+
+    def start(self, stats: RunStats) -> None:
+        """The first row is about to go."""
+        ...
+
+    def tick(self, stats: RunStats) -> None:
+        """A few times a second."""
+        ...
+
+    def stop(self, stats: RunStats) -> None:
+        """No more rows."""
+        ...
+
+
+@dataclass(slots=True)
+class RunOutcome:
+    """How a session of a run ended. ``failures`` is ``(stage, error_type, rows, example)``."""
+
+    folder: Path
+    experiment: str
+    status: str
+    counts: dict[str, dict[str, int]]
+    failures: list[tuple[str, str, int, str]]
+    totals: dict[str, Any]
+    elapsed_s: float
+
+    @property
+    def exit_code(self) -> int:
+        """0 complete, 3 finished with failed rows, 130 interrupted."""
+        return {"done": 0, "failed_rows": 3, "interrupted": 130}[self.status]
+
+
+def execute(
+    mapping: Mapping[str, Any],
+    folder: Path,
+    *,
+    roots: Sequence[Path],
+    observer: Observer,
+    environ: Mapping[str, str] = os.environ,
+) -> RunOutcome:
+    """Run an experiment in ``folder``, or go on with the run that is there.
+
+    Parameters
+    ----------
+    mapping
+        The composed config, as plain dicts, lists and scalars.
+    folder
+        Where ``run.duckdb`` is or will be.
+    roots
+        What relative paths are relative to, first match wins.
+
+    Raises
+    ------
+    ConfigError
+        The declaration is wrong; nothing was sent, and a new folder is left without a database.
+    StoreError
+        The database cannot be opened or written.
+    """
+    experiment = load(mapping)
+    with ExitStack() as stack:
+        stack.enter_context(_importable(roots))
+        simulator = None
+        if experiment.uses_simulator:
+            simulator = stack.enter_context(SimulatorProcess(experiment.simulator))
+        fleet = Fleet(experiment, simulator_url=simulator.url if simulator else None, environ=environ)
+        graph = build_stages(experiment, StageContext(fleet.models, roots))
+        source = resolve(experiment.source, roots)
+        fresh = not (folder / DATABASE).exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            session = _Session(experiment, mapping, folder, graph, fleet, observer)
+            stack.callback(session.close)
+            session.prepare(source, roots)
+        except BaseException:
+            if fresh:
+                stack.close()
+                for leftover in (folder / DATABASE, folder / f"{DATABASE}.wal"):
+                    leftover.unlink(missing_ok=True)
+            raise
+        _point_latest(folder)
+        stack.enter_context(_log_to(folder / "run.log"))
+        return _run(session.run())
+
+
+def _run(main: Any) -> RunOutcome:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)  # type: ignore[no-any-return]
+    return uvloop.run(main)  # type: ignore[no-any-return]
+
+
+class _Session:
+    """A store, its stages and one go at the pending rows."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        mapping: Mapping[str, Any],
+        folder: Path,
+        graph: StageGraph,
+        fleet: Fleet,
+        observer: Observer,
+    ) -> None:
+        self._experiment = experiment
+        self._mapping = mapping
+        self._folder = folder
+        self._graph = graph
+        self._fleet = fleet
+        self._observer = observer
+        self._store = RunStore(folder / DATABASE, experiment.store)
+        self._filters: dict[str, RowFilter] = {}
+        self._stale: set[str] = set()
+        self._interrupts = 0
+
+    def prepare(self, source: Any, roots: Sequence[Path]) -> None:
+        """Load the source, check what is named against it, find what an edit has touched."""
+        store, graph = self._store, self._graph
+        tables = [stage.table for stage in graph.stages.values()]
+        signatures = {name: stage.signature for name, stage in graph.stages.items()}
+        if not store.is_new:
+            before = orjson.loads(store.run_value("signatures") or "{}")
+            self._stale = graph.descendants(
+                {name for name in signatures if before.get(name, signatures[name]) != signatures[name]}
+            )
+        else:
+            self._observer.note(f"loading {', '.join(source.files[:3]) or 'the source query'} …")
+        store.prepare(source, tables, self._record(signatures, roots), check=self._check)
+
+    def _check(self, columns: Sequence[Column]) -> None:
+        self._graph.check_columns(columns)
+        for name, stage in self._graph.stages.items():
+            if stage.where is not None:
+                upstream = {other: self._graph.stages[other].table for other in self._graph.requires[name]}
+                self._filters[name] = RowFilter(stage.where, f"stages.{name}.where", columns, upstream)
+
+    def _record(self, signatures: Mapping[str, str], roots: Sequence[Path]) -> dict[str, Any]:
+        config = orjson.dumps(self._mapping, option=orjson.OPT_SORT_KEYS)
+        return {
+            "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
+            "experiment": self._experiment.name,
+            "config": config.decode(),
+            "config_hash": hashlib.blake2b(config, digest_size=16).hexdigest(),
+            "git_revision": _git_revision(),
+            "versions": orjson.dumps(
+                {name: importlib.metadata.version(name) for name in ("infermesh", "duckdb", "pyreqwest")}
+                | {"python": platform.python_version()}
+            ).decode(),
+            "started_at": utcnow(),
+            "signatures": orjson.dumps(signatures).decode(),
+            "roots": orjson.dumps([str(root) for root in roots]).decode(),
+        }
+
+    async def run(self) -> RunOutcome:
+        """Send what is pending; returns when it is settled and committed, or drained after an interrupt."""
+        store, graph, observer = self._store, self._graph, self._observer
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        keep_errors = self._experiment.keep_errors
+        rows = store.reader(graph.needed, stale=self._stale, keep_errors=keep_errors)
+        stats = self._stats(rows)
+        failure: list[StoreError] = []
+
+        def failed(error: StoreError) -> None:
+            failure.append(error)
+            loop.call_soon_threadsafe(work.cancel)
+
+        def committed(_: int) -> None:
+            loop.call_soon_threadsafe(runner.committed)
+
+        writer = store.writer(on_commit=committed, on_failure=failed)
+        runner = Runner(graph, writer, stats, filters=self._filters, stale=self._stale, keep_errors=keep_errors)
+        work = asyncio.create_task(runner.run(rows))
+        ticker = asyncio.create_task(self._tick(stats))
+        self._observer.start(stats)
+        try:
+            with self._signals(runner, work):
+                await _settled(work)
+        finally:
+            ticker.cancel()
+            await asyncio.gather(ticker, return_exceptions=True)
+            await asyncio.to_thread(_close_quietly, writer)
+            observer.stop(stats)
+            await self._fleet.aclose()
+        if failure:
+            raise failure[0]
+        if not work.cancelled() and (error := work.exception()) is not None:
+            store.finish("crashed")
+            raise error
+        return self._outcome(time.monotonic() - started)
+
+    def _outcome(self, elapsed_s: float) -> RunOutcome:
+        counts = self._store.counts()
+        pending = any(statuses.get("pending") for statuses in counts.values())
+        failed = any(statuses.get("error") for statuses in counts.values())
+        status = "interrupted" if self._interrupts and pending else "failed_rows" if failed else "done"
+        self._store.finish(status)
+        return RunOutcome(
+            self._folder,
+            self._experiment.name,
+            status,
+            counts,
+            self._store.failures(),
+            self._store.totals(),
+            elapsed_s,
+        )
+
+    def _stats(self, rows: PendingRows) -> RunStats:
+        total = self._store.total
+        stages = {}
+        for name, settled in rows.settled_counts().items():
+            stages[name] = StageStats(total, settled.get("done", 0), settled.get("error", 0), settled.get("skipped", 0))
+        pending = sum(stage.total - stage.settled for stage in stages.values())
+        self._observer.note(self._opening(total, pending))
+        return RunStats({name: stages[name] for name in self._graph.stages})
+
+    def _opening(self, total: int, pending: int) -> str:
+        stages = len(self._graph.stages)
+        if self._store.is_new:
+            return f"{total} rows × {stages} stages"
+        text = f"resuming: {total * stages - pending} of {total * stages} row states are settled, {pending} to do"
+        if self._stale:
+            text += f"; changed since, and looked at again: {', '.join(sorted(self._stale))}"
+        return text
+
+    async def _tick(self, stats: RunStats) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._observer.tick(stats)
+
+    @contextlib.contextmanager
+    def _signals(self, runner: Runner, work: asyncio.Task[None]) -> Iterator[None]:
+        """First Ctrl-C or SIGTERM: drain. Second, or after half a minute: stop at once."""
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            self._interrupts += 1
+            if self._interrupts == 1:
+                waiting = sum(stage.in_flight for stage in runner.stats.stages.values())
+                self._observer.note(f"stopping: waiting for {waiting} rows in flight; Ctrl-C again to drop them")
+                runner.stop()
+                loop.call_later(_DRAIN_S, work.cancel)
+            else:
+                work.cancel()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def close(self) -> None:
+        """Close the filters and the database."""
+        for condition in self._filters.values():
+            condition.close()
+        self._store.close()
+
+
+async def _settled(work: asyncio.Task[None]) -> None:
+    await asyncio.wait([work])
+
+
+def _close_quietly(writer: Any) -> None:
+    with contextlib.suppress(StoreError):  # reported through on_failure already
+        writer.close()
+
+
+def _git_revision() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _point_latest(folder: Path) -> None:
+    """``latest`` beside the run folders; a file system without symbolic links goes without."""
+    link = folder.parent / "latest"
+    temporary = folder.parent / f".latest-{os.getpid()}"
+    with contextlib.suppress(OSError):
+        temporary.symlink_to(folder.name)
+        temporary.replace(link)
+
+
+@contextlib.contextmanager
+def _importable(roots: Sequence[Path]) -> Iterator[None]:
+    """Let ``module:name`` in a config import from the roots."""
+    added = [str(root) for root in roots if str(root) not in sys.path]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for root in added:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(root)
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,80 @@
+"""Pictures for multimodal prompts: a path, bytes or a URL → a chat content block."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+from infermesh.errors import InputError
+
+__all__ = ["image_block"]
+
+
+def image_block(source: str | Path | bytes, *, detail: str | None = None, mime: str | None = None) -> dict[str, Any]:
+    """Make the chat content block ``{"type": "image_url", "image_url": {"url": …}}``.
+
+    Parameters
+    ----------
+    source
+        A file's path, its bytes, or an ``http(s)://`` or ``data:`` URL. A file travels in the request as a data URL; an
+        http URL is sent as it is, and the server fetches it.
+    detail
+        OpenAI's ``low``, ``high`` or ``auto``.
+    mime
+        The bytes' media type where it is not PNG, JPEG, GIF or WebP.
+
+    Raises
+    ------
+    InputError
+        The file is missing, unreadable, or not an image of a known type.
+    """
+    image: dict[str, Any] = {"url": _url(source, mime)}
+    if detail is not None:
+        image["detail"] = detail
+    return {"type": "image_url", "image_url": image}
+
+
+def _url(source: str | Path | bytes, mime: str | None) -> str:
+    if isinstance(source, str):
+        head = source[:11].lower()
+        if head.startswith(("http://", "https://", "data:image/")):
+            return source
+        if head.startswith("data:"):
+            raise InputError(f"the data URL is not an image: it begins {source[:40]!r}, expected data:image/…")
+    if isinstance(source, str | Path):
+        name = f"the image {str(source)!r:.300}"
+        data = _read(Path(source), name)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        name = "the image"
+        data = bytes(source)
+    else:
+        raise InputError(f"cannot make an image from {type(source).__name__}: pass a path, bytes or a URL")
+    mime = mime or _sniffed(data)
+    if mime is None:
+        raise InputError(
+            f"{name} is not a PNG, JPEG, GIF or WebP (it begins {data[:12]!r}): convert it, or pass its mime type"
+        )
+    return f"data:{mime};base64,{b64encode(data).decode()}"
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        path = path.expanduser()
+        if not path.is_file():
+            raise InputError(f"{name} {'is not a file' if path.exists() else 'does not exist'}: check the path")
+        return path.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be read: {error}") from None
+
+
+def _sniffed(data: bytes) -> str | None:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "image/webp"
+    return None

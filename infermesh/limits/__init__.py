@@ -1,0 +1,21 @@
+"""Client-side rate limits: requests and tokens per minute and per day, smooth, fair, in step with the server.
+
+The interface is :class:`RateLimiter`; :class:`LocalRateLimiter` keeps it within one process.
+"""
+
+from infermesh.limits.compose import CompositeLimiter, NullLimiter, make_limiter
+from infermesh.limits.headers import parse_reset
+from infermesh.limits.local import LocalRateLimiter
+from infermesh.limits.model import DayUsage, Grant, Limits, RateLimiter
+
+__all__ = [
+    "CompositeLimiter",
+    "DayUsage",
+    "Grant",
+    "Limits",
+    "LocalRateLimiter",
+    "NullLimiter",
+    "RateLimiter",
+    "make_limiter",
+    "parse_reset",
+]

@@ -1,0 +1,79 @@
+"""Quotas per UTC day, counted on the wall clock."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+
+from infermesh.limits.model import DayUsage
+
+__all__ = ["DAY_S", "DayCount"]
+
+DAY_S = 86400.0
+_EPOCH = dt.date(1970, 1, 1)
+
+
+class DayCount:
+    """Requests and tokens of the current UTC day against their quotas (``inf`` where there is none)."""
+
+    __slots__ = ("_day", "_requests", "_rpd", "_tokens", "_tpd", "_wall")
+
+    def __init__(self, rpd: float | None, tpd: float | None, wall: Callable[[], float]) -> None:
+        self._rpd = float("inf") if rpd is None else rpd
+        self._tpd = float("inf") if tpd is None else tpd
+        self._wall = wall
+        self._day = self.today()
+        self._requests = 0.0
+        self._tokens = 0.0
+
+    def today(self) -> int:
+        """Days since 1970-01-01 UTC."""
+        return int(self._wall() // DAY_S)
+
+    def _roll(self) -> int:
+        today = self.today()
+        if today > self._day:  # a clock that is set back must not hand out a second quota
+            self._day, self._requests, self._tokens = today, 0.0, 0.0
+        return self._day
+
+    def held_for(self, tokens: float) -> float:
+        """Seconds until a request of ``tokens`` fits: 0, or the time to midnight UTC.
+
+        A request above the whole day's quota counts as the whole quota, so that it can go out on a fresh day.
+        """
+        day = self._roll()
+        if self._requests + min(1.0, self._rpd) <= self._rpd and self._tokens + min(tokens, self._tpd) <= self._tpd:
+            return 0.0
+        return (day + 1) * DAY_S - self._wall()
+
+    def take(self, tokens: float) -> int:
+        """Count one request; returns the day it belongs to."""
+        self._requests += 1
+        self._tokens += tokens
+        return self._day
+
+    def give(self, day: int, requests: float, tokens: float) -> None:
+        """Return what was counted on ``day`` and not used; negative for overuse. A past day's count is closed."""
+        if day == self._roll():
+            self._requests = max(self._requests - requests, 0.0)
+            self._tokens = max(self._tokens - tokens, 0.0)
+
+    def pull(self, unit: str, remaining: float) -> None:
+        """Believe a server that has less left than this count says."""
+        self._roll()
+        if unit == "requests" and self._rpd != float("inf"):
+            self._requests = max(self._requests, self._rpd - remaining)
+        elif unit == "tokens" and self._tpd != float("inf"):
+            self._tokens = max(self._tokens, self._tpd - remaining)
+
+    @property
+    def used(self) -> DayUsage:
+        """The count of today."""
+        day = self._roll()
+        return DayUsage(_EPOCH + dt.timedelta(days=day), self._requests, self._tokens)
+
+    @used.setter
+    def used(self, usage: DayUsage) -> None:
+        day = self._roll()
+        if (usage.date - _EPOCH).days == day:
+            self._requests, self._tokens = usage.requests, usage.tokens

@@ -1,0 +1,283 @@
+"""The limiter of one process: four quotas, the server's word and pauses, first come first served."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from infermesh.limits.bucket import Bucket
+from infermesh.limits.day import DayCount
+from infermesh.limits.estimate import TokenEstimate
+from infermesh.limits.gates import Gates, Size
+from infermesh.limits.model import DayUsage, Header, Limits
+
+__all__ = ["LocalGrant", "LocalRateLimiter"]
+
+# Midnight is on the wall clock and timers are on another: a long wait is taken in steps, so that they cannot drift
+# apart.
+LONGEST_STEP_S = 60.0
+
+_ONE_REQUEST = Size(1, 0, 0, 0)
+_SMALLEST = Size(1, 1, 1, 1)
+
+
+class LocalGrant:
+    """What one request reserved. See :class:`~infermesh.limits.Grant`."""
+
+    __slots__ = ("_limiter", "day", "estimated", "open_ended", "size")
+
+    def __init__(self, limiter: LocalRateLimiter, size: Size, estimated: int, open_ended: bool) -> None:
+        self._limiter: LocalRateLimiter | None = limiter
+        self.size = size
+        self.estimated = estimated
+        self.open_ended = open_ended
+        self.day = 0
+
+    def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Book what the request really used."""
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter._settle(self, prompt_tokens, completion_tokens)
+
+    def refund(self) -> None:
+        """Return the whole of it."""
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter._refund(self)
+
+
+class _Waiter:
+    """A place in the line. ``turn`` is true once served, false once the waiter is the head and serves itself."""
+
+    __slots__ = ("grant", "turn")
+
+    def __init__(self, grant: LocalGrant, turn: asyncio.Future[bool] | None) -> None:
+        self.grant = grant
+        self.turn = turn
+
+
+class LocalRateLimiter:
+    """Keeps one deployment or account under its :class:`~infermesh.limits.Limits`, inside one event loop.
+
+    Requests are let through in the order in which they came, whatever their size, so that small ones never starve a
+    large one: only the head of the line waits for the buckets, and serves those behind it from what it drew too much.
+    A request larger than a bucket is drawn in pieces, and one larger than a whole minute's (or day's) quota waits for
+    that quota instead of failing: the server decides about the rest, and overuse is paid by the next requests.
+
+    Parameters
+    ----------
+    limits
+        The quotas.
+    wall
+        Seconds since the epoch; decides which UTC day it is.
+    """
+
+    def __init__(self, limits: Limits, *, wall: Callable[[], float] = time.time) -> None:
+        self.limits = limits
+        self._requests = None if limits.rpm is None else Bucket(limits.rpm, limits.max_request_burst)
+        self._tokens = None if limits.tpm is None else Bucket(limits.tpm, limits.max_token_burst)
+        daily = limits.rpd is not None or limits.tpd is not None
+        self._day = DayCount(limits.rpd, limits.tpd, wall) if daily else None
+        self._gates = Gates(limits, self._day, wall)
+        self._estimate = TokenEstimate(limits.default_output_tokens)
+        self._counts_tokens = limits.tpm is not None or limits.tpd is not None
+        self._line: deque[_Waiter] = deque()
+        self._paused_until = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._alarm: asyncio.Future[None] | None = None
+
+    async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> LocalGrant:
+        """Wait until one request of this size fits every quota. Cancelled, it leaves nothing taken."""
+        open_ended = output_tokens is None
+        size = _ONE_REQUEST
+        if self._counts_tokens or self._gates.active:
+            prompt = prompt_tokens * self._estimate.ratio
+            output = self._estimate.output if output_tokens is None else output_tokens
+            size = Size(1, prompt + output, prompt, output)
+        grant = LocalGrant(self, size, prompt_tokens, open_ended)
+        if self._line or not self._admit(grant):
+            await self._stand_in_line(grant)
+        return grant
+
+    def _admit(self, grant: LocalGrant) -> bool:
+        """Take the request from every quota if it fits all of them now."""
+        if self._requests is not None and not self._requests.covers(1):
+            return False
+        need = 0.0
+        if self._tokens is not None:
+            need = min(grant.size.tokens, self._tokens.quota)
+            if not self._tokens.covers(need):
+                return False
+        if (self._paused_until or self._gates.active or self._day is not None) and self._held_for(grant.size) > 0:
+            return False
+        if self._requests is not None:
+            self._requests.credit -= 1
+        if self._tokens is not None:
+            self._tokens.credit -= need
+        if self._day is not None:
+            grant.day = self._day.take(grant.size.tokens)
+        if self._gates.active:
+            self._gates.take(grant.size)
+        return True
+
+    def _held_for(self, size: Size) -> float:
+        """Seconds until neither a pause nor a gate nor the day holds the request."""
+        now = asyncio.get_running_loop().time()
+        if self._paused_until and self._paused_until <= now:
+            self._paused_until = 0.0
+        until = self._paused_until
+        if self._gates.active:
+            until = max(until, self._gates.held_until(size, now))
+        today = 0.0 if self._day is None else self._day.held_for(size.tokens)
+        return max(until - now, today)
+
+    async def _stand_in_line(self, grant: LocalGrant) -> None:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._move_to(loop)
+        mine = _Waiter(grant, loop.create_future() if self._line else None)
+        self._line.append(mine)
+        if mine.turn is not None:
+            try:
+                served = await mine.turn
+            except asyncio.CancelledError:
+                self._leave(mine, mine.turn)
+                raise
+            if served:
+                return
+        try:
+            await self._wait_at_head(grant)
+        finally:
+            self._line.popleft()
+            self._serve()
+
+    async def _wait_at_head(self, grant: LocalGrant) -> None:
+        while not self._admit(grant):
+            if self._requests is not None:
+                await self._requests.fill(1)
+            if self._tokens is not None:
+                await self._tokens.fill(min(grant.size.tokens, self._tokens.quota))
+            held = self._held_for(grant.size)
+            if held > 0:
+                await self._sleep(min(held, LONGEST_STEP_S))
+
+    def _serve(self) -> None:
+        """Let through whoever fits from the front of the line, and make the next one its head."""
+        line = self._line
+        while line:
+            waiter = line[0]
+            assert waiter.turn is not None
+            if waiter.turn.done():  # cancelled in this very turn of the loop; it leaves without us
+                line.popleft()
+            elif self._admit(waiter.grant):
+                line.popleft()
+                waiter.turn.set_result(True)
+            else:
+                waiter.turn.set_result(False)
+                return
+
+    def _leave(self, waiter: _Waiter, turn: asyncio.Future[bool]) -> None:
+        if turn.cancelled():
+            with suppress(ValueError):  # the head may have dropped it already
+                self._line.remove(waiter)
+        elif turn.result():
+            self._refund(waiter.grant)
+        else:
+            self._line.popleft()
+            self._serve()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait at the head of the line, until the time is over or something was returned."""
+        loop = asyncio.get_running_loop()
+        self._alarm = alarm = loop.create_future()
+        timer = loop.call_later(seconds, _ring, alarm)
+        try:
+            await alarm
+        finally:
+            timer.cancel()
+            self._alarm = None
+
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve another event loop: whoever stood in line on the old one is gone with it."""
+        if self._loop is not None:
+            self._line.clear()
+            self._alarm = None
+            for bucket in (self._requests, self._tokens):
+                if bucket is not None:
+                    bucket.rebind()
+        self._loop = loop
+
+    def _settle(self, grant: LocalGrant, prompt_tokens: int, completion_tokens: int) -> None:
+        if not self._counts_tokens:
+            return
+        used = prompt_tokens + completion_tokens
+        if used:
+            self._estimate.learn(grant.estimated, prompt_tokens, completion_tokens, open_ended=grant.open_ended)
+        self._give(grant, 0, used)
+
+    def _refund(self, grant: LocalGrant) -> None:
+        if self._requests is not None:
+            self._requests.give(1)
+        if self._gates.active:
+            self._gates.take(grant.size, -1)
+        self._give(grant, 1, 0)
+
+    def _give(self, grant: LocalGrant, requests: int, used_tokens: int) -> None:
+        if self._tokens is not None:
+            self._tokens.give(min(grant.size.tokens, self._tokens.quota) - used_tokens)
+        if self._day is not None:
+            self._day.give(grant.day, requests, grant.size.tokens - used_tokens)
+        if self._alarm is not None:
+            _ring(self._alarm)
+
+    def observe(self, header: Header) -> None:
+        """Read a reply's rate-limit headers; without any it costs next to nothing."""
+        if self._gates.observe(header, _now) and self._alarm is not None:
+            _ring(self._alarm)
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody through for so long."""
+        self._paused_until = max(self._paused_until, _now() + seconds)
+
+    @property
+    def paused_for(self) -> float:
+        """Seconds until a pause, a closed gate or a used-up day ends."""
+        if not (self._paused_until or self._gates.active or self._day is not None):
+            return 0.0
+        return max(self._held_for(_SMALLEST), 0.0)
+
+    @property
+    def ready_at(self) -> float:
+        """Loop time at which ``paused_for`` ends; 0 where nothing holds requests."""
+        seconds = self.paused_for
+        return _now() + seconds if seconds else 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line)
+
+    @property
+    def used_today(self) -> DayUsage | None:
+        """This UTC day's count, ``None`` without daily quotas. Set it to carry a count over a restart.
+
+        A count of another day is ignored.
+        """
+        return None if self._day is None else self._day.used
+
+    @used_today.setter
+    def used_today(self, usage: DayUsage) -> None:
+        if self._day is not None:
+            self._day.used = usage
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _ring(alarm: asyncio.Future[None]) -> None:
+    if not alarm.done():
+        alarm.set_result(None)

@@ -1,0 +1,82 @@
+"""Retry policy: which failures are worth another attempt, and after how long.
+
+Pure: no clock, no sleep, no I/O. Whoever sends the request does the waiting.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from infermesh.errors import ConfigError, RequestError
+
+__all__ = ["RetryPolicy"]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential back-off with jitter.
+
+    The delay after failure ``n`` (from 0) is ``min(base ** n, cap_s) + U(0, jitter_s)`` seconds. A wait that the
+    server asked for takes the place of the power, under the same cap; the jitter stays, so that requests turned away
+    together do not come back together.
+
+    Parameters
+    ----------
+    max_retries
+        Attempts after the first; 0 sends every request once.
+    base
+        Base of the power, at least 1.
+    cap_s
+        Longest wait before jitter, in seconds.
+    jitter_s
+        Width of the uniform jitter, in seconds.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of its range.
+    """
+
+    max_retries: int = 3
+    base: float = 2.0
+    cap_s: float = 60.0
+    jitter_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_retries", 0), ("base", 1), ("cap_s", 0), ("jitter_s", 0)):
+            value = getattr(self, name)
+            if not value >= least:  # also catches NaN
+                raise ConfigError(f"{name}: expected a number of at least {least}, got {value!r}")
+
+    def decide(self, error: RequestError, attempt: int, rng: random.Random) -> float | None:
+        """Say how long to wait before the next attempt.
+
+        Parameters
+        ----------
+        error
+            The failure of this attempt.
+        attempt
+            Its number, 0 for the first.
+        rng
+            Source of the jitter.
+
+        Returns
+        -------
+        float or None
+            Seconds to wait, or ``None`` to give up: the error is not one that passes, or the attempts are used up.
+        """
+        if not error.retryable or attempt >= self.max_retries:
+            return None
+        return self.delay(attempt, error.retry_after, rng)
+
+    def delay(self, attempt: int, retry_after: float | None, rng: random.Random) -> float:
+        """Seconds to wait after failure number ``attempt``, whether or not another attempt is left."""
+        if retry_after is not None:
+            wait = max(retry_after, 0.0)
+        else:
+            try:
+                wait = self.base**attempt
+            except OverflowError:
+                wait = self.cap_s
+        return min(wait, self.cap_s) + rng.random() * self.jitter_s

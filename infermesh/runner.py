@@ -1,0 +1,415 @@
+"""The stage graph at work: admits rows, streams them from stage to stage, settles each state, drains when asked.
+
+A row is in memory from its admission until its last stage has settled it; the number of such rows is bounded by the
+stages' windows, whatever the size of the input. A row enters a stage as soon as it has left those that the stage reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from infermesh.errors import InputError, RequestError
+from infermesh.stages import Prepared, Stage
+from infermesh.stages.build import StageGraph
+from infermesh.store import GroupWriter, StoredRow
+from infermesh.store.database import CHUNK, PendingRows
+from infermesh.store.filter import RowFilter
+from infermesh.types import RequestMetrics
+from infermesh.window import Channel, run_window
+
+_MAX_BACKLOG = 20_000
+_FILTER_BATCH = 512
+_BATCH_LINGER_S = 0.05
+_FILTER_LINGER_S = 0.002
+
+
+@dataclass(slots=True)
+class StageStats:
+    """Counts of one stage, earlier sessions of the run included; ``in_flight`` is rows with a request out or waiting."""
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    in_flight: int = 0
+
+    @property
+    def settled(self) -> int:
+        """Rows with a final state."""
+        return self.done + self.failed + self.skipped
+
+
+@dataclass(slots=True)
+class RunStats:
+    """What the progress display shows; token counts, retries and cost are this session's."""
+
+    stages: dict[str, StageStats]
+    started: float = field(default_factory=time.monotonic)
+    requests: int = 0
+    settled: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    cost_usd: float | None = None
+
+
+class Row:
+    """A row on its way through the stages."""
+
+    __slots__ = ("context", "error", "failed", "open", "row_id", "states", "waiting")
+
+    def __init__(self, stored: StoredRow) -> None:
+        self.row_id = stored.row_id
+        self.context = stored.values
+        self.error = stored.error
+        self.states = stored.states
+        self.failed: dict[str, str] = {}
+        self.waiting: dict[str, int] = {}
+        self.open = 0
+
+
+class Runner:
+    """Runs a graph of stages over the pending rows of a store.
+
+    Parameters
+    ----------
+    graph
+        The stages and who reads whom.
+    writer
+        Where states go. ``put`` must not block.
+    filters
+        Stage → its ``where``, compiled.
+    stale
+        Stages to look at again although they hold a state: their declaration, or what they read, has changed.
+    keep_errors
+        Leave rows that failed in an earlier session as they are.
+    """
+
+    def __init__(
+        self,
+        graph: StageGraph,
+        writer: GroupWriter,
+        stats: RunStats,
+        *,
+        filters: dict[str, RowFilter],
+        stale: set[str],
+        keep_errors: bool,
+    ) -> None:
+        self._graph = graph
+        self._writer = writer
+        self.stats = stats
+        self._filters = filters
+        self._stale = stale
+        self._keep_errors = keep_errors
+        self._channels: dict[str, Channel[Row]] = {name: Channel() for name in graph.stages}
+        self._gates: dict[str, Channel[Row]] = {name: Channel() for name in filters}
+        self._limit = max(2 * CHUNK, 2 * sum(stage.window * stage.batch_size for stage in graph.stages.values()))
+        self._active = 0
+        self._room = asyncio.Event()
+        self._fed = False
+        self._stopping = False
+        self._empty = {
+            name: {column.name: None for column in stage.table.outputs} | {"status": "skipped"}
+            for name, stage in graph.stages.items()
+        }
+        self._read_columns = {
+            name: [
+                (position, column.name, column.type == "JSON")
+                for position, column in enumerate(stage.table.outputs)
+                if column.name in graph.needed[name]
+            ]
+            for name, stage in graph.stages.items()
+        }
+
+    async def run(self, rows: PendingRows) -> None:
+        """Take every pending row through its stages; returns when all are settled, or drained after :meth:`stop`."""
+        async with asyncio.TaskGroup() as group:
+            for name, stage in self._graph.stages.items():
+                group.create_task(self._work(stage), name=f"stage-{name}")
+            for name in self._filters:
+                group.create_task(self._filter(name), name=f"filter-{name}")
+            group.create_task(self._feed(rows), name="feeder")
+
+    def stop(self) -> None:
+        """Admit nothing more and let what is in flight finish; rows between stages stay pending."""
+        self._stopping = True
+        self._room.set()
+        for channel in (*self._gates.values(), *self._channels.values()):
+            channel.drop()
+        self._close()
+
+    def committed(self) -> None:
+        """Tell the feeder that the writer has caught up some; called on the event loop."""
+        self._room.set()
+
+    async def _feed(self, rows: PendingRows) -> None:
+        chunks = iter(rows.chunks)
+        first = next(chunks, None)
+        ahead = None if first is None else asyncio.create_task(asyncio.to_thread(rows.read, first))
+        try:
+            while ahead is not None:
+                stored = await ahead
+                following = next(chunks, None)
+                ahead = None if following is None else asyncio.create_task(asyncio.to_thread(rows.read, following))
+                for item in stored:
+                    while self._active >= self._limit or self._writer.backlog > _MAX_BACKLOG:
+                        if self._stopping:
+                            return
+                        self._room.clear()
+                        await self._room.wait()
+                    if self._stopping:
+                        return
+                    self._admit(Row(item))
+                await asyncio.sleep(0)
+        finally:
+            if ahead is not None:
+                await asyncio.wait([ahead])  # a thread cannot be cancelled; the connection must outlive it
+            self._fed = True
+            if not self._active:
+                self._close()
+
+    def _admit(self, row: Row) -> None:
+        graph = self._graph
+        unsettled = [name for name in graph.stages if not self._take_stored(row, name)]
+        if not unsettled:
+            return
+        row.open = len(unsettled)
+        self._active += 1
+        ready = []
+        for name in unsettled:
+            count = sum(1 for other in graph.requires[name] if other in unsettled)
+            row.waiting[name] = count
+            if not count:
+                ready.append(name)
+        for name in ready:
+            self._submit(name, row)
+
+    def _take_stored(self, row: Row, name: str) -> bool:
+        """Whether the row's stored state of a stage still holds; then later stages read it."""
+        state = row.states.get(name)
+        if state is None or name in self._stale:
+            return False
+        if state.status == "done":
+            row.context[name] = state.outputs | {"status": "done"}
+            return True
+        if state.status == "skipped" and state.error_type is None:
+            row.context[name] = self._empty[name]
+            return True
+        if self._keep_errors:
+            row.failed[name] = "failed in an earlier session"
+        return self._keep_errors
+
+    def _submit(self, name: str, row: Row) -> None:
+        failed = self._graph.requires[name] & row.failed.keys()
+        if failed:
+            reason = "; ".join(f"{other}: {row.failed[other]}" for other in sorted(failed))
+            self._settle(self._graph.stages[name], row, "skipped", error=("upstream", reason))
+        elif row.error is not None:
+            self._settle(self._graph.stages[name], row, "error", error=("malformed_input", row.error))
+        elif name in self._gates:
+            self._gates[name].put_nowait(row)
+        else:
+            self._channels[name].put_nowait(row)
+
+    async def _filter(self, name: str) -> None:
+        gate, stage, condition = self._gates[name], self._graph.stages[name], self._filters[name]
+        while True:
+            try:
+                rows = await gate.get_batch(_FILTER_BATCH, _FILTER_LINGER_S)
+            except StopAsyncIteration:
+                return
+            passing = await asyncio.to_thread(condition.passing, [row.context for row in rows])
+            for row, passes in zip(rows, passing, strict=True):
+                if self._stopping:
+                    return
+                if passes:
+                    self._channels[name].put_nowait(row)
+                else:
+                    self._settle(stage, row, "skipped")
+
+    async def _work(self, stage: Stage) -> None:
+        channel = self._channels[stage.name]
+        if stage.batch_size == 1:
+
+            async def pull() -> Sequence[Row]:
+                return (await channel.get(),)
+        else:
+
+            async def pull() -> Sequence[Row]:
+                return await channel.get_batch(stage.batch_size, _BATCH_LINGER_S)
+
+        async def handle(rows: Sequence[Row]) -> None:
+            await self._handle(stage, rows)
+
+        await run_window(pull, handle, stage.window)
+
+    async def _handle(self, stage: Stage, rows: Sequence[Row]) -> None:
+        prepared: list[Prepared] = []
+        sent: list[Row] = []
+        for row in rows:
+            try:
+                item = stage.prepare(row.context)
+            except InputError as error:
+                self._settle(stage, row, "error", error=(error.kind, error.message))
+                continue
+            state = row.states.get(stage.name)
+            if state is not None and state.status == "done" and state.request_key == item.key:
+                self._keep(stage, row)
+            else:
+                prepared.append(item)
+                sent.append(row)
+        if not sent:
+            return
+        stats = self.stats.stages[stage.name]
+        stats.in_flight += len(sent)
+        try:
+            results = await stage.answer(prepared)
+        finally:
+            stats.in_flight -= len(sent)
+        self._log_attempts(stage, sent, results)
+        for row, item, result in zip(sent, prepared, results, strict=True):
+            if isinstance(result, RequestError):
+                self._settle(stage, row, "error", error=(result.kind, result.message), key=item.key, result=result)
+            else:
+                self._settle(stage, row, "done", stage.outputs(result), key=item.key, result=result)
+
+    def _keep(self, stage: Stage, row: Row) -> None:
+        """The request is the one that was answered before: the stored answer stands."""
+        row.context[stage.name] = row.states[stage.name].outputs | {"status": "done"}
+        self.stats.stages[stage.name].done += 1
+        self.stats.settled += 1
+        self._advance(stage.name, row)
+
+    def _settle(
+        self,
+        stage: Stage,
+        row: Row,
+        status: str,
+        outputs: tuple[Any, ...] | None = None,
+        *,
+        error: tuple[str, str] | None = None,
+        key: str | None = None,
+        result: Any = None,
+    ) -> None:
+        """Store a row's final state of a stage and send the row on."""
+        name = stage.name
+        error_type, message = error or (None, None)
+        metrics: RequestMetrics | None = None
+        usage = model_id = request_id = deployment = cost = None
+        if result is not None:
+            metrics, request_id = result.metrics, result.request_id
+            if error is None:
+                usage, model_id, cost = result.token_usage, result.model_id, result.cost
+                deployment = metrics.deployment if metrics is not None else None
+            else:
+                deployment = result.deployment
+        stats = self.stats.stages[name]
+        if status == "done":
+            stats.done += 1
+            row.context[name] = self._readable(name, outputs or ())
+        elif status == "error":
+            stats.failed += 1
+            row.failed[name] = message or "failed"
+        else:
+            stats.skipped += 1
+            row.context[name] = self._empty[name]
+            if error is not None:
+                row.failed[name] = message or "skipped"
+        self.stats.settled += 1
+        self._writer.put(
+            name,
+            (
+                row.row_id,
+                status,
+                *(outputs if outputs is not None else (None,) * len(stage.table.outputs)),
+                error_type,
+                message,
+                len(metrics.attempts) if metrics is not None else 0,
+                deployment,
+                model_id,
+                request_id,
+                key,
+                usage.prompt_tokens if usage is not None else None,
+                usage.completion_tokens if usage is not None else None,
+                cost,
+                metrics.queue_s if metrics is not None else None,
+                metrics.service_s if metrics is not None else None,
+                datetime.now(UTC).replace(tzinfo=None),
+            ),
+            replaces=name in row.states,
+        )
+        self._advance(name, row)
+
+    def _readable(self, name: str, outputs: tuple[Any, ...]) -> dict[str, Any]:
+        """What later stages read of a stage's outputs: only the columns that one of them names."""
+        values: dict[str, Any] = {"status": "done"}
+        for position, column, is_json in self._read_columns[name]:
+            value = outputs[position]
+            values[column] = orjson.loads(value) if is_json and value is not None else value
+        return values
+
+    def _advance(self, name: str, row: Row) -> None:
+        row.open -= 1
+        if not row.open:
+            self._active -= 1
+            if self._active < self._limit:
+                self._room.set()
+            if self._fed and not self._active:
+                self._close()
+            return
+        if self._stopping:
+            return
+        for follower in self._graph.feeds[name]:
+            if follower in row.waiting:
+                row.waiting[follower] -= 1
+                if not row.waiting[follower]:
+                    self._submit(follower, row)
+
+    def _close(self) -> None:
+        for channel in (*self._gates.values(), *self._channels.values()):
+            channel.close()
+
+    def _log_attempts(self, stage: Stage, rows: Sequence[Row], results: Sequence[Any]) -> None:
+        """One ``attempts`` row for each request sent; a request that carried several rows names the first."""
+        carried: dict[int, tuple[RequestMetrics, int, int]] = {}
+        for row, result in zip(rows, results, strict=True):
+            metrics = result.metrics
+            if metrics is not None:
+                _, first, count = carried.get(id(metrics), (metrics, row.row_id, 0))
+                carried[id(metrics)] = (metrics, first, count + 1)
+        stats = self.stats
+        for metrics, row_id, count in carried.values():
+            for attempt in metrics.attempts:
+                stats.requests += 1
+                stats.retries += attempt.attempt > 1
+                stats.rate_limited += attempt.status_code == 429
+                stats.prompt_tokens += attempt.prompt_tokens or 0
+                stats.completion_tokens += attempt.completion_tokens or 0
+                if attempt.cost_usd is not None:
+                    stats.cost_usd = (stats.cost_usd or 0.0) + attempt.cost_usd
+                self._writer.put(
+                    "attempts",
+                    (
+                        stage.name,
+                        row_id,
+                        attempt.attempt,
+                        attempt.deployment,
+                        datetime.fromtimestamp(attempt.started_at, UTC).replace(tzinfo=None),
+                        attempt.queue_s,
+                        attempt.service_s,
+                        attempt.status_code,
+                        attempt.error_type,
+                        attempt.prompt_tokens,
+                        attempt.completion_tokens,
+                        attempt.cost_usd,
+                        count,
+                    ),
+                )

@@ -1,0 +1,31 @@
+"""A local OpenAI-compatible service: known content, latency, capacity, quotas and faults.
+
+It stands in for real endpoints in tests, benchmarks and first steps. Nothing here imports the rest of the package, and
+the web server is imported only when one is started.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infermesh.simulator.process import SimulatorProcess
+    from infermesh.simulator.server import Simulator, serve
+    from infermesh.simulator.settings import Faults, SimulatorSettings
+
+__all__ = ["Faults", "Simulator", "SimulatorProcess", "SimulatorSettings", "serve"]
+
+_HOMES = {
+    "Faults": "settings",
+    "Simulator": "server",
+    "SimulatorProcess": "process",
+    "SimulatorSettings": "settings",
+    "serve": "server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

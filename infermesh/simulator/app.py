@@ -1,0 +1,253 @@
+"""The routes: what becomes of a request on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from infermesh.simulator.answers import Answer, Answers
+from infermesh.simulator.errors import ApiError
+from infermesh.simulator.quota import Quota
+from infermesh.simulator.service import FaultPlan, Service
+from infermesh.simulator.settings import Endpoint, SimulatorSettings
+from infermesh.simulator.stats import Stats, Ticket, fingerprint
+
+__all__ = ["SimulatorApp"]
+
+_PATHS: dict[Endpoint, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/responses",
+    "embeddings": "/v1/embeddings",
+    "transcriptions": "/v1/audio/transcriptions",
+}
+_JSON = "application/json"
+
+
+class SimulatorApp:
+    """One simulated service.
+
+    Parameters
+    ----------
+    settings
+        What it does. Build it inside a running event loop.
+    """
+
+    def __init__(self, settings: SimulatorSettings) -> None:
+        self.settings = settings
+        self.stats = Stats()
+        self._service = Service(settings)
+        self._faults = FaultPlan(settings.faults, settings.seed)
+        self._quota = Quota(settings.rpm, settings.tpm)
+        answers = Answers(settings)
+        self._answers: dict[Endpoint, Callable[[Any, bool], Answer]] = {
+            "chat": answers.chat,
+            "completions": answers.completions,
+            "responses": answers.responses,
+            "embeddings": answers.embeddings,
+            "transcriptions": answers.transcriptions,
+        }
+        # Request ids tell two simulators of one test apart.
+        self._id_prefix = f"req_{os.urandom(5).hex()}"
+        self._serial = itertools.count(1)
+
+    def build(self) -> web.Application:
+        """Return the application that serves it."""
+        app = web.Application(client_max_size=self.settings.max_body_bytes)
+        for endpoint, path in _PATHS.items():
+            app.router.add_post(path, partial(self._handle, endpoint))
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/stats", self._report)
+        app.router.add_post("/stats/reset", self._reset)
+        app.router.add_get("/health", self._health)
+        app.router.add_route("*", "/{path:.*}", self._unknown)
+        return app
+
+    async def _handle(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+        ticket = self.stats.ticket(endpoint)
+        try:
+            return await self._respond(endpoint, request, ticket)
+        except ApiError as error:
+            ticket.settle(error.status)
+            return self._send(error.body(), error.status, headers=error.headers)
+        finally:
+            ticket.close()
+
+    async def _respond(self, endpoint: Endpoint, request: web.Request, ticket: Ticket) -> web.StreamResponse:
+        fault = self._faults.draw(endpoint)
+        data = await self._read(endpoint, request)
+        self._authorize(request)
+        if fault in ("hang", "drop"):
+            ticket.fault(fault)
+            if fault == "hang":
+                await self._hang()
+            ticket.settle(None)
+            return self._hang_up(request)
+        if fault in ("rate_limit", "unavailable"):
+            ticket.fault(fault)
+            raise self._refusal(fault)
+        if not isinstance(data, dict):
+            data = _decoded(data)
+        answer = self._answers[endpoint](data, fault == "invalid_json_content")
+        headers = self._quota.admit(answer.total_tokens)
+        ticket.fingerprint = fingerprint(data)
+        if answer.spoiled:
+            ticket.fault("invalid_json_content")
+        async with self._service.place():
+            await self._service.think(endpoint)
+            if fault == "server_error":
+                ticket.fault(fault)
+                raise ApiError(500, "The server had an error while processing your request.", kind="server_error")
+            if answer.events is not None:
+                return await self._stream(request, answer, headers, fault, ticket)
+            await self._service.decode(answer.decode_tokens)
+        return await self._finish(request, answer, headers, fault, ticket)
+
+    async def _finish(
+        self, request: web.Request, answer: Answer, headers: dict[str, str], fault: str | None, ticket: Ticket
+    ) -> web.StreamResponse:
+        body = answer.body
+        if fault == "malformed":
+            ticket.fault(fault)
+            body = b'{"id": "malformed", "choices": [{' + body[:64]
+        if fault != "truncate":
+            ticket.settle(200)
+            return self._send(body, 200, answer.content_type, headers)
+        ticket.fault(fault)
+        ticket.settle(200)
+        response = web.StreamResponse(headers=self._headers(answer.content_type, headers))
+        response.content_length = len(body)
+        await response.prepare(request)
+        await response.write(body[: len(body) // 2])
+        self._hang_up(request)
+        return response
+
+    async def _stream(
+        self, request: web.Request, answer: Answer, headers: dict[str, str], fault: str | None, ticket: Ticket
+    ) -> web.StreamResponse:
+        events = answer.events or []
+        if fault in ("truncate", "malformed"):
+            ticket.fault(fault)
+        if fault == "truncate":
+            events = events[: max(1, len(events) // 2)]
+        elif fault == "malformed":
+            events = [(b'data: {"choices": [{\n\n', 0), *events[-1:]]
+        response = web.StreamResponse(headers=self._headers("text/event-stream", headers))
+        await response.prepare(request)
+        *earlier, (last, last_tokens) = events
+        if self.settings.tokens_per_second is None:
+            # Nothing is waited for between them: one packet will do.
+            earlier = [(b"".join(event for event, _ in earlier), 0)]
+        for event, tokens in earlier:
+            await self._service.decode(tokens)
+            await response.write(event)
+        await self._service.decode(last_tokens)
+        ticket.settle(200)
+        await response.write(last)
+        if fault == "truncate":
+            self._hang_up(request)
+        else:
+            await response.write_eof()
+        return response
+
+    async def _read(self, endpoint: Endpoint, request: web.Request) -> bytes | dict[str, Any]:
+        """Return the body, decoded only if it is a form."""
+        try:
+            if endpoint != "transcriptions":
+                return await request.read()
+            return await self._form(request)
+        except web.HTTPRequestEntityTooLarge:
+            raise ApiError(413, "The request body is too large.", code="request_too_large") from None
+
+    async def _form(self, request: web.Request) -> dict[str, Any]:
+        if request.content_type != "multipart/form-data":
+            raise ApiError(400, "The request must be multipart/form-data.", code="invalid_content_type")
+        fields: dict[str, Any] = {}
+        size = 0
+        try:
+            async for part in await request.multipart():
+                # Only nested multiparts have no `read`.
+                value = await getattr(part, "read")(decode=False)  # noqa: B009
+                size += len(value)
+                if size > self.settings.max_body_bytes:
+                    raise ApiError(413, "The request body is too large.", code="request_too_large")
+                name = getattr(part, "name", None)
+                fields[str(name)] = bytes(value) if name == "file" else bytes(value).decode()
+        except (ValueError, AssertionError, AttributeError) as error:
+            raise ApiError(400, f"The form could not be read: {error}.", code="invalid_form") from None
+        return fields
+
+    def _authorize(self, request: web.Request) -> None:
+        key = self.settings.api_key
+        if key is not None and request.headers.get("Authorization") != f"Bearer {key}":
+            message = "Incorrect API key provided." if "Authorization" in request.headers else "No API key provided."
+            raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
+
+    def _refusal(self, fault: str) -> ApiError:
+        wait = self.settings.faults.retry_after_s
+        headers = {} if wait is None else {"retry-after": f"{wait:g}"}
+        if fault == "rate_limit":
+            return ApiError(429, "Rate limit reached.", kind="requests", code="rate_limit_exceeded", headers=headers)
+        return ApiError(503, "The engine is currently overloaded.", kind="service_unavailable", headers=headers)
+
+    async def _hang(self) -> None:
+        # When the client leaves, aiohttp cancels the handler here.
+        seconds = self.settings.faults.hang_s
+        await (asyncio.sleep(seconds) if seconds is not None else asyncio.Event().wait())
+
+    @staticmethod
+    def _hang_up(request: web.Request) -> web.Response:
+        if request.transport is not None:
+            request.transport.close()
+        return web.Response()
+
+    async def _models(self, request: web.Request) -> web.Response:
+        try:
+            self._authorize(request)
+        except ApiError as error:
+            return self._send(error.body(), error.status)
+        names = self.settings.models or ["simulator"]
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "infermesh"} for name in names]
+        return self._send(orjson.dumps({"object": "list", "data": models}))
+
+    async def _report(self, request: web.Request) -> web.Response:
+        return self._send(orjson.dumps(self.stats.report(request.query.get("hashes") == "1")))
+
+    async def _reset(self, request: web.Request) -> web.Response:
+        self.stats.reset()
+        return self._send(b"{}")
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return self._send(b'{"status":"ok"}')
+
+    async def _unknown(self, request: web.Request) -> web.Response:
+        known = request.path in (*_PATHS.values(), "/v1/models", "/stats", "/stats/reset", "/health")
+        message = f"Unknown request URL: {request.method} {request.path}."
+        return self._send(ApiError(405 if known else 404, message, code="unknown_url").body(), 405 if known else 404)
+
+    def _send(
+        self, body: bytes, status: int = 200, content_type: str = _JSON, headers: dict[str, str] | None = None
+    ) -> web.Response:
+        return web.Response(body=body, status=status, headers=self._headers(content_type, headers or {}))
+
+    def _headers(self, content_type: str, headers: dict[str, str]) -> dict[str, str]:
+        own = {"Content-Type": content_type, "x-request-id": f"{self._id_prefix}{next(self._serial):012x}"}
+        return own | headers
+
+
+def _decoded(body: bytes) -> dict[str, Any]:
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        message = f"We could not parse the JSON body of your request: {error}."
+        raise ApiError(400, message, code="invalid_json") from None
+    if not isinstance(data, dict):
+        raise ApiError(400, "The body of the request must be a JSON object.", code="invalid_json")
+    return data

@@ -1,0 +1,67 @@
+"""The refusals of an OpenAI-compatible service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import takewhile
+
+import orjson
+from pydantic import ValidationError
+
+__all__ = ["ApiError", "from_validation"]
+
+
+class ApiError(Exception):
+    """A request is answered with an error status.
+
+    Parameters
+    ----------
+    status
+        The HTTP status.
+    message
+        For people.
+    kind
+        `error.type`.
+    code
+        `error.code`, for programs.
+    param
+        `error.param`: the field at fault.
+    headers
+        Sent with the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        """Return the error as OpenAI writes it."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """Turn the first complaint of pydantic into a 400."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # Inside a union the path goes on with the member that was tried ("messages.0.content.str").
+    path = takewhile(lambda part: part != "str" and "[" not in part, map(str, first["loc"]))
+    param = ".".join(path)
+    if first["type"] == "missing":
+        message, code = f"Missing required parameter: '{param}'.", "missing_required_parameter"
+    else:
+        message, code = f"Invalid value for '{param}': {first['msg']}.", "invalid_value"
+    return ApiError(400, message, code=code, param=param)

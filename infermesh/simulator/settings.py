@@ -1,0 +1,131 @@
+"""What a simulator does: one validated object, cheap to import."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["Endpoint", "Faults", "SimulatorSettings"]
+
+Endpoint = Literal["chat", "completions", "responses", "embeddings", "transcriptions"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Faults(BaseModel):
+    """How often a request meets each fault.
+
+    At most one fault happens to a request. Each endpoint has its own random stream, so that the n-th request to an
+    endpoint meets the same fault in every run with the same seed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rate_limit: Probability = Field(default=0.0, description="429, before any work.")
+    unavailable: Probability = Field(default=0.0, description="503, before any work.")
+    server_error: Probability = Field(default=0.0, description="500, after the service time; it counts to the quota.")
+    hang: Probability = Field(default=0.0, description="No answer until the client leaves, or `hang_s` passes.")
+    drop: Probability = Field(default=0.0, description="The socket is closed without an answer.")
+    truncate: Probability = Field(default=0.0, description="A 200 whose connection closes in the middle of the body.")
+    malformed: Probability = Field(default=0.0, description="A 200 whose body is not valid JSON.")
+    invalid_json_content: Probability = Field(
+        default=0.0, description="A sound 200 whose message is not JSON although a schema was asked for."
+    )
+    retry_after_s: float | None = Field(
+        default=1.0, ge=0, description="Retry-After of `rate_limit` and `unavailable`, in seconds; null sends none."
+    )
+    hang_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds after which a hanging request's socket is closed; null waits for the client.",
+    )
+    endpoints: list[Endpoint] | None = Field(default=None, description="Which endpoints have faults; null means all.")
+
+    @model_validator(mode="after")
+    def _at_most_certain(self) -> Self:
+        if sum(probability for _, probability in self.chances()) > 1 + 1e-9:
+            raise ValueError("the probabilities of the faults must not add up to more than 1")
+        return self
+
+    def chances(self) -> list[tuple[str, float]]:
+        """Name and probability of each fault, in a fixed order."""
+        names = (
+            "rate_limit",
+            "unavailable",
+            "server_error",
+            "hang",
+            "drop",
+            "truncate",
+            "malformed",
+            "invalid_json_content",
+        )
+        return [(name, getattr(self, name)) for name in names]
+
+
+class SimulatorSettings(BaseModel):
+    """What a simulated service knows, how fast it is, what it allows, and how it fails."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(
+        default=0, description="Decides faults, latencies and what of an answer is not quoted from the prompt."
+    )
+    models: list[str] | None = Field(
+        default=None, description="Model names that are served, 404 for others; null serves any name."
+    )
+    api_key: str | None = Field(
+        default=None, description="The bearer token to ask for, else 401; null lets everybody in."
+    )
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="Largest request body, else 413.")
+
+    latency_s: float = Field(default=0.0, ge=0, description="Median time to the first token, in seconds.")
+    latency_spread: float = Field(
+        default=0.0, ge=0, le=5, description="Sigma of the lognormal latency: 0 is constant, 0.5 a usual service."
+    )
+    audio_latency_factor: float = Field(
+        default=1.0, ge=0, description="What `latency_s` is multiplied by for transcriptions."
+    )
+    embedding_latency_factor: float = Field(
+        default=1.0, ge=0, description="What `latency_s` is multiplied by for embeddings."
+    )
+    tokens_per_second: float | None = Field(
+        default=None, gt=0, description="Decode speed of one request (one choice); null decodes at once."
+    )
+    capacity: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests served at once, the others wait first in, first out; null has no limit.",
+    )
+
+    rpm: int | None = Field(
+        default=None, ge=1, description="Requests in any 60 seconds, over all endpoints; null: no quota."
+    )
+    tpm: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens (usage.total_tokens) in any 60 seconds, over all endpoints; null: no quota.",
+    )
+
+    context_window: int | None = Field(
+        default=None, ge=1, description="Most prompt tokens, else 400; null has no limit."
+    )
+    filter_marker: str | None = Field(
+        default=None, min_length=1, description="A prompt that contains this text gets a 400 with code content_filter."
+    )
+    bad_texts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="An embeddings request with this text in any input gets a 400 for all of it.",
+    )
+    answer_sentences: int = Field(
+        default=2, ge=1, description="Sentences of the prompt that a free-text answer quotes."
+    )
+    reasoning_tokens: int = Field(
+        default=0, ge=0, description="Tokens of reasoning before each answer; 0 is a plain model."
+    )
+    embedding_dimensions: int = Field(
+        default=64, ge=1, le=65536, description="Length of a vector, unless the request says it."
+    )
+    language: str = Field(default="en", description="Language of a clip that does not state its own (RIFF `ILNG`).")
+
+    faults: Faults = Field(default_factory=lambda: Faults(), description="How often requests fail, and how.")

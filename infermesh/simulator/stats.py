@@ -1,0 +1,155 @@
+"""What a simulator has seen and done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from hashlib import sha256
+from typing import Any, get_args
+
+import orjson
+
+from infermesh.simulator.settings import Endpoint
+
+__all__ = ["Stats", "Ticket", "fingerprint"]
+
+
+def fingerprint(data: dict[str, Any]) -> int:
+    """Return 64 bits of the SHA-256 of a request's content, without the model and whatever the order of its keys."""
+    content = {
+        key: sha256(value).hexdigest() if isinstance(value, bytes) else value
+        for key, value in data.items()
+        if key != "model"
+    }
+    digest = sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+class Load:
+    """How many requests are under way at once."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.most = 0
+
+    def enter(self) -> None:
+        """One more has come."""
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+    def leave(self) -> None:
+        """One has been answered, or is not waited for any more."""
+        self.now -= 1
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts by their public names."""
+        return {"in_flight": self.now, "max_in_flight": self.most}
+
+
+class EndpointStats:
+    """The counts of one endpoint."""
+
+    def __init__(self) -> None:
+        self.load = Load()
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting anew; what is in flight stays."""
+        self.load.most = self.load.now
+        self.received = 0
+        self.answered = 0
+        self.abandoned = 0
+        self.status: Counter[int] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.repeated = 0
+        self.seen: set[int] = set()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts by their public names."""
+        return {
+            "received": self.received,
+            "answered": self.answered,
+            "abandoned": self.abandoned,
+            **self.load.as_dict(),
+            "status": {str(code): count for code, count in sorted(self.status.items())},
+            "faults": dict(sorted(self.faults.items())),
+            "unique_requests": len(self.seen),
+            "repeated_requests": self.repeated,
+        }
+
+
+class Stats:
+    """The counts of a simulator."""
+
+    def __init__(self) -> None:
+        self._endpoints: dict[Endpoint, EndpointStats] = {endpoint: EndpointStats() for endpoint in get_args(Endpoint)}
+        self._load = Load()
+
+    def ticket(self, endpoint: Endpoint) -> Ticket:
+        """Count a request that has come."""
+        return Ticket(self._endpoints[endpoint], self._load)
+
+    def reset(self) -> None:
+        """Start counting anew; what is in flight stays."""
+        self._load.most = self._load.now
+        for stats in self._endpoints.values():
+            stats.reset()
+
+    def report(self, hashes: bool = False) -> dict[str, Any]:
+        """Return the counts of each endpoint and of all together, and on demand the answered requests' hashes."""
+        listed = {name: stats.as_dict() for name, stats in self._endpoints.items()}
+        totals: dict[str, Any] = EndpointStats().as_dict()
+        for counts in listed.values():
+            for key, value in totals.items():
+                if isinstance(value, dict):
+                    totals[key] = dict(sorted((Counter(value) + Counter(counts[key])).items()))
+                else:
+                    totals[key] = value + counts[key]
+        totals |= self._load.as_dict()
+        if hashes:
+            for name, stats in self._endpoints.items():
+                listed[name]["answered_hashes"] = [f"{value:016x}" for value in sorted(stats.seen)]
+        return {"endpoints": listed, "totals": totals}
+
+
+class Ticket:
+    """One request on its way; it is counted as abandoned unless it is settled before it is closed."""
+
+    __slots__ = ("_loads", "_open", "_stats", "fingerprint")
+
+    def __init__(self, stats: EndpointStats, total: Load) -> None:
+        self._stats = stats
+        self._loads = (stats.load, total)
+        self._open = True
+        self.fingerprint: int | None = None
+        stats.received += 1
+        for load in self._loads:
+            load.enter()
+
+    def fault(self, name: str) -> None:
+        """Count a fault that happens to the request."""
+        self._stats.faults[name] += 1
+        # A spoiled answer is no answer: to ask again is not to repeat.
+        self.fingerprint = None
+
+    def settle(self, status: int | None) -> None:
+        """Count the answer, just before it is sent; None if the socket is closed instead."""
+        if not self._open:
+            return
+        self._open = False
+        for load in self._loads:
+            load.leave()
+        stats = self._stats
+        if status is None:
+            return
+        stats.answered += 1
+        stats.status[status] += 1
+        if status == 200 and self.fingerprint is not None:
+            if self.fingerprint in stats.seen:
+                stats.repeated += 1
+            stats.seen.add(self.fingerprint)
+
+    def close(self) -> None:
+        """Count a request that nobody waits for any more."""
+        if self._open:
+            self._stats.abandoned += 1
+            self.settle(None)

@@ -1,0 +1,102 @@
+"""Rows in: which files a source names, in which format. Reading them is the store's work.
+
+Paths are relative to the working directory, then to the config's own project.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from infermesh.config import SourceConfig
+from infermesh.errors import ConfigError
+
+FileFormat = Literal["jsonl", "csv", "parquet"]
+_FORMATS: dict[str, FileFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_COMPRESSED = {".gz", ".zst"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source, found: files of one format, or a query."""
+
+    files: tuple[str, ...]
+    format: FileFormat | None
+    sql: str | None
+    limit: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a file was changed or replaced: name, size and time of each."""
+        parts = [f"{self.sql or ''}|{self.limit}|{self.format}"]
+        for file in self.files:
+            stat = os.stat(file)
+            parts.append(f"{file}|{stat.st_size}|{stat.st_mtime_ns}")
+        return "\n".join(parts)
+
+
+def find(path: str, roots: Sequence[Path]) -> Path | None:
+    """The first existing ``root / path``; an absolute path stands for itself."""
+    for root in roots:
+        candidate = root / os.path.expanduser(path)
+        if candidate.exists():
+            return candidate
+    return None
+
+
+def similar_file(path: str, roots: Sequence[Path]) -> str:
+    """A hint for a path that does not exist: the nearest name in the folder it names, or where it was looked for."""
+    for root in roots:
+        folder = (root / path).parent
+        if folder.is_dir():
+            close = difflib.get_close_matches(Path(path).name, [item.name for item in folder.iterdir()], n=1)
+            if close:
+                return f" Did you mean '{Path(path).parent / close[0]}'?"
+    return f" Looked in: {', '.join(str(root) for root in roots)}."
+
+
+def resolve(config: SourceConfig, roots: Sequence[Path]) -> Source:
+    """Find the files of a source.
+
+    Raises
+    ------
+    ConfigError
+        Nothing matches, or the format cannot be told from the name.
+    """
+    if config.path is None:
+        return Source((), None, config.sql, config.limit)
+    files: list[str] = []
+    for root in roots:
+        pattern = str(root / os.path.expanduser(config.path))
+        matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        files = [match for match in matches if os.path.isfile(match)]
+        if files:
+            break
+    if not files:
+        raise ConfigError(f"source.path: no file matches '{config.path}'.{similar_file(config.path, roots)}")
+    formats = {_format(file) if config.format == "auto" else config.format for file in files}
+    if len(formats) != 1 or None in formats:
+        raise ConfigError(
+            f"source.path: the format of '{config.path}' cannot be told from its name; expected .jsonl, .csv, .tsv or "
+            f".parquet (also .gz, .zst), one kind for all files. Set source.format to jsonl, csv or parquet."
+        )
+    return Source(tuple(files), formats.pop(), None, config.limit)
+
+
+def _format(file: str) -> FileFormat | None:
+    path = Path(file)
+    suffix = Path(path.stem).suffix if path.suffix.lower() in _COMPRESSED else path.suffix
+    return _FORMATS.get(suffix.lower())

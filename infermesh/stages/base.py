@@ -1,0 +1,107 @@
+"""What every kind of stage has in common."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from infermesh.config import AnyStage, nearest
+from infermesh.errors import ConfigError, RequestError
+from infermesh.model import Model
+from infermesh.store import Column, StageTable
+from infermesh.templates import Template
+from infermesh.types import EmbeddingResult, GenerationResult, TranscriptionResult
+
+Result = GenerationResult | EmbeddingResult | TranscriptionResult
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What building a stage needs from outside: the models, and the folders that paths are relative to."""
+
+    models: Mapping[str, Model]
+    roots: Sequence[Path]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A row made ready to send: the request (or text), and the hash of all that decides its answer."""
+
+    request: Any
+    key: str
+
+
+class Stage(Protocol):
+    """One stage of a run.
+
+    ``requires`` names the stages it reads, ``reads`` the ``(name, column)`` pairs that its templates mention, ``names``
+    the names in them that are no stage's (columns of the source). ``batch_size`` rows travel in one request.
+    """
+
+    name: str
+    where: str | None
+    window: int
+    batch_size: int
+    table: StageTable
+    templates: list[Template]
+    signature: str
+
+    def prepare(self, context: Mapping[str, Any]) -> Prepared:
+        """Turn a row into a request. Raises ``InputError``."""
+        ...
+
+    async def answer(self, prepared: Sequence[Prepared]) -> Sequence[Result | RequestError]:
+        """Send and await; one result or error for each prepared row."""
+        ...
+
+    def outputs(self, result: Any) -> tuple[Any, ...]:
+        """The values of the kind's own columns."""
+        ...
+
+
+class ModelStage:
+    """The part of a stage that asks a model."""
+
+    columns: ClassVar[tuple[Column, ...]]
+    batch_size = 1
+
+    def __init__(self, name: str, config: AnyStage, context: StageContext) -> None:
+        self.name = name
+        self.where = config.where
+        self.window = config.max_parallel_requests
+        self.table = StageTable(name, self.columns)
+        self.model = context.models[config.model]
+        self.params = {**self.model.params, **config.params}
+        self.templates: list[Template] = []
+        self.signature = ""
+
+    def sign(self, *parts: object) -> None:
+        """Hash what decides every row's answer, so that a resumed run sees what an edit has touched."""
+        text = repr((type(self).__name__, self.where, self.model.identity, sorted(self.params.items()), parts))
+        self.signature = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def import_object(spec: str, path: str) -> Any:
+    """Import ``module:name``.
+
+    Raises
+    ------
+    ConfigError
+        It does not import; the message says why.
+    """
+    module_name, _, name = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise ConfigError(
+            f"{path}: '{spec}' does not import: {type(error).__name__}: {error}. Expected module:Name, with the module "
+            f"importable from the working directory."
+        ) from None
+    if not hasattr(module, name):
+        public = [item for item in vars(module) if not item.startswith("_")]
+        raise ConfigError(f"{path}: module '{module_name}' has no '{name}'.{nearest(name, public)}")
+    return getattr(module, name)

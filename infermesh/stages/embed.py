@@ -1,0 +1,40 @@
+"""embed: a text → its embedding, several texts to a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from infermesh.config import EmbedStage
+from infermesh.errors import RequestError
+from infermesh.stages.base import ModelStage, Prepared, StageContext
+from infermesh.store import Column
+from infermesh.templates import load_template
+from infermesh.types import EmbeddingResult
+from infermesh.wire import embedding_request, request_key
+
+
+class Embed(ModelStage):
+    """See :class:`~infermesh.config.EmbedStage` for its parameters."""
+
+    columns = (Column("embedding", "FLOAT[]"),)
+
+    def __init__(self, name: str, config: EmbedStage, context: StageContext) -> None:
+        super().__init__(name, config, context)
+        self.batch_size = config.micro_batch_size
+        self._text = load_template(config.text, f"stages.{name}.text", context.roots)
+        self.templates = [self._text]
+        self.sign(self._text.source)
+
+    def prepare(self, context: Mapping[str, Any]) -> Prepared:
+        """Render the text. The key is that of a request with this text alone, whatever neighbours it travels with."""
+        text = self._text.render(context)
+        return Prepared(text, request_key(embedding_request([text], self.params), self.model.identity))
+
+    async def answer(self, prepared: Sequence[Prepared]) -> Sequence[EmbeddingResult | RequestError]:
+        """One request for all of them; a text that the server refuses costs its own row alone."""
+        return await self.model.embed([item.request for item in prepared], self.params)
+
+    def outputs(self, result: EmbeddingResult) -> tuple[Any, ...]:
+        """embedding."""
+        return (result.embedding,)

@@ -1,0 +1,94 @@
+"""generate: a prompt or messages → text, and ``parsed`` where a response format is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from infermesh.config import GenerateStage
+from infermesh.errors import ConfigError, InputError, RequestError
+from infermesh.sources import find, similar_file
+from infermesh.stages.base import ModelStage, Prepared, StageContext, import_object
+from infermesh.store import Column
+from infermesh.structured import ResponseFormat, to_json
+from infermesh.templates import Template, load_template
+from infermesh.types import GenerationResult, Request
+from infermesh.wire import request_key
+
+
+class Generate(ModelStage):
+    """See :class:`~infermesh.config.GenerateStage` for its parameters."""
+
+    columns = (
+        Column("text", "VARCHAR"),
+        Column("parsed", "JSON"),
+        Column("reasoning", "VARCHAR"),
+        Column("finish_reason", "VARCHAR"),
+        Column("tool_calls", "JSON"),
+    )
+
+    def __init__(self, name: str, config: GenerateStage, context: StageContext) -> None:
+        super().__init__(name, config, context)
+        path = f"stages.{name}"
+        self._on_invalid = config.on_invalid
+        self._prompt = load_template(config.prompt, f"{path}.prompt", context.roots) if config.prompt else None
+        self._messages = Template(config.messages, f"{path}.messages", expression=True) if config.messages else None
+        self._system = load_template(config.system, f"{path}.system", context.roots) if config.system else None
+        self.templates = [item for item in (self._prompt, self._messages, self._system) if item is not None]
+        self._format = _response_format(config.response_format, f"{path}.response_format", context.roots)
+        self.sign(
+            [item.source for item in self.templates], self._format.wire if self._format else None, self._on_invalid
+        )
+
+    def prepare(self, context: Mapping[str, Any]) -> Prepared:
+        """Render the prompt and build the request."""
+        system = self._system.render(context) if self._system else None
+        if self._prompt is not None:
+            content: Any = self._prompt.render(context)
+        else:
+            assert self._messages is not None
+            content = self._messages.evaluate(context)
+            if not isinstance(content, str | list | dict):
+                raise InputError(f"{self._messages.path}: expected a list of messages, got {type(content).__name__}.")
+        request = self.model.generation_request(content, self.params, system=system, response_format=self._format)
+        return Prepared(request, request_key(request, self.model.identity))
+
+    async def answer(self, prepared: Sequence[Prepared]) -> Sequence[GenerationResult | RequestError]:
+        """One request for one row."""
+        request: Request = prepared[0].request
+        try:
+            return [await self.model.generate(request, self._format, on_invalid=self._on_invalid)]
+        except RequestError as error:
+            return [error]
+
+    def outputs(self, result: GenerationResult) -> tuple[Any, ...]:
+        """text, parsed, reasoning, finish_reason, tool_calls."""
+        parsed = None if result.output_parsed is None else to_json(result.output_parsed)
+        calls = None if result.tool_calls is None else orjson.dumps(result.tool_calls).decode()
+        return (result.output_text, parsed, result.reasoning, result.finish_reason, calls)
+
+
+def _response_format(value: str | dict[str, Any] | None, path: str, roots: Sequence[Path]) -> ResponseFormat | None:
+    if value is None:
+        return None
+    spec: Any = value
+    if isinstance(value, str):
+        if value.endswith(".json"):
+            file = find(value, roots)
+            if file is None:
+                raise ConfigError(f"{path}: no file '{value}'.{similar_file(value, roots)}")
+            try:
+                spec = orjson.loads(file.read_bytes())
+            except orjson.JSONDecodeError as error:
+                raise ConfigError(f"{path}: {value} is not JSON: {error}") from None
+        elif ":" in value:
+            spec = import_object(value, path)
+        else:
+            raise ConfigError(f"{path}: '{value}' is neither module:PydanticClass, nor a .json file, nor a schema.")
+    try:
+        return ResponseFormat.of(spec)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None

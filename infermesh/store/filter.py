@@ -1,0 +1,101 @@
+"""``where``: a SQL condition over rows that are on their way, decided by DuckDB in memory, many rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import orjson
+
+from infermesh.errors import ConfigError
+from infermesh.store.schema import Column, StageTable, quoted
+
+
+def column_references(condition: str, path: str) -> set[tuple[str, ...]]:
+    """The columns that a condition names: ``("audio",)``, ``("transcripts", "text")``.
+
+    Raises
+    ------
+    ConfigError
+        The condition does not parse.
+    """
+    with duckdb.connect() as connection:
+        row = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT ({condition}\n) FROM rows"]).fetchone()
+    tree = orjson.loads(row[0] if row else b"{}")
+    if tree.get("error"):
+        raise ConfigError(f"{path}: not a SQL condition: {tree.get('error_message')} in: {condition}")
+    return set(_columns(tree))
+
+
+def _columns(node: Any) -> Iterator[tuple[str, ...]]:
+    if isinstance(node, dict):
+        if node.get("class") == "COLUMN_REF":
+            yield tuple(node["column_names"])
+        for value in node.values():
+            yield from _columns(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _columns(value)
+
+
+class RowFilter:
+    """Decides a condition for rows.
+
+    Parameters
+    ----------
+    condition
+        SQL over the source's columns and, as ``stage.column``, over upstream stages' columns.
+    path
+        Where it stands in the config, for messages.
+
+    Raises
+    ------
+    ConfigError
+        The condition does not bind: an unknown column, a type that does not fit.
+    """
+
+    def __init__(self, condition: str, path: str, source: Sequence[Column], stages: Mapping[str, StageTable]) -> None:
+        named = {reference[0].lower() for reference in column_references(condition, path)}
+        self._columns = [column for column in source if column.name.lower() in named]
+        self._stages = [table for name, table in stages.items() if name.lower() in named]
+        fields = [column.ddl for column in self._columns]
+        for table in self._stages:
+            inner = ", ".join(column.ddl for column in table.columns[1:2] + table.outputs)
+            fields.append(f"{quoted(table.name)} STRUCT({inner})")
+        self._connection = duckdb.connect(config={"threads": 1})
+        self._connection.execute(f"CREATE TABLE rows ({', '.join(['position INTEGER', *fields])})")
+        self._sql = f"SELECT position FROM rows WHERE ({condition}\n)"
+        try:
+            self._connection.execute(self._sql)
+        except duckdb.Error as error:
+            known = ", ".join([column.name for column in source] + [f"{name}.…" for name in stages])
+            raise ConfigError(f"{path}: {' '.join(str(error).split())[:300]} There is: {known}.") from None
+
+    def passing(self, contexts: Sequence[Mapping[str, Any]]) -> list[bool]:
+        """For each row's context, whether the condition is true (``NULL`` counts as false)."""
+        rows = [
+            (
+                position,
+                *(_stored(context[column.name], column) for column in self._columns),
+                *(self._struct(context[table.name], table) for table in self._stages),
+            )
+            for position, context in enumerate(contexts)
+        ]
+        with self._connection.appender("rows") as appender:
+            appender.append_rows(rows)
+        passed = {position for (position,) in self._connection.execute(self._sql).fetchall()}
+        self._connection.execute("TRUNCATE rows")
+        return [position in passed for position in range(len(rows))]
+
+    def _struct(self, values: Mapping[str, Any], table: StageTable) -> dict[str, Any]:
+        columns = table.columns[1:2] + table.outputs
+        return {column.name: _stored(values.get(column.name), column) for column in columns}
+
+    def close(self) -> None:
+        """Free the in-memory database."""
+        self._connection.close()
+
+
+def _stored(value: Any, column: Column) -> Any:
+    return orjson.dumps(value).decode() if column.type == "JSON" and value is not None else value

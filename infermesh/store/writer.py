@@ -1,0 +1,135 @@
+"""The group-commit writer: one thread that owns all writing while a run goes on.
+
+The event loop appends tuples to lists; every ``interval`` seconds the thread takes what is there and commits it in one
+transaction. A commit for each row would cost a thousand times as much (290 rows/s against over 100,000), and on the
+event loop it would stop every request in flight.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import duckdb
+
+from infermesh.errors import StoreError
+from infermesh.store.schema import Column, quoted
+
+# The appender converts rows while it holds the interpreter's lock; small slices keep the event loop's pauses short.
+_SLICE = 256
+_SLICE_WITH_LISTS = 32
+_WAKE_AT = 4096
+
+
+class GroupWriter:
+    """Writes rows to their tables in group commits, from a thread of its own.
+
+    Parameters
+    ----------
+    connection
+        A connection that nobody else uses.
+    tables
+        Table name → its columns, in the order of the tuples given to :meth:`put`.
+    interval
+        Seconds between commits.
+    on_commit
+        Called in the writer's thread with the number of rows after each commit.
+    on_failure
+        Called in the writer's thread once, when a commit failed; nothing is written after that.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        tables: Mapping[str, Sequence[Column]],
+        *,
+        interval: float = 0.1,
+        on_commit: Callable[[int], None] | None = None,
+        on_failure: Callable[[StoreError], None] | None = None,
+    ) -> None:
+        self._connection = connection
+        self._slices = {
+            name: _SLICE_WITH_LISTS if any(column.type.endswith("[]") for column in columns) else _SLICE
+            for name, columns in tables.items()
+        }
+        self._interval = interval
+        self._on_commit = on_commit
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = False
+        self.failure: StoreError | None = None
+        self._queued = 0
+        self._writing = 0
+        self._rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in tables}
+        self._stale: dict[str, list[int]] = {name: [] for name in tables}
+        self._thread = threading.Thread(target=self._run, name="infermesh-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def backlog(self) -> int:
+        """Rows not committed yet."""
+        return self._queued + self._writing
+
+    def put(self, table: str, row: tuple[Any, ...], *, replaces: bool = False) -> None:
+        """Queue a row; with ``replaces`` it takes the place of the rows with its ``row_id`` (its first value)."""
+        with self._lock:
+            self._rows[table].append(row)
+            if replaces:
+                self._stale[table].append(row[0])
+            self._queued += 1
+        if self._queued >= _WAKE_AT:
+            self._wake.set()
+
+    def close(self) -> None:
+        """Commit what is queued and end the thread. Raises ``StoreError`` if a commit failed."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._interval)
+            self._wake.clear()
+            last = self._closing
+            try:
+                self._commit()
+            except duckdb.Error as error:
+                self.failure = StoreError(f"run.duckdb could not be written: {error}")
+                if self._on_failure is not None:
+                    self._on_failure(self.failure)
+                return
+            if last:
+                return
+
+    def _commit(self) -> None:
+        with self._lock:
+            count = self._writing = self._queued
+            if not count:
+                return
+            rows, self._rows = self._rows, {name: [] for name in self._rows}
+            stale, self._stale = self._stale, {name: [] for name in self._stale}
+            self._queued = 0
+        connection = self._connection
+        connection.begin()
+        for table, ids in stale.items():
+            if ids:
+                connection.execute(
+                    f"DELETE FROM {quoted(table)} WHERE row_id IN (SELECT unnest(?::BIGINT[])) "
+                    f"AND row_id BETWEEN ? AND ?",
+                    [ids, min(ids), max(ids)],
+                )
+        for table, values in rows.items():
+            if not values:
+                continue
+            step = self._slices[table]
+            with connection.appender(table) as appender:
+                for start in range(0, len(values), step):
+                    appender.append_rows(values[start : start + step])
+        connection.commit()
+        self._writing = 0
+        if self._on_commit is not None:
+            self._on_commit(count)

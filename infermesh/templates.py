@@ -1,0 +1,112 @@
+"""Jinja templates over a row: sandboxed, strict about undefined names, and honest about what they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from infermesh.errors import ConfigError, InputError
+from infermesh.sources import find, similar_file
+
+_FILES = (".jinja", ".j2", ".jinja2", ".txt", ".md")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """``row.items`` means the column ``items``, not the dict's method: data comes before attributes."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+_ENVIRONMENT = _Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+
+
+class Template:
+    """A compiled template.
+
+    Parameters
+    ----------
+    source
+        The template's text.
+    path
+        Where it stands in the config, for messages: ``stages.summaries.prompt``.
+    expression
+        Evaluate one expression to a value (``{{ messages }}`` gives the list itself) instead of rendering text.
+
+    Raises
+    ------
+    ConfigError
+        The template does not parse.
+    """
+
+    def __init__(self, source: str, path: str, *, expression: bool = False) -> None:
+        self.source = source
+        self.path = path
+        try:
+            tree = _ENVIRONMENT.parse(source)
+            if expression:
+                inner = source.strip().removeprefix("{{").removesuffix("}}").strip()
+                self._evaluate = _ENVIRONMENT.compile_expression(inner, undefined_to_none=False)
+            else:
+                self._render = _ENVIRONMENT.from_string(source).render
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"{path}: line {error.lineno} of the template: {error.message}") from None
+        self.names: set[str] = meta.find_undeclared_variables(tree)
+        self.columns: set[tuple[str, str]] = set(self._attributes(tree))
+
+    def _attributes(self, tree: nodes.Template) -> list[tuple[str, str]]:
+        """``(name, attribute)`` for each ``name.attribute`` and ``name["attribute"]`` of an outside name."""
+        found = []
+        for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+            base = node.node  # type: ignore[attr-defined]
+            if isinstance(base, nodes.Name) and base.name in self.names:
+                if isinstance(node, nodes.Getattr):
+                    found.append((base.name, node.attr))
+                elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+                    found.append((base.name, str(node.arg.value)))
+        return found
+
+    def render(self, context: Mapping[str, Any]) -> str:
+        """The text for one row. Raises ``InputError``."""
+        try:
+            return self._render(context)
+        except Exception as error:  # a template may raise anything
+            raise self._failed(error) from error
+
+    def evaluate(self, context: Mapping[str, Any]) -> Any:
+        """The value for one row, of a template made with ``expression``. Raises ``InputError``."""
+        try:
+            value = self._evaluate(**context)
+        except Exception as error:
+            raise self._failed(error) from error
+        if isinstance(value, StrictUndefined):
+            raise InputError(f"{self.path}: '{self.source}' is undefined for this row.")
+        return value
+
+    def _failed(self, error: Exception) -> InputError:
+        return InputError(f"{self.path}: the template could not be rendered for this row: {error}")
+
+
+def load_template(value: str, path: str, roots: Sequence[Path]) -> Template:
+    """A template from a config value: the text itself, or the file that it names.
+
+    Raises
+    ------
+    ConfigError
+        The value is a file's name and there is no such file, or the template does not parse.
+    """
+    if "{" in value or "\n" in value or not value.endswith(_FILES):
+        return Template(value, path)
+    file = find(value, roots)
+    if file is None:
+        raise ConfigError(f"{path}: no file '{value}'.{similar_file(value, roots)}")
+    try:
+        return Template(file.read_text(encoding="utf-8"), f"{path} ({value})")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: {value} is not UTF-8 text: {error}") from None

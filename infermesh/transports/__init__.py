@@ -1,0 +1,64 @@
+"""The seam to the network: one :class:`~infermesh.types.Transport` a deployment.
+
+Neither LiteLLM nor the HTTP client is imported before the first request.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from infermesh.transports.errors import redact, retry_after_seconds
+from infermesh.transports.litellm import LiteLLMTransport
+from infermesh.transports.native import NativeTransport
+from infermesh.transports.resolve import Resolved, resolve
+from infermesh.types import DeploymentConfig, Transport
+
+__all__ = [
+    "LiteLLMTransport",
+    "NativeTransport",
+    "Resolved",
+    "make_transport",
+    "redact",
+    "resolve",
+    "retry_after_seconds",
+]
+
+
+def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str, str] | None = None) -> Transport:
+    """Make the transport of a deployment; see :func:`~infermesh.transports.resolve.resolve` for the rule.
+
+    Parameters
+    ----------
+    config
+        The deployment.
+    label
+        Its label, for messages and results.
+    environ
+        Where keys are looked up; the process's environment by default.
+
+    Raises
+    ------
+    ConfigError
+        The variable of ``api_key_env`` is not set, or the URL is missing or wrong. A key that is missing at a provider
+        that needs one is not raised here: each request then fails with an ``AuthenticationError`` that names the
+        variable.
+    """
+    found = resolve(config, os.environ if environ is None else environ, label=label)
+    if found.kind == "native":
+        assert found.api_base is not None
+        return NativeTransport(
+            label=label,
+            model=found.wire_model,
+            api_base=found.api_base,
+            api_key=found.api_key,
+            headers=config.headers,
+            missing_key=found.missing_key,
+        )
+    return LiteLLMTransport(
+        label=label,
+        model=found.wire_model,
+        api_base=found.api_base,
+        api_key=found.api_key,
+        headers=config.headers,
+    )

@@ -1,0 +1,279 @@
+"""HTTP failures → the error tree, and the keeping of keys out of messages. Both transports come through here."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from infermesh.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ContentFilterError,
+    ContextLengthError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    RequestError,
+    RequestTimeoutError,
+    ServerError,
+)
+
+__all__ = ["error_from_status", "origin", "redact", "retry_after_seconds", "secret_values", "timed_out"]
+
+Header = Callable[[str], str | None]
+
+_SHOWN = 500
+_REDACTED = "[redacted]"
+
+_KEY_SHAPES = re.compile(
+    r"(?i:\bbearer\s+)[^\s\"',;]+"
+    r"|\b(?:sk|pk|rk|gsk|xai|hf|nvapi|fw|csk|pplx|r8|tgp)[-_][\w*.\-]{6,}"
+    r"|\bAIza[\w\-*]{20,}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{12,}"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+)
+_SECRET_NAME = re.compile(r"authorization|cookie|(?:^|[-_])(?:api)?(?:key|token|secret|password)s?$", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^\s/@\"'<>]+@")
+_QUERY = re.compile(r"(https?://[^\s?#\"'<>]+)\?[^\s\"'<>)]*")
+_HTML_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+
+_CONTEXT_CODES = frozenset(("context_length_exceeded", "exceed_context_size_error", "string_above_max_length"))
+# How OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini, Bedrock and Cerebras say that a prompt is too long.
+_CONTEXT_MESSAGE = re.compile(
+    r"maximum context length|context[ _]length[ _]exceeded|maximum model length|longer than the model'?s context"
+    r"|(exceeds?|exceeded|beyond) (the )?(model'?s )?(maximum |available |configured )?"
+    r"context (length|window|size|limit)"
+    r"|max_model_len|prompt is too long|input is too long|input tokens exceed|exceeds the maximum number of tokens"
+    r"|`?inputs`? tokens \+ `?max_new_tokens`? must be|maximum input length is \d+ tokens"
+    r"|current length is \d+ while limit is",
+    re.IGNORECASE,
+)
+_FILTER_CODES = frozenset(
+    ("content_filter", "content_filter_error", "content_policy_violation", "ResponsibleAIPolicyViolation")
+)
+_FILTER_MESSAGE = re.compile(
+    r"content management policy|content[ _]policy[ _]violation|ResponsibleAIPolicyViolation"
+    r"|rejected as a result of our safety system|flagged as potentially violating",
+    re.IGNORECASE,
+)
+_NO_CREDIT_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
+
+
+def redact(text: str, *secrets: str | None) -> str:
+    """Take the keys out of a text that will be shown, logged or stored.
+
+    Parameters
+    ----------
+    text
+        Something a server or a library said; servers echo keys.
+    secrets
+        The keys at hand, also where only their beginning is quoted. Whatever has the shape of a provider's key, a
+        bearer token, a URL's user and password, or a URL's query goes in any case.
+    """
+    for secret in secrets:
+        if not secret:
+            continue
+        if len(secret) >= 12:
+            text = text.replace(secret, _REDACTED)
+            text = re.sub(re.escape(secret[:8]) + r"[^\s\"',;]*", _REDACTED, text)
+        else:
+            # A short key may be part of an ordinary word: only where it stands alone.
+            text = re.sub(r"(?<![\w-])" + re.escape(secret) + r"(?![\w-])", _REDACTED, text)
+    text = _KEY_SHAPES.sub(_REDACTED, text)
+    text = _USERINFO.sub(f"{_REDACTED}@", text)
+    return _QUERY.sub(rf"\1?{_REDACTED}", text)
+
+
+def secret_values(named: Mapping[str, str]) -> list[str]:
+    """The values of those headers or environment variables that are secret by their name."""
+    values: list[str] = []
+    for name, value in named.items():
+        if _SECRET_NAME.search(name) and value:
+            values += [value, *value.split()[1:]]  # "Bearer x": the scheme alone is no secret
+    return values
+
+
+def origin(url: str) -> str:
+    """``scheme://host:port`` of a URL, for messages: no user, password, path or query."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+        host = parts.hostname or "?"
+    except ValueError:
+        return "?"
+    return f"{parts.scheme or 'http'}://{f'[{host}]' if ':' in host else host}{port}"
+
+
+def retry_after_seconds(header: Header, now: Callable[[], float] = time.time) -> float | None:
+    """How long the server asks to wait, in seconds; ``None`` where it does not say, or says nonsense.
+
+    Reads ``retry-after-ms`` first (OpenAI and Azure), then ``Retry-After`` as seconds or as an HTTP date (RFC 9110,
+    section 10.2.3); a date in the past is 0.
+    """
+    if (milliseconds := _number(header("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    value = header("retry-after")
+    if value is None:
+        return None
+    if (seconds := _number(value)) is not None:
+        return seconds
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value) if value is not None else -1.0
+    except ValueError:
+        return None
+    return number if number >= 0 and math.isfinite(number) else None
+
+
+def timed_out(label: str, timeout: float | None, phase: str = "") -> RequestTimeoutError:
+    """The error for an answer that did not come within ``timeout`` seconds."""
+    within = "in time" if timeout is None else f"within {timeout:g} s"
+    return RequestTimeoutError(
+        f"{label}: no complete answer {within}{phase}: raise timeout, ask for fewer tokens, or lower "
+        "max_parallel_requests",
+        deployment=label,
+    )
+
+
+def error_from_status(
+    status: int,
+    body: Any,
+    header: Header,
+    label: str,
+    *,
+    secrets: tuple[str | None, ...] = (),
+    url: str = "",
+    model: str = "",
+    now: Callable[[], float] = time.time,
+) -> RequestError:
+    """Make the error of an HTTP answer that is not a success.
+
+    Parameters
+    ----------
+    status
+        The HTTP status.
+    body
+        The body, decoded (a dict) or as it came (str, bytes).
+    header
+        Case-insensitive header lookup.
+    label
+        The deployment's label, for the message.
+    secrets
+        Keys that must not appear in the message.
+    url, model
+        What was asked, for the message of a 404.
+    now
+        Seconds since the epoch, for a ``Retry-After`` that is a date.
+    """
+    code, said, body_id = _server_message(body)
+    said = redact(said, *secrets)
+    if len(said) > _SHOWN:
+        said = said[:_SHOWN] + "…"
+    kind, retryable, advice = _classify(status, code, said)
+    if kind is NotFoundError:
+        advice = advice.format(model=model or "?", origin=origin(url) if url else "api_base")
+        location = header("location")
+        if status < 400 and location:
+            said = f"it redirects to {redact(location, *secrets)[:_SHOWN]}"
+    return kind(
+        f"{label}: HTTP {status}: {said or 'no reason given'}. {advice}",
+        status_code=status,
+        retry_after=retry_after_seconds(header, now) if status >= 400 else None,
+        deployment=label,
+        request_id=header("x-request-id") or header("request-id") or body_id,
+        retryable=retryable,
+    )
+
+
+_Kind = tuple[type[RequestError], bool | None, str]
+
+_BY_STATUS: dict[int, _Kind] = {
+    401: (AuthenticationError, None, "Check the deployment's key (api_key_env, or the provider's own variable)"),
+    402: (PermissionDeniedError, None, "The account has no credit left: top it up, or use another deployment"),
+    403: (PermissionDeniedError, None, "The key may not use this: check the account's access to the model"),
+    404: (NotFoundError, None, "Check the model name {model!r} and the base URL at {origin} (most end in /v1)"),
+    405: (NotFoundError, None, "Check the base URL at {origin} (most end in /v1)"),
+    408: (RequestTimeoutError, None, "The server gave up waiting"),
+    409: (BadRequestError, True, "The server was busy with something that conflicts: trying again may help"),
+    413: (BadRequestError, None, "The request is larger than the server accepts: shorten the input"),
+    425: (BadRequestError, True, "The server was not ready for the request: trying again may help"),
+    429: (RateLimitError, None, "Over a quota of the server: lower rpm, tpm or max_parallel_requests"),
+}
+
+
+def _classify(status: int, code: str, said: str) -> _Kind:
+    if status >= 500:
+        return ServerError, None, "The server failed: see its log, or try again later"
+    if status < 400:
+        return NotFoundError, None, "Redirects are not followed: set api_base to where the API is ({origin} is not)"
+    if status in (400, 413, 422):
+        if code in _CONTEXT_CODES or _CONTEXT_MESSAGE.search(said):
+            return ContextLengthError, None, "Shorten the prompt, or ask for fewer tokens (max_tokens)"
+        if code in _FILTER_CODES or _FILTER_MESSAGE.search(said):
+            return ContentFilterError, None, "The provider's content filter refused the prompt: change it"
+    elif status == 429 and code in _NO_CREDIT_CODES:
+        return RateLimitError, False, "The account's quota is used up: check its plan and billing"
+    return _BY_STATUS.get(status) or (
+        BadRequestError,
+        None,
+        "Check the request's parameters against what the model takes",
+    )
+
+
+def _server_message(body: Any) -> tuple[str, str, str | None]:
+    """The error code, the message and the request id in an error body, whichever of the usual shapes it has."""
+    if isinstance(body, bytes | bytearray | memoryview):
+        body = bytes(body).decode("utf-8", "replace")
+    if isinstance(body, str):
+        text = body.strip()
+        if not text.startswith(("{", "[")):
+            return "", _plain(text), None
+        try:
+            body = orjson.loads(text)
+        except ValueError:
+            return "", _plain(text), None
+    if isinstance(body, list) and len(body) == 1:  # Gemini wraps its error in a list
+        body = body[0]
+    if not isinstance(body, dict):
+        return "", _plain(str(body or "")), None
+    raw = body.get("error")
+    error: dict[str, Any] = raw if isinstance(raw, dict) else body
+    message = raw if isinstance(raw, str) else error.get("message") or body.get("message") or body.get("detail")
+    codes = [str(error[name]) for name in ("code", "type", "error_type", "status") if error.get(name)]
+    inner = error.get("innererror")  # Azure says there which filter it was
+    if isinstance(inner, dict) and inner.get("code"):
+        codes.append(str(inner["code"]))
+    known = [code for code in codes if code in _CONTEXT_CODES | _FILTER_CODES | _NO_CREDIT_CODES]
+    request_id = body.get("request_id") or body.get("id")
+    if not message:
+        message = orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    elif not isinstance(message, str):
+        message = _detail(message)
+    return (known or codes or [""])[0], _plain(message), request_id if isinstance(request_id, str) else None
+
+
+def _detail(value: Any) -> str:
+    """FastAPI's validation errors: a list of {loc, msg}."""
+    if isinstance(value, list) and all(isinstance(item, dict) and "msg" in item for item in value):
+        return "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item['msg']}" for item in value)
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _plain(text: str) -> str:
+    """One line; of an HTML page, its title."""
+    if text[:200].lstrip().lower().startswith(("<!doctype", "<html", "<head")) and (title := _HTML_TITLE.search(text)):
+        text = title[1]
+    return " ".join(text[:4000].split()).rstrip(".")

@@ -1,0 +1,278 @@
+"""Every provider that does not speak the OpenAI wire format itself, through LiteLLM.
+
+LiteLLM takes seconds and some 180 MB to import, so it is imported at the first request, in a thread. Its answers are
+turned back into OpenAI-shaped dicts and its exceptions into the error tree, so that nothing above sees which transport
+served a request. Each request goes out once (retrying is another layer's), and no parameter is dropped: one that the
+provider does not take is a :class:`~infermesh.errors.BadRequestError`.
+
+Where it differs from the native transport
+------------------------------------------
+- Redirects are followed: an endpoint that has moved answers, or fails as a connection, instead of a ``NotFoundError``.
+- Rate-limit headers do not come back for every provider and operation (not for ``hosted_vllm`` embeddings, for one),
+  nor does the ``x-request-id`` of an answer that has no id of its own.
+- ``response_format=text`` (or srt, vtt) transcripts keep the line break at their end.
+- An answer without usage comes back from LiteLLM as zeros; it is reported as unknown, as it is natively, so that an
+  answer that truly took no tokens is unknown too.
+- ``raw_response`` is LiteLLM's reading of the answer, not the body as it came.
+- It serves two orders of magnitude fewer requests a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from infermesh.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    InputError,
+    MalformedResponseError,
+    RequestError,
+)
+from infermesh.transports.errors import error_from_status, origin, redact, secret_values, timed_out
+from infermesh.transports.native import default_transcript_format
+from infermesh.types import Reply, Request
+
+__all__ = ["LiteLLMTransport"]
+
+_FUNCTIONS = {
+    "chat_completion": "acompletion",
+    "text_completion": "atext_completion",
+    "responses": "aresponses",
+    "embedding": "aembedding",
+    "transcription": "atranscription",
+}
+# Providers whose transcription endpoint is OpenAI's own; others need not know `response_format`.
+_VERBOSE_TRANSCRIPTS = frozenset(("openai", "azure", "groq", "hosted_vllm", "custom_openai", "openai_like"))
+# httpx takes no "for ever" through LiteLLM, which puts its own default in place of None.
+_FOREVER_S = 365 * 86_400.0
+
+_MALFORMED = re.compile(
+    r"unable to get json response|invalid response|provider returned|received response is not|no 'choices'",
+    re.IGNORECASE,
+)
+_PREFIXES = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception|Timeout)(?::| -) )+")
+
+
+class LiteLLMTransport:
+    """One deployment's provider, asked through LiteLLM.
+
+    Parameters
+    ----------
+    label
+        The deployment's label, for messages.
+    model
+        LiteLLM's name of the model: ``anthropic/claude-…``, ``bedrock/…``.
+    api_base
+        Base URL, ``None`` for the provider's own.
+    api_key
+        ``None`` lets LiteLLM look at the provider's environment variables.
+    headers
+        Further headers.
+    """
+
+    _open: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        *,
+        label: str,
+        model: str,
+        api_base: str | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.label = label
+        self.model = model
+        self.api_base = api_base
+        self._key = api_key.strip() if api_key else None
+        self._common: dict[str, Any] = {"model": model, "num_retries": 0, "max_retries": 0}
+        if api_base is not None:
+            self._common["api_base"] = api_base
+        if self._key is not None:
+            self._common["api_key"] = self._key
+        if headers:
+            self._common["extra_headers"] = dict(headers)
+        self._secrets = (self._key, *secret_values(headers or {}))
+        self._litellm: Any = None
+        self._closed = False
+
+    async def send(self, request: Request, timeout: float | None) -> Reply:
+        """Send one request once. See :class:`~infermesh.types.Transport`."""
+        if self._closed:
+            raise APIConnectionError(f"{self.label}: the client is closed", deployment=self.label, retryable=False)
+        litellm = self._litellm
+        if litellm is None:
+            litellm = await self._load()
+        call = getattr(litellm, _FUNCTIONS[request.operation])
+        arguments = self._arguments(request)
+        arguments["timeout"] = _FOREVER_S if timeout is None else timeout
+        try:
+            # LiteLLM's own timeout is for each read; this one covers the whole.
+            async with asyncio.timeout(timeout):
+                answer = await call(**arguments)
+        except Exception as error:
+            # `from None`: the foreign messages may quote keys.
+            raise self._failure(error, timeout) from None
+        return Reply(200, _body(request, answer), _header_lookup(answer))
+
+    async def aclose(self) -> None:
+        """Close LiteLLM's connections, once the last transport that uses it is closed: it keeps one pool for all."""
+        if self._closed:
+            return
+        self._closed = True
+        litellm, self._litellm = self._litellm, None
+        if litellm is None:
+            return
+        LiteLLMTransport._open -= 1
+        if not LiteLLMTransport._open:
+            await litellm.close_litellm_async_clients()
+            # It keeps the closed clients, and would hand them out again.
+            litellm.in_memory_llm_clients_cache.flush_cache()
+
+    async def _load(self) -> Any:
+        litellm = await asyncio.to_thread(_import_litellm)
+        if self._litellm is None:
+            self._litellm = litellm
+            LiteLLMTransport._open += 1
+        return litellm
+
+    def _arguments(self, request: Request) -> dict[str, Any]:
+        arguments = {**request.payload, **self._common}
+        if request.operation == "transcription":
+            if request.audio is None:
+                raise InputError("a transcription request without a clip", deployment=self.label)
+            arguments["file"] = (request.audio.filename, request.audio.data)
+            if self.model.partition("/")[0] in _VERBOSE_TRANSCRIPTS:
+                arguments.setdefault("response_format", default_transcript_format(self.model))
+        elif request.operation == "responses" and importlib.util.find_spec("mcp") is None:
+            # LiteLLM imports the optional `mcp` package for this endpoint, even where no MCP tool is used.
+            arguments["_skip_mcp_handler"] = True
+        return arguments
+
+    def _failure(self, error: Exception, timeout: float | None) -> RequestError:
+        """Translate LiteLLM's exception by the one that it wraps: its own status may be invented (500 for a reset)."""
+        import httpx
+
+        chain = _chain(error)
+        secrets = (*self._secrets, *secret_values(os.environ))
+        for link in chain:
+            if isinstance(link, httpx.HTTPStatusError):
+                response = link.response
+                return error_from_status(
+                    response.status_code,
+                    _content(response, error),
+                    response.headers.get,
+                    self.label,
+                    secrets=secrets,
+                    url=self.api_base or "",
+                    model=self.model,
+                )
+        if any(isinstance(link, TimeoutError | httpx.TimeoutException) for link in chain):
+            return timed_out(self.label, timeout)
+        said = redact(_PREFIXES.sub("", str(error)).partition("Traceback (most recent")[0].strip(), *secrets)[:500]
+        network = [link for link in chain if isinstance(link, httpx.TransportError | OSError)]
+        if network:
+            where = origin(self.api_base) if self.api_base else self.model
+            cause = redact(str(network[-1]) or type(network[-1]).__name__, *secrets)[:200]
+            return APIConnectionError(
+                f"{self.label}: {where}: {cause}: check that the server is running, api_base and the network",
+                deployment=self.label,
+            )
+        status = getattr(error, "status_code", None)
+        if any(isinstance(link, ValueError) for link in chain) or _MALFORMED.search(str(error)):
+            return MalformedResponseError(
+                f"{self.label}: the answer is not the protocol's: {said}. Check that api_base is the "
+                "provider's endpoint",
+                status_code=200,
+                deployment=self.label,
+            )
+        if "api_key" in said and status in (None, 401, 500):
+            return AuthenticationError(
+                f"{self.label}: no key: {said}: set the provider's variable, or api_key_env", deployment=self.label
+            )
+        if isinstance(status, int) and 400 <= status < 500:  # LiteLLM refused it itself
+            return error_from_status(status, said, _nothing, self.label, secrets=secrets, model=self.model)
+        return APIConnectionError(f"{self.label}: LiteLLM failed: {said}", deployment=self.label)
+
+
+def _import_litellm() -> Any:
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it downloads its price list at import
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it loads a .env file from the working directory
+    import litellm
+
+    litellm.suppress_debug_info = True
+    litellm.drop_params = False
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return litellm
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain and len(chain) < 12:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
+def _content(response: Any, error: Exception) -> Any:
+    try:
+        content = response.content
+    except Exception:  # a body that was streamed and is gone
+        content = b""
+    return content or _PREFIXES.sub("", str(error))
+
+
+def _nothing(name: str) -> None:
+    return None
+
+
+def _body(request: Request, answer: Any) -> dict[str, Any]:
+    """LiteLLM's answer as the OpenAI-shaped dict that the native transport would have decoded."""
+    if isinstance(answer, str):  # a transcript asked for as text
+        return {"text": answer}
+    body: dict[str, Any] = answer if isinstance(answer, dict) else answer.model_dump(warnings=False)
+    usage = body.get("usage")
+    if isinstance(usage, dict) and not any(value for value in usage.values() if isinstance(value, int)):
+        body["usage"] = None
+    if request.operation == "responses" and isinstance(body.get("id"), str):
+        body["id"] = _provider_id(body["id"])
+    return body
+
+
+def _provider_id(response_id: str) -> str:
+    """LiteLLM packs its own routing into a response's id: ``resp_`` + base64 of ``litellm:…;response_id:<id>``."""
+    try:
+        packed = b64decode(response_id.removeprefix("resp_"), validate=True).decode()
+    except ValueError:
+        return response_id
+    return packed.rpartition("response_id:")[2] if packed.startswith("litellm:") else response_id
+
+
+def _header_lookup(answer: Any) -> Any:
+    hidden = getattr(answer, "_hidden_params", None)
+    found: dict[str, str] = {}
+    for source in (
+        getattr(answer, "_response_headers", None),
+        _field(hidden, "headers"),
+        _field(hidden, "additional_headers"),
+    ):
+        if isinstance(source, Mapping):
+            found.update((str(k).lower().removeprefix("llm_provider-"), str(v)) for k, v in source.items())
+
+    def header(name: str) -> str | None:
+        return found.get(name.lower())
+
+    return header
+
+
+def _field(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)

@@ -1,0 +1,297 @@
+"""The OpenAI wire format over pyreqwest: the transport of every OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from mimetypes import guess_type
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from infermesh.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    ConfigError,
+    InputError,
+    MalformedResponseError,
+    RequestError,
+)
+from infermesh.transports.errors import error_from_status, origin, redact, secret_values, timed_out
+from infermesh.types import Reply, Request
+from infermesh.wire import request_body
+
+if TYPE_CHECKING:
+    from pyreqwest.client import Client
+    from pyreqwest.http import Url
+    from pyreqwest.request import RequestBuilder
+
+__all__ = ["NativeTransport"]
+
+_PATHS = {
+    "chat_completion": "/chat/completions",
+    "text_completion": "/completions",
+    "responses": "/responses",
+    "embedding": "/embeddings",
+    "transcription": "/audio/transcriptions",
+}
+_CONNECT_TIMEOUT_S = 30.0
+_TEXT_FORMATS = frozenset(("text", "srt", "vtt"))
+
+# What the last cause of a failed connection contains → what happened, what to check.
+_CAUSES = (
+    ("refused", "connection refused", "is the server running, and is the port in api_base right?"),
+    ("dns error", "the host name cannot be resolved", "check the host in api_base, and the network"),
+    ("lookup address", "the host name cannot be resolved", "check the host in api_base, and the network"),
+    ("too many open files", "this process has no file descriptors left", "raise `ulimit -n` or lower concurrency"),
+    ("certificate", "the TLS certificate was not accepted", "check the host in api_base and its certificate"),
+    ("invalidcontenttype", "the TLS handshake failed", "does the server speak plain http:// on that port?"),
+    ("unreachable", "the network is unreachable", "check the network and any proxy settings"),
+    ("reset", "the server reset the connection", "it may have restarted, or be out of memory: see its log"),
+    ("broken pipe", "the server closed the connection", "it may have restarted, or be out of memory: see its log"),
+    ("before message completed", "the server closed the connection without an answer", "see the server's log"),
+)
+
+
+class NativeTransport:
+    """One deployment's endpoint, asked in the OpenAI wire format.
+
+    The HTTP client is made at the first :meth:`send`, in the running loop. Connections are not limited here (limits are
+    another layer's), idle ones are kept, redirects are not followed, and each request goes out once.
+
+    Parameters
+    ----------
+    label
+        The deployment's label, for messages.
+    model
+        The model's name on the wire.
+    api_base
+        Base URL, up to and including ``/v1``. A query (``?api-version=…``) is kept behind each path.
+    api_key
+        Sent as a bearer token; ``None`` sends none.
+    headers
+        Further headers; one named as a default header replaces it.
+    missing_key
+        Where the endpoint needs a key and there is none: the environment variable to name. Each :meth:`send` then
+        raises :class:`~infermesh.errors.AuthenticationError` and sends nothing.
+
+    Raises
+    ------
+    ConfigError
+        ``api_base`` is not an http(s) URL.
+    """
+
+    def __init__(
+        self,
+        *,
+        label: str,
+        model: str,
+        api_base: str,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        missing_key: str | None = None,
+    ) -> None:
+        self.label = label
+        self.model = model
+        self.api_base = api_base
+        self._key = api_key.strip() if api_key else None
+        self._headers = dict(headers or {})
+        self._missing_key = missing_key
+        self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers))))
+        self._client: Client | None = None
+        self._urls: dict[str, Url] = {}
+        self._foreign: type[Exception] = Exception
+        self._closed = False
+        if not api_base.startswith(("http://", "https://")) or origin(api_base).endswith("//?"):
+            raise ConfigError(
+                f"deployment {label!r}: api_base {redact(api_base, api_key)!r} is not a URL: expected something like "
+                "http://host:8000/v1"
+            )
+
+    async def send(self, request: Request, timeout: float | None) -> Reply:
+        """Send one request once. See :class:`~infermesh.types.Transport`."""
+        client = self._client
+        if client is None:
+            client = self._connect()
+        operation = request.operation
+        builder = client.post(self._urls[operation])
+        if operation == "transcription":
+            builder = self._with_clip(builder, request)
+        else:
+            builder = builder.body_bytes(request_body(request, self.model))
+        if timeout is not None:
+            builder = builder.timeout(_duration(timeout))
+        try:
+            response = await builder.build().send()
+            data = await response.bytes()
+        except self._foreign as error:
+            # `from None`: the foreign message quotes the URL, which may hold a key.
+            raise self._failure(error, timeout) from None
+        status = response.status
+        header = response.get_header
+        if not 200 <= status < 300:
+            raise error_from_status(
+                status,
+                data.to_bytes(),
+                header,
+                self.label,
+                secrets=self._secrets,
+                url=self.api_base,
+                model=self.model,
+            )
+        try:
+            body = orjson.loads(memoryview(data))
+        except ValueError as error:
+            if operation == "transcription" and request.payload.get("response_format") in _TEXT_FORMATS:
+                return Reply(status, {"text": data.to_bytes().decode("utf-8", "replace").strip("\r\n")}, header)
+            raise self._malformed(f"not JSON ({error})", data.to_bytes(), status, header("x-request-id")) from None
+        if not isinstance(body, dict):
+            raise self._malformed("not a JSON object", data.to_bytes(), status, header("x-request-id"))
+        return Reply(status, body, header)
+
+    async def aclose(self) -> None:
+        """Close every connection. A request in flight fails."""
+        self._closed = True
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def _connect(self) -> Client:
+        if self._missing_key:
+            raise AuthenticationError(
+                f"{self.label}: no key for {origin(self.api_base)}, nothing was sent: set {self._missing_key}, or name "
+                "another variable in the deployment's api_key_env",
+                deployment=self.label,
+            )
+        if self._closed:
+            raise APIConnectionError(f"{self.label}: the client is closed", deployment=self.label, retryable=False)
+        # Imported here, so that `import infermesh` does not load a TLS stack.
+        from pyreqwest.client import ClientBuilder
+        from pyreqwest.exceptions import PyreqwestError
+        from pyreqwest.http import Url
+
+        base, _, query = self.api_base.partition("?")
+        try:
+            self._urls = {
+                name: Url(base.rstrip("/") + path + (f"?{query}" if query else "")) for name, path in _PATHS.items()
+            }
+            builder = (
+                ClientBuilder()
+                .user_agent(f"infermesh/{_version()}")
+                .default_headers(self._default_headers())
+                .follow_redirects(False)
+                .max_connections(None)
+                .connect_timeout(timedelta(seconds=_CONNECT_TIMEOUT_S))
+                .tcp_keepalive(timedelta(seconds=30))
+            )
+            self._client = builder.build()
+        except (PyreqwestError, ValueError, TypeError):
+            # The foreign message may quote the header: say which ones there are, not what is in them.
+            raise InputError(
+                f"{self.label}: the client cannot be made: check that api_base ({origin(self.api_base)}) is a URL and "
+                f"that the key and the headers ({', '.join(self._headers) or 'none'}) are plain ASCII on one line",
+                deployment=self.label,
+            ) from None
+        self._foreign = PyreqwestError
+        return self._client
+
+    def _default_headers(self) -> dict[str, str]:
+        headers = {"accept": "application/json"}
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
+        headers.update((name.lower(), value) for name, value in self._headers.items())
+        return headers
+
+    def _with_clip(self, builder: RequestBuilder, request: Request) -> RequestBuilder:
+        from pyreqwest.multipart import FormBuilder, PartBuilder
+
+        if request.audio is None:
+            raise InputError("a transcription request without a clip", deployment=self.label)
+        form = FormBuilder().text("model", self.model)
+        fields = dict(request.payload)
+        fields.setdefault("response_format", default_transcript_format(self.model))
+        for name, value in fields.items():
+            for text in value if isinstance(value, list | tuple) else (value,):
+                form = form.text(f"{name}[]" if isinstance(value, list | tuple) else name, _form_text(text))
+        mime, _ = guess_type(request.audio.filename)
+        part = PartBuilder.from_bytes(request.audio.data).file_name(request.audio.filename)
+        return builder.multipart(form.part("file", part.mime(mime or "application/octet-stream")))
+
+    def _malformed(self, what: str, data: bytes, status: int, request_id: str | None) -> MalformedResponseError:
+        shown = redact(" ".join(data[:2000].decode("utf-8", "replace").split()), *self._secrets)[:200]
+        return MalformedResponseError(
+            f"{self.label}: the answer of {origin(self.api_base)} is {what}: {shown!r}. Check that api_base is an "
+            "OpenAI-compatible endpoint",
+            status_code=status,
+            deployment=self.label,
+            request_id=request_id,
+        )
+
+    def _failure(self, error: Exception, timeout: float | None) -> RequestError:
+        """Translate a failure below HTTP."""
+        from pyreqwest import exceptions as foreign
+
+        causes = _causes(error)
+        text = " / ".join(causes).lower()
+        if isinstance(error, foreign.RequestTimeoutError):
+            # The total timeout surfaces as ConnectTimeoutError wherever it strikes before the answer's head has come:
+            # only the causes tell whether a connection was still being made.
+            if "client error (connect)" in text or "tcp connect" in text:
+                return timed_out(
+                    self.label,
+                    min(timeout or math.inf, _CONNECT_TIMEOUT_S),
+                    f" (no connection to {origin(self.api_base)})",
+                )
+            return timed_out(self.label, timeout)
+        if isinstance(error, foreign.BodyDecodeError) and not _broke_off(text):
+            return MalformedResponseError(
+                f"{self.label}: the answer of {origin(self.api_base)} cannot be decoded ({causes[-1]}): check any "
+                "proxy between here and the server",
+                deployment=self.label,
+            )
+        if isinstance(error, foreign.ClientClosedError):
+            return APIConnectionError(f"{self.label}: the client was closed", deployment=self.label, retryable=False)
+        if isinstance(error, foreign.BuilderError):
+            return InputError(f"{self.label}: the request cannot be built: {causes[-1]}", deployment=self.label)
+        if isinstance(error, foreign.BodyDecodeError):
+            what, check = "the connection broke before the answer was complete", "see the server's log"
+        else:
+            what, check = next(
+                ((what, check) for mark, what, check in _CAUSES if mark in text), (causes[-1], "check api_base")
+            )
+        return APIConnectionError(f"{self.label}: {origin(self.api_base)}: {what}: {check}", deployment=self.label)
+
+
+def default_transcript_format(model: str) -> str:
+    """``verbose_json``, which brings language and duration, or ``json`` for the models that refuse it."""
+    return "json" if "gpt-4o" in model else "verbose_json"
+
+
+def _causes(error: Exception) -> list[str]:
+    details: Any = getattr(error, "details", None) or {}
+    causes = [redact(str(cause.get("message", ""))) for cause in details.get("causes") or ()]
+    return causes or [redact(str(getattr(error, "message", error)))]
+
+
+def _broke_off(causes: str) -> bool:
+    return any(mark in causes for mark in ("end of file", "reading a body from connection", "reset", "closed"))
+
+
+def _form_text(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+@lru_cache(maxsize=256)
+def _duration(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    try:
+        return version("infermesh")
+    except PackageNotFoundError:
+        return "0"
