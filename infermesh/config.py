@@ -155,7 +155,7 @@ class Experiment(_Model):
     models: dict[str, ModelEntry] = Field(min_length=1)
     stages: dict[str, StageConfig] = Field(min_length=1)
     keep_errors: bool = Field(False, description="On resume, leave failed rows as they are instead of trying again")
-    store: StoreConfig = StoreConfig()
+    store: StoreConfig = Field(default_factory=lambda: StoreConfig())
     simulator: SimulatorSettings = Field(default_factory=SimulatorSettings)
 
     @property

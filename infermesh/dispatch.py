@@ -67,7 +67,7 @@ class Dispatcher:
         self,
         request: Request,
         parse: Callable[[Reply], tuple[T, TokenUsage | None]],
-        timeout: float | None = None,  # noqa: ASYNC109 - the transport enforces it
+        timeout: float | None = None,
     ) -> tuple[T, RequestMetrics]:
         """Send until an answer comes or the policy gives up.
 

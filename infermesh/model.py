@@ -201,7 +201,7 @@ class Model:
         price = self._prices[metrics.deployment]
         for result in results:
             result.metrics = metrics
-            result.cost = None if result.token_usage is None else price(result.token_usage)
+            result.cost = None if price is None or result.token_usage is None else price(result.token_usage)
         return results
 
     async def transcribe(

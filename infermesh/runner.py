@@ -144,7 +144,6 @@ class Runner:
         self._room.set()
         for channel in (*self._gates.values(), *self._channels.values()):
             channel.drop()
-        self._close()
 
     def committed(self) -> None:
         """Tell the feeder that the writer has caught up some; called on the event loop."""

@@ -184,7 +184,7 @@ class BatchResult(Generic[T]):
     def __getitem__(self, index: int) -> T | None: ...
     @overload
     def __getitem__(self, index: slice) -> list[T | None]: ...
-    def __getitem__(self, index: int | slice) -> T | None | list[T | None]:
+    def __getitem__(self, index: int | slice) -> T | list[T | None] | None:
         return self.results[index]
 
     @property

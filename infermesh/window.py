@@ -59,7 +59,7 @@ class _Crew(Generic[T]):
         self._over = self._loop.create_future()
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
-        self._baton_free = False
+        self._baton_free = True
         self._scouting = False
         self._exhausted = False
         self._failure: BaseException | None = None
@@ -102,14 +102,13 @@ class _Crew(Generic[T]):
     async def _work(self) -> None:
         pull, handle = self._pull, self._handle
         count = 0
-        while True:
+        while await self._take_baton():
             try:
                 item = await pull()
             except StopAsyncIteration:
                 self._exhausted = True
                 for sleeper in self._idle:
-                    if not sleeper.done():
-                        sleeper.set_result(None)
+                    sleeper.set_result(None)
                 return
             self._pass_baton()
             await handle(item)
@@ -117,8 +116,6 @@ class _Crew(Generic[T]):
             count += 1
             if not count % YIELD_EVERY:
                 await asyncio.sleep(0)
-            if not await self._take_baton():
-                return
 
     def _pass_baton(self) -> None:
         """Let go of the baton. Somebody else is sent for it only after this turn of the loop, if it still lies there.
@@ -138,7 +135,6 @@ class _Crew(Generic[T]):
         self._scouting = False
         if not self._baton_free or self._over.done() or not self._more_hands:
             return
-        self._baton_free = False
         if self._idle:
             self._idle.pop().set_result(None)
         else:
@@ -146,15 +142,14 @@ class _Crew(Generic[T]):
 
     async def _take_baton(self) -> bool:
         """Wait to be the one who pulls; false once there is nothing left to pull."""
-        if self._exhausted:
-            return False
-        if self._baton_free:
-            self._baton_free = False
-            return True
-        sleeper = self._loop.create_future()
-        self._idle.append(sleeper)
-        await sleeper
-        return not self._exhausted
+        while not self._exhausted:
+            if self._baton_free:
+                self._baton_free = False
+                return True
+            sleeper = self._loop.create_future()
+            self._idle.append(sleeper)
+            await sleeper  # and look again: a worker that was done sooner may have it
+        return False
 
     async def _fan_out(self) -> None:
         count = 0
@@ -204,6 +199,11 @@ class Channel(Generic[T]):
         self._closed = True
         while self._getters:
             self._wake_one()
+
+    def drop(self) -> None:
+        """Forget what is there, and close."""
+        self._items.clear()
+        self.close()
 
     async def get(self) -> T:
         """Take the next item, waiting for one; ``StopAsyncIteration`` once closed and empty."""

@@ -67,8 +67,12 @@ def resume(run: RunArgument = None, env_file: EnvFile = None) -> None:
 
 @app.command(rich_help_panel=RUNS, epilog='Example: infermesh sql "select topic, count(*) from results group by all"')
 def sql(
-    query: Annotated[str, typer.Argument(help="The SQL. Tables: results, progress, source, attempts, run, the stages.")],
-    run: Annotated[str | None, typer.Option("--run", help="A run's folder or id; the newest where none is named.")] = None,
+    query: Annotated[
+        str, typer.Argument(help="The SQL. Tables: results, progress, source, attempts, run, the stages.")
+    ],
+    run: Annotated[
+        str | None, typer.Option("--run", help="A run's folder or id; the newest where none is named.")
+    ] = None,
     format: Annotated[
         str | None, typer.Option("--format", help="table, csv, json, jsonl or parquet; table on a terminal, else csv.")
     ] = None,

@@ -41,7 +41,7 @@ def run_sql(query: str, run: str | None, format: str | None) -> None:
             write = {"table": _write_table, "csv": _write_csv, "json": _write_json, "jsonl": _write_jsonl}[format]
             write(columns, _rows(connection))
         except duckdb.Error as error:
-            fail(f"{' '.join(str(error).split())}\nin {folder}")
+            fail(f"{' '.join(str(error).split())} (in {folder})")
     sys.stdout.flush()
 
 
@@ -158,7 +158,9 @@ def show_status(run: str | None) -> None:
             stages.setdefault(stage, {})[status] = rows
         for stage, counts in stages.items():
             total = sum(counts.values())
-            words = ", ".join(f"{counts[key]} {key}" for key in ("done", "error", "skipped", "pending") if key in counts)
+            words = ", ".join(
+                f"{counts[key]} {key}" for key in ("done", "error", "skipped", "pending") if key in counts
+            )
             print(f"  {stage}: {words} of {total}")
         row = connection.execute(
             "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost_usd) FROM attempts"
@@ -192,5 +194,3 @@ def _line(info: RunInfo) -> str:
     cost = "" if info.cost_usd is None else f"  ${info.cost_usd:.4f}"
     counts = f"{info.done} done, {info.failed} failed, {info.pending} pending"
     return f"{started}  {info.experiment:<16} {info.status:<12} {counts}{cost}  {info.folder}"
-
-

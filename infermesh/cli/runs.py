@@ -82,13 +82,13 @@ def find_run(name: str | None) -> Path:
     if path.name == DATABASE and path.is_file():
         return path.parent
     if (path / DATABASE).is_file():
-        return path
+        return path.parent / path.readlink() if path.is_symlink() else path  # say which run "latest" is
     for folder in run_folders():
         if folder.name == name or describe(folder).run_id == name:
             return folder
-    experiment = OUTPUTS / name / "latest"
-    if (experiment / DATABASE).is_file():
-        return experiment
+    latest = OUTPUTS / name / "latest"
+    if (latest / DATABASE).is_file():
+        return find_run(str(latest))
     fail(f"no run '{name}': expected a run's folder (one that holds {DATABASE}), its id, or an experiment's name")
 
 

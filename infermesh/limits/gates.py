@@ -24,6 +24,10 @@ LOOK_EVERY = 256
 DAY_SCOPE_FROM_S = 600.0
 MINUTE_S = 60.0
 
+# A word so fresh is not replaced unless something has run out: counting down from it says the same, at a tenth of the
+# cost.
+FRESH_S = 0.05
+
 # How far a reset may lie from "limit / 60 s refills what is missing" for the server to count as a token bucket.
 REFILL_TOLERANCE = 0.05
 
@@ -57,7 +61,7 @@ class _Gate:
 class Gates:
     """The quotas that the server told of. ``active`` says whether there is any to check."""
 
-    __slots__ = ("_day", "_families", "_gates", "_limits", "_silent", "_skip", "_wall", "active")
+    __slots__ = ("_day", "_families", "_gates", "_limits", "_seen_at", "_silent", "_skip", "_wall", "active")
 
     def __init__(self, limits: Limits, day: DayCount | None, wall: Callable[[], float]) -> None:
         self._limits = limits
@@ -65,6 +69,7 @@ class Gates:
         self._wall = wall
         self._gates: dict[str, _Gate] = {}  # by the name of the remaining-header
         self._families: tuple[Family, ...] = FAMILIES
+        self._seen_at = -FRESH_S
         self._silent = 0
         self._skip = 0
         self.active = False
@@ -73,6 +78,9 @@ class Gates:
         """Read one reply's headers; ``clock`` is the event loop's. Returns whether anything was there."""
         if self._skip:
             self._skip -= 1
+            return False
+        now = clock()
+        if now - self._seen_at < FRESH_S and self._nothing_new(header):
             return False
         wall = self._wall()
         found = read(header, self._families, wall)
@@ -84,11 +92,17 @@ class Gates:
         self._silent = 0
         if self._families is FAMILIES:
             self._families = tuple(family for family, _ in found)
-        now = clock()
+        self._seen_at = now
         for family, reading in found:
             self._gates[family.remaining] = self._gate(reading, now, wall)
         self.active = True
         return True
+
+    def _nothing_new(self, header: Header) -> bool:
+        for gate in self._gates.values():
+            if gate.left < 1:
+                return False
+        return "0" not in [header(family.remaining) for family in self._families]
 
     def _gate(self, seen: Reading, now: float, wall: float) -> _Gate:
         reset_s, refill = seen.reset_s, 0.0

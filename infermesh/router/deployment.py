@@ -98,7 +98,7 @@ class Deployment:
             raise ConfigError(f"{label}.weight: expected a number above 0, got {weight}")
         self.label = label
         self.transport = transport
-        self.limiter: RateLimiter = limiter or NullLimiter()
+        self.limiter: RateLimiter = NullLimiter() if limiter is None else limiter
         self.max_parallel_requests = max_parallel_requests
         self.weight = weight
         self.price = price

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 
 from infermesh.simulator.answers import Answer, Answers
 from infermesh.simulator.errors import ApiError
@@ -173,14 +173,14 @@ class SimulatorApp:
         size = 0
         try:
             async for part in await request.multipart():
-                # Only nested multiparts have no `read`.
-                value = await getattr(part, "read")(decode=False)  # noqa: B009
+                if not isinstance(part, BodyPartReader) or part.name is None:
+                    continue
+                value = bytes(await part.read())
                 size += len(value)
                 if size > self.settings.max_body_bytes:
                     raise ApiError(413, "The request body is too large.", code="request_too_large")
-                name = getattr(part, "name", None)
-                fields[str(name)] = bytes(value) if name == "file" else bytes(value).decode()
-        except (ValueError, AssertionError, AttributeError) as error:
+                fields[part.name] = value if part.name == "file" else value.decode()
+        except (ValueError, AssertionError) as error:
             raise ApiError(400, f"The form could not be read: {error}.", code="invalid_form") from None
         return fields
 

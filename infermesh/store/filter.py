@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import orjson
 
+from infermesh.config import nearest
 from infermesh.errors import ConfigError
 from infermesh.store.schema import Column, StageTable, quoted
 
@@ -57,6 +58,12 @@ class RowFilter:
 
     def __init__(self, condition: str, path: str, source: Sequence[Column], stages: Mapping[str, StageTable]) -> None:
         named = {reference[0].lower() for reference in column_references(condition, path)}
+        valid = {name.lower(): name for name in (*(column.name for column in source), *stages)}
+        unknown = sorted(named - valid.keys())
+        if unknown:
+            raise ConfigError(
+                f"{path}: '{unknown[0]}' is neither a column of the source nor a stage.{nearest(unknown[0], valid)}"
+            )
         self._columns = [column for column in source if column.name.lower() in named]
         self._stages = [table for name, table in stages.items() if name.lower() in named]
         fields = [column.ddl for column in self._columns]
@@ -69,8 +76,7 @@ class RowFilter:
         try:
             self._connection.execute(self._sql)
         except duckdb.Error as error:
-            known = ", ".join([column.name for column in source] + [f"{name}.…" for name in stages])
-            raise ConfigError(f"{path}: {' '.join(str(error).split())[:300]} There is: {known}.") from None
+            raise ConfigError(f"{path}: {' '.join(str(error).split())[:300]}") from None
 
     def passing(self, contexts: Sequence[Mapping[str, Any]]) -> list[bool]:
         """For each row's context, whether the condition is true (``NULL`` counts as false)."""

@@ -7,6 +7,7 @@ provider does not take is a :class:`~infermesh.errors.BadRequestError`.
 
 Where it differs from the native transport
 ------------------------------------------
+- The Responses endpoint needs the package ``mcp`` (``litellm[mcp]``); without it such a request is an ``InputError``.
 - Redirects are followed: an endpoint that has moved answers, or fails as a connection, instead of a ``NotFoundError``.
 - Rate-limit headers do not come back for every provider and operation (not for ``hosted_vllm`` embeddings, for one),
   nor does the ``x-request-id`` of an answer that has no id of its own.
@@ -26,6 +27,7 @@ import os
 import re
 from base64 import b64decode
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 from infermesh.errors import (
@@ -57,6 +59,8 @@ _MALFORMED = re.compile(
     r"unable to get json response|invalid response|provider returned|received response is not|no 'choices'",
     re.IGNORECASE,
 )
+# What LiteLLM stumbles with over an answer of another shape.
+_READING_ERRORS = (ValueError, AttributeError, KeyError, TypeError, IndexError)
 _PREFIXES = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception|Timeout)(?::| -) )+")
 
 
@@ -132,6 +136,9 @@ class LiteLLMTransport:
             return
         LiteLLMTransport._open -= 1
         if not LiteLLMTransport._open:
+            session, litellm.aclient_session = litellm.aclient_session, None
+            if session is not None:
+                await session.aclose()
             await litellm.close_litellm_async_clients()
             # It keeps the closed clients, and would hand them out again.
             litellm.in_memory_llm_clients_cache.flush_cache()
@@ -141,6 +148,9 @@ class LiteLLMTransport:
         if self._litellm is None:
             self._litellm = litellm
             LiteLLMTransport._open += 1
+            if litellm.aclient_session is None:
+                # One HTTP client for all: without it LiteLLM makes one for every text completion and closes none.
+                litellm.aclient_session = litellm.OpenAIChatCompletion.get_async_http_client()
         return litellm
 
     def _arguments(self, request: Request) -> dict[str, Any]:
@@ -151,8 +161,14 @@ class LiteLLMTransport:
             arguments["file"] = (request.audio.filename, request.audio.data)
             if self.model.partition("/")[0] in _VERBOSE_TRANSCRIPTS:
                 arguments.setdefault("response_format", default_transcript_format(self.model))
-        elif request.operation == "responses" and importlib.util.find_spec("mcp") is None:
-            # LiteLLM imports the optional `mcp` package for this endpoint, even where no MCP tool is used.
+        # LiteLLM looks for MCP tools among the tools, with a package that it does not require.
+        elif request.operation == "responses" and not _has_mcp():
+            raise InputError(
+                f"{self.label}: LiteLLM needs the package `mcp` for the responses endpoint: "
+                "pip install 'litellm[mcp]', or use chat_completion",
+                deployment=self.label,
+            )
+        elif "tools" in arguments and not _has_mcp():
             arguments["_skip_mcp_handler"] = True
         return arguments
 
@@ -186,7 +202,7 @@ class LiteLLMTransport:
                 deployment=self.label,
             )
         status = getattr(error, "status_code", None)
-        if any(isinstance(link, ValueError) for link in chain) or _MALFORMED.search(str(error)):
+        if any(isinstance(link, _READING_ERRORS) for link in chain) or _MALFORMED.search(str(error)):
             return MalformedResponseError(
                 f"{self.label}: the answer is not the protocol's: {said}. Check that api_base is the "
                 "provider's endpoint",
@@ -209,9 +225,15 @@ def _import_litellm() -> Any:
 
     litellm.suppress_debug_info = True
     litellm.drop_params = False
+    litellm.DEFAULT_MAX_RETRIES = 0  # OpenAI embeddings take this where max_retries is 0
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return litellm
+
+
+@cache
+def _has_mcp() -> bool:
+    return importlib.util.find_spec("mcp") is not None
 
 
 def _chain(error: BaseException) -> list[BaseException]:

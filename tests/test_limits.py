@@ -1,0 +1,542 @@
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import random
+from typing import Any
+
+import pytest
+
+from infermesh.errors import ConfigError
+from infermesh.limits import (
+    CompositeLimiter,
+    DayUsage,
+    Limits,
+    LocalRateLimiter,
+    NullLimiter,
+    RateLimiter,
+    make_limiter,
+)
+from tests.fakes import VirtualLoop, advance, header, now, settle, virtual, worst_window
+
+MIDNIGHT = dt.datetime(2025, 3, 15, tzinfo=dt.UTC).timestamp()
+
+
+def local(*, before_midnight: float = 12 * 3600, **limits: Any) -> LocalRateLimiter:
+    start = now()
+    return LocalRateLimiter(Limits(**limits), wall=lambda: MIDNIGHT - before_midnight + now() - start)
+
+
+async def crowd(limiter: RateLimiter, sizes: list[tuple[int, int]]) -> list[float]:
+    """Let all acquire at once; the times at which each got through, from now."""
+    start = now()
+
+    async def one(prompt: int, output: int) -> float:
+        await limiter.acquire(prompt, output)
+        return now() - start
+
+    return await asyncio.gather(*(one(*size) for size in sizes))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rpm": 0},
+        {"tpm": -1},
+        {"rpd": float("nan")},
+        {"tpd": float("inf")},
+        {"rpm": "600"},
+        {"rpm": True},
+        {"max_request_burst": 0.5},
+        {"max_token_burst": 0},
+        {"default_output_tokens": -1},
+        {"header_bucket_scope": "hour"},
+    ],
+)
+def test_nonsense_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        Limits(**fields)
+
+
+# --- requests per minute
+
+
+@pytest.mark.parametrize(
+    ("rpm", "n", "least"), [(600, 1000, 0.95), (60, 200, 0.95), (30_000, 36_000, 0.98), (7, 30, 0.9)]
+)
+@virtual
+async def test_a_strict_sliding_minute_is_never_overrun(rpm: float, n: int, least: float) -> None:
+    limiter = local(rpm=rpm)
+    rng = random.Random(3)
+    start = now()
+    seen: list[float] = []
+
+    async def send() -> None:
+        await limiter.acquire()
+        seen.append(now() + rng.random() * 0.1)  # as the server sees it, after the network
+
+    await asyncio.gather(*(send() for _ in range(n)))
+    assert worst_window(seen) <= rpm
+    assert n / (now() - start) >= least * rpm / 60
+    # Smooth: no second holds more than its share and what a timer's piece brings.
+    assert worst_window(seen, 1.0) <= max(rpm / 60 * 1.3, rpm / 60 + 2)
+
+
+@virtual
+async def test_after_an_idle_time_the_load_is_still_smooth() -> None:
+    limiter = local(rpm=600)
+    await limiter.acquire()
+    await asyncio.sleep(3600)
+    times = await crowd(limiter, [(0, 0)] * 30)
+    assert worst_window(times, 1.0) <= 12
+
+
+@virtual
+async def test_a_burst_goes_out_at_once_when_asked_for() -> None:
+    times = await crowd(local(rpm=600, max_request_burst=100), [(0, 0)] * 200)
+    assert sum(t < 0.01 for t in times) == pytest.approx(100, abs=1)
+    assert max(times) == pytest.approx(10, rel=0.02)
+    times = await crowd(local(rpm=30_000, max_request_burst=1000), [(0, 0)] * 2000)
+    assert sum(t < 0.01 for t in times) == pytest.approx(1000, abs=1)
+
+
+@virtual
+async def test_few_timers_at_high_rates() -> None:
+    loop = asyncio.get_running_loop()
+    limiter = local(rpm=30_000)
+    timers = 0
+    call_at = loop.call_at
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal timers
+        timers += 1
+        return call_at(*args, **kwargs)
+
+    loop.call_at = counting  # type: ignore[method-assign,assignment]
+    await crowd(limiter, [(0, 0)] * 5000)
+    assert timers < 5000 / 10
+
+
+@virtual
+async def test_late_timers_cost_no_rate() -> None:
+    limiter = local(rpm=30_000)
+    start = now()
+
+    async def lag() -> None:
+        while True:
+            await asyncio.sleep(0.01)
+            advance(0.02)  # a busy loop
+
+    lagging = asyncio.create_task(lag())
+    await crowd(limiter, [(0, 0)] * 10_000)
+    lagging.cancel()
+    assert 10_000 / (now() - start) > 0.98 * 500
+
+
+@virtual
+async def test_first_come_first_served() -> None:
+    limiter = local(rpm=600)
+    times = await crowd(limiter, [(0, 0)] * 100)
+    assert times == sorted(times)
+
+
+# --- tokens per minute
+
+
+@virtual
+async def test_large_requests_are_not_starved_by_small_ones() -> None:
+    limiter = local(tpm=600_000)
+    rng = random.Random(5)
+    sizes = [(rng.choice([10, 50, 200, 8000, 30_000]), 0) for _ in range(2000)]
+    times = await crowd(limiter, sizes)
+    fair = 0.0
+    for (prompt, _), got in zip(sizes, times, strict=True):
+        fair += prompt / 10_000
+        assert got <= 2 * fair + 0.2
+    assert max(times) == pytest.approx(fair, rel=0.02)
+
+
+@virtual
+async def test_a_stream_of_small_ones_does_not_starve_a_large_one_that_came_later() -> None:
+    limiter = local(tpm=60_000)
+
+    async def stream() -> None:
+        while True:
+            await limiter.acquire(100, 0)
+
+    streams = [asyncio.create_task(stream()) for _ in range(20)]
+    await asyncio.sleep(5)
+    start = now()
+    await limiter.acquire(5000, 0)
+    assert now() - start < 5 + 2 + 1
+    for task in streams:
+        task.cancel()
+
+
+@virtual
+async def test_the_token_rate_is_reached() -> None:
+    times = await crowd(local(tpm=6_000_000), [(400, 100)] * 4000)
+    assert 2_000_000 / max(times) >= 0.98 * 100_000
+
+
+@virtual
+async def test_a_request_above_the_whole_quota_waits_for_the_quota() -> None:
+    limiter = local(tpm=1000)
+    start = now()
+    grant = await limiter.acquire(50_000, 0)
+    assert now() - start == pytest.approx(60, rel=0.02)
+    grant.settle(50_000, 0)  # the debt is a minute's quota and no more
+    start = now()
+    await limiter.acquire(1, 0)
+    assert now() - start == pytest.approx(60, rel=0.02)
+
+
+@virtual
+async def test_what_was_not_used_is_spent_by_the_next() -> None:
+    limiter = local(tpm=60_000)
+    grant = await limiter.acquire(1000, 9000)
+    start = now()
+    grant.settle(1000, 500)
+    await limiter.acquire(0, 8500)
+    assert now() - start < 0.01
+    await limiter.acquire(0, 1000)
+    assert now() - start == pytest.approx(1, abs=0.1)
+
+
+@virtual
+async def test_what_was_used_too_much_is_paid_by_the_next() -> None:
+    limiter = local(tpm=60_000)
+    grant = await limiter.acquire(100, 0)
+    grant.settle(5100, 0)
+    start = now()
+    await limiter.acquire(10, 0)
+    assert now() - start == pytest.approx(5, abs=0.2)
+
+
+@virtual
+async def test_a_refund_returns_everything_once() -> None:
+    limiter = local(rpm=60, tpm=60_000, rpd=100, tpd=100_000)
+    grant = await limiter.acquire(5000, 5000)
+    grant.refund()
+    grant.refund()
+    grant.settle(5000, 5000)
+    assert limiter.used_today is not None
+    assert limiter.used_today[1:] == (0, 0)
+    start = now()
+    await limiter.acquire(5000, 5000)
+    assert now() - start < 0.01
+    await limiter.acquire(0, 2000)
+    assert now() - start > 1.8
+
+
+@virtual
+async def test_returned_tokens_lose_their_worth_after_a_minute() -> None:
+    limiter = local(tpm=60_000)
+    (await limiter.acquire(30_000, 0)).refund()
+    await asyncio.sleep(120)
+    start = now()
+    await limiter.acquire(30_000, 0)
+    assert now() - start > 29
+
+
+@virtual
+async def test_a_return_reaches_those_who_wait() -> None:
+    limiter = local(tpm=6000)
+    grant = await limiter.acquire(3000, 0)
+    start = now()
+    asyncio.get_running_loop().call_later(1, grant.refund)
+    times = await crowd(limiter, [(10, 0)] * 100)
+    assert now() - start < 3
+    assert times == sorted(times)
+
+
+@virtual
+async def test_the_prompt_ratio_is_learned() -> None:
+    limiter = local(tpm=60_000_000)
+    for _ in range(300):
+        (await limiter.acquire(100, 0)).settle(150, 0)
+    assert (await limiter.acquire(1000, 0)).size.tokens == pytest.approx(1500, rel=0.02)
+
+
+@virtual
+async def test_the_answers_length_is_learned_unless_given() -> None:
+    limiter = local(tpm=60_000_000)
+    assert (await limiter.acquire(0)).size.output == 256
+    for _ in range(200):
+        (await limiter.acquire(10)).settle(10, 40)
+        (await limiter.acquire(10, 5000)).settle(10, 5000)  # says nothing about those without a maximum
+    assert (await limiter.acquire(0)).size.output == pytest.approx(40, rel=0.05)
+    assert (await limiter.acquire(0, 7)).size.output == 7
+    fixed = local(tpm=60_000_000, default_output_tokens=100)
+    (await fixed.acquire(10)).settle(10, 4000)
+    assert (await fixed.acquire(0)).size.output == 100
+
+
+@virtual
+async def test_in_the_long_run_the_actual_tokens_keep_the_rate() -> None:
+    limiter = local(tpm=600_000)
+    rng = random.Random(9)
+    used = 0
+
+    async def one() -> None:
+        nonlocal used
+        grant = await limiter.acquire(300)
+        await asyncio.sleep(rng.random() * 5)
+        prompt, completion = rng.randint(300, 900), rng.randint(0, 2000)
+        used += prompt + completion
+        grant.settle(prompt, completion)
+
+    async def worker() -> None:
+        for _ in range(100):
+            await one()
+
+    start = now()
+    await asyncio.gather(*(worker() for _ in range(50)))
+    assert used / (now() - start) == pytest.approx(10_000, rel=0.05)
+
+
+# --- days
+
+
+@virtual
+async def test_a_used_up_day_waits_for_midnight() -> None:
+    limiter = local(rpd=3, before_midnight=7200)
+    start = now()
+    times = await crowd(limiter, [(0, 0)] * 7)
+    assert [round(t) for t in times] == [0, 0, 0, 7200, 7200, 7200, 7200 + 86400]
+    assert limiter.paused_for == 0
+    assert now() - start == pytest.approx(7200 + 86400, abs=1)
+
+
+@virtual
+async def test_tokens_per_day() -> None:
+    limiter = local(tpd=10_000, before_midnight=100)
+    first = await limiter.acquire(4000, 2000)
+    start = now()
+    waiting = asyncio.create_task(limiter.acquire(5000, 0))
+    await settle()
+    assert not waiting.done()
+    first.settle(4000, 500)  # frees 1,500: enough
+    await waiting
+    assert now() == start
+    assert limiter.used_today is not None
+    assert limiter.used_today.tokens == 9500
+    await limiter.acquire(50_000, 0)  # above a whole day's: goes out on a fresh one
+    assert now() - start == pytest.approx(100, abs=1)
+    assert limiter.paused_for == pytest.approx(86400, abs=1)
+
+
+@virtual
+async def test_a_days_count_survives_a_restart() -> None:
+    old = local(rpd=10, tpd=1000, before_midnight=50)
+    for _ in range(8):
+        await old.acquire(10, 0)
+    saved = old.used_today
+    assert saved == DayUsage(dt.date(2025, 3, 14), 8, 80)
+    new = local(rpd=10, tpd=1000, before_midnight=50)
+    new.used_today = saved
+    times = await crowd(new, [(10, 0)] * 3)
+    assert [round(t) for t in times] == [0, 0, 50]
+    new.used_today = saved  # yesterday's by now
+    assert new.used_today == DayUsage(dt.date(2025, 3, 15), 1, 10)
+    undaily = local(rpm=5)
+    undaily.used_today = saved
+    assert undaily.used_today is None
+
+
+@virtual
+async def test_what_yesterday_returns_is_not_todays() -> None:
+    limiter = local(rpd=10, tpd=1000, before_midnight=50)
+    grant = await limiter.acquire(500, 0)
+    await asyncio.sleep(60)
+    await limiter.acquire(100, 0)
+    grant.refund()
+    assert limiter.used_today is not None
+    assert limiter.used_today[1:] == (1, 100)
+
+
+@virtual
+async def test_all_four_quotas_at_once() -> None:
+    limiter = local(rpm=6000, tpm=60_000, rpd=100, tpd=30_000, before_midnight=1000)
+    times = await crowd(limiter, [(100, 100)] * 160)  # 30,000 tokens a day: 150 requests; 100 a day come first
+    assert sum(t < 100 for t in times) == 100
+    assert times[99] == pytest.approx(20, rel=0.03)  # tpm: 1,000 tokens a second
+    assert times[100] == pytest.approx(1000, abs=1)
+
+
+# --- pauses
+
+
+@pytest.mark.parametrize("kind", ["local", "null", "composite"])
+@virtual
+async def test_a_pause_holds_everybody_once(kind: str) -> None:
+    limiters: dict[str, RateLimiter] = {
+        "local": local(rpm=60_000),
+        "null": NullLimiter(),
+        "composite": CompositeLimiter([NullLimiter(), local(rpm=60_000)]),
+    }
+    limiter = limiters[kind]
+    assert limiter.paused_for == 0
+    assert limiter.ready_at == 0
+    for _ in range(20):  # twenty 429s at once do not make a longer pause
+        limiter.pause(5)
+    limiter.pause(2)
+    assert limiter.paused_for == pytest.approx(5)
+    assert limiter.ready_at == pytest.approx(now() + 5)
+    asyncio.get_running_loop().call_later(3, limiter.pause, 4)  # grows while it is waited for
+    times = await crowd(limiter, [(0, 0)] * 50)
+    assert min(times) == pytest.approx(7, abs=0.01)
+    assert max(times) < 7.2
+    assert limiter.paused_for == 0
+    assert limiter.ready_at == 0
+
+
+@virtual
+async def test_a_pause_reaches_whoever_is_already_in_line() -> None:
+    limiter = local(rpm=60)
+    asyncio.get_running_loop().call_later(2.5, limiter.pause, 60)
+    times = await crowd(limiter, [(0, 0)] * 6)
+    assert not [t for t in times if 2.5 < t < 62.5]
+    assert worst_window(times, 0.9) <= 2
+
+
+# --- cancellation
+
+
+@virtual
+async def test_cancelled_waiters_leave_nothing_taken() -> None:
+    limiter = local(rpm=6000, tpm=60_000, tpd=1_000_000)
+    await limiter.acquire(10, 0)
+    start = now()
+    rng = random.Random(1)
+    tasks = [asyncio.create_task(limiter.acquire(rng.choice([10, 500, 4000]), 0)) for _ in range(200)]
+    for task in rng.sample(tasks, 150):
+        asyncio.get_running_loop().call_later(rng.random() * 30, task.cancel)
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    granted = [grant for grant in done if not isinstance(grant, BaseException)]
+    tokens = sum(grant.size.tokens for grant in granted)
+    assert limiter.waiting == 0
+    assert limiter.used_today is not None
+    assert limiter.used_today[1:] == (len(granted) + 1, tokens + 10)
+    assert tokens / (now() - start) >= 0.97 * 1000 or tokens < 40_000
+
+
+@virtual
+async def test_a_large_request_cancelled_half_way_returns_its_pieces() -> None:
+    limiter = local(tpm=60_000)
+    large = asyncio.create_task(limiter.acquire(20_000, 0))
+    await asyncio.sleep(10)
+    large.cancel()
+    await settle()
+    start = now()
+    await limiter.acquire(9800, 0)
+    assert now() - start < 0.2
+
+
+@pytest.mark.parametrize("victim", [1, 24, 25, 26])
+@virtual
+async def test_cancelled_in_the_very_turn_that_serves_it(victim: int) -> None:
+    limiter = local(
+        rpm=30_000, rpd=1000
+    )  # 25 requests for each timer: the head serves 24 others, and leaves one the line
+    for _ in range(50):
+        await limiter.acquire()
+    tasks: list[asyncio.Task[object]] = []
+
+    async def head() -> None:
+        await limiter.acquire()
+        tasks[victim].cancel()
+
+    tasks.append(asyncio.create_task(head()))
+    tasks += [asyncio.create_task(limiter.acquire()) for _ in range(60)]
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert [n for n, task in enumerate(tasks) if task.cancelled()] == [victim]
+    assert limiter.waiting == 0
+    assert limiter.used_today is not None
+    assert limiter.used_today.requests == 50 + 60
+
+
+def test_another_event_loop_starts_with_an_empty_line() -> None:
+    limiter = LocalRateLimiter(Limits(rpm=600))
+
+    async def some() -> int:
+        for _ in range(5):
+            await limiter.acquire()
+        for _ in range(3):
+            asyncio.create_task(limiter.acquire()).add_done_callback(lambda task: None)
+        await settle()
+        return 5
+
+    for _ in range(3):
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            assert runner.run(some()) == 5
+
+
+# --- several limiters
+
+
+@virtual
+async def test_no_limits_no_waiting() -> None:
+    assert isinstance(make_limiter(), NullLimiter)
+    assert isinstance(make_limiter(Limits()), NullLimiter)
+    assert isinstance(make_limiter(Limits(rpm=1)), LocalRateLimiter)
+    limiter = make_limiter()
+    assert max(await crowd(limiter, [(1000, 1000)] * 100)) == 0
+    grant = await limiter.acquire()
+    grant.settle(1, 1)
+    grant.refund()
+    limiter.observe(header({"x-ratelimit-remaining-requests": "0"}))
+    assert limiter.paused_for == 0
+    assert limiter.waiting == 0
+
+
+@virtual
+async def test_an_account_is_shared_and_own_limits_hold_too() -> None:
+    account = local(rpm=600)
+    one, two = make_limiter(Limits(rpm=120), account), make_limiter(None, account)
+    times = await asyncio.gather(crowd(one, [(0, 0)] * 50), crowd(two, [(0, 0)] * 200))
+    assert max(times[0]) == pytest.approx(25, rel=0.04)
+    assert 250 / max(max(times[0]), max(times[1])) == pytest.approx(10, rel=0.04)
+
+
+@virtual
+async def test_own_permissions_are_not_hoarded_while_the_account_waits() -> None:
+    account = local(rpm=60_000)
+    deployment = make_limiter(Limits(rpm=600), account)
+    account.pause(60)
+    times = await crowd(deployment, [(0, 0)] * 100)
+    assert min(times) > 59
+    assert worst_window(times, 1.0) <= 13
+
+
+@virtual
+async def test_settling_and_pausing_reach_the_right_members() -> None:
+    account = local(tpm=60_000, tpd=100_000)
+    one, two = make_limiter(Limits(rpm=600), account), make_limiter(None, account)
+    (await one.acquire(100, 900)).settle(100, 100)
+    (await one.acquire(100, 900)).refund()
+    assert account.used_today is not None
+    assert account.used_today.tokens == 200
+    one.pause(10)
+    assert one.paused_for == pytest.approx(10)
+    assert two.paused_for == 0
+    two.observe(header({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "20s"}))
+    assert account.paused_for == pytest.approx(20)
+
+
+@virtual
+async def test_cancelled_at_the_account_the_own_permission_returns() -> None:
+    account = local(rpm=600)
+    own = local(rpd=10)
+    limiter = CompositeLimiter([own, account])
+    account.pause(100)
+    task = asyncio.create_task(limiter.acquire())
+    behind = asyncio.create_task(limiter.acquire())
+    await asyncio.sleep(1)
+    assert limiter.waiting == 2
+    task.cancel()
+    behind.cancel()
+    await settle()
+    assert own.used_today is not None
+    assert own.used_today.requests == 0
+    assert limiter.waiting == 0
