@@ -161,21 +161,24 @@ class _Session:
         self._store = RunStore(folder / DATABASE, experiment.store)
         self._filters: dict[str, RowFilter] = {}
         self._stale: set[str] = set()
+        self._signatures: dict[str, str] = {}
         self._interrupts = 0
 
     def prepare(self, source: Any, roots: Sequence[Path]) -> None:
         """Load the source, check what is named against it, find what an edit has touched."""
         store, graph = self._store, self._graph
         tables = [stage.table for stage in graph.stages.values()]
-        signatures = {name: stage.signature for name, stage in graph.stages.items()}
+        signatures = graph.signatures
         if not store.is_new:
             before = orjson.loads(store.run_value("signatures") or "{}")
-            self._stale = graph.descendants(
-                {name for name in signatures if before.get(name, signatures[name]) != signatures[name]}
-            )
+            self._stale = {name for name, now in signatures.items() if before.get(name, now) != now}
+            self._signatures = before | signatures
         else:
+            self._signatures = signatures
             self._observer.note(f"loading {', '.join(source.files[:3]) or 'the source query'} …")
-        store.prepare(source, tables, self._record(signatures, roots), check=self._check)
+        # Until they have all been looked at, rows of a stale stage may be of either declaration: no signature holds.
+        unsure = self._signatures | dict.fromkeys(self._stale, "")
+        store.prepare(source, tables, self._record(unsure, roots), check=self._check)
 
     def _check(self, columns: Sequence[Column]) -> None:
         self._graph.check_columns(columns)
@@ -244,7 +247,7 @@ class _Session:
         pending = any(statuses.get("pending") for statuses in counts.values())
         failed = any(statuses.get("error") for statuses in counts.values())
         status = "interrupted" if self._interrupts and pending else "failed_rows" if failed else "done"
-        self._store.finish(status)
+        self._store.finish(status, None if pending else self._signatures)
         return RunOutcome(
             self._folder,
             self._experiment.name,

@@ -1,4 +1,4 @@
-"""From the declaration to running parts: deployments with their transports, limits and prices, and the models over them."""
+"""From the declaration to running parts: deployments with transports, limits and prices, and models over them."""
 
 from __future__ import annotations
 

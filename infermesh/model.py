@@ -43,7 +43,7 @@ logger = logging.getLogger("infermesh")
 
 OnInvalid = Literal["null", "retry"]
 MAX_REASKS = 2
-_REASK = "That answer could not be used: {problem}. Answer again with nothing but JSON that satisfies the schema you were given."
+_REASK = "That answer could not be used: {problem}. Answer again with nothing but JSON that satisfies the schema."
 
 
 class Model:

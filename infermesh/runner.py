@@ -7,6 +7,7 @@ stages' windows, whatever the size of the input. A row enters a stage as soon as
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from infermesh.store.filter import RowFilter
 from infermesh.types import RequestMetrics
 from infermesh.window import Channel, run_window
 
+logger = logging.getLogger("infermesh")
+
 _MAX_BACKLOG = 20_000
 _FILTER_BATCH = 512
 _BATCH_LINGER_S = 0.05
@@ -32,7 +35,7 @@ _FILTER_LINGER_S = 0.002
 
 @dataclass(slots=True)
 class StageStats:
-    """Counts of one stage, earlier sessions of the run included; ``in_flight`` is rows with a request out or waiting."""
+    """Counts of one stage, earlier sessions included; ``in_flight`` is rows with a request out or waiting."""
 
     total: int = 0
     done: int = 0
@@ -259,6 +262,9 @@ class Runner:
             except InputError as error:
                 self._settle(stage, row, "error", error=(error.kind, error.message))
                 continue
+            except Exception as error:
+                self._settle(stage, row, "error", error=_unforeseen(stage, error))
+                continue
             state = row.states.get(stage.name)
             if state is not None and state.status == "done" and state.request_key == item.key:
                 self._keep(stage, row)
@@ -271,6 +277,10 @@ class Runner:
         stats.in_flight += len(sent)
         try:
             results = await stage.answer(prepared)
+        except Exception as error:
+            for row, item in zip(sent, prepared, strict=True):
+                self._settle(stage, row, "error", error=_unforeseen(stage, error), key=item.key)
+            return
         finally:
             stats.in_flight -= len(sent)
         self._log_attempts(stage, sent, results)
@@ -412,3 +422,9 @@ class Runner:
                         count,
                     ),
                 )
+
+
+def _unforeseen(stage: Stage, error: Exception) -> tuple[str, str]:
+    """A bug, ours or a plug-in's, costs the row that met it and not the run; run.log has the traceback."""
+    logger.error("stage %s met an unforeseen error", stage.name, exc_info=error)
+    return "internal", f"{type(error).__name__}: {error} (run.log has the traceback)"

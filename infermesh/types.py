@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, overload
 
 Endpoint = Literal["chat_completion", "text_completion", "responses"]
 Operation = Literal["chat_completion", "text_completion", "responses", "embedding", "transcription"]
@@ -25,8 +25,8 @@ class Audio:
 class Request:
     """What dispatch sends, whichever deployment it ends at.
 
-    ``payload`` is the OpenAI wire body without ``model``, which belongs to the deployment. ``tokens`` is the estimate that
-    token limits reserve (prompt and answer), 0 where nobody asked for one.
+    ``payload`` is the OpenAI wire body without ``model``, which belongs to the deployment. ``prompt_tokens`` is the
+    estimate that token limits reserve, 0 where nobody asked for one; ``output_tokens`` the most the answer may have.
     """
 
     operation: Operation
@@ -165,6 +165,14 @@ class TranscriptionResult(_Result):
 
 
 T = TypeVar("T")
+
+
+class StreamItem(NamedTuple, Generic[T]):
+    """One settled item of a batch or stream: its input's position, and a result or an error, the other one ``None``."""
+
+    index: int
+    result: T | None
+    error: BaseException | None
 
 
 @dataclass(slots=True)

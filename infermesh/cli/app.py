@@ -44,8 +44,9 @@ def run(
 ) -> None:
     """Run an experiment: +experiment=NAME and any overrides, as Hydra takes them.
 
-    -m sweeps over comma-separated values, --cfg job shows the composed config, --config-dir DIR adds configs,
-    hydra.run.dir=DIR runs in DIR, and goes on with the run that is there. --hydra-help explains the rest.
+    [bold]-m[/] sweeps over comma-separated values; [bold]--cfg job[/] shows the composed config;
+    [bold]--config-dir DIR[/] adds configs; [bold]hydra.run.dir=DIR[/] runs in DIR, and goes on with the run there;
+    [bold]--hydra-help[/] explains the rest. Tab completion: eval "$(infermesh run -sc install=bash)"
     """
     from infermesh.cli.run import run_hydra
 
@@ -67,9 +68,7 @@ def resume(run: RunArgument = None, env_file: EnvFile = None) -> None:
 
 @app.command(rich_help_panel=RUNS, epilog='Example: infermesh sql "select topic, count(*) from results group by all"')
 def sql(
-    query: Annotated[
-        str, typer.Argument(help="The SQL. Tables: results, progress, source, attempts, run, the stages.")
-    ],
+    query: Annotated[str, typer.Argument(help="Tables: results, progress, source, attempts, run and the stages.")],
     run: Annotated[
         str | None, typer.Option("--run", help="A run's folder or id; the newest where none is named.")
     ] = None,

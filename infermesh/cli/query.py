@@ -121,7 +121,8 @@ def _write_table(columns: Sequence[tuple[str, str]], rows: Iterator[tuple[Any, .
             break
         cells = []
         for value in row:
-            text = "NULL" if value is None else _cell(value).replace("\n", "⏎")
+            shown = f"{value:.6g}" if isinstance(value, float) else _cell(value)
+            text = "NULL" if value is None else shown.replace("\n", "⏎")
             text = text if len(text) <= _CELL else text[: _CELL - 1] + "…"
             cells.append(Text(text, style="dim" if value is None else ""))
         table.add_row(*cells)

@@ -20,7 +20,6 @@ from infermesh.execution import DATABASE, RunOutcome, execute
 
 _SECTIONS = "source|limits|deployments|models|stages|store|simulator"
 _SWEEPABLE = re.compile(rf"(?:{_SECTIONS})\.[^=@/~+]+=")
-_FLAGS_WITHOUT_JOB = ("--cfg", "-c", "--info", "-i", "--hydra-help", "-sc", "--shell-completion")
 
 
 def shipped_project() -> Path:
@@ -38,7 +37,7 @@ def run_hydra(argv: list[str]) -> int:
         return 2
     jobs = _Jobs(argv)
     main = jobs.hydra_main()
-    with _arguments(["infermesh run", *(_addable(argument) for argument in argv)]), _full_errors():
+    with _arguments(["infermesh", *(_addable(argument) for argument in argv)]), _full_errors():
         try:
             main()
         except InfermeshError as error:
@@ -108,6 +107,11 @@ def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, over
         load(mapping)  # before anything is written: an inline key must not reach the folder
         _write_config(folder, mapping, overrides)
         outcome = execute(mapping, folder, roots=roots, observer=observer)
+    except KeyboardInterrupt:
+        if fresh:
+            _discard(folder)
+        print("interrupted before the first request", file=sys.stderr)
+        return 130
     except InfermeshError as error:
         if fresh:
             _discard(folder)
@@ -229,8 +233,9 @@ def _composition_error(error: Exception) -> str:
     """Hydra's message in one or two lines, with the nearest valid name where a key is misspelt."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    if not isinstance(error, HydraException | OmegaConfBaseException):
+    if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         raise error
     text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
     missing = re.match(r"Could not override '([^']+)'", text)

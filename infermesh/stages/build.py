@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 
@@ -87,12 +88,13 @@ class StageGraph:
             for name in self.stages
         }
 
-    def descendants(self, names: set[str]) -> set[str]:
-        """The stages themselves and all that depend on them."""
-        found = set(names)
-        for name in self.stages:
-            if self.requires[name] & found:
-                found.add(name)
+    @property
+    def signatures(self) -> dict[str, str]:
+        """Name → hash of the stage's declaration and of those of all the stages it builds on."""
+        found: dict[str, str] = {}
+        for name, stage in self.stages.items():
+            upstream = [found[other] for other in sorted(self.requires[name])]
+            found[name] = hashlib.blake2b("|".join([stage.signature, *upstream]).encode(), digest_size=16).hexdigest()
         return found
 
     def check_columns(self, source: Sequence[Column]) -> None:
@@ -113,10 +115,11 @@ class StageGraph:
             for reference in sorted(self._references[name]):
                 if reference[0] in self.stages and len(reference) > 1:
                     outputs = [column.name for column in self.stages[reference[0]].table.outputs] + list(READABLE)
-                    if reference[1] not in outputs:
-                        hint = nearest(reference[1], outputs)
+                    upstream, column = reference[:2]
+                    if column not in outputs:
+                        hint = nearest(column, outputs)
                         problems.append(
-                            f"stages.{name}: '{reference[0]}.{reference[1]}' is no column of stage '{reference[0]}'.{hint}"
+                            f"stages.{name}: '{upstream}.{column}' is no column of stage '{upstream}'.{hint}"
                         )
         if problems:
             raise ConfigError("\n".join(problems))

@@ -31,7 +31,7 @@ class Transcribe(ModelStage):
         self.sign(self._audio.source)
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared:
-        """Find the clip. The key stands for its path, size and time: hashing the audio of every row would read it twice."""
+        """Find the clip. The key stands for its path, size and time: hashing each clip would read it twice."""
         written = self._audio.render(context).strip()
         path = find(written, self._roots) if written else None
         if path is None or not path.is_file():

@@ -1,4 +1,4 @@
-"""run.duckdb: the schema, the ingest of a source, the group-commit writer and the queries. Only this folder knows SQL."""
+"""run.duckdb: schema, ingest of a source, group-commit writer, queries. Only this folder knows SQL."""
 
 from infermesh.store.database import RunStore, StoredRow
 from infermesh.store.schema import Column, StageTable

@@ -81,7 +81,7 @@ class RunStore:
             version = self._one("SELECT max(schema_version) FROM run")
             if version is None or version > SCHEMA_VERSION:
                 raise StoreError(
-                    f"{path} was written by a newer infermesh (schema {version}, this one knows up to {SCHEMA_VERSION})."
+                    f"{path} was written by a newer infermesh (schema {version}, known up to {SCHEMA_VERSION})."
                 )
 
     def _one(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
@@ -109,6 +109,8 @@ class RunStore:
         self._tables = list(tables)
         connection.begin()
         try:
+            for table in tables:
+                self._put_aside(table)
             for ddl in (RUN_DDL, SOURCE_ERRORS_DDL, RETIRED_DDL, ATTEMPTS_DDL, *(table.ddl for table in tables)):
                 connection.execute(ddl)
             fingerprint = source.fingerprint
@@ -133,6 +135,17 @@ class RunStore:
         except BaseException:
             connection.rollback()
             raise
+
+    def _put_aside(self, table: StageTable) -> None:
+        """A stage whose kind has changed gets a new table; the old one stays under another name."""
+        found = self._connection.execute(
+            "SELECT column_name FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index", [table.name]
+        ).fetchall()
+        if found and [name for (name,) in found] != [column.name for column in table.columns]:
+            self._connection.execute("DROP VIEW IF EXISTS results")
+            self._connection.execute("DROP VIEW IF EXISTS progress")
+            old = quoted(f"{table.name}_until_{utcnow():%Y%m%d_%H%M%S}")
+            self._connection.execute(f"ALTER TABLE {quoted(table.name)} RENAME TO {old}")
 
     def _reconcile(self, source: Source) -> None:
         """The source has changed: rows are matched by key, new ones join at the end, vanished ones are retired."""
@@ -217,9 +230,11 @@ class RunStore:
         """Read the rows that are not settled. See :class:`PendingRows`."""
         return PendingRows(self._connection.cursor(), self._tables, needed, stale=stale, keep_errors=keep_errors)
 
-    def finish(self, status: str) -> None:
-        """Set the run's final status."""
+    def finish(self, status: str, signatures: Mapping[str, str] | None = None) -> None:
+        """Set the run's final status, and the stages' signatures once every row is of the present declaration."""
         self._connection.execute("UPDATE run SET status = ?, finished_at = ?", [status, utcnow()])
+        if signatures is not None:
+            self._connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])
 
     def close(self) -> None:
         """Close the database; DuckDB writes its log into the file."""

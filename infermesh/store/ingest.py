@@ -1,7 +1,7 @@
 """A source's rows into the ``source`` table, by DuckDB's own readers.
 
-JSONL keeps each row verbatim: numbers, strings and booleans at the top level become typed columns, anything nested stays
-JSON. CSV columns stay text, so that ``007`` is not made a 7. ``row_key`` is the hash of a row's content and which
+JSONL keeps each row verbatim: numbers, strings and booleans at the top level become typed columns, anything nested
+stays JSON. CSV columns stay text, so that ``007`` is not made a 7. ``row_key`` is the hash of a row's content and which
 occurrence of that content it is, so that it does not depend on the row's place in the file.
 """
 
@@ -60,8 +60,8 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, files: Sequence[str], limit: s
     )
     connection.execute(
         "CREATE TABLE source AS SELECT row_id, row_key || '-' || row_number() OVER (PARTITION BY row_key ORDER BY "
-        f"row_id) AS row_key, * EXCLUDE (row_id, row_key) FROM (SELECT row_id, coalesce(row_key, 'malformed') AS row_key"
-        f"{columns} FROM keyed) ORDER BY row_id"
+        f"row_id) AS row_key, * EXCLUDE (row_id, row_key) FROM (SELECT row_id, coalesce(row_key, 'malformed') AS "
+        f"row_key{columns} FROM keyed) ORDER BY row_id"
     )
     connection.execute(
         f"INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' ELSE "
@@ -77,13 +77,13 @@ def _string(text: str) -> str:
 
 
 def _json_structure(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """Each top-level key of the ``raw`` objects, in order of appearance, with the DuckDB type that loses nothing of it."""
+    """Each top-level key of the ``raw`` objects, in order of appearance, with a DuckDB type that loses nothing."""
     found = connection.execute(
         "SELECT key, list(DISTINCT kind), max(digits) FROM (SELECT row_id, position, key, json_type(value) AS kind, "
         "CASE WHEN json_type(value) IN ('BIGINT', 'UBIGINT') THEN length(value::VARCHAR) END AS digits FROM "
         "(SELECT row_id, position, key, json_extract(json, '$.\"' || replace(key, '\"', '\\\"') || '\"') AS value FROM "
-        "(SELECT row_id, json, unnest(json_keys(json)) AS key, unnest(range(len(json_keys(json)))) AS position FROM raw "
-        "WHERE json_type(json) = 'OBJECT'))) GROUP BY key ORDER BY min(row_id), min(position)"
+        "(SELECT row_id, json, unnest(json_keys(json)) AS key, unnest(range(len(json_keys(json)))) AS position FROM "
+        "raw WHERE json_type(json) = 'OBJECT'))) GROUP BY key ORDER BY min(row_id), min(position)"
     ).fetchall()
     return {key: _json_column_type(set(kinds), digits or 0) for key, kinds, digits in found}
 
@@ -153,8 +153,8 @@ def _check_names(names: Sequence[str]) -> None:
         lowered = name.lower()
         if lowered in _RESERVED:
             raise ConfigError(
-                f"source: a column is called '{name}', which the source table needs for itself. Rename it, or select it "
-                f'under another name: source: {{sql: "select {name} as id, … from …"}}.'
+                f"source: a column is called '{name}', which the source table needs for itself. Rename it, or select "
+                f'it under another name: source: {{sql: "select {name} as id, … from …"}}.'
             )
         if lowered in seen:
             raise ConfigError(

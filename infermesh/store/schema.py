@@ -107,8 +107,8 @@ def views(source_columns: Iterable[Column], stages: Iterable[StageTable]) -> lis
         joins.append(f"LEFT JOIN {table} {alias} ON {alias}.row_id = s.row_id")
         literal = "'" + stage.name.replace("'", "''") + "'"
         counts.append(
-            f"SELECT {number} AS position, {literal} AS stage, coalesce(t.status, 'pending') AS status, count(*) AS rows "
-            f"FROM source s LEFT JOIN {table} t ON t.row_id = s.row_id WHERE {LIVE} GROUP BY ALL"
+            f"SELECT {number} AS position, {literal} AS stage, coalesce(t.status, 'pending') AS status, count(*) AS "
+            f"rows FROM source s LEFT JOIN {table} t ON t.row_id = s.row_id WHERE {LIVE} GROUP BY ALL"
         )
     return [
         f"CREATE OR REPLACE VIEW results AS SELECT {', '.join(select)} FROM source s {' '.join(joins)} WHERE {LIVE}",

@@ -221,8 +221,9 @@ class LiteLLMTransport:
 def _import_litellm() -> Any:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it downloads its price list at import
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it loads a .env file from the working directory
-    import litellm
+    import litellm as module
 
+    litellm: Any = module
     litellm.suppress_debug_info = True
     litellm.drop_params = False
     litellm.DEFAULT_MAX_RETRIES = 0  # OpenAI embeddings take this where max_retries is 0

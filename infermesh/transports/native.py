@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +23,7 @@ from infermesh.errors import (
     RequestError,
 )
 from infermesh.transports.errors import error_from_status, origin, redact, secret_values, timed_out
+from infermesh.transports.sockets import Mark, close_marked, next_mark
 from infermesh.types import Reply, Request
 from infermesh.wire import request_body
 
@@ -56,11 +59,22 @@ _CAUSES = (
 )
 
 
+@dataclass(eq=False, slots=True)
+class _Pool:
+    """One HTTP client, the mark of its connections, and how many of its requests are waited for."""
+
+    client: Client
+    mark: Mark
+    live: int = 0
+    retired: bool = False
+
+
 class NativeTransport:
     """One deployment's endpoint, asked in the OpenAI wire format.
 
     The HTTP client is made at the first :meth:`send`, in the running loop. Connections are not limited here (limits are
-    another layer's), idle ones are kept, redirects are not followed, and each request goes out once.
+    another layer's), idle ones are kept, redirects are not followed, and each request goes out once. The connection of
+    a cancelled request is shut down, at the latest when the requests that went out before it have ended.
 
     Parameters
     ----------
@@ -101,7 +115,8 @@ class NativeTransport:
         self._headers = dict(headers or {})
         self._missing_key = missing_key
         self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers))))
-        self._client: Client | None = None
+        self._pool: _Pool | None = None
+        self._retired: set[_Pool] = set()
         self._urls: dict[str, Url] = {}
         self._foreign: type[Exception] = Exception
         self._closed = False
@@ -113,23 +128,31 @@ class NativeTransport:
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
         """Send one request once. See :class:`~infermesh.types.Transport`."""
-        client = self._client
-        if client is None:
-            client = self._connect()
+        pool = self._pool
+        if pool is None:
+            pool = self._connect()
         operation = request.operation
-        builder = client.post(self._urls[operation])
+        builder = pool.client.post(self._urls[operation])
         if operation == "transcription":
             builder = self._with_clip(builder, request)
         else:
             builder = builder.body_bytes(request_body(request, self.model))
         if timeout is not None:
             builder = builder.timeout(_duration(timeout))
+        pool.live += 1
         try:
             response = await builder.build().send()
             data = await response.bytes()
         except self._foreign as error:
             # `from None`: the foreign message quotes the URL, which may hold a key.
             raise self._failure(error, timeout) from None
+        except asyncio.CancelledError:
+            self._retire(pool)
+            raise
+        finally:
+            pool.live -= 1
+            if pool.retired and not pool.live:
+                self._discard(pool)
         status = response.status
         header = response.get_header
         if not 200 <= status < 300:
@@ -155,11 +178,24 @@ class NativeTransport:
     async def aclose(self) -> None:
         """Close every connection. A request in flight fails."""
         self._closed = True
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        if self._pool is not None:
+            self._retire(self._pool)
+        for pool in list(self._retired):
+            await pool.client.close()
+            self._discard(pool)
 
-    def _connect(self) -> Client:
+    def _retire(self, pool: _Pool) -> None:
+        """Take a pool out of use. Its connections are shut down as soon as none serves a request that is waited for."""
+        pool.retired = True
+        self._retired.add(pool)
+        if self._pool is pool:
+            self._pool = None
+
+    def _discard(self, pool: _Pool) -> None:
+        self._retired.discard(pool)
+        close_marked(pool.mark)
+
+    def _connect(self) -> _Pool:
         if self._missing_key:
             raise AuthenticationError(
                 f"{self.label}: no key for {origin(self.api_base)}, nothing was sent: set {self._missing_key}, or name "
@@ -173,6 +209,7 @@ class NativeTransport:
         from pyreqwest.exceptions import PyreqwestError
         from pyreqwest.http import Url
 
+        mark = next_mark()
         base, _, query = self.api_base.partition("?")
         try:
             self._urls = {
@@ -185,9 +222,10 @@ class NativeTransport:
                 .follow_redirects(False)
                 .max_connections(None)
                 .connect_timeout(timedelta(seconds=_CONNECT_TIMEOUT_S))
-                .tcp_keepalive(timedelta(seconds=30))
+                .tcp_keepalive(timedelta(seconds=mark.idle_s))
+                .tcp_keepalive_interval(timedelta(seconds=mark.interval_s))
             )
-            self._client = builder.build()
+            self._pool = _Pool(builder.build(), mark)
         except (PyreqwestError, ValueError, TypeError):
             # The foreign message may quote the header: say which ones there are, not what is in them.
             raise InputError(
@@ -196,7 +234,7 @@ class NativeTransport:
                 deployment=self.label,
             ) from None
         self._foreign = PyreqwestError
-        return self._client
+        return self._pool
 
     def _default_headers(self) -> dict[str, str]:
         headers = {"accept": "application/json"}
