@@ -19,7 +19,7 @@ from infermesh.errors import ConfigError
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.types import Endpoint, HeaderBucketScope, RoutingStrategy, TransportKind
 
-RESERVED_TABLES = frozenset({"run", "source", "source_errors", "attempts", "results", "progress", "retired"})
+RESERVED_TABLES = frozenset({"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_KEYS = frozenset({"api_key", "authorization", "x-api-key", "api-key", "cookie", "token", "password", "secret"})
 _SECRET_VALUE = re.compile(r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|Bearer\s+[A-Za-z0-9._-]{16,})")
@@ -104,16 +104,20 @@ class GenerateStage(_ModelStage):
     kind: Literal["generate"] = "generate"
     prompt: str | None = Field(None, description="A template, or a file that holds one (.jinja, .j2, .txt, .md)")
     messages: str | None = Field(None, description="Instead of prompt: an expression that gives a message list")
+    mapper: str | None = Field(
+        None, description="Instead of prompt: module:function that makes {input, metadata} of a row; 'row' reads its prompt, messages or responses_input"
+    )
     system: str | None = Field(None, description="A template, or a file, for the system message")
     response_format: str | dict[str, Any] | None = Field(
         None, description="module:PydanticClass, a .json schema file, or a JSON schema"
     )
     on_invalid: Literal["null", "retry"] = Field("null", description="What to do when the answer does not satisfy it")
+    parse_json: bool = Field(False, description="Parse the answer as JSON without asking the server for a format")
 
     @model_validator(mode="after")
     def _one_of(self) -> GenerateStage:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either 'prompt' (a template or its file) or 'messages' (an expression)")
+        if (self.prompt, self.messages, self.mapper).count(None) != 2:
+            raise ValueError("give one of 'prompt' (a template or its file), 'messages' (an expression) and 'mapper'")
         return self
 
 
@@ -121,16 +125,34 @@ class EmbedStage(_ModelStage):
     """A row → a text → its embedding; texts travel ``micro_batch_size`` to a request."""
 
     kind: Literal["embed"] = "embed"
-    text: str = Field(description="A template, or a file that holds one")
+    text: str | None = Field(None, description="A template, or a file that holds one")
+    mapper: str | None = Field(
+        None, description="Instead of text: module:function that makes {input, metadata} of a row; 'row' reads its text"
+    )
     micro_batch_size: int = Field(32, ge=1, description="Texts in one request")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> EmbedStage:
+        if (self.text is None) == (self.mapper is None):
+            raise ValueError("give either 'text' (a template or its file) or 'mapper'")
+        return self
 
 
 class TranscribeStage(_ModelStage):
     """A row → an audio file → its words."""
 
     kind: Literal["transcribe"] = "transcribe"
-    audio: str = Field(description="A template that gives the path of the clip")
+    audio: str | None = Field(None, description="A template that gives the path of the clip")
+    mapper: str | None = Field(
+        None, description="Instead of audio: module:function that makes {input, metadata} of a row; 'row' reads its path"
+    )
     max_transcription_bytes: int | None = Field(25 * 1024 * 1024, ge=1, description="Larger clips are refused")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> TranscribeStage:
+        if (self.audio is None) == (self.mapper is None):
+            raise ValueError("give either 'audio' (a template) or 'mapper'")
+        return self
 
 
 StageConfig = Annotated[GenerateStage | EmbedStage | TranscribeStage, Field(discriminator="kind")]
@@ -140,7 +162,7 @@ AnyStage = GenerateStage | EmbedStage | TranscribeStage
 class StoreConfig(_Model):
     """How run.duckdb is written."""
 
-    memory_limit: str = Field("1GB", description="DuckDB's memory")
+    memory_limit: str = Field("256MB", description="DuckDB's memory; beyond it, it spills to disk")
     threads: int = Field(2, ge=1, description="DuckDB's threads")
     commit_interval: float = Field(0.1, gt=0, description="Seconds between group commits")
 

@@ -122,8 +122,10 @@ class LoopThread:
         self._hop: Hop[Call[Any]] = Hop(self.loop, Call.step)
         self._lock = threading.Lock()
         self._closed = False
+        self._ended: Future[None] = Future()
+        self._ended.set_running_or_notify_cancel()
         self._last_task: asyncio.Task[None] | None = None  # a loop holds its tasks weakly
-        self._thread = threading.Thread(target=_serve, args=(self.loop,), name=name, daemon=True)
+        self._thread = threading.Thread(target=_serve, args=(self.loop, self._ended), name=name, daemon=True)
         self._thread.start()
 
     @property
@@ -154,7 +156,9 @@ class LoopThread:
         """Run a coroutine and wait for it in this thread. Interrupted (Ctrl-C), it is cancelled and has ended."""
         if self.here:
             coroutine.close()
-            raise RuntimeError("a synchronous call on the client's own loop would wait for itself: use the async method")
+            raise RuntimeError(
+                "a synchronous call on the client's own loop would wait for itself: use the async method"
+            )
         call = self.submit(coroutine)
         try:
             return call.future.result()
@@ -185,16 +189,25 @@ class LoopThread:
             end.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks for its error
             await asyncio.wait([end])
 
-    def close(self, last: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Cancel every call, await ``last`` on the loop, end the thread and wait for it. Later calls only wait."""
+    def close(self, last: Callable[[], Awaitable[None]] | None = None, patience: float | None = None) -> None:
+        """Cancel every call, await ``last`` on the loop, and end the thread; wait for that, at most so many seconds."""
+        if self._begin_to_close(last) and not self.here:
+            self._thread.join(patience)
+
+    async def aclose(self, last: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Do the same, and await it."""
+        if self._begin_to_close(last) and not self.here:
+            await asyncio.wrap_future(self._ended)
+            self._thread.join()
+
+    def _begin_to_close(self, last: Callable[[], Awaitable[None]] | None) -> bool:
+        """Whether there is a thread to wait for: after a fork it is another process's."""
         with self._lock:
             first, self._closed = not self._closed, True
-            if not self._thread.is_alive():  # another process's, after a fork
-                return
-            if first:
+            alive = self._thread.is_alive()
+            if alive and first:
                 self.loop.call_soon_threadsafe(self._wind_up, last)
-        if not self.here:
-            self._thread.join()
+        return alive
 
     def _wind_up(self, last: Callable[[], Awaitable[None]] | None) -> None:
         self._last_task = self.loop.create_task(_wind_up(last))
@@ -213,10 +226,11 @@ async def _wind_up(last: Callable[[], Awaitable[None]] | None) -> None:
         loop.stop()
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, ended: Future[None]) -> None:
     try:
         loop.run_forever()
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
+        ended.set_result(None)

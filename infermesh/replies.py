@@ -25,6 +25,7 @@ from infermesh.errors import (
     ServerError,
 )
 from infermesh.languages import language_code
+from infermesh.redaction import redact
 from infermesh.types import (
     EmbeddingResult,
     GenerationResult,
@@ -210,7 +211,7 @@ def _failed_response(body: dict[str, Any], reply: Reply) -> NoReturn:
         kind = ServerError
     else:
         kind = BadRequestError
-    said = str(error.get("message") or "no reason given")[:500]
+    said = redact(str(error.get("message") or "no reason given"))[:500]
     raise kind(
         f"the server answered with status 'failed' ({code}): {said}",
         status_code=reply.status_code,
@@ -385,6 +386,7 @@ def _malformed(expected: str, reply: Reply) -> NoReturn:
         shown = orjson.dumps(reply.body, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     except TypeError:
         shown = repr(reply.body)
+    shown = redact(shown[: 10 * _EXCERPT])
     if len(shown) > _EXCERPT:
         shown = shown[:_EXCERPT] + "…"
     raise MalformedResponseError(

@@ -286,9 +286,12 @@ class Runner:
         self._log_attempts(stage, sent, results)
         for row, item, result in zip(sent, prepared, results, strict=True):
             if isinstance(result, RequestError):
-                self._settle(stage, row, "error", error=(result.kind, result.message), key=item.key, result=result)
+                blank = (None,) * (len(stage.table.outputs) - len(item.carried))
+                outputs, error = (*blank, *item.carried), (result.kind, result.message)
+                self._settle(stage, row, "error", outputs, error=error, key=item.key, result=result)
             else:
-                self._settle(stage, row, "done", stage.outputs(result), key=item.key, result=result)
+                outputs = (*stage.outputs(result), *item.carried)
+                self._settle(stage, row, "done", outputs, key=item.key, result=result)
 
     def _keep(self, stage: Stage, row: Row) -> None:
         """The request is the one that was answered before: the stored answer stands."""

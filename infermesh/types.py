@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args, overload
+
+from infermesh.errors import ConfigError
 
 Endpoint = Literal["chat_completion", "text_completion", "responses"]
 Operation = Literal["chat_completion", "text_completion", "responses", "embedding", "transcription"]
@@ -170,7 +172,7 @@ T = TypeVar("T")
 class StreamItem(NamedTuple, Generic[T]):
     """One settled item of a batch or stream: its input's position, and a result or an error, the other one ``None``."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # in place of tuple's method
     result: T | None
     error: BaseException | None
 
@@ -221,10 +223,18 @@ class DeploymentConfig:
         Requests and tokens per minute and per day for this deployment alone.
     transport
         ``native`` (OpenAI wire format), ``litellm`` (every other provider) or ``auto``.
+    headers
+        Further HTTP headers.
     input_cost_per_token, output_cost_per_token
         US dollars per token, over the price list.
+
+    Raises
+    ------
+    ConfigError
+        An unknown transport.
     """
 
+    # Plain types, so that OmegaConf takes the class for a structured config.
     model: str
     api_base: str | None = None
     api_key: str | None = field(default=None, repr=False)
@@ -235,7 +245,13 @@ class DeploymentConfig:
     tpm: float | None = None
     rpd: float | None = None
     tpd: float | None = None
-    transport: TransportKind = "auto"
-    headers: Mapping[str, str] | None = None
+    transport: str = "auto"
+    headers: dict[str, str] | None = None
     input_cost_per_token: float | None = None
     output_cost_per_token: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.transport not in get_args(TransportKind):
+            raise ConfigError(
+                f"transport: expected one of {', '.join(get_args(TransportKind))}, got {self.transport!r}"
+            )

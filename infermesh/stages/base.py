@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -21,25 +21,31 @@ Result = GenerationResult | EmbeddingResult | TranscriptionResult
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """What building a stage needs from outside: the models, and the folders that paths are relative to."""
+    """What building a stage needs from outside: the models, the folders that paths are relative to, all stages' names."""
 
     models: Mapping[str, Model]
     roots: Sequence[Path]
+    stages: Collection[str] = ()
 
 
 @dataclass(slots=True)
 class Prepared:
-    """A row made ready to send: the request (or text), and the hash of all that decides its answer."""
+    """A row made ready to send: the request (or text), and the hash of all that decides its answer.
+
+    ``carried`` are the values of the table's last output columns, which stand whatever comes of the request.
+    """
 
     request: Any
     key: str
+    carried: tuple[Any, ...] = ()
 
 
 class Stage(Protocol):
     """One stage of a run.
 
     ``requires`` names the stages it reads, ``reads`` the ``(name, column)`` pairs that its templates mention, ``names``
-    the names in them that are no stage's (columns of the source). ``batch_size`` rows travel in one request.
+    the names in them that are no stage's (columns of the source). ``batch_size`` rows travel in one request. ``facts`` is
+    what decides every row's answer, in words; ``signature`` its hash.
     """
 
     name: str
@@ -49,6 +55,7 @@ class Stage(Protocol):
     table: StageTable
     templates: list[Template]
     signature: str
+    facts: dict[str, Any]
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared:
         """Turn a row into a request. Raises ``InputError``."""
@@ -78,11 +85,15 @@ class ModelStage:
         self.params = {**self.model.params, **config.params}
         self.templates: list[Template] = []
         self.signature = ""
+        self.facts: dict[str, Any] = {}
 
-    def sign(self, *parts: object) -> None:
+    def sign(self, **parts: Any) -> None:
         """Hash what decides every row's answer, so that a resumed run sees what an edit has touched."""
-        text = repr((type(self).__name__, self.where, self.model.identity, sorted(self.params.items()), parts))
-        self.signature = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        endpoint, _, backends = self.model.identity.partition("|")
+        facts = {"kind": type(self).__name__.lower(), "where": self.where, "model": backends, "endpoint": endpoint}
+        facts |= {f"params.{name}": value for name, value in sorted(self.params.items())}
+        self.facts = {name: value for name, value in (facts | parts).items() if value is not None}
+        self.signature = hashlib.blake2b(repr(sorted(self.facts.items())).encode(), digest_size=16).hexdigest()
 
 
 def import_object(spec: str, path: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 
 from infermesh.config import AnyStage, EmbedStage, Experiment, GenerateStage, nearest
@@ -28,6 +29,7 @@ def build_stages(experiment: Experiment, context: StageContext) -> StageGraph:
     """
     problems: list[str] = []
     stages: dict[str, Stage] = {}
+    context = replace(context, stages=tuple(experiment.stages))
     for name, config in experiment.stages.items():
         try:
             stages[name] = _build(name, config, context)

@@ -8,7 +8,8 @@ from typing import Any
 from infermesh.config import EmbedStage
 from infermesh.errors import RequestError
 from infermesh.stages.base import ModelStage, Prepared, StageContext
-from infermesh.store import Column
+from infermesh.stages.mapping import METADATA, Mapper, text_row
+from infermesh.store import Column, StageTable
 from infermesh.templates import load_template
 from infermesh.types import EmbeddingResult
 from infermesh.wire import embedding_request, request_key
@@ -22,14 +23,29 @@ class Embed(ModelStage):
     def __init__(self, name: str, config: EmbedStage, context: StageContext) -> None:
         super().__init__(name, config, context)
         self.batch_size = config.micro_batch_size
-        self._text = load_template(config.text, f"stages.{name}.text", context.roots)
-        self.templates = [self._text]
-        self.sign(self._text.source)
+        self._text = self._mapper = None
+        if config.text is not None:
+            self._text = load_template(config.text, f"stages.{name}.text", context.roots)
+            self.templates = [self._text]
+        elif config.mapper is not None:
+            self._mapper = Mapper(config.mapper, f"stages.{name}.mapper", text_row, context.stages)
+            self.table = StageTable(name, (*self.columns, Column(METADATA, "JSON")))
+        self.sign(
+            text=self._text and self._text.source,
+            mapper=config.mapper,
+            mapper_code=self._mapper and self._mapper.code,
+        )
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared:
         """Render the text. The key is that of a request with this text alone, whatever neighbours it travels with."""
-        text = self._text.render(context)
-        return Prepared(text, request_key(embedding_request([text], self.params), self.model.identity))
+        carried: tuple[str | None, ...] = ()
+        if self._text is not None:
+            text: Any = self._text.render(context)
+        else:
+            assert self._mapper is not None
+            mapped = self._mapper(context)
+            text, carried = mapped.input, (mapped.metadata,)
+        return Prepared(text, request_key(embedding_request([text], self.params), self.model.identity), carried)
 
     async def answer(self, prepared: Sequence[Prepared]) -> Sequence[EmbeddingResult | RequestError]:
         """One request for all of them; a text that the server refuses costs its own row alone."""

@@ -12,10 +12,11 @@ from infermesh.config import GenerateStage
 from infermesh.errors import ConfigError, InputError, RequestError
 from infermesh.sources import find, similar_file
 from infermesh.stages.base import ModelStage, Prepared, StageContext, import_object
-from infermesh.store import Column
+from infermesh.stages.mapping import METADATA, Mapper, generation_row
+from infermesh.store import Column, StageTable
 from infermesh.structured import ResponseFormat, to_json
 from infermesh.templates import Template, load_template
-from infermesh.types import GenerationResult, Request
+from infermesh.types import Endpoint, GenerationResult, Request
 from infermesh.wire import request_key
 
 
@@ -36,25 +37,47 @@ class Generate(ModelStage):
         self._on_invalid = config.on_invalid
         self._prompt = load_template(config.prompt, f"{path}.prompt", context.roots) if config.prompt else None
         self._messages = Template(config.messages, f"{path}.messages", expression=True) if config.messages else None
+        self._mapper = None
+        if config.mapper is not None:
+            self._mapper = Mapper(config.mapper, f"{path}.mapper", generation_row, context.stages)
+            self.table = StageTable(name, (*self.columns, Column(METADATA, "JSON")))
         self._system = load_template(config.system, f"{path}.system", context.roots) if config.system else None
         self.templates = [item for item in (self._prompt, self._messages, self._system) if item is not None]
         self._format = _response_format(config.response_format, f"{path}.response_format", context.roots)
+        if self._format is None and config.parse_json:
+            self._format = ResponseFormat.any_json()
         self.sign(
-            [item.source for item in self.templates], self._format.wire if self._format else None, self._on_invalid
+            prompt=self._prompt and self._prompt.source,
+            messages=self._messages and self._messages.source,
+            system=self._system and self._system.source,
+            response_format=self._format and self._format.wire,
+            parse_json=config.parse_json or None,
+            on_invalid=self._on_invalid,
+            mapper=config.mapper,
+            mapper_code=self._mapper and self._mapper.code,
         )
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared:
         """Render the prompt and build the request."""
         system = self._system.render(context) if self._system else None
+        endpoint: Endpoint | None = None
+        carried: tuple[str | None, ...] = ()
         if self._prompt is not None:
             content: Any = self._prompt.render(context)
+        elif self._mapper is not None:
+            mapped = self._mapper(context)
+            content, endpoint, carried = mapped.input, mapped.endpoint, (mapped.metadata,)
+            if not isinstance(content, str | list | dict):
+                raise InputError(f"input: expected a prompt or a list of messages, got {type(content).__name__}.")
         else:
             assert self._messages is not None
             content = self._messages.evaluate(context)
             if not isinstance(content, str | list | dict):
                 raise InputError(f"{self._messages.path}: expected a list of messages, got {type(content).__name__}.")
-        request = self.model.generation_request(content, self.params, system=system, response_format=self._format)
-        return Prepared(request, request_key(request, self.model.identity))
+        request = self.model.generation_request(
+            content, self.params, system=system, response_format=self._format, endpoint=endpoint
+        )
+        return Prepared(request, request_key(request, self.model.identity), carried)
 
     async def answer(self, prepared: Sequence[Prepared]) -> Sequence[GenerationResult | RequestError]:
         """One request for one row."""

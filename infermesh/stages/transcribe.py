@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from infermesh.config import TranscribeStage
 from infermesh.errors import InputError, RequestError
 from infermesh.sources import find
 from infermesh.stages.base import ModelStage, Prepared, StageContext
-from infermesh.store import Column
+from infermesh.stages.mapping import METADATA, Mapper, path_row
+from infermesh.store import Column, StageTable
 from infermesh.templates import load_template
 from infermesh.types import TranscriptionResult
 
@@ -24,21 +26,42 @@ class Transcribe(ModelStage):
 
     def __init__(self, name: str, config: TranscribeStage, context: StageContext) -> None:
         super().__init__(name, config, context)
-        self._audio = load_template(config.audio, f"stages.{name}.audio", context.roots)
+        self._audio = self._mapper = None
+        if config.audio is not None:
+            self._audio = load_template(config.audio, f"stages.{name}.audio", context.roots)
+            self.templates = [self._audio]
+        elif config.mapper is not None:
+            self._mapper = Mapper(config.mapper, f"stages.{name}.mapper", path_row, context.stages)
+            self.table = StageTable(name, (*self.columns, Column("path", "VARCHAR"), Column(METADATA, "JSON")))
         self._max_bytes = config.max_transcription_bytes
         self._roots = context.roots
-        self.templates = [self._audio]
-        self.sign(self._audio.source)
+        self.sign(
+            audio=self._audio and self._audio.source,
+            mapper=config.mapper,
+            mapper_code=self._mapper and self._mapper.code,
+        )
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared:
         """Find the clip. The key stands for its path, size and time: hashing each clip would read it twice."""
-        written = self._audio.render(context).strip()
+        carried: tuple[str | None, ...] = ()
+        if self._audio is not None:
+            written = self._audio.render(context).strip()
+        else:
+            assert self._mapper is not None
+            mapped = self._mapper(context)
+            if not isinstance(mapped.input, str | os.PathLike):
+                raise InputError(f"input: expected the path of a clip, got {type(mapped.input).__name__}")
+            written = os.fspath(mapped.input)
+            carried = (written, mapped.metadata)
         path = find(written, self._roots) if written else None
-        if path is None or not path.is_file():
-            looked = ", ".join(str(root) for root in self._roots)
-            raise InputError(f"{self._audio.path}: no audio file '{written}' (looked in {looked}).")
-        stat = path.stat()
-        return Prepared(path, self.model.key(written, stat.st_size, stat.st_mtime_ns, sorted(self.params.items())))
+        if path is not None and path.is_file():
+            stat = path.stat()
+            facts = (written, stat.st_size, stat.st_mtime_ns, sorted(self.params.items()))
+            return Prepared(path, self.model.key(*facts), carried)
+        if self._audio is None:
+            return Prepared(Path(written), self.model.key(written), carried)  # reading it will say what is wrong
+        looked = ", ".join(str(root) for root in self._roots)
+        raise InputError(f"{self._audio.path}: no audio file '{written}' (looked in {looked}).")
 
     async def answer(self, prepared: Sequence[Prepared]) -> Sequence[TranscriptionResult | RequestError]:
         """Read the clip off the event loop, then send it."""

@@ -71,8 +71,8 @@ class RowFilter:
             inner = ", ".join(column.ddl for column in table.columns[1:2] + table.outputs)
             fields.append(f"{quoted(table.name)} STRUCT({inner})")
         self._connection = duckdb.connect(config={"threads": 1})
-        self._connection.execute(f"CREATE TABLE rows ({', '.join(['position INTEGER', *fields])})")
-        self._sql = f"SELECT position FROM rows WHERE ({condition}\n)"
+        self._connection.execute(f"CREATE TABLE rows ({', '.join(['__position INTEGER', *fields])})")
+        self._sql = f"SELECT __position FROM rows WHERE ({condition}\n)"
         try:
             self._connection.execute(self._sql)
         except duckdb.Error as error:

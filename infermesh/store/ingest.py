@@ -17,23 +17,25 @@ from infermesh.sources import Source
 from infermesh.store.schema import Column, quoted
 
 _RESERVED = ("row_id", "row_key")
-_KEY = "substr(md5({content}), 1, 16)"
+_MAX_LINE = 32 * 1024 * 1024  # bytes; the reader holds a few buffers of this size
 
 
 def ingest(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     """Create and fill ``source`` and ``source_errors``.
+
+    Files are read more than once instead of being held: what is kept between the passes is a row number and a hash a
+    row, so that ten million rows are taken in with a few hundred megabytes.
 
     Raises
     ------
     ConfigError
         The file cannot be read as its format, is empty, or has a column that the table reserves.
     """
-    limit = "" if source.limit is None else f"LIMIT {source.limit}"
     try:
         if source.format == "jsonl":
-            _jsonl(connection, source.files, limit)
+            _jsonl(connection, source)
         else:
-            _relation(connection, source, limit)
+            _relation(connection, source)
     except duckdb.Error as error:
         where = ", ".join(source.files) or "source.sql"
         raise ConfigError(f"source: {where} could not be read: {_short(error)}") from None
@@ -43,47 +45,68 @@ def _short(error: duckdb.Error) -> str:
     return " ".join(str(error).split())[:600]
 
 
-def _jsonl(connection: duckdb.DuckDBPyConnection, files: Sequence[str], limit: str) -> None:
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE raw AS SELECT row_number() OVER () - 1 AS row_id, json FROM "
-        f"(SELECT json FROM read_json_objects(?, format='newline_delimited', ignore_errors=true, "
-        f"maximum_object_size=33554432) {limit})",
-        [list(files)],
+def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
+    files = f"[{', '.join(_string(file) for file in source.files)}]"
+    lines = (
+        f"(SELECT row_number() OVER () - 1 AS row_id, json FROM (SELECT json FROM read_json_objects({files}, "
+        f"format='newline_delimited', ignore_errors=true, maximum_object_size={_MAX_LINE}) {_limit(source)}))"
     )
-    structure = _json_structure(connection)
+    structure = _json_structure(connection, lines)
     _check_names(list(structure))
-    columns = f", unnest(json_transform(json, {_string(orjson.dumps(structure).decode())}))" if structure else ""
-    good = "json_type(json) = 'OBJECT'"
+    columns = ""
+    if structure:
+        columns = f", unnest(json_transform(json, {_string(orjson.dumps(structure).decode())}))"
+    _create_source(connection, lines, "json::VARCHAR", columns)
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE keyed AS SELECT row_id, {_KEY.format(content='json::VARCHAR')} AS row_key, json "
-        "FROM raw"
+        "INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' ELSE "
+        f"'not a JSON object but ' || lower(json_type(json)) END FROM {lines} "
+        "WHERE NOT coalesce(json_type(json) = 'OBJECT', false)"
+    )
+    _locate(connection, source.files)
+
+
+def _limit(source: Source) -> str:
+    return "" if source.limit is None else f"LIMIT {source.limit}"
+
+
+def _create_source(connection: duckdb.DuckDBPyConnection, rows: str, content: str, columns: str) -> None:
+    """``source`` from a subquery with ``row_id``: the hash of ``content`` and its occurrence make ``row_key``."""
+    connection.execute(
+        f"CREATE TEMP TABLE hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash FROM {rows}"
     )
     connection.execute(
-        "CREATE TABLE source AS SELECT row_id, row_key || '-' || row_number() OVER (PARTITION BY row_key ORDER BY "
-        f"row_id) AS row_key, * EXCLUDE (row_id, row_key) FROM (SELECT row_id, coalesce(row_key, 'malformed') AS "
-        f"row_key{columns} FROM keyed) ORDER BY row_id"
+        "CREATE TEMP TABLE repeated AS SELECT row_id, row_number() OVER (PARTITION BY hash ORDER BY row_id) AS "
+        "occurrence FROM hashes WHERE hash IN (SELECT hash FROM hashes GROUP BY hash HAVING count(*) > 1)"
     )
+    occurrence, join = "1", ""
+    if connection.execute("SELECT 1 FROM repeated LIMIT 1").fetchone():
+        # Numbers are sorted and laid beside the rows by position: joining or sorting whole rows would lose the file's
+        # order or take memory for all of them.
+        connection.execute(
+            "CREATE TEMP TABLE occurrences AS SELECT coalesce(occurrence, 1) AS __occurrence FROM hashes h "
+            "LEFT JOIN repeated o ON o.row_id = h.row_id ORDER BY h.row_id"
+        )
+        occurrence, join = "__occurrence", "POSITIONAL JOIN occurrences"
     connection.execute(
-        f"INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' ELSE "
-        f"'not a JSON object but ' || lower(json_type(json)) END FROM keyed WHERE NOT coalesce({good}, false)"
+        f"CREATE TABLE source AS SELECT r.row_id, coalesce(__key, 'malformed') || '-' || {occurrence} AS row_key"
+        f"{columns} FROM (SELECT *, printf('%016x', md5_number_lower({content})) AS __key FROM {rows}) r {join}"
     )
-    connection.execute("DROP TABLE keyed")
-    connection.execute("DROP TABLE raw")
-    _locate(connection, files)
+    for table in ("hashes", "repeated", "occurrences"):
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
 
 
 def _string(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _json_structure(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """Each top-level key of the ``raw`` objects, in order of appearance, with a DuckDB type that loses nothing."""
+def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> dict[str, str]:
+    """Each top-level key of the objects, in order of appearance, with a DuckDB type that loses nothing."""
     found = connection.execute(
         "SELECT key, list(DISTINCT kind), max(digits) FROM (SELECT row_id, position, key, json_type(value) AS kind, "
         "CASE WHEN json_type(value) IN ('BIGINT', 'UBIGINT') THEN length(value::VARCHAR) END AS digits FROM "
         "(SELECT row_id, position, key, json_extract(json, '$.\"' || replace(key, '\"', '\\\"') || '\"') AS value FROM "
         "(SELECT row_id, json, unnest(json_keys(json)) AS key, unnest(range(len(json_keys(json)))) AS position FROM "
-        "raw WHERE json_type(json) = 'OBJECT'))) GROUP BY key ORDER BY min(row_id), min(position)"
+        f"{lines} WHERE json_type(json) = 'OBJECT'))) GROUP BY key ORDER BY min(row_id), min(position)"
     ).fetchall()
     return {key: _json_column_type(set(kinds), digits or 0) for key, kinds, digits in found}
 
@@ -97,7 +120,7 @@ def _json_column_type(kinds: set[str], digits: int) -> str:
     if kinds <= {"BIGINT", "UBIGINT"}:
         return "BIGINT" if digits < 19 else "HUGEINT"
     if kinds <= {"BIGINT", "UBIGINT", "DOUBLE"}:
-        return "DOUBLE"
+        return "DOUBLE" if digits < 16 else "JSON"
     return "JSON"
 
 
@@ -123,28 +146,24 @@ def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None
                     )
 
 
-def _relation(connection: duckdb.DuckDBPyConnection, source: Source, limit: str) -> None:
-    parameters: list[object] = [list(source.files)]
+def _relation(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
+    files = f"[{', '.join(_string(file) for file in source.files)}]"
     if source.format == "csv":
-        relation = "SELECT * FROM read_csv(?, all_varchar=true, header=true, union_by_name=true)"
+        relation = f"SELECT * FROM read_csv({files}, all_varchar=true, header=true, union_by_name=true)"
     elif source.format == "parquet":
-        relation = "SELECT * FROM read_parquet(?, union_by_name=true)"
+        relation = f"SELECT * FROM read_parquet({files}, union_by_name=true)"
     else:
-        relation, parameters = f"SELECT * FROM ({(source.sql or '').strip().rstrip(';')})", []
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE raw AS SELECT row_number() OVER () - 1 AS __row_id, * FROM ({relation} {limit})",
-        parameters,
-    )
-    names = [row[0] for row in connection.execute("DESCRIBE raw").fetchall()][1:]
+        # A query may answer differently the second time: its rows are kept.
+        query = (source.sql or "").strip().rstrip(";")
+        connection.execute(f"CREATE TEMP TABLE queried AS SELECT * FROM ({query}\n) {_limit(source)}")
+        relation = "SELECT * FROM queried"
+    names = [row[0] for row in connection.execute(f"DESCRIBE {relation}").fetchall()]
     _check_names(names)
-    columns = ", ".join(quoted(name) for name in names)
+    rows = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM ({relation} {_limit(source)}))"
+    columns = "".join(f", {quoted(name)}" for name in names)
     content = f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
-    connection.execute(
-        "CREATE TABLE source AS SELECT row_id, row_key || '-' || row_number() OVER (PARTITION BY row_key ORDER BY "
-        f"row_id) AS row_key, {columns} FROM (SELECT __row_id AS row_id, {_KEY.format(content=content)} AS row_key, "
-        f"{columns} FROM raw) ORDER BY row_id"
-    )
-    connection.execute("DROP TABLE raw")
+    _create_source(connection, rows, content, columns)
+    connection.execute("DROP TABLE IF EXISTS queried")
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from infermesh.transports.errors import redact, retry_after_seconds
+from infermesh.redaction import redact
+from infermesh.transports.errors import retry_after_seconds
 from infermesh.transports.litellm import LiteLLMTransport
 from infermesh.transports.native import NativeTransport
 from infermesh.transports.resolve import Resolved, resolve

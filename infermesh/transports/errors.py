@@ -1,14 +1,13 @@
-"""HTTP failures → the error tree, and the keeping of keys out of messages. Both transports come through here."""
+"""HTTP failures → the error tree. Both transports come through here."""
 
 from __future__ import annotations
 
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -17,6 +16,7 @@ from infermesh.errors import (
     BadRequestError,
     ContentFilterError,
     ContextLengthError,
+    MalformedResponseError,
     NotFoundError,
     PermissionDeniedError,
     RateLimitError,
@@ -24,24 +24,13 @@ from infermesh.errors import (
     RequestTimeoutError,
     ServerError,
 )
+from infermesh.redaction import origin, redact
 
-__all__ = ["error_from_status", "origin", "redact", "retry_after_seconds", "secret_values", "timed_out"]
+__all__ = ["error_from_status", "error_in_body", "retry_after_seconds", "timed_out"]
 
 Header = Callable[[str], str | None]
 
 _SHOWN = 500
-_REDACTED = "[redacted]"
-
-_KEY_SHAPES = re.compile(
-    r"(?i:\bbearer\s+)[^\s\"',;]+"
-    r"|\b(?:sk|pk|rk|gsk|xai|hf|nvapi|fw|csk|pplx|r8|tgp)[-_][\w*.\-]{6,}"
-    r"|\bAIza[\w\-*]{20,}"
-    r"|\b(?:AKIA|ASIA)[A-Z0-9]{12,}"
-    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
-)
-_SECRET_NAME = re.compile(r"authorization|cookie|(?:^|[-_])(?:api)?(?:key|token|secret|password)s?$", re.IGNORECASE)
-_USERINFO = re.compile(r"(?<=://)[^\s/@\"'<>]+@")
-_QUERY = re.compile(r"(https?://[^\s?#\"'<>]+)\?[^\s\"'<>)]*")
 _HTML_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 _CONTEXT_CODES = frozenset(("context_length_exceeded", "exceed_context_size_error", "string_above_max_length"))
@@ -64,51 +53,6 @@ _FILTER_MESSAGE = re.compile(
     re.IGNORECASE,
 )
 _NO_CREDIT_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
-
-
-def redact(text: str, *secrets: str | None) -> str:
-    """Take the keys out of a text that will be shown, logged or stored.
-
-    Parameters
-    ----------
-    text
-        Something a server or a library said; servers echo keys.
-    secrets
-        The keys at hand, also where only their beginning is quoted. Whatever has the shape of a provider's key, a
-        bearer token, a URL's user and password, or a URL's query goes in any case.
-    """
-    for secret in secrets:
-        if not secret:
-            continue
-        if len(secret) >= 12:
-            text = text.replace(secret, _REDACTED)
-            text = re.sub(re.escape(secret[:8]) + r"[^\s\"',;]*", _REDACTED, text)
-        else:
-            # A short key may be part of an ordinary word: only where it stands alone.
-            text = re.sub(r"(?<![\w-])" + re.escape(secret) + r"(?![\w-])", _REDACTED, text)
-    text = _KEY_SHAPES.sub(_REDACTED, text)
-    text = _USERINFO.sub(f"{_REDACTED}@", text)
-    return _QUERY.sub(rf"\1?{_REDACTED}", text)
-
-
-def secret_values(named: Mapping[str, str]) -> list[str]:
-    """The values of those headers or environment variables that are secret by their name."""
-    values: list[str] = []
-    for name, value in named.items():
-        if _SECRET_NAME.search(name) and value:
-            values += [value, *value.split()[1:]]  # "Bearer x": the scheme alone is no secret
-    return values
-
-
-def origin(url: str) -> str:
-    """``scheme://host:port`` of a URL, for messages: no user, password, path or query."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-        host = parts.hostname or "?"
-    except ValueError:
-        return "?"
-    return f"{parts.scheme or 'http'}://{f'[{host}]' if ':' in host else host}{port}"
 
 
 def retry_after_seconds(header: Header, now: Callable[[], float] = time.time) -> float | None:
@@ -195,6 +139,26 @@ def error_from_status(
         deployment=label,
         request_id=header("x-request-id") or header("request-id") or body_id,
         retryable=retryable,
+    )
+
+
+def error_in_body(
+    status: int, body: dict[str, Any], header: Header, label: str, *, secrets: tuple[str | None, ...] = ()
+) -> RequestError:
+    """Make the error of a success whose body is an error all the same, as gateways send it when their upstream fails.
+
+    Its ``code`` counts as the status where it is one (OpenRouter); else the answer is malformed.
+    """
+    error = body["error"]
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, int) and 400 <= code < 600:
+        return error_from_status(code, body, header, label, secrets=secrets)
+    _, said, request_id = _server_message(body)
+    return MalformedResponseError(
+        f"{label}: HTTP {status} with an error in place of an answer: {redact(said, *secrets)[:_SHOWN]}",
+        status_code=status,
+        deployment=label,
+        request_id=header("x-request-id") or request_id,
     )
 
 

@@ -8,6 +8,8 @@ provider does not take is a :class:`~infermesh.errors.BadRequestError`.
 Where it differs from the native transport
 ------------------------------------------
 - The Responses endpoint needs the package ``mcp`` (``litellm[mcp]``); without it such a request is an ``InputError``.
+- A success whose body is an error gets a status of LiteLLM's making (400, 422), and so the class of that status.
+- ``max_tokens`` below 16 is raised to 16 for the Responses endpoint.
 - Redirects are followed: an endpoint that has moved answers, or fails as a connection, instead of a ``NotFoundError``.
 - Rate-limit headers do not come back for every provider and operation (not for ``hosted_vllm`` embeddings, for one),
   nor does the ``x-request-id`` of an answer that has no id of its own.
@@ -37,7 +39,8 @@ from infermesh.errors import (
     MalformedResponseError,
     RequestError,
 )
-from infermesh.transports.errors import error_from_status, origin, redact, secret_values, timed_out
+from infermesh.redaction import origin, redact, secret_values
+from infermesh.transports.errors import error_from_status, timed_out
 from infermesh.transports.native import default_transcript_format
 from infermesh.types import Reply, Request
 

@@ -22,7 +22,8 @@ from infermesh.errors import (
     MalformedResponseError,
     RequestError,
 )
-from infermesh.transports.errors import error_from_status, origin, redact, secret_values, timed_out
+from infermesh.redaction import origin, redact, secret_values
+from infermesh.transports.errors import error_from_status, error_in_body, timed_out
 from infermesh.transports.sockets import Mark, close_marked, next_mark
 from infermesh.types import Reply, Request
 from infermesh.wire import request_body
@@ -30,7 +31,7 @@ from infermesh.wire import request_body
 if TYPE_CHECKING:
     from pyreqwest.client import Client
     from pyreqwest.http import Url
-    from pyreqwest.request import RequestBuilder
+    from pyreqwest.request import ConsumedRequest, RequestBuilder
 
 __all__ = ["NativeTransport"]
 
@@ -131,17 +132,16 @@ class NativeTransport:
         pool = self._pool
         if pool is None:
             pool = self._connect()
-        operation = request.operation
-        builder = pool.client.post(self._urls[operation])
-        if operation == "transcription":
-            builder = self._with_clip(builder, request)
-        else:
-            builder = builder.body_bytes(request_body(request, self.model))
+        builder = pool.client.post(self._urls[request.operation])
         if timeout is not None:
             builder = builder.timeout(_duration(timeout))
+        if request.operation == "transcription":
+            outgoing = self._form(builder, request)
+        else:
+            outgoing = builder.body_bytes(request_body(request, self.model)).build()
         pool.live += 1
         try:
-            response = await builder.build().send()
+            response = await outgoing.send()
             data = await response.bytes()
         except self._foreign as error:
             # `from None`: the foreign message quotes the URL, which may hold a key.
@@ -165,14 +165,17 @@ class NativeTransport:
                 url=self.api_base,
                 model=self.model,
             )
+        if request.operation == "transcription" and request.payload.get("response_format") in _TEXT_FORMATS:
+            return Reply(status, {"text": data.to_bytes().decode("utf-8", "replace").strip("\r\n")}, header)
         try:
             body = orjson.loads(memoryview(data))
         except ValueError as error:
-            if operation == "transcription" and request.payload.get("response_format") in _TEXT_FORMATS:
-                return Reply(status, {"text": data.to_bytes().decode("utf-8", "replace").strip("\r\n")}, header)
             raise self._malformed(f"not JSON ({error})", data.to_bytes(), status, header("x-request-id")) from None
         if not isinstance(body, dict):
             raise self._malformed("not a JSON object", data.to_bytes(), status, header("x-request-id"))
+        # A response of the Responses API always has the key, and its own status.
+        if "error" in body and body["error"] and request.operation != "responses":
+            raise error_in_body(status, body, header, self.label, secrets=self._secrets)
         return Reply(status, body, header)
 
     async def aclose(self) -> None:
@@ -237,13 +240,13 @@ class NativeTransport:
         return self._pool
 
     def _default_headers(self) -> dict[str, str]:
-        headers = {"accept": "application/json"}
+        headers = {"accept": "application/json", "content-type": "application/json"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
         headers.update((name.lower(), value) for name, value in self._headers.items())
         return headers
 
-    def _with_clip(self, builder: RequestBuilder, request: Request) -> RequestBuilder:
+    def _form(self, builder: RequestBuilder, request: Request) -> ConsumedRequest:
         from pyreqwest.multipart import FormBuilder, PartBuilder
 
         if request.audio is None:
@@ -256,7 +259,11 @@ class NativeTransport:
                 form = form.text(f"{name}[]" if isinstance(value, list | tuple) else name, _form_text(text))
         mime, _ = guess_type(request.audio.filename)
         part = PartBuilder.from_bytes(request.audio.data).file_name(request.audio.filename)
-        return builder.multipart(form.part("file", part.mime(mime or "application/octet-stream")))
+        boundary = form.boundary
+        outgoing = builder.multipart(form.part("file", part.mime(mime or "application/octet-stream"))).build()
+        # The client's default content type goes before the form's own.
+        outgoing.headers["content-type"] = f"multipart/form-data; boundary={boundary}"
+        return outgoing
 
     def _malformed(self, what: str, data: bytes, status: int, request_id: str | None) -> MalformedResponseError:
         shown = redact(" ".join(data[:2000].decode("utf-8", "replace").split()), *self._secrets)[:200]

@@ -1,0 +1,191 @@
+"""The client's three operations, on its loop: from an input and the caller's options to a result.
+
+Each is prepared once for a call or a whole batch (options merged and checked, output schema compiled), and gives the
+``work`` of a :class:`~infermesh.batches.Job`: from a list of inputs to a result or an error for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+from infermesh.audio import read_audio
+from infermesh.errors import ConfigError, InputError
+from infermesh.model import Model, OnInvalid
+from infermesh.structured import ResponseFormat
+from infermesh.types import EmbeddingResult, Endpoint, GenerationResult, RequestMetrics, TranscriptionResult
+
+__all__ = ["Operations", "Work", "check_timeout"]
+
+R = TypeVar("R")
+Work = Callable[[Sequence[Any]], Coroutine[Any, Any, Sequence[R | Exception]]]
+
+# What a generation takes besides wire parameters.
+_GENERATION_OPTIONS = ("response_format", "parse_output", "on_invalid", "endpoint", "system", "timeout")
+
+
+class Operations:
+    """A model, the client's slots in front of it, and the client's defaults.
+
+    Parameters
+    ----------
+    model
+        Asked without parameters of its own.
+    slots
+        Requests in hand at once, over all callers and deployments; ``None`` for no bound.
+    defaults
+        Options and wire parameters of every request.
+    max_transcription_bytes
+        Largest clip that is sent.
+    """
+
+    def __init__(
+        self, model: Model, slots: int | None, defaults: Mapping[str, Any], max_transcription_bytes: int | None
+    ) -> None:
+        self._model = model
+        self._slots = _Slots(slots)
+        self._defaults = dict(defaults)
+        self._max_bytes = max_transcription_bytes
+
+    def generation(self, params: Mapping[str, Any], **options: Any) -> Work[GenerationResult]:
+        """Inputs are prompts, conversations or payloads. Raises ``ConfigError`` for an option that cannot be."""
+        wire = self._merged(params, options)
+        chosen = {name: wire.pop(name, None) for name in _GENERATION_OPTIONS}
+        spec = chosen["response_format"]
+        output = None if spec is None else ResponseFormat.of(spec)
+        if output is not None:
+            wire["response_format"] = output.wire
+        parse = output if chosen["parse_output"] is not False else None
+        on_invalid: OnInvalid = _choice("on_invalid", chosen["on_invalid"] or "null", OnInvalid)
+        endpoint: Endpoint = _choice("endpoint", chosen["endpoint"] or self._model.endpoint, Endpoint)
+        system, timeout = chosen["system"], check_timeout(chosen["timeout"])
+        model, slots = self._model, self._slots
+
+        async def work(chunk: Sequence[Any]) -> Sequence[GenerationResult | Exception]:
+            waited = 0.0
+            try:
+                request = model.generation_request(_checked(chunk[0]), wire, system=system, endpoint=endpoint)
+                async with slots as waited:
+                    result = await model.generate(request, parse, on_invalid=on_invalid, timeout=timeout)
+            except Exception as error:
+                _add_wait(getattr(error, "metrics", None), waited)
+                return (error,)
+            _add_wait(result.metrics, waited)
+            return (result,)
+
+        return work
+
+    def embedding(self, params: Mapping[str, Any], timeout: float | None) -> Work[EmbeddingResult]:
+        """Inputs are texts, and those of one call travel in one request."""
+        wire = self._for_others(params, timeout)
+        timeout = check_timeout(wire.pop("timeout", None))
+        model, slots = self._model, self._slots
+
+        async def work(chunk: Sequence[Any]) -> Sequence[EmbeddingResult | Exception]:
+            texts = [text for text in chunk if isinstance(text, str)]
+            try:
+                if texts:
+                    async with slots as waited:
+                        found: Sequence[EmbeddingResult | Exception] = await model.embed(texts, wire, timeout=timeout)
+                    for metrics in {id(metrics): metrics for item in found if (metrics := item.metrics)}.values():  # type: ignore[union-attr]
+                        _add_wait(metrics, waited)
+                else:
+                    found = ()
+            except Exception as error:
+                found = [error] * len(texts)
+            if len(texts) == len(chunk):
+                return found
+            rest = iter(found)
+            return [next(rest) if isinstance(text, str) else _not_a_text(text) for text in chunk]
+
+        return work
+
+    def transcription(self, params: Mapping[str, Any], timeout: float | None) -> Work[TranscriptionResult]:
+        """Inputs are paths, bytes or binary files; each is read in another thread once it has a slot."""
+        wire = self._for_others(params, timeout)
+        timeout = check_timeout(wire.pop("timeout", None))
+        model, slots, max_bytes = self._model, self._slots, self._max_bytes
+
+        async def work(chunk: Sequence[Any]) -> Sequence[TranscriptionResult | Exception]:
+            waited = 0.0
+            try:
+                async with slots as waited:
+                    clip = await asyncio.to_thread(read_audio, chunk[0], max_bytes=max_bytes)
+                    result = await model.transcribe(clip, wire, timeout=timeout)
+            except Exception as error:
+                _add_wait(getattr(error, "metrics", None), waited)
+                return (error,)
+            _add_wait(result.metrics, waited)
+            return (result,)
+
+        return work
+
+    def _merged(self, params: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        given = {name: value for name, value in options.items() if value is not None}
+        return {**self._defaults, **given, **params}
+
+    def _for_others(self, params: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
+        """The merged parameters of an operation that is not a generation."""
+        defaults = {
+            name: value
+            for name, value in self._defaults.items()
+            if name == "timeout" or name not in _GENERATION_OPTIONS
+        }
+        return {**defaults, **({} if timeout is None else {"timeout": timeout}), **params}
+
+
+class _Slots:
+    """A semaphore whose context tells how many seconds it was waited for."""
+
+    def __init__(self, size: int | None) -> None:
+        self._free = None if size is None else asyncio.Semaphore(size)
+
+    async def __aenter__(self) -> float:
+        if self._free is None:
+            return 0.0
+        if not self._free.locked():
+            await self._free.acquire()
+            return 0.0
+        started = time.perf_counter()
+        await self._free.acquire()
+        return time.perf_counter() - started
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._free is not None:
+            self._free.release()
+
+
+def _add_wait(metrics: RequestMetrics | None, waited: float) -> None:
+    if waited and metrics is not None:
+        metrics.queue_s += waited
+        metrics.end_to_end_s += waited
+
+
+def _checked(input: Any) -> Any:
+    if isinstance(input, str | Mapping) or (isinstance(input, Sequence) and not isinstance(input, bytes | bytearray)):
+        return input
+    raise InputError(
+        f"cannot make a request from {type(input).__name__}: pass a prompt (str), a list of messages, or a mapping "
+        "with the endpoint's own fields"
+    )
+
+
+def _not_a_text(text: Any) -> InputError:
+    return InputError(f"the text to embed is {type(text).__name__}, not a string")
+
+
+def _choice(name: str, value: Any, allowed: Any) -> Any:
+    if value not in get_args(allowed):
+        raise ConfigError(f"{name}: expected one of {', '.join(get_args(allowed))}, got {value!r}")
+    return value
+
+
+def check_timeout(timeout: Any) -> float | None:
+    """``timeout`` itself; ``ConfigError`` unless it is ``None`` or a number above 0."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise ConfigError(f"timeout: expected a number of seconds above 0, got {timeout!r}")
+    return float(timeout)

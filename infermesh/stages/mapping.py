@@ -1,0 +1,156 @@
+"""Rows that say themselves what to send: by their own fields, or through a function of the user's."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from infermesh.config import nearest
+from infermesh.errors import ConfigError, InputError
+from infermesh.stages.base import import_object
+from infermesh.types import Endpoint
+
+ROW = "row"
+METADATA = "metadata"
+
+
+@dataclass(slots=True)
+class Mapped:
+    """What a row asks for: ``input`` as the stage takes it, ``metadata`` as JSON text; ``endpoint`` over the model's."""
+
+    input: Any
+    metadata: str | None = None
+    endpoint: Endpoint | None = None
+
+
+class Mapper:
+    """Makes a stage's input of a row.
+
+    Parameters
+    ----------
+    spec
+        ``row``: the row's own fields decide. Or ``module:function``: it gets the row as a dict and returns
+        ``{"input": …, "metadata": {…}}``; ``package.module.function`` will do as well.
+    own
+        Reads the input from a row's own fields.
+    hidden
+        Names in a row's context that are no columns of the source.
+
+    Raises
+    ------
+    ConfigError
+        The function does not import, or is none.
+    """
+
+    def __init__(
+        self, spec: str, path: str, own: Callable[[Mapping[str, Any]], Mapped], hidden: Collection[str] = ()
+    ) -> None:
+        self.spec = spec
+        self._path = path
+        self._own = own
+        self._hidden = frozenset(hidden)
+        self._function: Callable[[dict[str, Any]], Any] | None = None
+        if spec != ROW:
+            if ":" not in spec:
+                raise ConfigError(f"{path}: '{spec}' is neither '{ROW}' nor module:function.")
+            self._function = import_object(spec, path)
+            if not callable(self._function):
+                raise ConfigError(f"{path}: '{spec}' is a {type(self._function).__name__}, not a function.")
+
+    def __call__(self, context: Mapping[str, Any]) -> Mapped:
+        """Map one row. Raises ``InputError``, whatever the function raises."""
+        row = {name: value for name, value in context.items() if name not in self._hidden}
+        if self._function is None:
+            return self._own(row)
+        try:
+            made = self._function(row)
+        except Exception as error:
+            raise InputError(f"mapper {self.spec}: {type(error).__name__}: {error}") from error
+        return self._checked(made)
+
+    def _checked(self, made: Any) -> Mapped:
+        if not isinstance(made, Mapping):
+            raise InputError(f'mapper {self.spec}: expected {{"input": …, "metadata": {{…}}}}, got {type(made).__name__}')
+        unknown = [str(key) for key in made if key not in ("input", METADATA)]
+        if unknown:
+            raise InputError(f"mapper {self.spec}: unknown key '{unknown[0]}'.{nearest(unknown[0], ['input', METADATA])}")
+        if made.get("input") is None:
+            raise InputError(f"mapper {self.spec}: the row has no input: 'input' is missing or None")
+        metadata = made.get(METADATA)
+        if metadata is None:
+            return Mapped(made["input"])
+        try:
+            return Mapped(made["input"], orjson.dumps(metadata, option=orjson.OPT_NON_STR_KEYS).decode())
+        except TypeError as error:
+            raise InputError(f"mapper {self.spec}: metadata is not JSON: {error}") from None
+
+    @property
+    def code(self) -> str | None:
+        """A hash of the module that holds the function; comments and layout do not count. ``None`` without source."""
+        if self._function is None:
+            return None
+        module = inspect.getmodule(self._function)
+        try:
+            tree = ast.dump(ast.parse(inspect.getsource(module or self._function)))  # type: ignore[arg-type]
+        except (OSError, TypeError, SyntaxError):
+            return None
+        return hashlib.blake2b(tree.encode(), digest_size=8).hexdigest()
+
+
+def generation_row(row: Mapping[str, Any]) -> Mapped:
+    """``prompt``, ``messages`` or ``responses_input``, the one of them that the row has."""
+    given = [name for name in ("prompt", "messages", "responses_input") if row.get(name) is not None]
+    if len(given) != 1:
+        found = f"it has both {' and '.join(given)}" if given else f"it has {_fields(row)}"
+        raise InputError(f"expected a row with one of prompt, messages, responses_input; {found}")
+    value = row[given[0]]
+    if given[0] == "prompt":
+        if not isinstance(value, str):
+            raise InputError(f"prompt: expected text, got {type(value).__name__}")
+        return Mapped(value)
+    if given[0] == "messages":
+        return Mapped(_message_list(value))
+    if not isinstance(value, str | list):
+        raise InputError(f"responses_input: expected text or a list of items, got {type(value).__name__}")
+    return Mapped(value, endpoint="responses")
+
+
+def text_row(row: Mapping[str, Any]) -> Mapped:
+    """``text``."""
+    return Mapped(_string(row, "text"))
+
+
+def path_row(row: Mapping[str, Any]) -> Mapped:
+    """``path`` of the clip."""
+    return Mapped(_string(row, "path"))
+
+
+def _string(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        raise InputError(f"expected a row with {name}; it has {_fields(row)}")
+    if not isinstance(value, str):
+        raise InputError(f"{name}: expected text, got {type(value).__name__}")
+    return value
+
+
+def _message_list(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a CSV cell
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise InputError(f"messages: not JSON: {error}") from None
+    if not isinstance(value, list):
+        raise InputError(f"messages: expected a list of messages, got {type(value).__name__}")
+    return value
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    present = [name for name, value in row.items() if value is not None]
+    return f"only {', '.join(present[:10])}" if present else "nothing"
