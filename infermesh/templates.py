@@ -49,11 +49,12 @@ class Template:
         self.source = source
         self.path = path
         try:
-            tree = _ENVIRONMENT.parse(source)
             if expression:
                 inner = source.strip().removeprefix("{{").removesuffix("}}").strip()
+                tree = _ENVIRONMENT.parse(f"{{{{ {inner} }}}}")
                 self._evaluate = _ENVIRONMENT.compile_expression(inner, undefined_to_none=False)
             else:
+                tree = _ENVIRONMENT.parse(source)
                 self._render = _ENVIRONMENT.from_string(source).render
         except TemplateSyntaxError as error:
             raise ConfigError(f"{path}: line {error.lineno} of the template: {error.message}") from None

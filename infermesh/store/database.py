@@ -16,6 +16,7 @@ from infermesh.config import StoreConfig
 from infermesh.errors import ConfigError, StoreError
 from infermesh.sources import Source
 from infermesh.store.ingest import ingest, source_columns
+from infermesh.store.output import OutputTable
 from infermesh.store.schema import (
     ATTEMPTS,
     ATTEMPTS_DDL,
@@ -113,6 +114,8 @@ class RunStore:
                 self._put_aside(table)
             for ddl in (RUN_DDL, SOURCE_ERRORS_DDL, RETIRED_DDL, ATTEMPTS_DDL, *(table.ddl for table in tables)):
                 connection.execute(ddl)
+            for table in tables:
+                self._fit(table)
             fingerprint = source.fingerprint
             if self.is_new:
                 ingest(connection, source)
@@ -137,40 +140,71 @@ class RunStore:
             raise
 
     def _put_aside(self, table: StageTable) -> None:
-        """A stage whose kind has changed gets a new table; the old one stays under another name."""
+        """A stage whose kind has changed gets a new table; the old one, with its columns, stays under another name."""
         found = self._connection.execute(
             "SELECT column_name FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index", [table.name]
         ).fetchall()
-        if found and [name for (name,) in found] != [column.name for column in table.columns]:
+        if not {name for (name,) in found} <= {column.name for column in table.columns}:
             self._connection.execute("DROP VIEW IF EXISTS results")
             self._connection.execute("DROP VIEW IF EXISTS progress")
             old = quoted(f"{table.name}_until_{utcnow():%Y%m%d_%H%M%S}")
             self._connection.execute(f"ALTER TABLE {quoted(table.name)} RENAME TO {old}")
 
     def _reconcile(self, source: Source) -> None:
-        """The source has changed: rows are matched by key, new ones join at the end, vanished ones are retired."""
+        """The source has changed: rows are matched by key, new ones join at the end, vanished ones are retired.
+
+        A matched row has the same content, so what is there stays where it is.
+        """
         connection = self._connection
         connection.execute("ALTER TABLE source RENAME TO source_before")
         connection.execute("DELETE FROM source_errors")
         ingest(connection, source)
+        now = source_columns(connection)
         connection.execute("ALTER TABLE source RENAME TO source_now")
+        connection.execute("ALTER TABLE source_before RENAME TO source")
+        self._widen_source(now)
         connection.execute(
-            "CREATE TEMP TABLE ids AS SELECT n.row_id AS now_id, coalesce(b.row_id, (SELECT max(row_id) FROM "
-            "source_before) + row_number() OVER (PARTITION BY b.row_id IS NULL ORDER BY n.row_id)) AS row_id "
-            "FROM source_now n LEFT JOIN source_before b USING (row_key)"
+            "CREATE OR REPLACE TABLE retired AS SELECT row_id FROM source s WHERE NOT EXISTS "
+            "(SELECT 1 FROM source_now n WHERE n.row_key = s.row_key)"
         )
         connection.execute(
-            "CREATE TABLE source AS SELECT i.row_id, n.* EXCLUDE (row_id) FROM source_now n JOIN ids i ON "
-            "i.now_id = n.row_id UNION ALL BY NAME SELECT * FROM source_before b WHERE NOT EXISTS "
-            "(SELECT 1 FROM source_now n WHERE n.row_key = b.row_key) ORDER BY row_id"
+            "INSERT INTO source BY NAME SELECT (SELECT coalesce(max(row_id), -1) FROM source) + row_number() OVER () "
+            "AS row_id, n.* EXCLUDE (row_id) FROM source_now n WHERE NOT EXISTS (SELECT 1 FROM source s WHERE "
+            "s.row_key = n.row_key)"
         )
-        connection.execute("UPDATE source_errors e SET row_id = i.row_id FROM ids i WHERE i.now_id = e.row_id")
         connection.execute(
-            "CREATE OR REPLACE TABLE retired AS SELECT row_id FROM source_before b WHERE NOT EXISTS "
-            "(SELECT 1 FROM source_now n WHERE n.row_key = b.row_key)"
+            "UPDATE source_errors SET row_id = s.row_id FROM source_now n, source s "
+            "WHERE n.row_id = source_errors.row_id AND s.row_key = n.row_key"
         )
-        for table in ("source_before", "source_now", "ids"):
-            connection.execute(f"DROP TABLE {table}")
+        connection.execute("DROP TABLE source_now")
+
+    def _widen_source(self, now: Sequence[Column]) -> None:
+        """Give ``source`` the columns and the types that the changed source has."""
+        before = {column.name: column.type for column in source_columns(self._connection)}
+        for column in now:
+            name, old = quoted(column.name), before.get(column.name)
+            if old is None:
+                self._connection.execute(f"ALTER TABLE source ADD COLUMN {column.ddl}")
+            elif old != column.type:
+                if column.type == "JSON":
+                    value = f"to_json({name})"
+                else:
+                    value = f"{name} ->> '$'" if old == "JSON" else name
+                    value = f"TRY_CAST({value} AS {column.type})"
+                self._connection.execute(f"ALTER TABLE source ALTER COLUMN {name} TYPE {column.type} USING {value}")
+
+    def _fit(self, table: StageTable) -> None:
+        """Give a table that an earlier declaration made the columns that it has now."""
+        name = quoted(table.name)
+        present = [row[0] for row in self._connection.execute(f"DESCRIBE {name}").fetchall()]
+        if present == [column.name for column in table.columns]:
+            return
+        before = quoted(f"{table.name}__before")
+        values = [quoted(column.name) if column.name in present else "NULL" for column in table.columns]
+        self._connection.execute(f"ALTER TABLE {name} RENAME TO {before}")
+        self._connection.execute(table.ddl)
+        self._connection.execute(f"INSERT INTO {name} SELECT {', '.join(values)} FROM {before}")
+        self._connection.execute(f"DROP TABLE {before}")
 
     def _check_stage_names(self) -> None:
         columns = {column.name.lower(): column.name for column in self.source_columns}
@@ -219,6 +253,10 @@ class RunStore:
             for table in self._tables
         ]
         return self._connection.execute(" UNION ALL ".join(parts) + " ORDER BY rows DESC").fetchall()
+
+    def output(self, stage: StageTable, kind: str) -> OutputTable:
+        """A stage's rows as an output file shows them."""
+        return OutputTable(self._connection.cursor(), stage, kind)
 
     def writer(self, **hooks: Any) -> GroupWriter:
         """The one writer of the stage tables and of ``attempts``; hooks as :class:`GroupWriter` takes them."""

@@ -35,6 +35,9 @@ class GroupWriter:
         Seconds between commits.
     on_commit
         Called in the writer's thread with the number of rows after each commit.
+    on_rows
+        Called in the writer's thread with the rows of each table after each commit. Its ``OSError`` or ``StoreError`` is
+        a failure.
     on_failure
         Called in the writer's thread once, when a commit failed; nothing is written after that.
     """
@@ -46,7 +49,8 @@ class GroupWriter:
         *,
         interval: float = 0.1,
         on_commit: Callable[[int], None] | None = None,
-        on_failure: Callable[[StoreError], None] | None = None,
+        on_rows: Callable[[Mapping[str, Sequence[tuple[Any, ...]]]], None] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
         self._connection = connection
         self._slices = {
@@ -55,11 +59,12 @@ class GroupWriter:
         }
         self._interval = interval
         self._on_commit = on_commit
+        self._on_rows = on_rows
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
-        self.failure: StoreError | None = None
+        self.failure: Exception | None = None
         self._queued = 0
         self._writing = 0
         self._rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in tables}
@@ -83,7 +88,7 @@ class GroupWriter:
             self._wake.set()
 
     def close(self) -> None:
-        """Commit what is queued and end the thread. Raises ``StoreError`` if a commit failed."""
+        """Commit what is queued and end the thread. Raises the failure if there was one."""
         self._closing = True
         self._wake.set()
         self._thread.join()
@@ -97,8 +102,10 @@ class GroupWriter:
             last = self._closing
             try:
                 self._commit()
-            except duckdb.Error as error:
-                self.failure = StoreError(f"run.duckdb could not be written: {error}")
+            except (duckdb.Error, OSError, StoreError) as error:
+                self.failure = error
+                if isinstance(error, duckdb.Error):
+                    self.failure = StoreError(f"run.duckdb could not be written: {error}")
                 if self._on_failure is not None:
                     self._on_failure(self.failure)
                 return
@@ -131,5 +138,7 @@ class GroupWriter:
                     appender.append_rows(values[start : start + step])
         connection.commit()
         self._writing = 0
+        if self._on_rows is not None:
+            self._on_rows(rows)
         if self._on_commit is not None:
             self._on_commit(count)

@@ -1,0 +1,193 @@
+"""The rows of an output file, made from a stage's table, and the record of what was written to that file.
+
+A line is made by DuckDB from what is committed, whether it is written as its row settles, after a crash or anew at the
+end: equal states give equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+
+from infermesh.store.schema import LIVE, StageTable, quoted
+
+_CHUNK = 2048
+_DDL = """
+CREATE TABLE IF NOT EXISTS output_file (
+    path VARCHAR, bytes BIGINT, digest VARCHAR, next_bytes BIGINT, next_digest VARCHAR, dirty BOOLEAN, facts JSON
+)"""
+_USAGE = (
+    "CASE WHEN prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL THEN {{'prompt_tokens': coalesce("
+    "prompt_tokens, 0), {completion}'total_tokens': coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)}} END"
+)
+_COMPLETION = "'completion_tokens': coalesce(completion_tokens, 0), "
+# A float's own shortest digits; JSON knows no NaN.
+_VECTOR = (
+    "replace(list_transform(embedding, lambda x: CASE WHEN isfinite(x) THEN x END)::VARCHAR, 'NULL', 'null')::JSON"
+)
+# Kind → (field, SQL, SQL within JSON where it differs).
+_FIELDS: dict[str, tuple[tuple[str, str, str | None], ...]] = {
+    "generate": (
+        ("output_text", "text", None),
+        ("output_parsed", "parsed", None),
+        ("finish_reason", "finish_reason", None),
+        ("token_usage", _USAGE.format(completion=_COMPLETION), None),
+        ("request_id", "request_id", None),
+    ),
+    "embed": (
+        ("embedding", "embedding", _VECTOR),
+        ("token_usage", _USAGE.format(completion=""), None),
+        ("request_id", "request_id", None),
+    ),
+    "transcribe": (
+        ("path", "path", None),
+        ("text", "text", None),
+        ("language", "language", None),
+        ("duration_s", "duration_s", None),
+        ("request_id", "request_id", None),
+    ),
+}
+_MORE = {"generate": (("reasoning", "reasoning", None), ("tool_calls", "tool_calls", None))}
+_ERROR = (("error", "error", None), ("error_type", "error_type", None))
+_SETTLED = f"s.status IS NOT NULL AND {LIVE}"
+
+
+@dataclass(slots=True)
+class OutputRecord:
+    """What the checkpoint knows of its output file.
+
+    ``bytes`` and ``digest`` are of what was certainly written; ``next_*`` of a file that was about to take its place.
+    ``dirty``: the file holds lines of rows that are being done again, so it is to be written anew. ``facts``: what
+    decided the answers.
+    """
+
+    path: str
+    bytes: int
+    digest: str
+    next_bytes: int | None
+    next_digest: str | None
+    dirty: bool
+    facts: dict[str, Any]
+
+
+class OutputTable:
+    """One stage's rows as an output file shows them.
+
+    Parameters
+    ----------
+    connection
+        A connection of its own; used by one thread at a time.
+    stage
+        The stage's table.
+    kind
+        ``generate``, ``embed`` or ``transcribe``.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, stage: StageTable, kind: str) -> None:
+        self._connection = connection
+        self._table = quoted(stage.name)
+        names = {column.name for column in stage.columns}
+        fields = [field for field in (*_FIELDS[kind], *_ERROR) if field[1] not in ("path",) or "path" in names]
+        if "metadata" in names:
+            fields.append(("metadata", "metadata", None))
+        more = _MORE.get(kind, ())
+        self._line = _json_object(fields)
+        if more:
+            unused = " AND ".join(f"{sql} IS NULL" for _, sql, _ in more)
+            self._line = f"CASE WHEN {unused} THEN {self._line} ELSE {_json_object([*fields, *more])} END"
+        self._columns = ", ".join(
+            ["row_id AS _index", *(f"{sql} AS {quoted(name)}" for name, sql, _ in (*fields, *more))]
+        )
+
+    def lines(self, row_ids: Sequence[int]) -> list[tuple[int, bytes]]:
+        """``(row_id, line)`` of these rows, in order."""
+        if not row_ids:
+            return []
+        return self._encoded(
+            "s.row_id BETWEEN ? AND ? AND s.row_id IN (SELECT unnest(?::BIGINT[]))",
+            [min(row_ids), max(row_ids), list(row_ids)],
+        )
+
+    def settled(self, *, errors: bool = True) -> Iterator[list[tuple[int, bytes]]]:
+        """``(row_id, line)`` of every settled row, in order, some thousand at a time; failed rows with ``errors``."""
+        condition = _SETTLED if errors else f"{_SETTLED} AND s.status <> 'error'"
+        row = self._connection.execute(f"SELECT max(row_id) FROM {self._table}").fetchone()
+        last = -1 if row is None or row[0] is None else int(row[0])
+        for low in range(0, last + 1, _CHUNK):
+            yield self._encoded(f"s.row_id >= ? AND s.row_id < ? AND {condition}", [low, low + _CHUNK])
+
+    def _encoded(self, condition: str, parameters: list[Any]) -> list[tuple[int, bytes]]:
+        found = self._connection.execute(
+            f"SELECT s.row_id, {self._line}::VARCHAR FROM {self._table} s WHERE {condition} ORDER BY s.row_id",
+            parameters,
+        ).fetchall()
+        return [(row_id, line.encode() + b"\n") for row_id, line in found]
+
+    def replaced(self, *, keep_errors: bool, stale: bool) -> set[int]:
+        """The rows whose stored state may be replaced, or whose row has gone from the source: their lines are old."""
+        redone = "true" if stale else "false" if keep_errors else "s.status = 'error'"
+        found = self._connection.execute(
+            f"SELECT s.row_id FROM {self._table} s WHERE {redone} OR NOT ({LIVE})"
+        ).fetchall()
+        return {row_id for (row_id,) in found}
+
+    def write_parquet(self, path: Path) -> None:
+        """Every settled row, in order, into a Parquet file."""
+        target = str(path).replace("'", "''")
+        self._connection.execute(
+            f"COPY (SELECT {self._columns} FROM {self._table} s WHERE {_SETTLED} ORDER BY s.row_id) TO '{target}' "
+            "(FORMAT parquet)"
+        )
+
+    @property
+    def retired(self) -> int:
+        """Rows that were settled and are in the source no more."""
+        row = self._connection.execute(f"SELECT count(*) FROM {self._table} s WHERE NOT ({LIVE})").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def record(self) -> OutputRecord | None:
+        """What is known of the output file; ``None`` where nothing was written yet."""
+        return read_record(self._connection)
+
+    def begin(self, path: Path, facts: dict[str, Any], digest: str) -> None:
+        """Note that a new output file is about to be made, with nothing in it."""
+        self._connection.execute(_DDL)
+        self._connection.execute("DELETE FROM output_file")
+        self._connection.execute(
+            "INSERT INTO output_file VALUES (?, 0, ?, NULL, NULL, false, ?)", [str(path), digest, _json(facts)]
+        )
+
+    def update(self, **values: Any) -> None:
+        """Set some of the record's values."""
+        if "facts" in values:
+            values["facts"] = _json(values["facts"])
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        self._connection.execute(f"UPDATE output_file SET {assignments}", list(values.values()))
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._connection.close()
+
+
+def read_record(connection: duckdb.DuckDBPyConnection) -> OutputRecord | None:
+    """The record of an output file in a database that may not have one."""
+    if not connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'output_file'").fetchone():
+        return None
+    row = connection.execute(
+        "SELECT path, bytes, digest, next_bytes, next_digest, dirty, facts FROM output_file"
+    ).fetchone()
+    return None if row is None else OutputRecord(*row[:6], facts=orjson.loads(row[6]))
+
+
+def _json_object(fields: Sequence[tuple[str, str, str | None]]) -> str:
+    inner = ", ".join(f"'{name}', {within or sql}" for name, sql, within in fields)
+    return f"json_object('_index', s.row_id, {inner})"
+
+
+def _json(value: dict[str, Any]) -> str:
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()

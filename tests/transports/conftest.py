@@ -1,0 +1,256 @@
+"""A loopback server that speaks the protocol, and breaks it on demand: the path's first segment says how."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+KEY = "sk-loopback-0123456789abcdef"
+SECRET_ECHO = f"Incorrect API key provided: {KEY}. Bearer {KEY} at http://user:hunter2@host/v1?api_key=hunter2"
+
+
+@dataclass
+class Loopback:
+    """The server's address, and what it has seen."""
+
+    port: int = 0
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    open_requests: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def url(self, behaviour: str = "ok") -> str:
+        return f"http://127.0.0.1:{self.port}/{behaviour}/v1"
+
+
+USAGE = {
+    "prompt_tokens": 12,
+    "completion_tokens": 5,
+    "total_tokens": 17,
+    "completion_tokens_details": {"reasoning_tokens": 3},
+    "prompt_tokens_details": {"cached_tokens": 8},
+}
+CHAT_MESSAGES: dict[str, dict[str, Any]] = {
+    "ok": {"role": "assistant", "content": "Hello there."},
+    "json": {"role": "assistant", "content": '{"value": 4, "confidence": 0.5}'},
+    "reasoning": {"role": "assistant", "content": "42", "reasoning_content": "six times seven"},
+    "tools": {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
+            {"id": "call_2", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}},
+        ],
+    },
+}
+
+
+def _chat(behaviour: str, body: dict[str, Any]) -> dict[str, Any]:
+    finish = {"tools": "tool_calls", "length": "length", "filtered": "content_filter"}.get(behaviour, "stop")
+    message = CHAT_MESSAGES.get(behaviour, CHAT_MESSAGES["ok"])
+    if behaviour == "filtered":
+        message = {"role": "assistant", "content": ""}
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    return {
+        "id": "chatcmpl-7",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": body["model"],
+        "choices": [choice],
+        "usage": USAGE,
+    }
+
+
+def _text(body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": "cmpl-7",
+        "object": "text_completion",
+        "created": 1_700_000_000,
+        "model": body["model"],
+        "choices": [{"index": 0, "text": " and so on", "finish_reason": "length", "logprobs": None}],
+        "usage": USAGE,
+    }
+
+
+def _response(behaviour: str, body: dict[str, Any]) -> dict[str, Any]:
+    output: list[dict[str, Any]] = [
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "I think."}]},
+        {
+            "type": "message",
+            "id": "msg_1",
+            "status": "completed",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "Hello there.", "annotations": []}],
+        },
+    ]
+    if behaviour == "tools":
+        output = [
+            {
+                "type": "function_call",
+                "id": "fc_1",
+                "call_id": "call_1",
+                "name": "weather",
+                "arguments": '{"city": "Oslo"}',
+                "status": "completed",
+            }
+        ]
+    incomplete = behaviour == "length"
+    return {
+        "id": "resp_7",
+        "object": "response",
+        "created_at": 1_700_000_000,
+        "status": "incomplete" if incomplete else "completed",
+        "incomplete_details": {"reason": "max_output_tokens"} if incomplete else None,
+        "error": None,
+        "instructions": None,
+        "metadata": {},
+        "model": body["model"],
+        "output": output,
+        "parallel_tool_calls": True,
+        "temperature": 1.0,
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": 1.0,
+        "usage": {
+            "input_tokens": 12,
+            "input_tokens_details": {"cached_tokens": 8},
+            "output_tokens": 5,
+            "output_tokens_details": {"reasoning_tokens": 3},
+            "total_tokens": 17,
+        },
+    }
+
+
+def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
+    vectors = [[float(i), 0.5, -0.25] for i in range(len(body["input"]))]
+    as_text = body.get("encoding_format") == "base64"
+    data = [
+        {
+            "object": "embedding",
+            "index": i,
+            "embedding": base64.b64encode(struct.pack("<3f", *v)).decode() if as_text else v,
+        }
+        for i, v in enumerate(vectors)
+    ]
+    data.reverse()  # a client must go by the index
+    usage = {"prompt_tokens": 10, "total_tokens": 10}
+    return {"object": "list", "data": data, "model": body["model"], "usage": usage}
+
+
+def _transcript(fields: dict[str, Any]) -> web.Response:
+    if fields.get("response_format") == "text":
+        return web.Response(text="Good morning.\n")
+    verbose = {"task": "transcribe", "language": "english", "duration": 2.5, "segments": []}
+    extra = verbose if fields.get("response_format") == "verbose_json" else {}
+    return web.json_response({"text": "Good morning.", **extra}, headers={"x-request-id": "req-7"})
+
+
+ERROR_BODIES: dict[str, Any] = {
+    "context": {"error": {"message": "This model's maximum context length is 4096 tokens.", "code": 400}},
+    "context-code": {"error": {"message": "Too long.", "code": "context_length_exceeded"}},
+    "filter": {"error": {"message": "Blocked.", "code": "content_filter"}},
+    "quota": {"error": {"message": "No quota.", "type": "insufficient_quota", "code": "insufficient_quota"}},
+}
+
+
+async def _error(request: web.Request, status: int, variant: str) -> web.Response:
+    headers = {"x-request-id": "req-err"}
+    if status == 429:
+        headers["retry-after"] = "7"
+    if variant == "html":
+        page = "<html><head><title>503 Busy</title></head><body>no</body></html>"
+        return web.Response(status=status, text=page, content_type="text/html", headers=headers)
+    default = {"error": {"message": f"Server says {status}. {SECRET_ECHO}", "type": "some_error", "code": None}}
+    return web.json_response(ERROR_BODIES.get(variant, default), status=status, headers=headers)
+
+
+async def _broken(request: web.Request, behaviour: str) -> web.StreamResponse:
+    assert request.transport is not None
+    if behaviour == "drop":
+        request.transport.abort()
+        return web.Response()
+    if behaviour == "truncate":
+        answer = web.StreamResponse(headers={"content-length": "1000", "content-type": "application/json"})
+        await answer.prepare(request)
+        await answer.write(b'{"id": "chatcmpl-7", ')
+        request.transport.close()
+        return answer
+    texts = {"badjson": '{"id": "chatcmpl-7", "choi', "notjson": "Welcome!", "list": "[1, 2]", "shape": '{"hello": 1}'}
+    texts["error200"] = orjson.dumps({"error": {"message": SECRET_ECHO}}).decode()
+    texts["error200-429"] = orjson.dumps({"error": {"message": SECRET_ECHO, "code": 429}}).decode()
+    return web.Response(text=texts[behaviour], content_type="application/json")
+
+
+class _Handler:
+    def __init__(self, seen: Loopback) -> None:
+        self.seen = seen
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        behaviour, _, operation = request.path.lstrip("/").partition("/v1/")
+        self.seen.headers.append({k.lower(): v for k, v in request.headers.items()})
+        body = await self._body(request)
+        self.seen.requests.append(body)
+        if behaviour == "hang":
+            return await self._hang()
+        if behaviour in ("drop", "truncate", "badjson", "notjson", "list", "shape", "error200", "error200-429"):
+            return await _broken(request, behaviour)
+        if behaviour == "redirect":
+            return web.Response(status=307, headers={"location": "http://elsewhere.invalid/v1/chat/completions"})
+        if behaviour[:3].isdigit():
+            return await _error(request, int(behaviour[:3]), behaviour[4:])
+        if operation == "audio/transcriptions":
+            return _transcript(body)
+        answers = {
+            "chat/completions": lambda: _chat(behaviour, body),
+            "completions": lambda: _text(body),
+            "responses": lambda: _response(behaviour, body),
+            "embeddings": lambda: _embeddings(body),
+        }
+        return web.json_response(answers[operation](), headers={"x-ratelimit-remaining-requests": "41"})
+
+    async def _body(self, request: web.Request) -> dict[str, Any]:
+        if request.content_type != "multipart/form-data":
+            return dict(await request.json())
+        form = await request.post()
+        fields: dict[str, Any] = {}
+        for name, value in form.items():
+            if isinstance(value, web.FileField):
+                with value.file:
+                    fields[name] = {"filename": value.filename, "data": value.file.read()}
+            else:
+                fields[name] = value
+        return fields
+
+    async def _hang(self) -> web.Response:
+        self.seen.open_requests += 1
+        self.seen.arrived.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            # aiohttp cancels a handler when its client goes away.
+            self.seen.open_requests -= 1
+            if not self.seen.open_requests:
+                self.seen.gone.set()
+        return web.Response()
+
+
+@pytest.fixture
+async def loopback() -> AsyncIterator[Loopback]:
+    seen = Loopback()
+    app = web.Application()
+    app.router.add_post("/{tail:.*}", _Handler(seen).answer)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    seen.port = runner.addresses[0][1]
+    yield seen
+    await runner.cleanup()

@@ -1,0 +1,112 @@
+"""What is the native transport's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from infermesh import wire
+from infermesh.errors import APIConnectionError, InputError, RateLimitError, RequestTimeoutError
+from infermesh.simulator import Simulator, SimulatorSettings
+from infermesh.transports import NativeTransport
+from infermesh.transports.native import default_transcript_format
+from infermesh.types import Audio, Request
+
+from .conftest import KEY, Loopback
+
+
+def chat(prompt: str = "hi") -> Request:
+    return wire.generation_request("chat_completion", prompt, {})
+
+
+@pytest.fixture
+async def transport(loopback: Loopback) -> AsyncIterator[NativeTransport]:
+    made = NativeTransport(label="gpu-0", model="m", api_base=loopback.url() + "/?api-version=1", headers={"X-A": "b"})
+    yield made
+    await made.aclose()
+
+
+async def test_headers_and_query(transport: NativeTransport, loopback: Loopback) -> None:
+    await transport.send(chat(), None)
+    sent = loopback.headers[0]
+    assert sent["user-agent"].startswith("infermesh/")
+    assert (sent["content-type"], sent["x-a"]) == ("application/json", "b")
+    assert "authorization" not in sent
+
+
+async def test_form_fields(transport: NativeTransport, loopback: Loopback) -> None:
+    params = {"temperature": 0.5, "timestamp_granularities": ["word", "segment"], "prompt": "é", "flag": True}
+    await transport.send(wire.transcription_request(Audio(b"fLaC", 'a "b".flac'), params), 5.0)
+    sent = loopback.requests[0]
+    assert (sent["temperature"], sent["prompt"], sent["flag"]) == ("0.5", "é", "true")
+    assert "timestamp_granularities[]" in sent
+    assert sent["file"]["data"] == b"fLaC"
+
+
+@pytest.mark.parametrize(("model", "form"), [("whisper-1", "verbose_json"), ("gpt-4o-mini-transcribe", "json")])
+def test_transcript_format(model: str, form: str) -> None:
+    assert default_transcript_format(model) == form
+
+
+async def test_a_cancelled_request_spares_the_others(loopback: Loopback) -> None:
+    transport = NativeTransport(label="a", model="m", api_base=loopback.url("hang"))
+    kept, dropped = (asyncio.create_task(transport.send(chat(), 30.0)) for _ in range(2))
+    while loopback.open_requests < 2:
+        loopback.arrived.clear()
+        await asyncio.wait_for(loopback.arrived.wait(), 5.0)
+    dropped.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dropped
+    assert loopback.open_requests == 2  # told apart from the other one only once that has ended
+    with pytest.raises(RequestTimeoutError):
+        await transport.send(chat(), 0.1)
+    assert not kept.done()
+    await transport.aclose()
+    with pytest.raises(APIConnectionError, match="closed"):
+        await kept
+    await asyncio.wait_for(loopback.gone.wait(), 5.0)
+
+
+async def test_a_gateway_that_wraps_its_upstreams_error(loopback: Loopback) -> None:
+    transport = NativeTransport(label="a", model="m", api_base=loopback.url("error200-429"), api_key=KEY)
+    with pytest.raises(RateLimitError) as caught:
+        await transport.send(chat(), 5.0)
+    assert caught.value.status_code == 429
+    assert KEY not in str(caught.value)
+    await transport.aclose()
+
+
+async def test_a_key_that_is_no_header() -> None:
+    transport = NativeTransport(label="a", model="m", api_base="http://127.0.0.1:1/v1", api_key="sk-öff\nline")
+    with pytest.raises(InputError, match="ASCII") as caught:
+        await transport.send(chat(), 1.0)
+    assert "sk-" not in str(caught.value)
+
+
+async def test_names_that_do_not_resolve() -> None:
+    transport = NativeTransport(label="a", model="m", api_base="http://nowhere.invalid/v1")
+    with pytest.raises(APIConnectionError, match=r"nowhere\.invalid.*resolved"):
+        await transport.send(chat(), 5.0)
+    await transport.aclose()
+
+
+async def test_tls_to_a_plain_server(loopback: Loopback) -> None:
+    transport = NativeTransport(label="a", model="m", api_base=loopback.url().replace("http:", "https:"))
+    with pytest.raises(APIConnectionError, match="http://"):
+        await transport.send(chat(), 5.0)
+    await transport.aclose()
+
+
+async def test_against_the_simulator() -> None:
+    with Simulator(SimulatorSettings(reasoning_tokens=4)) as simulator:
+        transport = NativeTransport(label="a", model="m", api_base=simulator.url)
+        replies = await asyncio.gather(*(transport.send(chat(f"Say {i}."), 20.0) for i in range(50)))
+        results = [wire.parse_generation("chat_completion", reply) for reply in replies]
+        assert all(r.output_text and r.reasoning and r.token_usage and r.finish_reason == "stop" for r in results)
+        request = wire.generation_request("responses", "Say it.", {})
+        assert wire.parse_generation("responses", await transport.send(request, 20.0)).output_text
+        embedding = await transport.send(wire.embedding_request(["a", "b"], {"encoding_format": "base64"}), 20.0)
+        assert [len(r.embedding) for r in wire.parse_embeddings(embedding, 2)] == [64, 64]
+        await transport.aclose()
