@@ -18,8 +18,11 @@ from pydantic_core import ErrorDetails
 from infermesh.errors import ConfigError
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.types import Endpoint, HeaderBucketScope, RoutingStrategy, TransportKind
+from infermesh.wire import FOREIGN_PARAMETERS
 
-RESERVED_TABLES = frozenset({"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file"})
+RESERVED_TABLES = frozenset(
+    {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file"}
+)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_KEYS = frozenset({"api_key", "authorization", "x-api-key", "api-key", "cookie", "token", "password", "secret"})
 _SECRET_VALUE = re.compile(r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|Bearer\s+[A-Za-z0-9._-]{16,})")
@@ -105,7 +108,8 @@ class GenerateStage(_ModelStage):
     prompt: str | None = Field(None, description="A template, or a file that holds one (.jinja, .j2, .txt, .md)")
     messages: str | None = Field(None, description="Instead of prompt: an expression that gives a message list")
     mapper: str | None = Field(
-        None, description="Instead of prompt: module:function that makes {input, metadata} of a row; 'row' reads its prompt, messages or responses_input"
+        None,
+        description="Instead of prompt: module:function → {input, metadata}; 'row' takes the row's own fields",
     )
     system: str | None = Field(None, description="A template, or a file, for the system message")
     response_format: str | dict[str, Any] | None = Field(
@@ -127,7 +131,7 @@ class EmbedStage(_ModelStage):
     kind: Literal["embed"] = "embed"
     text: str | None = Field(None, description="A template, or a file that holds one")
     mapper: str | None = Field(
-        None, description="Instead of text: module:function that makes {input, metadata} of a row; 'row' reads its text"
+        None, description="Instead of text: module:function → {input, metadata}; 'row' takes the row's own text"
     )
     micro_batch_size: int = Field(32, ge=1, description="Texts in one request")
 
@@ -144,7 +148,8 @@ class TranscribeStage(_ModelStage):
     kind: Literal["transcribe"] = "transcribe"
     audio: str | None = Field(None, description="A template that gives the path of the clip")
     mapper: str | None = Field(
-        None, description="Instead of audio: module:function that makes {input, metadata} of a row; 'row' reads its path"
+        None,
+        description="Instead of audio: module:function → {input, metadata}; 'row' takes the row's own path",
     )
     max_transcription_bytes: int | None = Field(25 * 1024 * 1024, ge=1, description="Larger clips are refused")
 
@@ -199,9 +204,7 @@ def load(mapping: Mapping[str, Any]) -> Experiment:
     ConfigError
         One line per problem: the config path, what was expected, the nearest valid name.
     """
-    secrets = list(_inline_secrets(mapping, ()))
-    if secrets:
-        raise ConfigError("\n".join(secrets))
+    refuse_inline_keys(mapping)
     try:
         experiment = Experiment.model_validate(mapping)
     except ValidationError as error:
@@ -212,6 +215,13 @@ def load(mapping: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
+def refuse_inline_keys(mapping: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` where a value is a key or looks like one; the message does not repeat it."""
+    secrets = list(_inline_secrets(mapping, ()))
+    if secrets:
+        raise ConfigError("\n".join(secrets))
+
+
 def nearest(name: str, valid: Iterator[str] | list[str] | set[str] | Mapping[str, Any]) -> str:
     """`` Did you mean 'x'?`` with the nearest valid name, or the valid names where none is near."""
     names = sorted(str(item) for item in valid)
@@ -219,6 +229,11 @@ def nearest(name: str, valid: Iterator[str] | list[str] | set[str] | Mapping[str
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" There is: {', '.join(names[:20])}." if names else " There is none."
+
+
+def looks_secret(text: str) -> bool:
+    """Whether a text holds what looks like a key, or a password in a URL."""
+    return bool(_SECRET_VALUE.search(text) or re.search(r"://[^/\s:@]+:[^/\s@]+@", text))
 
 
 def _inline_secrets(node: Any, path: tuple[str, ...]) -> Iterator[str]:
@@ -235,7 +250,7 @@ def _inline_secrets(node: Any, path: tuple[str, ...]) -> Iterator[str]:
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
             yield from _inline_secrets(value, (*path, str(index)))
-    elif isinstance(node, str) and (_SECRET_VALUE.search(node) or re.search(r"://[^/\s:@]+:[^/\s@]+@", node)):
+    elif isinstance(node, str) and looks_secret(node):
         yield f"{'.'.join(path)}: this value holds what looks like a key or password. Use api_key_env instead."
 
 
@@ -298,6 +313,12 @@ def _references(experiment: Experiment) -> Iterator[str]:
         if isinstance(deployment.limits, str) and deployment.limits not in experiment.limits:
             hint = nearest(deployment.limits, experiment.limits)
             yield f"deployments.{label}.limits: no account '{deployment.limits}' in limits.{hint}"
+    for path, params in [
+        *((f"models.{name}", model.params) for name, model in experiment.models.items()),
+        *((f"stages.{name}", stage.params) for name, stage in experiment.stages.items()),
+    ]:
+        for name in sorted(FOREIGN_PARAMETERS.keys() & params.keys()):
+            yield f"{path}.params.{name}: no wire parameter: {FOREIGN_PARAMETERS[name]}. Remove it here."
     for name, model in experiment.models.items():
         for label in model.deployments:
             if label not in experiment.deployments:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from infermesh.errors import (
     APIConnectionError,
@@ -15,6 +15,7 @@ from infermesh.errors import (
     NoDeploymentError,
     RateLimitError,
     RequestError,
+    StoppedError,
 )
 from infermesh.limits import Grant
 from infermesh.retry import RetryPolicy
@@ -62,6 +63,18 @@ class Dispatcher:
         self._rng = rng or random.Random()
         self._clock = clock
         self._wall = wall
+        self._waiting: set[asyncio.Task[Any] | None] = set()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Send nothing more: requests that wait for a slot, a limit or a retry end with ``StoppedError``.
+
+        Requests that are out go on to their end.
+        """
+        self._stopping = True
+        for task in self._waiting:
+            if task is not None:
+                task.cancel()
 
     async def send(
         self,
@@ -92,19 +105,36 @@ class Dispatcher:
             The last failure, with ``deployment`` and ``metrics`` set.
         NoDeploymentError
             Several deployments were tried, and the last failure is not a verdict on the request itself.
+        StoppedError
+            :meth:`stop` was called before it could be sent.
         """
+        if self._stopping:
+            raise StoppedError("stopped before the request was sent")
         call = _Call(self, request.timeout if request.timeout is not None else timeout)
-        while True:
-            lease = await self.router.lease(call.avoid, self.retry.cap_s)
-            try:
+        task, waiting = asyncio.current_task(), self._waiting
+        waiting.add(task)
+        try:
+            while True:
+                lease = await self.router.lease(call.avoid, self.retry.cap_s)
                 try:
-                    return await call.attempt(lease, request, parse)
-                except RequestError as error:
-                    delay = call.fail(lease, error)
-            finally:
-                lease.cancel()  # nothing, where the attempt has ended it
-            if delay > 0:
-                await asyncio.sleep(delay)
+                    try:
+                        return await call.attempt(lease, request, parse)
+                    except RequestError as error:
+                        delay = call.fail(lease, error)
+                finally:
+                    lease.cancel()  # nothing, where the attempt has ended it
+                if self._stopping:
+                    raise call.stopped()
+                waiting.add(task)
+                if delay > 0:
+                    await asyncio.sleep(delay)
+        except asyncio.CancelledError:
+            # Ours, unless somebody else has cancelled the task too.
+            if self._stopping and task in waiting and task is not None and task.uncancel() == 0:
+                raise call.stopped() from None
+            raise
+        finally:
+            waiting.discard(task)
 
 
 class _Call:
@@ -144,6 +174,7 @@ class _Call:
         limiter = deployment.limiter
         self._grant = self._reply = None
         self._grant = grant = await limiter.acquire(request.prompt_tokens, request.output_tokens)
+        dispatcher._waiting.discard(asyncio.current_task())
         self._wall = dispatcher._wall()
         self._sent = dispatcher._clock()
         self._reply = reply = await deployment.transport.send(request, self._timeout)
@@ -227,7 +258,7 @@ class _Call:
                 cost = deployment.price(usage)
         self._attempts.append(
             Attempt(
-                len(self._attempts),
+                len(self._attempts) + 1,
                 deployment.label,
                 self._wall,
                 self._sent - self._ended,
@@ -249,6 +280,13 @@ class _Call:
             queued, retries = sum([a.queue_s for a in attempts]), max(len(attempts) - 1, 0)
         service = attempts[-1].service_s if attempts else 0.0
         return RequestMetrics(label, queued, service, now - self._started, retries, attempts)
+
+    def stopped(self) -> StoppedError:
+        """What ends a request that waits for its turn when nothing more may be sent."""
+        label = self._attempts[-1].deployment if self._attempts else ""
+        error = StoppedError("stopped while the request was waiting for its turn", deployment=label or None)
+        error.metrics = self._metrics(label, self._dispatcher._clock())
+        return error
 
     def _give_up(self, error: RequestError, now: float) -> NoReturn:
         """Raise the failure that the caller sees."""

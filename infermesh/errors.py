@@ -17,6 +17,7 @@
         ├── APIConnectionError       refused, reset, DNS, TLS         retryable
         ├── ServerError              500, 502, 503, 504, 529 …        retryable
         ├── MalformedResponseError   an answer that is not the protocol's   retryable
+        ├── StoppedError             the caller stopped before the request was sent
         ├── InputError               the row cannot be made into a request: nothing was sent
         └── NoDeploymentError        every deployment failed; the message names each one's last failure
 
@@ -48,6 +49,7 @@ __all__ = [
     "RequestError",
     "RequestTimeoutError",
     "ServerError",
+    "StoppedError",
     "StoreError",
 ]
 
@@ -192,6 +194,12 @@ class MalformedResponseError(RequestError):
 
     kind = "malformed_response"
     default_retryable = True
+
+
+class StoppedError(RequestError):
+    """The caller stopped while the request was waiting for its turn; it was not sent."""
+
+    kind = "stopped"
 
 
 class InputError(RequestError):

@@ -28,6 +28,7 @@ from infermesh.errors import StoreError
 from infermesh.fleet import Fleet
 from infermesh.runner import Runner, RunStats, StageStats
 from infermesh.simulator.process import SimulatorProcess
+from infermesh.sinks import Sink
 from infermesh.sources import resolve
 from infermesh.stages import StageContext, build_stages
 from infermesh.stages.build import StageGraph
@@ -87,6 +88,7 @@ def execute(
     roots: Sequence[Path],
     observer: Observer,
     environ: Mapping[str, str] = os.environ,
+    sink: Sink | None = None,
 ) -> RunOutcome:
     """Run an experiment in ``folder``, or go on with the run that is there.
 
@@ -98,6 +100,9 @@ def execute(
         Where ``run.duckdb`` is or will be.
     roots
         What relative paths are relative to, first match wins.
+    sink
+        Where the rows of the last stage go as well, as they settle. Such a folder is one command's checkpoint: it gets
+        no ``latest`` beside it.
 
     Raises
     ------
@@ -108,36 +113,40 @@ def execute(
     """
     experiment = load(mapping)
     with ExitStack() as stack:
-        stack.enter_context(_importable(roots))
+        stack.enter_context(importable(roots))
         simulator = None
         if experiment.uses_simulator:
             simulator = stack.enter_context(SimulatorProcess(experiment.simulator))
         fleet = Fleet(experiment, simulator_url=simulator.url if simulator else None, environ=environ)
         graph = build_stages(experiment, StageContext(fleet.models, roots))
         source = resolve(experiment.source, roots)
-        fresh = not (folder / DATABASE).exists()
+        fresh, opened = not (folder / DATABASE).exists(), False
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            session = _Session(experiment, mapping, folder, graph, fleet, observer)
+            session = _Session(experiment, mapping, folder, graph, fleet, observer, sink)
+            opened = True
             stack.callback(session.close)
             session.prepare(source, roots)
         except BaseException:
-            if fresh:
+            if fresh and opened:  # else it is another process's, which was a moment quicker
                 stack.close()
                 for leftover in (folder / DATABASE, folder / f"{DATABASE}.wal"):
                     leftover.unlink(missing_ok=True)
             raise
-        _point_latest(folder)
+        if sink is None:
+            _point_latest(folder, experiment.name)
         stack.enter_context(_log_to(folder / "run.log"))
-        return _run(session.run())
+        outcome: RunOutcome = run_loop(session.run())
+        return outcome
 
 
-def _run(main: Any) -> RunOutcome:
+def run_loop(main: Any) -> Any:
+    """Run a coroutine on a loop of its own, uvloop's where there is one."""
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(main)  # type: ignore[no-any-return]
-    return uvloop.run(main)  # type: ignore[no-any-return]
+        return asyncio.run(main)
+    return uvloop.run(main)
 
 
 class _Session:
@@ -151,6 +160,7 @@ class _Session:
         graph: StageGraph,
         fleet: Fleet,
         observer: Observer,
+        sink: Sink | None = None,
     ) -> None:
         self._experiment = experiment
         self._mapping = mapping
@@ -158,6 +168,7 @@ class _Session:
         self._graph = graph
         self._fleet = fleet
         self._observer = observer
+        self._sink = sink
         self._store = RunStore(folder / DATABASE, experiment.store)
         self._filters: dict[str, RowFilter] = {}
         self._stale: set[str] = set()
@@ -169,6 +180,9 @@ class _Session:
         store, graph = self._store, self._graph
         tables = [stage.table for stage in graph.stages.values()]
         signatures = graph.signatures
+        *_, last = graph.stages.values()
+        if self._sink is not None:
+            self._sink.admit(store, last, self._observer.note)
         if not store.is_new:
             before = orjson.loads(store.run_value("signatures") or "{}")
             self._stale = {name for name, now in signatures.items() if before.get(name, now) != now}
@@ -179,8 +193,12 @@ class _Session:
         # Until they have all been looked at, rows of a stale stage may be of either declaration: no signature holds.
         unsure = self._signatures | dict.fromkeys(self._stale, "")
         store.prepare(source, tables, self._record(unsure, roots), check=self._check)
+        if self._sink is not None:
+            self._sink.open(stale=last.name in self._stale, keep_errors=self._experiment.keep_errors)
 
     def _check(self, columns: Sequence[Column]) -> None:
+        if not columns:
+            return  # an empty file tells of no columns, and no row will ask for them
         self._graph.check_columns(columns)
         for name, stage in self._graph.stages.items():
             if stage.where is not None:
@@ -212,16 +230,17 @@ class _Session:
         keep_errors = self._experiment.keep_errors
         rows = store.reader(graph.needed, stale=self._stale, keep_errors=keep_errors)
         stats = self._stats(rows)
-        failure: list[StoreError] = []
+        failure: list[Exception] = []
 
-        def failed(error: StoreError) -> None:
+        def failed(error: Exception) -> None:
             failure.append(error)
             loop.call_soon_threadsafe(work.cancel)
 
         def committed(_: int) -> None:
             loop.call_soon_threadsafe(runner.committed)
 
-        writer = store.writer(on_commit=committed, on_failure=failed)
+        settled = self._sink.committed if self._sink is not None else None
+        writer = store.writer(on_commit=committed, on_rows=settled, on_failure=failed)
         runner = Runner(graph, writer, stats, filters=self._filters, stale=self._stale, keep_errors=keep_errors)
         work = asyncio.create_task(runner.run(rows))
         ticker = asyncio.create_task(self._tick(stats))
@@ -240,11 +259,14 @@ class _Session:
         if not work.cancelled() and (error := work.exception()) is not None:
             store.finish("crashed")
             raise error
-        return self._outcome(time.monotonic() - started)
+        if self._sink is not None:
+            await asyncio.to_thread(self._sink.finish)
+        return self._outcome(stats, time.monotonic() - started)
 
-    def _outcome(self, elapsed_s: float) -> RunOutcome:
+    def _outcome(self, stats: RunStats, elapsed_s: float) -> RunOutcome:
         counts = self._store.counts()
-        pending = any(statuses.get("pending") for statuses in counts.values())
+        # A row whose stage was edited has an older answer until it has been looked at: it counts as pending too.
+        pending = any(stage.settled < stage.total for stage in stats.stages.values())
         failed = any(statuses.get("error") for statuses in counts.values())
         status = "interrupted" if self._interrupts and pending else "failed_rows" if failed else "done"
         self._store.finish(status, None if pending else self._signatures)
@@ -290,8 +312,11 @@ class _Session:
             self._interrupts += 1
             if self._interrupts == 1:
                 waiting = sum(stage.in_flight for stage in runner.stats.stages.values())
-                self._observer.note(f"stopping: waiting for {waiting} rows in flight; Ctrl-C again to drop them")
+                self._observer.note(
+                    f"stopping: of {waiting} rows in flight, those already sent are waited for; Ctrl-C again drops them"
+                )
                 runner.stop()
+                self._fleet.stop()
                 loop.call_later(_DRAIN_S, work.cancel)
             else:
                 work.cancel()
@@ -311,6 +336,8 @@ class _Session:
         """Close the filters and the database."""
         for condition in self._filters.values():
             condition.close()
+        if self._sink is not None:
+            self._sink.close()
         self._store.close()
 
 
@@ -319,7 +346,7 @@ async def _settled(work: asyncio.Task[None]) -> None:
 
 
 def _close_quietly(writer: Any) -> None:
-    with contextlib.suppress(StoreError):  # reported through on_failure already
+    with contextlib.suppress(StoreError, OSError):  # reported through on_failure already
         writer.close()
 
 
@@ -331,17 +358,22 @@ def _git_revision() -> str | None:
     return found.stdout.strip() or None
 
 
-def _point_latest(folder: Path) -> None:
-    """``latest`` beside the run folders; a file system without symbolic links goes without."""
-    link = folder.parent / "latest"
-    temporary = folder.parent / f".latest-{os.getpid()}"
+def _point_latest(folder: Path, experiment: str) -> None:
+    """``outputs/<experiment>/latest`` → the run, where it lies below such a folder (a sweep's jobs one level deeper).
+
+    A file system without symbolic links goes without.
+    """
+    home = next((parent for parent in list(folder.absolute().parents)[:2] if parent.name == experiment), None)
+    if home is None:
+        return
+    temporary = home / f".latest-{os.getpid()}"
     with contextlib.suppress(OSError):
-        temporary.symlink_to(folder.name)
-        temporary.replace(link)
+        temporary.symlink_to(folder.absolute().relative_to(home))
+        temporary.replace(home / "latest")
 
 
 @contextlib.contextmanager
-def _importable(roots: Sequence[Path]) -> Iterator[None]:
+def importable(roots: Sequence[Path]) -> Iterator[None]:
     """Let ``module:name`` in a config import from the roots."""
     added = [str(root) for root in roots if str(root) not in sys.path]
     sys.path[:0] = added
@@ -357,9 +389,13 @@ def _importable(roots: Sequence[Path]) -> Iterator[None]:
 def _log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = logger.disabled, logger.level
+    logger.disabled = False  # composing a config may have silenced every logger there was
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.disabled, logger.level = before
         handler.close()

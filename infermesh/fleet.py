@@ -47,7 +47,11 @@ class Fleet:
         prices = Prices()
         self.deployments = {
             label: make_deployment(
-                label, _resolved(entry, simulator_url), _limiter(entry, accounts), prices, environ=environ
+                label,
+                _resolved(entry, simulator_url, experiment.simulator.api_key or "simulator"),
+                _limiter(entry, accounts),
+                prices,
+                environ=environ,
             )
             for label, entry in experiment.deployments.items()
         }
@@ -65,6 +69,11 @@ class Fleet:
                 timeout=model.timeout,
                 counts_tokens=any(_counts_tokens(entry, experiment) for entry in entries),
             )
+
+    def stop(self) -> None:
+        """Send nothing more; requests that wait for their turn end with ``StoppedError``."""
+        for model in self.models.values():
+            model.stop()
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -197,13 +206,12 @@ def client_model(
     return model, made
 
 
-def _resolved(entry: DeploymentEntry, simulator_url: str | None) -> DeploymentConfig:
+def _resolved(entry: DeploymentEntry, simulator_url: str | None, simulator_key: str) -> DeploymentConfig:
     embedded = entry.api_base == "simulator"
     return DeploymentConfig(
         model=entry.model,
         api_base=simulator_url if embedded else entry.api_base,
-        # The simulator asks for no key, and the user's own must not be sent to it.
-        api_key="simulator" if embedded else None,
+        api_key=simulator_key if embedded else None,  # the user's own must not be sent to it
         api_key_env=entry.api_key_env,
         weight=entry.weight,
         max_parallel_requests=entry.max_parallel_requests,

@@ -5,11 +5,12 @@ Three operations, each from a wire request to a typed result with usage, cost an
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from infermesh.dispatch import Dispatcher
 from infermesh.errors import BadRequestError, InputError, RequestError
@@ -40,6 +41,8 @@ from infermesh.wire import (
 )
 
 logger = logging.getLogger("infermesh")
+
+T = TypeVar("T")
 
 OnInvalid = Literal["null", "retry"]
 MAX_REASKS = 2
@@ -88,6 +91,10 @@ class Model:
         self._prices = {deployment.label: deployment.price for deployment in deployments}
         rng = rng or random.Random()
         self._dispatcher = Dispatcher(Router(deployments, strategy, rng=rng), retry or RetryPolicy(), rng=rng)
+
+    def stop(self) -> None:
+        """Send nothing more; requests that wait for their turn end with ``StoppedError``."""
+        self._dispatcher.stop()
 
     def key(self, *parts: object) -> str:
         """Hash of what decides an answer, for requests that are not hashed by their payload."""
@@ -153,7 +160,7 @@ class Model:
             result = parse_generation(operation, reply)
             return result, result.token_usage
 
-        result, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        result, metrics = await self._sent(request, parse, timeout)
         result.metrics = metrics
         result.cost = _cost(metrics)
         return result
@@ -170,16 +177,17 @@ class Model:
         """
         try:
             return list(await self._embed(texts, params, timeout))
-        except (BadRequestError, InputError) as error:
-            if len(texts) == 1:
-                return [error]
+        except RequestError as error:
+            _carried(error.metrics, len(texts))
+            if len(texts) == 1 or not isinstance(error, BadRequestError | InputError):
+                return [error] * len(texts)
             half = len(texts) // 2
-            return [
+            results = [
                 *await self.embed(texts[:half], params, timeout=timeout),
                 *await self.embed(texts[half:], params, timeout=timeout),
             ]
-        except RequestError as error:
-            return [error] * len(texts)
+            _charge(results[0], error.metrics)
+            return results
 
     async def _embed(
         self, texts: Sequence[str], params: Mapping[str, Any], timeout: float | None
@@ -197,7 +205,8 @@ class Model:
             usage = TokenUsage(sum(part.prompt_tokens for part in parts)) if parts else None
             return results, usage
 
-        results, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        results, metrics = await self._sent(request, parse, timeout)
+        _carried(metrics, len(texts))
         price = self._prices[metrics.deployment]
         for result in results:
             result.metrics = metrics
@@ -213,18 +222,49 @@ class Model:
             result = parse_transcription(reply)
             return result, result.token_usage
 
-        result, metrics = await self._dispatcher.send(
-            transcription_request(audio, params), parse, timeout or self.timeout
-        )
+        result, metrics = await self._sent(transcription_request(audio, params), parse, timeout)
         result.metrics = metrics
         result.cost = _cost(metrics)
         return result
+
+    async def _sent(
+        self, request: Request, parse: Callable[[Reply], tuple[T, TokenUsage | None]], timeout: float | None
+    ) -> tuple[T, RequestMetrics]:
+        try:
+            return await self._dispatcher.send(request, parse, timeout or self.timeout)
+        finally:
+            # A cancellation that comes in the very turn in which the answer does is lost in the HTTP client.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
 
 
 def _cost(metrics: RequestMetrics) -> float | None:
     """All that the request's attempts cost, billed failures included."""
     costs = [attempt.cost_usd for attempt in metrics.attempts if attempt.cost_usd is not None]
     return sum(costs) if costs else None
+
+
+def _carried(metrics: RequestMetrics | None, rows: int) -> None:
+    if metrics is not None:
+        for attempt in metrics.attempts:
+            attempt.rows = rows
+
+
+def _charge(result: EmbeddingResult | RequestError, refused: RequestMetrics | None) -> None:
+    """Put a refused request's attempts before those of the first result that came of its parts."""
+    if refused is None:
+        return
+    if result.metrics is None:
+        result.metrics = refused
+        return
+    attempts = [*refused.attempts, *result.metrics.attempts]
+    for number, attempt in enumerate(attempts, 1):
+        attempt.attempt = number
+    result.metrics.attempts = attempts
+    result.metrics.retries = len(attempts) - 1
+    result.metrics.queue_s += refused.queue_s
+    result.metrics.end_to_end_s += refused.end_to_end_s
 
 
 def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from infermesh.errors import InputError, RequestError
+from infermesh.errors import InputError, RequestError, StoppedError
 from infermesh.stages import Prepared, Stage
 from infermesh.stages.build import StageGraph
 from infermesh.store import GroupWriter, StoredRow
@@ -51,12 +51,16 @@ class StageStats:
 
 @dataclass(slots=True)
 class RunStats:
-    """What the progress display shows; token counts, retries and cost are this session's."""
+    """What the progress display shows. All but ``stages`` is this session's.
+
+    ``settled`` counts row states, ``rows`` the rows that have been through all their stages.
+    """
 
     stages: dict[str, StageStats]
     started: float = field(default_factory=time.monotonic)
     requests: int = 0
     settled: int = 0
+    rows: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     retries: int = 0
@@ -232,7 +236,9 @@ class Runner:
             for row, passes in zip(rows, passing, strict=True):
                 if self._stopping:
                     return
-                if passes:
+                if isinstance(passes, InputError):
+                    self._settle(stage, row, "error", error=(passes.kind, passes.message))
+                elif passes:
                     self._channels[name].put_nowait(row)
                 else:
                     self._settle(stage, row, "skipped")
@@ -285,10 +291,12 @@ class Runner:
             stats.in_flight -= len(sent)
         self._log_attempts(stage, sent, results)
         for row, item, result in zip(sent, prepared, results, strict=True):
+            if isinstance(result, StoppedError):
+                continue  # it was not sent: the row stays pending
             if isinstance(result, RequestError):
                 blank = (None,) * (len(stage.table.outputs) - len(item.carried))
-                outputs, error = (*blank, *item.carried), (result.kind, result.message)
-                self._settle(stage, row, "error", outputs, error=error, key=item.key, result=result)
+                outputs, failure = (*blank, *item.carried), (result.kind, result.message)
+                self._settle(stage, row, "error", outputs, error=failure, key=item.key, result=result)
             else:
                 outputs = (*stage.outputs(result), *item.carried)
                 self._settle(stage, row, "done", outputs, key=item.key, result=result)
@@ -371,6 +379,7 @@ class Runner:
     def _advance(self, name: str, row: Row) -> None:
         row.open -= 1
         if not row.open:
+            self.stats.rows += 1
             self._active -= 1
             if self._active < self._limit:
                 self._room.set()
@@ -391,14 +400,12 @@ class Runner:
 
     def _log_attempts(self, stage: Stage, rows: Sequence[Row], results: Sequence[Any]) -> None:
         """One ``attempts`` row for each request sent; a request that carried several rows names the first."""
-        carried: dict[int, tuple[RequestMetrics, int, int]] = {}
+        first: dict[int, tuple[RequestMetrics, int]] = {}
         for row, result in zip(rows, results, strict=True):
-            metrics = result.metrics
-            if metrics is not None:
-                _, first, count = carried.get(id(metrics), (metrics, row.row_id, 0))
-                carried[id(metrics)] = (metrics, first, count + 1)
+            if result.metrics is not None:
+                first.setdefault(id(result.metrics), (result.metrics, row.row_id))
         stats = self.stats
-        for metrics, row_id, count in carried.values():
+        for metrics, row_id in first.values():
             for attempt in metrics.attempts:
                 stats.requests += 1
                 stats.retries += attempt.attempt > 1
@@ -422,7 +429,7 @@ class Runner:
                         attempt.prompt_tokens,
                         attempt.completion_tokens,
                         attempt.cost_usd,
-                        count,
+                        attempt.rows,
                     ),
                 )
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 from infermesh.errors import ConfigError, StoreError
 from infermesh.stages import Stage
+from infermesh.stages.mapping import ROW
 from infermesh.store import RunStore
 from infermesh.store.output import OutputRecord, OutputTable
 
@@ -87,7 +88,8 @@ class _StageSink:
 
     def admit(self, store: RunStore, stage: Stage, note: Note) -> None:
         """Compare the declaration with the one that the checkpoint was made with."""
-        self._table = store.output(stage.table, self._kind)
+        mapped = stage.facts.get("mapper") not in (None, ROW)
+        self._table = store.output(stage.table, self._kind, metadata=mapped)
         self._name, self._facts, self._note = stage.name, stage.facts, note
         self._record = None if store.is_new else self._table.record()
         if self._record is not None and not self._rerun_changed:
@@ -96,8 +98,8 @@ class _StageSink:
                 raise ConfigError(
                     f"what decides the answers has changed since {store.path.parent} was made:\n"
                     + "\n".join(f"  {change}" for change in changes)
-                    + "\n--rerun-changed sends again the rows whose request is another one now. Or put it back, or choose "
-                    "another output."
+                    + "\n--rerun-changed sends again the rows whose request is another one now. Or put it back, or "
+                    "choose another output."
                 )
 
     def _report_retired(self) -> None:
@@ -155,7 +157,9 @@ class _FileSink(_StageSink):
 
     def _check_new(self) -> None:
         if self._record is None and self._path.exists():
-            raise StoreError(f"{self._path} exists, and the checkpoint knows nothing of it. Move it away, or choose another")
+            raise StoreError(
+                f"{self._path} exists, and the checkpoint knows nothing of it. Move it away, or choose another"
+            )
 
     def _replace(self, write: Callable[[Path], tuple[int, str]]) -> None:
         """Let ``write`` make the file anew beside the old one, and put it in its place at once."""
@@ -175,9 +179,9 @@ class _FileSink(_StageSink):
 
     def _differs(self, what: str) -> StoreError:
         return StoreError(
-            f"{self._path} is not as infermesh left it: {what}. Nothing was changed. Every result is in the checkpoint: "
-            f"move the file away and run again with --resume, and it is written anew. To keep your version, choose "
-            f"another output."
+            f"{self._path} is not as infermesh left it: {what}. Nothing was changed. Every result is in the "
+            "checkpoint: move the file away and run again with --resume, and it is written anew. To keep your version, "
+            "choose another output."
         )
 
 
@@ -241,11 +245,11 @@ class LineFile(_FileSink):
         try:
             if self._record is None:
                 self.table.begin(self._path, self._facts, self._hash.hexdigest())
-                self._file = open(self._path, "xb")
+                self._file = open(self._path, "xb")  # noqa: SIM115
                 return
             self._check_tail()
             self.table.update(bytes=self._size, digest=self._hash.hexdigest(), next_bytes=None, next_digest=None)
-            self._file = open(self._path, "r+b" if self._path.exists() else "w+b")
+            self._file = open(self._path, "r+b" if self._path.exists() else "w+b")  # noqa: SIM115
             self._file.truncate(self._size)
             self._file.seek(self._size)
         except FileExistsError:
@@ -254,10 +258,10 @@ class LineFile(_FileSink):
             raise _unwritable(self._path, error) from None
         self._report_retired()
         redone = self.table.redone(stale=stale, keep_errors=keep_errors)
-        self._dirty = self._record.dirty or any(row_id in self._written for row_id in redone)
+        self._dirty = self._record.dirty or stale or any(row_id in self._written for row_id in redone)
         self.table.update(dirty=self._dirty, facts=self._facts, path=str(self._path))
         for chunk in self.table.settled(standing=(stale, keep_errors)):
-            self._append(chunk)
+            self._append([item for item in chunk if item[0] not in self._written])
 
     def _check_tail(self) -> None:
         """What stands after the bytes that are certain must be lines of the checkpoint; the last one may be torn."""
@@ -285,6 +289,9 @@ class LineFile(_FileSink):
 
     def _append(self, lines: Sequence[tuple[int, bytes]]) -> None:
         new = [item for item in lines if item[0] not in self._written]
+        if len(new) < len(lines) and not self._dirty:
+            self._dirty = True
+            self.table.update(dirty=True)
         if not new:
             return
         assert self._file is not None
@@ -306,7 +313,7 @@ class LineFile(_FileSink):
             self._replace(self._write)
             return
         for chunk in self.table.settled():
-            self._append(chunk)
+            self._append([item for item in chunk if item[0] not in self._written])
 
     def _write(self, path: Path) -> tuple[int, str]:
         digest, size = hashlib.blake2b(digest_size=16), 0
@@ -378,7 +385,8 @@ def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 def _pair(old: Any, new: Any) -> str:
     first, second = ("none" if value is None else repr(value) for value in (old, new))
-    start = max(len(os.path.commonprefix([first, second])) - _SHOWN // 3, 0)
+    same = next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
+    start = max(same - _SHOWN // 3, 0)
     return " → ".join(_cut(text, start if max(len(first), len(second)) > _SHOWN else 0) for text in (first, second))
 
 

@@ -77,7 +77,10 @@ class TokenUsage:
 
 @dataclass(slots=True)
 class Attempt:
-    """One request that went out: times in seconds, ``started_at`` in seconds since the epoch."""
+    """One request that went out: times in seconds, ``started_at`` in seconds since the epoch.
+
+    ``attempt`` counts from 1; ``rows`` is how many inputs the request carried (a micro-batch carries several).
+    """
 
     attempt: int
     deployment: str
@@ -89,6 +92,7 @@ class Attempt:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
+    rows: int = 1
 
 
 @dataclass(slots=True)

@@ -48,7 +48,7 @@ _TOKENS_PER_IMAGE = 765
 _TOKENS_PER_AUDIO_BLOCK = 250
 
 # Parameters of client libraries that are no part of the wire format → whose they are here.
-_FOREIGN = {
+FOREIGN_PARAMETERS = {
     "model": "the deployment decides the model",
     "api_key": "the key belongs to the deployment",
     "api_base": "the URL belongs to the deployment",
@@ -164,9 +164,9 @@ def _merge_params(payload: dict[str, Any], params: Mapping[str, Any]) -> None:
     if None in payload.values():
         for name in [name for name, value in payload.items() if value is None]:
             del payload[name]
-    if not _FOREIGN.keys().isdisjoint(payload):
-        name = next(name for name in _FOREIGN if name in payload)
-        raise InputError(f"{name!r} stands among the request's parameters: {_FOREIGN[name]}, remove it")
+    if not FOREIGN_PARAMETERS.keys().isdisjoint(payload):
+        name = next(name for name in FOREIGN_PARAMETERS if name in payload)
+        raise InputError(f"{name!r} stands among the request's parameters: {FOREIGN_PARAMETERS[name]}, remove it")
     if payload.get("stream") or payload.get("n", 1) != 1:
         raise InputError("stream and n > 1 are not supported: each request has one whole answer")
 

@@ -74,7 +74,7 @@ async def test_a_request_and_its_metrics() -> None:
     assert metrics.service_s == pytest.approx(2)
     assert metrics.end_to_end_s == pytest.approx(2)
     (attempt,) = metrics.attempts
-    assert (attempt.attempt, attempt.deployment, attempt.status_code, attempt.error_type) == (0, "a", 200, None)
+    assert (attempt.attempt, attempt.deployment, attempt.status_code, attempt.error_type) == (1, "a", 200, None)
     assert (attempt.prompt_tokens, attempt.completion_tokens, attempt.cost_usd) == (10, 5, 1.5)
     assert attempt.started_at == pytest.approx(WALL)
     assert rig.idle
@@ -90,7 +90,7 @@ async def test_transient_failures_back_off_and_are_told() -> None:
     assert metrics.retries == 3
     assert [a.error_type for a in metrics.attempts] == ["server", "timeout", "malformed_response", None]
     assert [a.status_code for a in metrics.attempts] == [503, None, None, 200]
-    assert [a.attempt for a in metrics.attempts] == [0, 1, 2, 3]
+    assert [a.attempt for a in metrics.attempts] == [1, 2, 3, 4]
     assert [round(a.queue_s) for a in metrics.attempts] == [0, 1, 2, 4]
     assert [round(a.started_at - WALL) for a in metrics.attempts] == [0, 2, 5, 10]
     assert metrics.queue_s == pytest.approx(7, abs=0.01)

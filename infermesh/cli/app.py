@@ -8,6 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from infermesh.cli import bench, oneshot
+
 app = typer.Typer(
     name="infermesh",
     help="Run large LLM jobs from a declaration, keep every row's state in DuckDB.",
@@ -151,3 +153,7 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+oneshot.register(app)
+bench.register(app)

@@ -40,31 +40,34 @@ def short(number: float) -> str:
 
 
 class Rates:
-    """Row states and tokens a second over the last ten seconds, and the time left at that pace."""
+    """Rows, row states and tokens a second over the last ten seconds, and the time left at that pace."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int, int]] = deque()
+        self._seen: deque[tuple[float, int, int, int]] = deque()
         self.rows = 0.0
+        self.states = 0.0
         self.tokens = 0.0
 
     def update(self, stats: RunStats) -> None:
         """Take in the counts as they are now."""
         now = time.monotonic()
-        self._seen.append((now, stats.settled, stats.prompt_tokens + stats.completion_tokens))
+        self._seen.append((now, stats.rows, stats.settled, stats.prompt_tokens + stats.completion_tokens))
         while len(self._seen) > 2 and self._seen[0][0] < now - _RATE_WINDOW_S:
             self._seen.popleft()
-        then, rows, tokens = self._seen[0]
+        then, *before = self._seen[0]
         elapsed = now - then
         if elapsed > 0:
-            self.rows = (self._seen[-1][1] - rows) / elapsed
-            self.tokens = (self._seen[-1][2] - tokens) / elapsed
+            _, *latest = self._seen[-1]
+            self.rows, self.states, self.tokens = (
+                (new - old) / elapsed for new, old in zip(latest, before, strict=True)
+            )
 
     def left(self, stats: RunStats) -> str:
         """Time left, ``?`` while nothing has settled."""
         pending = sum(stage.total - stage.settled for stage in stats.stages.values())
         if not pending:
             return "0s"
-        return duration(pending / self.rows) if self.rows > 0 else "?"
+        return duration(pending / self.states) if self.states > 0 else "?"
 
 
 def summary(stats: RunStats, rates: Rates) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from infermesh.cli.app import fail
 from infermesh.cli.progress import make_observer
-from infermesh.cli.runs import find_run, newest_unfinished
-from infermesh.config import Experiment, load, nearest
+from infermesh.cli.runs import describe, find_run, newest_unfinished, run_folders
+from infermesh.config import Experiment, load, nearest, refuse_inline_keys
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.execution import DATABASE, RunOutcome, execute
 
@@ -35,6 +35,11 @@ def run_hydra(argv: list[str]) -> int:
         print("error: which experiment? infermesh run +experiment=NAME", file=sys.stderr)
         _list_experiments()
         return 2
+    try:
+        for argument in argv:
+            refuse_inline_keys(_as_mapping(argument))  # Hydra writes a sweep's overrides to a file before any job
+    except ConfigError as error:
+        fail(str(error))
     jobs = _Jobs(argv)
     main = jobs.hydra_main()
     with _arguments(["infermesh", *(_addable(argument) for argument in argv)]), _full_errors():
@@ -66,12 +71,14 @@ class _Jobs:
         from hydra.core.plugins import Plugins
         from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-        shipped = shipped_project() / "conf"
+        shipped, config_dir = shipped_project() / "conf", self._config_dir
 
         class ShippedConfigs(SearchPathPlugin):
             """A project's own conf/ comes first, the shipped one after it."""
 
             def manipulate_search_path(self, search_path: Any) -> None:
+                if config_dir is not None:  # Hydra itself would put it last, behind what it is meant to change
+                    search_path.prepend("config-dir", config_dir.as_uri())
                 search_path.append("infermesh", shipped.as_uri())
 
         Plugins.instance().register(ShippedConfigs)
@@ -87,13 +94,16 @@ class _Jobs:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         if hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
-            print(f"job {hydra_config.job.num}: {hydra_config.job.override_dirname}", file=sys.stderr)
+            overrides = " ".join(override.lstrip("+") for override in hydra_config.overrides.task)
+            print(f"job {hydra_config.job.num}: {overrides}", file=sys.stderr)
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
         mapping = _without_missing(OmegaConf.to_container(config, resolve=True))
         roots = [Path.cwd(), *([self._config_dir.parent] if self._config_dir else []), shipped_project()]
         code = run_job(mapping, folder, roots, overrides=list(hydra_config.overrides.task))
         self.codes.append(code)
+        if code == 1:
+            (Path(hydra_config.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)  # it may hold a refused key
         if code == 130:
             raise SystemExit(130)  # an interrupted sweep starts no further job
 
@@ -127,16 +137,27 @@ def resume_run(name: str | None) -> int:
     import orjson
 
     from infermesh.store.database import connect
+    from infermesh.store.output import read_record
 
     folder = find_run(name) if name is not None else newest_unfinished()
     if folder is None:
         print("nothing to resume: no unfinished run below outputs/", file=sys.stderr)
+        failed = next((info for info in map(describe, run_folders()[:1]) if info.failed), None)
+        if failed is not None:
+            print(
+                f"the newest one finished with {failed.failed} failed row states; infermesh resume {failed.folder} "
+                "tries them again",
+                file=sys.stderr,
+            )
         return 0
     try:
         with connect(folder / DATABASE, read_only=True) as connection:
             row = connection.execute("SELECT config, roots FROM run").fetchone()
+            output = read_record(connection)
     except InfermeshError as error:
         fail(str(error))
+    if output is not None:
+        fail(f"{folder} is the checkpoint of {output.path}: run the command that made it again, with --resume")
     if row is None:
         fail(f"{folder / DATABASE} holds no run: it ended before its source was loaded. Run it again.")
     mapping, kept = orjson.loads(row[0]), [Path(root) for root in orjson.loads(row[1])]
@@ -173,7 +194,7 @@ def _closing(outcome: RunOutcome) -> str:
         again = "tries the failed rows again" if outcome.status == "failed_rows" else "sends only what is left"
         lines.append(f"  resume    infermesh resume {outcome.folder}   ({again})")
     else:
-        lines.append(f"  resume    infermesh resume {outcome.folder}   (nothing is left; an edited source is taken in)")
+        lines.append(f"  resume    infermesh resume {outcome.folder}   (nothing is left to send)")
     return "\n".join(lines)
 
 
@@ -195,6 +216,15 @@ def _list_experiments() -> None:
 def _addable(argument: str) -> str:
     """``stages.x.y=…`` sets a key whether or not the YAML spells it out; a misspelt one is caught by validation."""
     return f"++{argument}" if _SWEEPABLE.match(argument) else argument
+
+
+def _as_mapping(argument: str) -> dict[str, Any]:
+    """``a.b=c`` as nested dicts; empty for what is no override."""
+    name, equals, value = argument.lstrip("+~").partition("=")
+    node: Any = value
+    for part in reversed(name.split(".")):
+        node = {part: node}
+    return node if equals else {}
 
 
 def _config_dir(argv: list[str]) -> Path | None:
@@ -241,6 +271,10 @@ def _composition_error(error: Exception) -> str:
     missing = re.match(r"Could not override '([^']+)'", text)
     if missing:
         top = missing[1].split(".")[0]
+        if missing[1] == "experiment":
+            return (
+                "experiment=NAME: an experiment is added to the config, so it takes a +: infermesh run +experiment=NAME"
+            )
         return f"{missing[1]}: unknown key.{nearest(top, Experiment.model_fields)}"
     if "Could not find 'experiment/" in text or "In 'config': Could not find" in text:
         wanted = re.search(r"Could not find '([^']+)'", text)

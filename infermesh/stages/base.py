@@ -21,7 +21,7 @@ Result = GenerationResult | EmbeddingResult | TranscriptionResult
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """What building a stage needs from outside: the models, the folders that paths are relative to, all stages' names."""
+    """What building a stage needs from outside: the models, where paths are looked for, all stages' names."""
 
     models: Mapping[str, Model]
     roots: Sequence[Path]
@@ -44,8 +44,8 @@ class Stage(Protocol):
     """One stage of a run.
 
     ``requires`` names the stages it reads, ``reads`` the ``(name, column)`` pairs that its templates mention, ``names``
-    the names in them that are no stage's (columns of the source). ``batch_size`` rows travel in one request. ``facts`` is
-    what decides every row's answer, in words; ``signature`` its hash.
+    the names in them that are no stage's (columns of the source). ``batch_size`` rows travel in one request. ``facts``
+    is what decides every row's answer, in words; ``signature`` its hash.
     """
 
     name: str

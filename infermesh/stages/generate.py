@@ -113,5 +113,5 @@ def _response_format(value: str | dict[str, Any] | None, path: str, roots: Seque
             raise ConfigError(f"{path}: '{value}' is neither module:PydanticClass, nor a .json file, nor a schema.")
     try:
         return ResponseFormat.of(spec)
-    except (TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -22,7 +22,7 @@ METADATA = "metadata"
 
 @dataclass(slots=True)
 class Mapped:
-    """What a row asks for: ``input`` as the stage takes it, ``metadata`` as JSON text; ``endpoint`` over the model's."""
+    """What a row asks for: the stage's ``input``, ``metadata`` as JSON text, an ``endpoint`` over the model's."""
 
     input: Any
     metadata: str | None = None
@@ -76,10 +76,14 @@ class Mapper:
 
     def _checked(self, made: Any) -> Mapped:
         if not isinstance(made, Mapping):
-            raise InputError(f'mapper {self.spec}: expected {{"input": …, "metadata": {{…}}}}, got {type(made).__name__}')
+            raise InputError(
+                f'mapper {self.spec}: expected {{"input": …, "metadata": {{…}}}}, got {type(made).__name__}'
+            )
         unknown = [str(key) for key in made if key not in ("input", METADATA)]
         if unknown:
-            raise InputError(f"mapper {self.spec}: unknown key '{unknown[0]}'.{nearest(unknown[0], ['input', METADATA])}")
+            raise InputError(
+                f"mapper {self.spec}: unknown key '{unknown[0]}'.{nearest(unknown[0], ['input', METADATA])}"
+            )
         if made.get("input") is None:
             raise InputError(f"mapper {self.spec}: the row has no input: 'input' is missing or None")
         metadata = made.get(METADATA)
@@ -97,7 +101,7 @@ class Mapper:
             return None
         module = inspect.getmodule(self._function)
         try:
-            tree = ast.dump(ast.parse(inspect.getsource(module or self._function)))  # type: ignore[arg-type]
+            tree = ast.dump(ast.parse(inspect.getsource(module or self._function)))
         except (OSError, TypeError, SyntaxError):
             return None
         return hashlib.blake2b(tree.encode(), digest_size=8).hexdigest()

@@ -46,6 +46,11 @@ class Transcribe(ModelStage):
         carried: tuple[str | None, ...] = ()
         if self._audio is not None:
             written = self._audio.render(context).strip()
+            if written in ("", "None"):
+                raise InputError(
+                    f"{self._audio.path}: this row names no audio file; a condition leaves such rows out: "
+                    "where: audio is not null"
+                )
         else:
             assert self._mapper is not None
             mapped = self._mapper(context)

@@ -254,9 +254,9 @@ class RunStore:
         ]
         return self._connection.execute(" UNION ALL ".join(parts) + " ORDER BY rows DESC").fetchall()
 
-    def output(self, stage: StageTable, kind: str) -> OutputTable:
+    def output(self, stage: StageTable, kind: str, *, metadata: bool) -> OutputTable:
         """A stage's rows as an output file shows them."""
-        return OutputTable(self._connection.cursor(), stage, kind)
+        return OutputTable(self._connection.cursor(), stage, kind, metadata=metadata)
 
     def writer(self, **hooks: Any) -> GroupWriter:
         """The one writer of the stage tables and of ``attempts``; hooks as :class:`GroupWriter` takes them."""

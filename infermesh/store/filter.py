@@ -9,7 +9,7 @@ import duckdb
 import orjson
 
 from infermesh.config import nearest
-from infermesh.errors import ConfigError
+from infermesh.errors import ConfigError, InputError
 from infermesh.store.schema import Column, StageTable, quoted
 
 
@@ -58,12 +58,7 @@ class RowFilter:
 
     def __init__(self, condition: str, path: str, source: Sequence[Column], stages: Mapping[str, StageTable]) -> None:
         named = {reference[0].lower() for reference in column_references(condition, path)}
-        valid = {name.lower(): name for name in (*(column.name for column in source), *stages)}
-        unknown = sorted(named - valid.keys())
-        if unknown:
-            raise ConfigError(
-                f"{path}: '{unknown[0]}' is neither a column of the source nor a stage.{nearest(unknown[0], valid)}"
-            )
+        self._path = path
         self._columns = [column for column in source if column.name.lower() in named]
         self._stages = [table for name, table in stages.items() if name.lower() in named]
         fields = [column.ddl for column in self._columns]
@@ -74,12 +69,34 @@ class RowFilter:
         self._connection.execute(f"CREATE TABLE rows ({', '.join(['__position INTEGER', *fields])})")
         self._sql = f"SELECT __position FROM rows WHERE ({condition}\n)"
         try:
+            # Some errors come only with a row: one of NULLs shows those that no row could do without.
+            self._connection.execute("INSERT INTO rows (__position) VALUES (0)")
             self._connection.execute(self._sql)
+            self._connection.execute("TRUNCATE rows")
         except duckdb.Error as error:
-            raise ConfigError(f"{path}: {' '.join(str(error).split())[:300]}") from None
+            self._connection.close()
+            # Lambdas and subqueries have names of their own: a name is unknown only where the condition does not bind.
+            valid = {name.lower(): name for name in (*(column.name for column in source), *stages)}
+            unknown = sorted(named - valid.keys())
+            if unknown:
+                hint = nearest(unknown[0], valid)
+                raise ConfigError(
+                    f"{path}: '{unknown[0]}' is neither a column of the source nor a stage.{hint}"
+                ) from None
+            raise ConfigError(f"{path}: {_short(error)}") from None
 
-    def passing(self, contexts: Sequence[Mapping[str, Any]]) -> list[bool]:
-        """For each row's context, whether the condition is true (``NULL`` counts as false)."""
+    def passing(self, contexts: Sequence[Mapping[str, Any]]) -> list[bool | InputError]:
+        """For each row's context, whether the condition is true (``NULL`` is false); an error where it fails."""
+        try:
+            return list(self._passing(contexts))
+        except duckdb.Error as error:
+            self._connection.execute("TRUNCATE rows")
+            if len(contexts) == 1:
+                return [InputError(f"{self._path}: the condition fails for this row: {_short(error)}")]
+            half = len(contexts) // 2
+            return [*self.passing(contexts[:half]), *self.passing(contexts[half:])]
+
+    def _passing(self, contexts: Sequence[Mapping[str, Any]]) -> list[bool]:
         rows = [
             (
                 position,
@@ -101,6 +118,10 @@ class RowFilter:
     def close(self) -> None:
         """Free the in-memory database."""
         self._connection.close()
+
+
+def _short(error: duckdb.Error) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _stored(value: Any, column: Column) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import orjson
 
+from infermesh.errors import StoreError
 from infermesh.store.schema import LIVE, StageTable, quoted
 
 _CHUNK = 2048
@@ -86,14 +87,16 @@ class OutputTable:
         The stage's table.
     kind
         ``generate``, ``embed`` or ``transcribe``.
+    metadata
+        Show what a mapper has given along.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, stage: StageTable, kind: str) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, stage: StageTable, kind: str, *, metadata: bool) -> None:
         self._connection = connection
         self._table = quoted(stage.name)
         names = {column.name for column in stage.columns}
         fields = [field for field in (*_FIELDS[kind], *_ERROR) if field[1] not in ("path",) or "path" in names]
-        if "metadata" in names:
+        if metadata:
             fields.append(("metadata", "metadata", None))
         more = _MORE.get(kind, ())
         self._line = _json_object(fields)
@@ -113,9 +116,14 @@ class OutputTable:
             [min(row_ids), max(row_ids), list(row_ids)],
         )
 
-    def settled(self, *, errors: bool = True) -> Iterator[list[tuple[int, bytes]]]:
-        """``(row_id, line)`` of every settled row, in order, some thousand at a time; failed rows with ``errors``."""
-        condition = _SETTLED if errors else f"{_SETTLED} AND s.status <> 'error'"
+    def settled(self, *, standing: tuple[bool, bool] | None = None) -> Iterator[list[tuple[int, bytes]]]:
+        """``(row_id, line)`` of every settled row, in order, some thousand at a time.
+
+        With ``standing=(stale, keep_errors)``, only of those that will not be done again.
+        """
+        condition = _SETTLED
+        if standing is not None:
+            condition += f" AND NOT ({_redone(*standing)})"
         row = self._connection.execute(f"SELECT max(row_id) FROM {self._table}").fetchone()
         last = -1 if row is None or row[0] is None else int(row[0])
         for low in range(0, last + 1, _CHUNK):
@@ -128,21 +136,24 @@ class OutputTable:
         ).fetchall()
         return [(row_id, line.encode() + b"\n") for row_id, line in found]
 
-    def replaced(self, *, keep_errors: bool, stale: bool) -> set[int]:
-        """The rows whose stored state may be replaced, or whose row has gone from the source: their lines are old."""
-        redone = "true" if stale else "false" if keep_errors else "s.status = 'error'"
+    def redone(self, *, stale: bool, keep_errors: bool) -> Iterator[int]:
+        """The rows that may be done again, or that have gone from the source: a line of theirs is old."""
         found = self._connection.execute(
-            f"SELECT s.row_id FROM {self._table} s WHERE {redone} OR NOT ({LIVE})"
-        ).fetchall()
-        return {row_id for (row_id,) in found}
+            f"SELECT s.row_id FROM {self._table} s WHERE {_redone(stale, keep_errors)} OR NOT ({LIVE})"
+        )
+        while rows := found.fetchmany(_CHUNK):
+            yield from (row_id for (row_id,) in rows)
 
     def write_parquet(self, path: Path) -> None:
         """Every settled row, in order, into a Parquet file."""
         target = str(path).replace("'", "''")
-        self._connection.execute(
-            f"COPY (SELECT {self._columns} FROM {self._table} s WHERE {_SETTLED} ORDER BY s.row_id) TO '{target}' "
-            "(FORMAT parquet)"
-        )
+        try:
+            self._connection.execute(
+                f"COPY (SELECT {self._columns} FROM {self._table} s WHERE {_SETTLED} ORDER BY s.row_id) TO '{target}' "
+                "(FORMAT parquet)"
+            )
+        except duckdb.Error as error:
+            raise StoreError(f"{path} could not be written: {error}") from None
 
     @property
     def retired(self) -> int:
@@ -181,7 +192,11 @@ def read_record(connection: duckdb.DuckDBPyConnection) -> OutputRecord | None:
     row = connection.execute(
         "SELECT path, bytes, digest, next_bytes, next_digest, dirty, facts FROM output_file"
     ).fetchone()
-    return None if row is None else OutputRecord(*row[:6], facts=orjson.loads(row[6]))
+    return None if row is None else OutputRecord(*row[:-1], facts=orjson.loads(row[-1]))  # type: ignore[misc]
+
+
+def _redone(stale: bool, keep_errors: bool) -> str:
+    return "true" if stale else "false" if keep_errors else "s.status = 'error'"
 
 
 def _json_object(fields: Sequence[tuple[str, str, str | None]]) -> str:

@@ -36,8 +36,8 @@ class GroupWriter:
     on_commit
         Called in the writer's thread with the number of rows after each commit.
     on_rows
-        Called in the writer's thread with the rows of each table after each commit. Its ``OSError`` or ``StoreError`` is
-        a failure.
+        Called in the writer's thread with each table's rows after each commit. Its ``OSError`` or ``StoreError`` is a
+        failure.
     on_failure
         Called in the writer's thread once, when a commit failed; nothing is written after that.
     """

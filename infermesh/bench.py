@@ -1,0 +1,214 @@
+"""A concurrency sweep through the client's own window: how fast, how slow each request, which level to choose.
+
+It measures this client against that endpoint. The recommendation is a rule on what was measured, stated at
+:func:`recommend`; nothing is modelled.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from infermesh.errors import RequestError
+from infermesh.oneshot import Desk
+from infermesh.window import run_window
+
+NEAR_BEST = 0.95  # of the best throughput
+P95_GROWTH = 4.0  # times the p95 of the lowest level
+MAX_ERRORS = 0.01  # of the requests
+QUEUE_SHARE = 0.5  # of svc_p95
+CPU_SHARE = 0.9  # of one core
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What was measured at one concurrency. Times in seconds; percentiles over the requests that were answered.
+
+    ``svc`` is the time at the server, ``queue`` the time on this side; ``cpu`` this process's CPU time by elapsed time.
+    """
+
+    concurrency: int
+    requests: int
+    errors: int
+    elapsed_s: float
+    rps: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    svc_p95_s: float
+    queue_p95_s: float
+    cpu: float
+    first_error: str | None = None
+
+    def line(self) -> str:
+        """As the table shows it."""
+        return (
+            f"c={self.concurrency:<4} rps={self.rps:.2f}  p50={self.p50_s:.3f}s  p95={self.p95_s:.3f}s  "
+            f"p99={self.p99_s:.3f}s  svc_p95={self.svc_p95_s:.3f}s  q_p95={self.queue_p95_s:.3f}s  "
+            f"err={self.errors}/{self.requests}  elapsed={self.elapsed_s:.1f}s"
+        )
+
+    @property
+    def bottleneck(self) -> str | None:
+        """What on this side held the requests back, ``None`` where it was not the client."""
+        if self.cpu >= CPU_SHARE:
+            return f"this process used {self.cpu:.0%} of a CPU core"
+        if self.queue_p95_s >= QUEUE_SHARE * self.svc_p95_s > 0:
+            return f"requests waited here (q_p95 {self.queue_p95_s:.3f} s against svc_p95 {self.svc_p95_s:.3f} s)"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The level to choose, ``None`` where no level is acceptable, and what should be known about it."""
+
+    concurrency: int | None
+    notes: tuple[str, ...]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile: the smallest value that at least ``share`` of the values do not exceed."""
+    if not values:
+        return math.nan
+    ordered = sorted(values)
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
+
+
+def recommend(levels: Sequence[Level], max_p95_s: float | None = None) -> Recommendation:
+    """The smallest concurrency whose throughput is within 5 % of the best, among the acceptable levels.
+
+    Parameters
+    ----------
+    levels
+        What was measured, one for each concurrency.
+    max_p95_s
+        The highest acceptable p95, in seconds; ``None`` accepts up to four times the p95 of the lowest level. A level
+        is acceptable whose p95 is not above it and of whose requests at most 1 % failed.
+    """
+    ordered = sorted(levels, key=lambda level: level.concurrency)
+    lowest = next((level for level in ordered if level.errors < level.requests), None)
+    if lowest is None:
+        return Recommendation(None, ("every request failed: no recommendation",))
+    bound = max_p95_s if max_p95_s is not None else P95_GROWTH * lowest.p95_s
+    acceptable = [level for level in ordered if level.p95_s <= bound and level.errors <= MAX_ERRORS * level.requests]
+    if not acceptable:
+        return Recommendation(
+            None, (f"no level has a p95 of at most {bound:.3f} s and at most {MAX_ERRORS:.0%} failed requests",)
+        )
+    best = max(level.rps for level in acceptable)
+    chosen = next(level for level in acceptable if level.rps >= NEAR_BEST * best)
+    notes = []
+    fastest = max(ordered, key=lambda level: level.rps)
+    if fastest not in acceptable:
+        notes.append(
+            f"c={fastest.concurrency} was faster ({fastest.rps:.2f} requests/s), but its p95 is above {bound:.3f} s or "
+            "requests failed"
+        )
+    elif len(ordered) > 1 and chosen is ordered[-1]:
+        notes.append(f"throughput was still growing at c={chosen.concurrency}: measure higher levels (--concurrency)")
+    if chosen.bottleneck:
+        notes.append(f"at c={chosen.concurrency} the client, not the server, is the bottleneck: {chosen.bottleneck}")
+    else:
+        limited = next((level for level in ordered if level.bottleneck), None)
+        if limited is not None:
+            notes.append(
+                f"from c={limited.concurrency} on the client, not the server, is the bottleneck: {limited.bottleneck}"
+            )
+    return Recommendation(chosen.concurrency, tuple(notes))
+
+
+async def measure(
+    desk: Desk,
+    rows: Sequence[Mapping[str, Any]],
+    concurrency: int,
+    requests: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
+) -> Level:
+    """Send ``requests`` requests, ``concurrency`` at once, over ``rows`` again and again.
+
+    Each request carries as many rows as the stage's batch has.
+    """
+    size = desk.stage.batch_size
+    numbers = iter(range(requests))
+    latencies: list[float] = []
+    services: list[float] = []
+    queues: list[float] = []
+    errors: list[RequestError] = []
+
+    async def pull() -> int:
+        number = next(numbers, None)
+        if number is None:
+            raise StopAsyncIteration
+        return number
+
+    async def handle(number: int) -> None:
+        batch = [rows[(number * size + offset) % len(rows)] for offset in range(size)]
+        results = await desk.ask(batch)
+        failure = next((result for result in results if isinstance(result, RequestError)), None)
+        metrics = results[0].metrics
+        if failure is not None or metrics is None:
+            errors.append(failure or RequestError("the answer has no metrics"))
+            return
+        latencies.append(metrics.end_to_end_s)
+        services.append(metrics.service_s)
+        queues.append(metrics.queue_s)
+
+    started, cpu_started = clock(), cpu_clock()
+    await run_window(pull, handle, concurrency)
+    elapsed = max(clock() - started, 1e-9)
+    return Level(
+        concurrency,
+        requests,
+        len(errors),
+        elapsed,
+        len(latencies) / elapsed,
+        percentile(latencies, 0.5),
+        percentile(latencies, 0.95),
+        percentile(latencies, 0.99),
+        percentile(services, 0.95),
+        percentile(queues, 0.95),
+        (cpu_clock() - cpu_started) / elapsed,
+        errors[0].message if errors else None,
+    )
+
+
+async def sweep(
+    desk: Desk,
+    rows: Sequence[Mapping[str, Any]],
+    levels: Sequence[int],
+    *,
+    requests: int,
+    warmup: int,
+    report: Callable[[Level], None],
+) -> list[Level]:
+    """Warm up, then measure each level; ``report`` gets each as it is done."""
+    try:
+        if warmup:
+            await measure(desk, rows, min(max(levels), warmup), warmup)
+        measured = []
+        for concurrency in levels:
+            level = await measure(desk, rows, concurrency, requests)
+            report(level)
+            measured.append(level)
+        return measured
+    finally:
+        await desk.aclose()
+
+
+def as_json(levels: Sequence[Level], recommendation: Recommendation, **about: Any) -> dict[str, Any]:
+    """All figures; what could not be measured is ``null``."""
+    return {
+        **about,
+        "levels": [
+            {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in item.items()}
+            | {"bottleneck": level.bottleneck}
+            for level, item in ((level, asdict(level)) for level in levels)
+        ],
+        "recommended_max_parallel_requests": recommendation.concurrency,
+        "notes": list(recommendation.notes),
+    }

@@ -1,0 +1,33 @@
+"""Some rows of a source, without a run: for the benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+import orjson
+
+from infermesh.sources import Source
+from infermesh.store.ingest import ingest, source_columns
+from infermesh.store.schema import SOURCE_ERRORS_DDL, quoted
+
+
+def sample(source: Source) -> list[dict[str, Any]]:
+    """The rows of a source as stages see them, malformed lines left out. Raises ``ConfigError``."""
+    with duckdb.connect() as connection:
+        connection.execute(SOURCE_ERRORS_DDL)
+        ingest(connection, source)
+        columns = source_columns(connection)
+        names = [column.name for column in columns]
+        json = {column.name for column in columns if column.type == "JSON"}
+        select = ", ".join(quoted(name) for name in names) or "NULL"
+        found = connection.execute(
+            f"SELECT {select} FROM source WHERE row_id NOT IN (SELECT row_id FROM source_errors) ORDER BY row_id"
+        ).fetchall()
+    return [
+        {
+            name: orjson.loads(value) if name in json and value is not None else value
+            for name, value in zip(names, row, strict=False)
+        }
+        for row in found
+    ]
