@@ -110,8 +110,8 @@ class Dispatcher:
         """
         if self._stopping:
             raise StoppedError("stopped before the request was sent")
-        call = _Call(self, request.timeout if request.timeout is not None else timeout)
         task, waiting = asyncio.current_task(), self._waiting
+        call = _Call(self, request.timeout if request.timeout is not None else timeout, task)
         waiting.add(task)
         try:
             while True:
@@ -135,6 +135,9 @@ class Dispatcher:
             raise
         finally:
             waiting.discard(task)
+            # A cancellation that comes in the very turn in which the answer does is lost in the HTTP client.
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
 
 
 class _Call:
@@ -149,14 +152,16 @@ class _Call:
         "_reply",
         "_sent",
         "_started",
+        "_task",
         "_timeout",
         "_wall",
         "avoid",
     )
 
-    def __init__(self, dispatcher: Dispatcher, timeout: float | None) -> None:
+    def __init__(self, dispatcher: Dispatcher, timeout: float | None, task: asyncio.Task[Any] | None) -> None:
         self._dispatcher = dispatcher
         self._timeout = timeout
+        self._task = task
         self._started = self._ended = dispatcher._clock()
         self._sent = 0.0
         self._wall = 0.0
@@ -174,7 +179,7 @@ class _Call:
         limiter = deployment.limiter
         self._grant = self._reply = None
         self._grant = grant = await limiter.acquire(request.prompt_tokens, request.output_tokens)
-        dispatcher._waiting.discard(asyncio.current_task())
+        dispatcher._waiting.discard(self._task)
         self._wall = dispatcher._wall()
         self._sent = dispatcher._clock()
         self._reply = reply = await deployment.transport.send(request, self._timeout)

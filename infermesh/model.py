@@ -5,7 +5,6 @@ Three operations, each from a wire request to a typed result with usage, cost an
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import random
@@ -230,13 +229,7 @@ class Model:
     async def _sent(
         self, request: Request, parse: Callable[[Reply], tuple[T, TokenUsage | None]], timeout: float | None
     ) -> tuple[T, RequestMetrics]:
-        try:
-            return await self._dispatcher.send(request, parse, timeout or self.timeout)
-        finally:
-            # A cancellation that comes in the very turn in which the answer does is lost in the HTTP client.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError
+        return await self._dispatcher.send(request, parse, timeout or self.timeout)
 
 
 def _cost(metrics: RequestMetrics) -> float | None:
