@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 Inputs = Iterable[I] | AsyncIterable[I]
 Unit = tuple[int, Sequence[I]]
+# Takes an item's index, and its result or its error.
+Settle = Callable[[int, R | None, Exception | None], None]
 
 # Inputs that a feeder on an event loop takes before it lets others run.
 YIELD_EVERY = 64
@@ -52,7 +54,7 @@ class Job(Generic[I, R]):
     size: int = 1
     window: int | None = None
 
-    async def run(self, pull: Callable[[], Awaitable[Unit[I]]], settle: Callable[[StreamItem[R]], None]) -> None:
+    async def run(self, pull: Callable[[], Awaitable[Unit[I]]], settle: Settle[R]) -> None:
         """Work on everything that ``pull`` gives; on the client's loop. An error of ``settle`` ends it."""
         work = self.work
 
@@ -60,9 +62,9 @@ class Job(Generic[I, R]):
             index, chunk = unit
             for outcome in await work(chunk):
                 if isinstance(outcome, Exception):
-                    settle(StreamItem(index, None, outcome))
+                    settle(index, None, outcome)
                 else:
-                    settle(StreamItem(index, outcome, None))
+                    settle(index, outcome, None)
                 index += 1
 
         await run_window(pull, handle, self.window)
@@ -92,10 +94,13 @@ async def fill(job: Job[I, R], inputs: Sequence[I], batch: BatchResult[R], fail_
             return start, inputs[start : start + size]
         raise StopAsyncIteration
 
-    def settle(item: StreamItem[R]) -> None:
-        index, results[index], errors[index] = item
-        if fail_fast and item.error is not None:
-            raise item.error
+    def settle(index: int, result: R | None, error: Exception | None) -> None:
+        if error is None:
+            results[index] = result
+            return
+        errors[index] = error
+        if fail_fast:
+            raise error
 
     await job.run(pull, settle)
 
@@ -188,7 +193,7 @@ class Link(ABC, Generic[I, R]):
         self._inbox: Channel[Unit[I]] = Channel()
         self._sender: Hop[Unit[I] | None] = Hop(thread.loop, self._receive)
         self._open()
-        self._call: Call[None] = thread.submit(job.run(self._inbox.get, self._deliver))
+        self._call: Call[None] = thread.submit(job.run(self._inbox.get, self._settle))
         self._call.future.add_done_callback(lambda _: self._deliver(None))
 
     @abstractmethod
@@ -206,6 +211,9 @@ class Link(ABC, Generic[I, R]):
     @abstractmethod
     async def close(self) -> None:
         """End the job; it has ended by then."""
+
+    def _settle(self, index: int, result: R | None, error: Exception | None) -> None:
+        self._deliver(StreamItem(index, result, error))
 
     def _receive(self, unit: Unit[I] | None) -> None:
         if unit is None:

@@ -46,8 +46,8 @@ class Level:
     def line(self) -> str:
         """As the table shows it."""
         return (
-            f"c={self.concurrency:<4} rps={self.rps:.2f}  p50={self.p50_s:.3f}s  p95={self.p95_s:.3f}s  "
-            f"p99={self.p99_s:.3f}s  svc_p95={self.svc_p95_s:.3f}s  q_p95={self.queue_p95_s:.3f}s  "
+            f"c={self.concurrency:<4} rps={self.rps:.2f}  p50={_seconds(self.p50_s)}  p95={_seconds(self.p95_s)}  "
+            f"p99={_seconds(self.p99_s)}  svc_p95={_seconds(self.svc_p95_s)}  q_p95={_seconds(self.queue_p95_s)}  "
             f"err={self.errors}/{self.requests}  elapsed={self.elapsed_s:.1f}s"
         )
 
@@ -67,6 +67,10 @@ class Recommendation:
 
     concurrency: int | None
     notes: tuple[str, ...]
+
+
+def _seconds(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}s"
 
 
 def percentile(values: Sequence[float], share: float) -> float:

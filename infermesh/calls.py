@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from infermesh.audio import read_audio
-from infermesh.errors import ConfigError, InputError
+from infermesh.errors import ConfigError, InputError, RequestError
 from infermesh.model import Model, OnInvalid
 from infermesh.structured import ResponseFormat
-from infermesh.types import EmbeddingResult, Endpoint, GenerationResult, RequestMetrics, TranscriptionResult
+from infermesh.types import EmbeddingResult, Endpoint, GenerationResult, TranscriptionResult
 
-__all__ = ["Operations", "Work", "check_timeout"]
+__all__ = ["Operations", "Work", "check_choice", "check_timeout"]
 
 R = TypeVar("R")
 Work = Callable[[Sequence[Any]], Coroutine[Any, Any, Sequence[R | Exception]]]
@@ -34,7 +34,7 @@ class Operations:
     model
         Asked without parameters of its own.
     slots
-        Requests in hand at once, over all callers and deployments; ``None`` for no bound.
+        Requests in hand at once, over all callers and deployments; ``None`` where the deployments' own slots do.
     defaults
         Options and wire parameters of every request.
     max_transcription_bytes
@@ -45,7 +45,7 @@ class Operations:
         self, model: Model, slots: int | None, defaults: Mapping[str, Any], max_transcription_bytes: int | None
     ) -> None:
         self._model = model
-        self._slots = _Slots(slots)
+        self._slots = None if slots is None else _Slots(slots)
         self._defaults = dict(defaults)
         self._max_bytes = max_transcription_bytes
 
@@ -58,22 +58,18 @@ class Operations:
         if output is not None:
             wire["response_format"] = output.wire
         parse = output if chosen["parse_output"] is not False else None
-        on_invalid: OnInvalid = _choice("on_invalid", chosen["on_invalid"] or "null", OnInvalid)
-        endpoint: Endpoint = _choice("endpoint", chosen["endpoint"] or self._model.endpoint, Endpoint)
+        on_invalid: OnInvalid = check_choice("on_invalid", chosen["on_invalid"] or "null", OnInvalid)
+        endpoint: Endpoint = check_choice("endpoint", chosen["endpoint"] or self._model.endpoint, Endpoint)
         system, timeout = chosen["system"], check_timeout(chosen["timeout"])
         model, slots = self._model, self._slots
 
         async def work(chunk: Sequence[Any]) -> Sequence[GenerationResult | Exception]:
-            waited = 0.0
             try:
                 request = model.generation_request(_checked(chunk[0]), wire, system=system, endpoint=endpoint)
-                async with slots as waited:
-                    result = await model.generate(request, parse, on_invalid=on_invalid, timeout=timeout)
+                ask = model.generate(request, parse, on_invalid=on_invalid, timeout=timeout)
+                return (await (ask if slots is None else slots.turn(ask)),)
             except Exception as error:
-                _add_wait(getattr(error, "metrics", None), waited)
                 return (error,)
-            _add_wait(result.metrics, waited)
-            return (result,)
 
         return work
 
@@ -85,14 +81,11 @@ class Operations:
 
         async def work(chunk: Sequence[Any]) -> Sequence[EmbeddingResult | Exception]:
             texts = [text for text in chunk if isinstance(text, str)]
+            found: Sequence[EmbeddingResult | Exception] = ()
             try:
                 if texts:
-                    async with slots as waited:
-                        found: Sequence[EmbeddingResult | Exception] = await model.embed(texts, wire, timeout=timeout)
-                    for metrics in {id(metrics): metrics for item in found if (metrics := item.metrics)}.values():  # type: ignore[union-attr]
-                        _add_wait(metrics, waited)
-                else:
-                    found = ()
+                    ask = model.embed(texts, wire, timeout=timeout)
+                    found = await (ask if slots is None else slots.turn(ask))
             except Exception as error:
                 found = [error] * len(texts)
             if len(texts) == len(chunk):
@@ -103,22 +96,20 @@ class Operations:
         return work
 
     def transcription(self, params: Mapping[str, Any], timeout: float | None) -> Work[TranscriptionResult]:
-        """Inputs are paths, bytes or binary files; each is read in another thread once it has a slot."""
+        """Inputs are paths, bytes or binary files, read in another thread."""
         wire = self._for_others(params, timeout)
         timeout = check_timeout(wire.pop("timeout", None))
         model, slots, max_bytes = self._model, self._slots, self._max_bytes
 
+        async def ask(source: Any) -> TranscriptionResult:
+            clip = await asyncio.to_thread(read_audio, source, max_bytes=max_bytes)
+            return await model.transcribe(clip, wire, timeout=timeout)
+
         async def work(chunk: Sequence[Any]) -> Sequence[TranscriptionResult | Exception]:
-            waited = 0.0
             try:
-                async with slots as waited:
-                    clip = await asyncio.to_thread(read_audio, chunk[0], max_bytes=max_bytes)
-                    result = await model.transcribe(clip, wire, timeout=timeout)
+                return (await (ask(chunk[0]) if slots is None else slots.turn(ask(chunk[0]))),)
             except Exception as error:
-                _add_wait(getattr(error, "metrics", None), waited)
                 return (error,)
-            _add_wait(result.metrics, waited)
-            return (result,)
 
         return work
 
@@ -137,34 +128,41 @@ class Operations:
 
 
 class _Slots:
-    """A semaphore whose context tells how many seconds it was waited for."""
+    """Requests in hand at once. What waited for its turn has the seconds in its metrics."""
 
-    def __init__(self, size: int | None) -> None:
-        self._free = None if size is None else asyncio.Semaphore(size)
+    def __init__(self, size: int) -> None:
+        self._free = asyncio.Semaphore(size)
 
-    async def __aenter__(self) -> float:
-        if self._free is None:
-            return 0.0
-        if not self._free.locked():
+    async def turn(self, ask: Coroutine[Any, Any, R]) -> R:
+        """Await a request once there is a slot for it."""
+        started = time.perf_counter() if self._free.locked() else None
+        try:
             await self._free.acquire()
-            return 0.0
-        started = time.perf_counter()
-        await self._free.acquire()
-        return time.perf_counter() - started
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._free is not None:
+        except BaseException:
+            ask.close()
+            raise
+        waited = 0.0 if started is None else time.perf_counter() - started
+        try:
+            outcome = await ask
+        except RequestError as error:
+            _add_wait((error,), waited)
+            raise
+        finally:
             self._free.release()
+        if waited:
+            _add_wait(outcome if isinstance(outcome, list) else (outcome,), waited)
+        return outcome
 
 
-def _add_wait(metrics: RequestMetrics | None, waited: float) -> None:
-    if waited and metrics is not None:
-        metrics.queue_s += waited
-        metrics.end_to_end_s += waited
+def _add_wait(outcomes: Iterable[Any], waited: float) -> None:
+    for metrics in {id(outcome.metrics): outcome.metrics for outcome in outcomes}.values():
+        if metrics is not None:
+            metrics.queue_s += waited
+            metrics.end_to_end_s += waited
 
 
 def _checked(input: Any) -> Any:
-    if isinstance(input, str | Mapping) or (isinstance(input, Sequence) and not isinstance(input, bytes | bytearray)):
+    if isinstance(input, (str, Mapping)) or (isinstance(input, Sequence) and not isinstance(input, bytes | bytearray)):
         return input
     raise InputError(
         f"cannot make a request from {type(input).__name__}: pass a prompt (str), a list of messages, or a mapping "
@@ -176,7 +174,8 @@ def _not_a_text(text: Any) -> InputError:
     return InputError(f"the text to embed is {type(text).__name__}, not a string")
 
 
-def _choice(name: str, value: Any, allowed: Any) -> Any:
+def check_choice(name: str, value: Any, allowed: Any) -> Any:
+    """``value`` itself; ``ConfigError`` unless it is one of the literals ``allowed``."""
     if value not in get_args(allowed):
         raise ConfigError(f"{name}: expected one of {', '.join(get_args(allowed))}, got {value!r}")
     return value

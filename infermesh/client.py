@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
 from infermesh.audio import DEFAULT_MAX_BYTES
 from infermesh.batches import Inputs, Watch
-from infermesh.calls import Operations, check_timeout
+from infermesh.calls import Operations, check_choice, check_timeout
 from infermesh.errors import ConfigError
 from infermesh.fleet import client_model, deployment_configs
 from infermesh.limits import Limits
@@ -121,6 +122,11 @@ class LMClient:
         if max_parallel_requests is not None and max_parallel_requests < 1:
             raise ConfigError(f"max_parallel_requests: expected at least 1, got {max_parallel_requests}")
         configs = deployment_configs(model, api_base, api_key, deployments)
+        slots = max_parallel_requests
+        if slots is not None and len(configs) == 1:  # then the deployment's slots are the client's
+            ((label, config),) = configs.items()
+            bound = min(slots, config.max_parallel_requests or slots)
+            configs, slots = {label: replace(config, max_parallel_requests=bound)}, None
         own, deployed = client_model(
             model,
             configs,
@@ -128,19 +134,19 @@ class LMClient:
                 rpm, tpm, rpd, tpd, max_request_burst, max_token_burst, header_bucket_scope, default_output_tokens
             ),
             strategy=routing_strategy,
-            endpoint=endpoint,
+            endpoint=check_choice("endpoint", endpoint, Endpoint),
             retry=RetryPolicy(max_retries=max_retries),
             timeout=check_timeout(timeout),
             costs=(input_cost_per_token, output_cost_per_token),
         )
-        slots = [config.max_parallel_requests for config in configs.values()]
         window = max_parallel_requests
-        if window is None and None not in slots:
-            window = sum(n for n in slots if n is not None)
+        if window is None:
+            own_slots = [config.max_parallel_requests for config in configs.values()]
+            window = None if None in own_slots else sum(n for n in own_slots if n is not None)
         self._session = Session(
             deployed,
             lambda label: make_transport(configs[label], label=label),
-            partial(Operations, own, max_parallel_requests, default_request_kwargs or {}, max_transcription_bytes),
+            partial(Operations, own, slots, default_request_kwargs or {}, max_transcription_bytes),
             window,
         )
 

@@ -23,6 +23,7 @@ from infermesh.wire import FOREIGN_PARAMETERS
 RESERVED_TABLES = frozenset(
     {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file"}
 )
+OWN_FIELDS = "row"  # the mapper that takes a row's own fields
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_KEYS = frozenset({"api_key", "authorization", "x-api-key", "api-key", "cookie", "token", "password", "secret"})
 _SECRET_VALUE = re.compile(r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|Bearer\s+[A-Za-z0-9._-]{16,})")
@@ -121,7 +122,7 @@ class GenerateStage(_ModelStage):
     @model_validator(mode="after")
     def _one_of(self) -> GenerateStage:
         if (self.prompt, self.messages, self.mapper).count(None) != 2:
-            raise ValueError("give one of 'prompt' (a template or its file), 'messages' (an expression) and 'mapper'")
+            raise ValueError("give either 'prompt' (a template or its file), 'messages' (an expression) or 'mapper'")
         return self
 
 
@@ -324,6 +325,10 @@ def _references(experiment: Experiment) -> Iterator[str]:
             if label not in experiment.deployments:
                 hint = nearest(label, experiment.deployments)
                 yield f"models.{name}.deployments: no deployment '{label}'.{hint}"
+    seen: dict[str, str] = {}
+    for name in experiment.stages:
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            yield f"stages.{name}: differs from stages.{other} in case only, which SQL cannot tell. Rename one."
     for name, stage in experiment.stages.items():
         if not _NAME.fullmatch(name):
             yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit."

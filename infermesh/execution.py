@@ -113,12 +113,7 @@ def execute(
     """
     experiment = load(mapping)
     with ExitStack() as stack:
-        stack.enter_context(importable(roots))
-        simulator = None
-        if experiment.uses_simulator:
-            simulator = stack.enter_context(SimulatorProcess(experiment.simulator))
-        fleet = Fleet(experiment, simulator_url=simulator.url if simulator else None, environ=environ)
-        graph = build_stages(experiment, StageContext(fleet.models, roots))
+        fleet, graph = stack.enter_context(assembled(experiment, roots, environ))
         source = resolve(experiment.source, roots)
         fresh, opened = not (folder / DATABASE).exists(), False
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +133,26 @@ def execute(
         stack.enter_context(_log_to(folder / "run.log"))
         outcome: RunOutcome = run_loop(session.run())
         return outcome
+
+
+@contextlib.contextmanager
+def assembled(
+    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str]
+) -> Iterator[tuple[Fleet, StageGraph]]:
+    """What a declaration says, ready to be asked; the embedded simulator, where it asks for one, ends with it.
+
+    Raises
+    ------
+    ConfigError
+        The declaration names what is not there.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_importable(roots))
+        simulator = None
+        if experiment.uses_simulator:
+            simulator = stack.enter_context(SimulatorProcess(experiment.simulator))
+        fleet = Fleet(experiment, simulator_url=simulator.url if simulator else None, environ=environ)
+        yield fleet, build_stages(experiment, StageContext(fleet.models, roots))
 
 
 def run_loop(main: Any) -> Any:
@@ -182,7 +197,7 @@ class _Session:
         signatures = graph.signatures
         *_, last = graph.stages.values()
         if self._sink is not None:
-            self._sink.admit(store, last, self._observer.note)
+            self._sink.admit(store, last.table, last.facts, self._observer.note)
         if not store.is_new:
             before = orjson.loads(store.run_value("signatures") or "{}")
             self._stale = {name for name, now in signatures.items() if before.get(name, now) != now}
@@ -373,7 +388,7 @@ def _point_latest(folder: Path, experiment: str) -> None:
 
 
 @contextlib.contextmanager
-def importable(roots: Sequence[Path]) -> Iterator[None]:
+def _importable(roots: Sequence[Path]) -> Iterator[None]:
     """Let ``module:name`` in a config import from the roots."""
     added = [str(root) for root in roots if str(root) not in sys.path]
     sys.path[:0] = added

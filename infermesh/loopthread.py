@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib
+import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -15,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Call", "Hop", "LoopThread"]
+__all__ = ["Call", "Hop", "LoopThread", "import_for_good"]
 
 T = TypeVar("T")
 
@@ -26,6 +28,30 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def import_for_good(module: str) -> None:
+    """Import an extension module in a thread that does not end before the process: the main one, or one made for it.
+
+    The allocator inside the HTTP client breaks in a new thread once the thread that loaded it has ended
+    (https://github.com/microsoft/mimalloc/pull/1393).
+    """
+    if module in sys.modules:
+        return
+    if threading.current_thread() is threading.main_thread():
+        importlib.import_module(module)
+        return
+    loaded = threading.Event()
+
+    def load() -> None:
+        try:
+            importlib.import_module(module)
+        finally:
+            loaded.set()
+        threading.Event().wait()
+
+    threading.Thread(target=load, name=f"{module} (keeps its allocator)", daemon=True).start()
+    loaded.wait()
 
 
 class Hop(Generic[T]):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from infermesh.dispatch import Dispatcher
 from infermesh.errors import BadRequestError, InputError, RequestError
@@ -21,6 +21,7 @@ from infermesh.types import (
     EmbeddingResult,
     Endpoint,
     GenerationResult,
+    Operation,
     Reply,
     Request,
     RequestMetrics,
@@ -40,8 +41,6 @@ from infermesh.wire import (
 )
 
 logger = logging.getLogger("infermesh")
-
-T = TypeVar("T")
 
 OnInvalid = Literal["null", "retry"]
 MAX_REASKS = 2
@@ -111,7 +110,7 @@ class Model:
         """Build a generation request. Raises ``InputError`` where the input does not fit the endpoint."""
         endpoint = endpoint or self.endpoint
         if response_format is not None:
-            params = {**params, "response_format": response_format.wire}
+            params = {**params, "response_format": response_format.wire or None}
         if system is not None:
             if endpoint == "chat_completion" and not isinstance(input, Mapping):
                 input = messages_from(input, system)
@@ -121,23 +120,28 @@ class Model:
                 input = f"{system}\n\n{input}"
         return generation_request(endpoint, input, params)
 
-    async def generate(
+    def generate(
         self,
         request: Request,
         response_format: ResponseFormat | None = None,
         *,
         on_invalid: OnInvalid = "null",
         timeout: float | None = None,
-    ) -> GenerationResult:
+    ) -> Coroutine[Any, Any, GenerationResult]:
         """Send a generation request.
 
         With a ``response_format``, ``output_parsed`` holds the validated answer. An answer that does not satisfy it is
         a warning and ``None``; with ``on_invalid="retry"`` the model is told what was wrong and asked again, at most
         twice. Raises ``RequestError``.
         """
-        result = await self._generate(request, timeout)
         if response_format is None:
-            return result
+            return self._generate(request, timeout)
+        return self._generate_parsed(request, response_format, on_invalid, timeout)
+
+    async def _generate_parsed(
+        self, request: Request, response_format: ResponseFormat, on_invalid: OnInvalid, timeout: float | None
+    ) -> GenerationResult:
+        result = await self._generate(request, timeout)
         reasks = MAX_REASKS if on_invalid == "retry" else 0
         while True:
             problem = _parse_into(result, response_format)
@@ -147,19 +151,18 @@ class Model:
                 logger.warning("%s: output_parsed is None: %s", result.request_id or self.name, problem)
                 return result
             reasks -= 1
-            again = await self._generate(_asked_again(request, result, problem), timeout)
+            try:
+                again = await self._generate(_asked_again(request, result, problem), timeout)
+            except RequestError as error:
+                error.metrics = _with_earlier(error.metrics, result.metrics)
+                raise
             result = _merged(result, again)
 
     async def _generate(self, request: Request, timeout: float | None) -> GenerationResult:
         if self._counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
-        operation = request.operation
-
-        def parse(reply: Reply) -> tuple[GenerationResult, TokenUsage | None]:
-            result = parse_generation(operation, reply)
-            return result, result.token_usage
-
-        result, metrics = await self._sent(request, parse, timeout)
+        parse = _PARSERS[request.operation]
+        result, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
         result.metrics = metrics
         result.cost = _cost(metrics)
         return result
@@ -185,7 +188,7 @@ class Model:
                 *await self.embed(texts[:half], params, timeout=timeout),
                 *await self.embed(texts[half:], params, timeout=timeout),
             ]
-            _charge(results[0], error.metrics)
+            results[0].metrics = _with_earlier(results[0].metrics, error.metrics)
             return results
 
     async def _embed(
@@ -204,7 +207,7 @@ class Model:
             usage = TokenUsage(sum(part.prompt_tokens for part in parts)) if parts else None
             return results, usage
 
-        results, metrics = await self._sent(request, parse, timeout)
+        results, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
         _carried(metrics, len(texts))
         price = self._prices[metrics.deployment]
         for result in results:
@@ -221,19 +224,31 @@ class Model:
             result = parse_transcription(reply)
             return result, result.token_usage
 
-        result, metrics = await self._sent(transcription_request(audio, params), parse, timeout)
+        request = transcription_request(audio, params)
+        result, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
         result.metrics = metrics
         result.cost = _cost(metrics)
         return result
 
-    async def _sent(
-        self, request: Request, parse: Callable[[Reply], tuple[T, TokenUsage | None]], timeout: float | None
-    ) -> tuple[T, RequestMetrics]:
-        return await self._dispatcher.send(request, parse, timeout or self.timeout)
+
+def _parser(operation: Operation) -> Callable[[Reply], tuple[GenerationResult, TokenUsage | None]]:
+    def parse(reply: Reply) -> tuple[GenerationResult, TokenUsage | None]:
+        result = parse_generation(operation, reply)
+        return result, result.token_usage
+
+    return parse
 
 
-def _cost(metrics: RequestMetrics) -> float | None:
+_PARSERS = {operation: _parser(operation) for operation in get_args(Endpoint)}
+
+
+def _cost(metrics: RequestMetrics | None) -> float | None:
     """All that the request's attempts cost, billed failures included."""
+    attempts = metrics.attempts
+    if len(attempts) == 1:
+        return attempts[0].cost_usd
+    if metrics is None:
+        return None
     costs = [attempt.cost_usd for attempt in metrics.attempts if attempt.cost_usd is not None]
     return sum(costs) if costs else None
 
@@ -244,20 +259,18 @@ def _carried(metrics: RequestMetrics | None, rows: int) -> None:
             attempt.rows = rows
 
 
-def _charge(result: EmbeddingResult | RequestError, refused: RequestMetrics | None) -> None:
-    """Put a refused request's attempts before those of the first result that came of its parts."""
-    if refused is None:
-        return
-    if result.metrics is None:
-        result.metrics = refused
-        return
-    attempts = [*refused.attempts, *result.metrics.attempts]
+def _with_earlier(later: RequestMetrics | None, earlier: RequestMetrics | None) -> RequestMetrics | None:
+    """The metrics of a request and of the one that had to go before it, as one."""
+    if later is None or earlier is None:
+        return later or earlier
+    attempts = [*earlier.attempts, *later.attempts]
     for number, attempt in enumerate(attempts, 1):
         attempt.attempt = number
-    result.metrics.attempts = attempts
-    result.metrics.retries = len(attempts) - 1
-    result.metrics.queue_s += refused.queue_s
-    result.metrics.end_to_end_s += refused.end_to_end_s
+    later.attempts = attempts
+    later.retries = len(attempts) - 1
+    later.queue_s += earlier.queue_s
+    later.end_to_end_s += earlier.end_to_end_s
+    return later
 
 
 def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> str | None:
@@ -287,15 +300,8 @@ def _asked_again(request: Request, result: GenerationResult, problem: str) -> Re
 
 def _merged(first: GenerationResult, again: GenerationResult) -> GenerationResult:
     """The later answer, with the attempts, tokens and cost of both."""
-    if first.metrics is not None and again.metrics is not None:
-        again.metrics.queue_s += first.metrics.queue_s
-        again.metrics.end_to_end_s += first.metrics.end_to_end_s
-        again.metrics.retries += first.metrics.retries + 1
-        attempts = [*first.metrics.attempts, *again.metrics.attempts]
-        for number, attempt in enumerate(attempts, 1):
-            attempt.attempt = number
-        again.metrics.attempts = attempts
-        again.cost = _cost(again.metrics)
+    again.metrics = _with_earlier(again.metrics, first.metrics)
+    again.cost = _cost(again.metrics)
     if first.token_usage is not None and again.token_usage is not None:
         mine, theirs = again.token_usage, first.token_usage
         mine.prompt_tokens += theirs.prompt_tokens

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infermesh.config import load
 from infermesh.errors import RequestError
-from infermesh.execution import importable
+from infermesh.execution import assembled
 from infermesh.fleet import Fleet
-from infermesh.simulator.process import SimulatorProcess
-from infermesh.stages import Stage, StageContext, build_stages
+from infermesh.stages import Stage
 from infermesh.stages.base import Result
 from infermesh.window import run_window
 
@@ -74,13 +73,6 @@ def opened(
     ConfigError
         The declaration is wrong.
     """
-    experiment = load(mapping)
-    with ExitStack() as stack:
-        stack.enter_context(importable(roots))
-        simulator = None
-        if experiment.uses_simulator:
-            simulator = stack.enter_context(SimulatorProcess(experiment.simulator))
-        fleet = Fleet(experiment, simulator_url=simulator.url if simulator else None, environ=environ)
-        graph = build_stages(experiment, StageContext(fleet.models, roots))
+    with assembled(load(mapping), roots, environ) as (fleet, graph):
         *_, stage = graph.stages.values()
         yield Desk(stage, fleet)

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 from infermesh.batches import FromLoop, FromThread, Inputs, Job, Side, Watch, collect, drive, fill
 from infermesh.calls import Operations, Work
-from infermesh.loopthread import LoopThread
+from infermesh.errors import ConfigError
+from infermesh.loopthread import LoopThread, import_for_good
 from infermesh.router import Deployment
+from infermesh.transports import NativeTransport
 from infermesh.types import BatchResult, StreamItem, Transport
 
 __all__ = ["Session"]
@@ -42,6 +44,8 @@ class Session:
         Requests at once in a batch; ``None`` starts a task for each.
     """
 
+    _finalizer: weakref.finalize[..., Session] | None = None
+
     def __init__(
         self,
         deployments: Sequence[Deployment],
@@ -49,6 +53,8 @@ class Session:
         operations: Callable[[], Operations],
         window: int | None,
     ) -> None:
+        if any(isinstance(deployment.transport, NativeTransport) for deployment in deployments):
+            import_for_good("pyreqwest.client")
         self._deployments = deployments
         self._connect = connect
         self._make_operations = operations
@@ -56,7 +62,6 @@ class Session:
         self._lock = threading.Lock()
         self._closed = False
         self._open: tuple[LoopThread, Operations] | None = None
-        self._finalizer: weakref.finalize[..., Session] | None = None
 
     @property
     def thread(self) -> LoopThread:
@@ -130,6 +135,8 @@ class Session:
         self, side: Side, work: Work[R], inputs: Inputs[Any], watch: Watch[R], size: int
     ) -> BatchResult[R]:
         _check_inputs(inputs)
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"micro_batch_size: expected a whole number of at least 1, got {size!r}")
         job = Job(work, size, self._window)
         listed = inputs if isinstance(inputs, list | tuple) else None
         total = len(inputs) if isinstance(inputs, Sized) else None

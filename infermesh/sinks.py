@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from infermesh.config import OWN_FIELDS
 from infermesh.errors import ConfigError, StoreError
-from infermesh.stages import Stage
-from infermesh.stages.mapping import ROW
-from infermesh.store import RunStore
+from infermesh.store import RunStore, StageTable
 from infermesh.store.output import OutputRecord, OutputTable
 
 Note = Callable[[str], None]
@@ -30,7 +29,7 @@ _SHOWN = 70
 class Sink(Protocol):
     """Where one stage's rows go besides the store. All but ``committed`` are called while nothing is being written."""
 
-    def admit(self, store: RunStore, stage: Stage, note: Note) -> None:
+    def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
         """Refuse, before anything is changed, what does not belong together. Raises ``ConfigError``, ``StoreError``."""
         ...
 
@@ -86,14 +85,14 @@ class _StageSink:
         assert self._table is not None
         return self._table
 
-    def admit(self, store: RunStore, stage: Stage, note: Note) -> None:
+    def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
         """Compare the declaration with the one that the checkpoint was made with."""
-        mapped = stage.facts.get("mapper") not in (None, ROW)
-        self._table = store.output(stage.table, self._kind, metadata=mapped)
-        self._name, self._facts, self._note = stage.name, stage.facts, note
+        mapped = facts.get("mapper") not in (None, OWN_FIELDS)
+        self._table = store.output(stage, self._kind, metadata=mapped)
+        self._name, self._facts, self._note = stage.name, facts, note
         self._record = None if store.is_new else self._table.record()
         if self._record is not None and not self._rerun_changed:
-            changes = changed_facts(self._record.facts, stage.facts)
+            changes = changed_facts(self._record.facts, facts)
             if changes:
                 raise ConfigError(
                     f"what decides the answers has changed since {store.path.parent} was made:\n"
@@ -164,7 +163,8 @@ class _FileSink(_StageSink):
     def _replace(self, write: Callable[[Path], tuple[int, str]]) -> None:
         """Let ``write`` make the file anew beside the old one, and put it in its place at once."""
         target = self._path.resolve()  # a symbolic link stays one
-        temporary = target.with_name(f".{target.name}.new-{os.getpid()}")
+        temporary = target.with_name(f".{target.name}.new")
+        temporary.unlink(missing_ok=True)  # a killed session's; the checkpoint's lock lets only one be at it
         try:
             size, digest = write(temporary)
             with open(temporary, "rb") as file:
@@ -197,9 +197,9 @@ class LineFile(_FileSink):
         self._tail = b""
         self._dirty = False
 
-    def admit(self, store: RunStore, stage: Stage, note: Note) -> None:
+    def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
         """Also compare the file with what the checkpoint knows of it."""
-        super().admit(store, stage, note)
+        super().admit(store, stage, facts, note)
         self._check_new()
         record = self._record
         if record is None:
@@ -339,9 +339,9 @@ class LineFile(_FileSink):
 class ParquetFile(_FileSink):
     """One Parquet file, written when the command ends."""
 
-    def admit(self, store: RunStore, stage: Stage, note: Note) -> None:
+    def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
         """Also compare the file with what the checkpoint knows of it."""
-        super().admit(store, stage, note)
+        super().admit(store, stage, facts, note)
         self._check_new()
         if self._record is None or not self._path.exists():
             return

@@ -36,7 +36,7 @@ class ResponseFormat:
     Attributes
     ----------
     wire
-        What to send as ``response_format``; ``None`` sends nothing.
+        What to send as ``response_format``; an empty one sends nothing.
     schema
         The JSON schema, ``None`` for ``json_object``.
     model
@@ -44,7 +44,7 @@ class ResponseFormat:
     """
 
     def __init__(
-        self, wire: dict[str, Any] | None, schema: Mapping[str, Any] | None = None, model: type[BaseModel] | None = None
+        self, wire: dict[str, Any], schema: Mapping[str, Any] | None = None, model: type[BaseModel] | None = None
     ) -> None:
         self.wire = wire
         self.schema = schema
@@ -83,7 +83,7 @@ class ResponseFormat:
     @classmethod
     def any_json(cls) -> ResponseFormat:
         """Nothing is asked of the server; any JSON value in the answer is taken."""
-        return cls(None, {})
+        return cls({}, {})
 
     @classmethod
     def _from_mapping(cls, spec: Mapping[str, Any]) -> ResponseFormat:

@@ -127,15 +127,15 @@ class TestStreaming:
         }
         outcome = lab.run(experiment(simulator.url, stages))
         assert outcome.counts["end"] == {"done": 20}
-        assert list(outcome.counts)[0] == "start"
+        assert next(iter(outcome.counts)) == "start"
         assert list(outcome.counts)[-1] == "end"
         assert lab.one("SELECT count(*) FROM results WHERE right_status = 'done' AND contains(end_text, 'None')") == 0
 
 
 class TestBounds:
-    @pytest.mark.parametrize("windows", [(3, 64), (5, 2)])
+    @pytest.mark.parametrize("windows", [(3, 2), (5, 7)])
     def test_a_stages_window(self, lab: Lab, start_simulator: Start, windows: tuple[int, int]) -> None:
-        simulator = start_simulator(latency_s=0.01)
+        simulator = start_simulator(latency_s=0.03)
         lab.rows(texts(30))
         a, b = windows
         lab.run(
@@ -148,7 +148,7 @@ class TestBounds:
             )
         )
         assert totals(simulator, "chat")["max_in_flight"] == a
-        assert totals(simulator, "embeddings")["max_in_flight"] == min(b, 30)
+        assert totals(simulator, "embeddings")["max_in_flight"] == b
 
     def test_a_deployments_slots_are_shared_by_its_stages(self, lab: Lab, start_simulator: Start) -> None:
         simulator = start_simulator(latency_s=0.01)
@@ -166,7 +166,8 @@ class TestBounds:
         if account:
             mapping["limits"] = {"shared": limits}
             mapping["deployments"] = {
-                label: {"model": "hosted_vllm/any", "api_base": simulator.url, "limits": "shared"} for label in ("d", "e")
+                label: {"model": "hosted_vllm/any", "api_base": simulator.url, "limits": "shared"}
+                for label in ("d", "e")
             }
             mapping["models"]["m"]["deployments"] = ["d", "e"]
         else:
@@ -221,7 +222,7 @@ class TestWhere:
             ("text like '%number 2%' or N = 0", {0, 2}),
             ("position = 7", {3}),
             ('"odd name" = 1', {1}),
-            ("len(list_filter([n], x -> x > 2)) = 1", {3}),
+            ("len(list_filter([n], lambda x: x > 2)) = 1", {3}),
             ("n = (select max(v) from (values (1), (2)) as t(v))", {2}),
         ],
     )
@@ -265,6 +266,17 @@ class TestWhere:
         assert lab.run(experiment(simulator.url, stages)).counts["b"] == {"done": 3}
         assert set(lab.statuses("c").values()) == {"skipped"}
 
+    def test_a_condition_that_fails_for_a_row_costs_that_row(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows([{"n": n, "text": "x", "size": size} for n, size in enumerate(["12", "large", "3", None])])
+        outcome = lab.run(
+            experiment(simulator.url, {"a": generate(where="size::int > 5"), "b": embed("{{ a.status }}")})
+        )
+        assert lab.statuses("a") == {0: "done", 1: "error", 2: "skipped", 3: "skipped"}
+        assert lab.statuses("b") == {0: "done", 1: "skipped", 2: "done", 3: "done"}
+        assert outcome.exit_code == 3
+        assert "stages.a.where" in lab.one("SELECT error FROM a WHERE row_id = 1")
+        assert "large" in lab.one("SELECT error FROM a WHERE row_id = 1")
+
     def test_a_skipped_row_goes_on_to_later_stages(self, lab: Lab, simulator: Simulator) -> None:
         lab.rows(texts(4))
         b = generate("{% if a.text %}{{ a.text }}{% else %}Nothing came of {{ n }}.{% endif %}")
@@ -279,7 +291,7 @@ class TestWhere:
             ("n >", "not a SQL condition"),
             ("n > 'x'", ""),
             ("a.txt is null", "'a.txt' is no column of stage 'a'. Did you mean 'text'?"),
-            ("", "not a SQL condition"),
+            ("", "stages.b.where"),
         ],
     )
     def test_a_wrong_condition_stops_the_run_before_anything_is_sent(
@@ -296,7 +308,12 @@ class TestFailures:
     def test_a_failed_row_skips_what_depends_on_it_and_nothing_else(self, lab: Lab, start_simulator: Start) -> None:
         simulator = start_simulator(filter_marker="number 2 ")
         lab.rows(texts(4))
-        stages = {"a": generate(), "b": embed("{{ a.text }}"), "c": generate("{{ b.status }}"), "d": generate("Row {{ n }}.")}
+        stages = {
+            "a": generate(),
+            "b": embed("{{ a.text }}"),
+            "c": generate("{{ b.status }}"),
+            "d": generate("Row {{ n }}."),
+        }
         outcome = lab.run(experiment(simulator.url, stages))
         assert (outcome.status, outcome.exit_code) == ("failed_rows", 3)
         assert outcome.counts == {
@@ -345,10 +362,11 @@ class TestFailures:
         outcome = lab.run(mapping, watch=watch)
         seen = totals(simulator)
         failed = outcome.counts["a"].get("error", 0)
-        assert 0 < seen["status"]["500"]
+        assert seen["status"]["500"] > 0
         assert lab.one("SELECT count(*) FROM attempts") == seen["received"]
-        assert lab.one("SELECT count(*) FROM attempts WHERE status_code = 500 AND error_type = 'server'") == (
-            seen["status"]["500"]
+        assert (
+            lab.one("SELECT count(*) FROM attempts WHERE status_code = 500 AND error_type = 'server'")
+            == (seen["status"]["500"])
         )
         assert lab.one("SELECT sum(attempts) FROM a") == seen["received"]
         assert lab.one("SELECT count(*) FROM a WHERE status = 'error'") == failed
@@ -369,8 +387,6 @@ class TestFailures:
 
     def test_what_nobody_foresaw_costs_its_row(self, lab: Lab, simulator: Simulator) -> None:
         """A message list with a value that cannot be sent: an error row, and the run goes on."""
-        lab.rows([{"n": 0, "text": "fine"}, {"n": 1, "text": None}])
-        messages = "{{ [{'role': 'user', 'content': text if text else absent_name}] }}"
         lab.rows([{"n": 0, "text": "fine", "more": {"x": 1}}, {"n": 1, "text": None, "more": {}}])
         messages = "{{ [{'role': 'user', 'content': text if text else more.x}] }}"
         outcome = lab.run(experiment(simulator.url, {"a": {"kind": "generate", "messages": messages}}))
@@ -658,7 +674,9 @@ class TestAttempts:
         assert expected > 1
         assert tokens["cost_usd"] == pytest.approx(expected)
         assert lab.one("SELECT sum(cost_usd) FROM attempts") == pytest.approx(expected)
-        assert lab.one("SELECT (SELECT sum(cost_usd) FROM a) + (SELECT sum(cost_usd) FROM b)") == pytest.approx(expected)
+        assert lab.one("SELECT (SELECT sum(cost_usd) FROM a) + (SELECT sum(cost_usd) FROM b)") == pytest.approx(
+            expected
+        )
 
     def test_without_a_price_the_cost_is_unknown_not_nothing(self, lab: Lab, simulator: Simulator) -> None:
         lab.rows(texts(1))
@@ -684,9 +702,7 @@ class TestAttempts:
         ((plain,),) = lab.sql("SELECT DISTINCT attempt FROM attempts")
         assert first == [(plain, plain + 2)] * 2
 
-    def test_a_request_that_asks_again_and_fails_is_told_with_the_first(
-        self, lab: Lab, start_simulator: Start
-    ) -> None:
+    def test_a_request_that_asks_again_and_fails_is_told_with_the_first(self, lab: Lab, start_simulator: Start) -> None:
         # The first question fits the window, the same with the wrong answer and what was wrong with it does not.
         simulator = start_simulator(faults={"invalid_json_content": 1.0}, context_window=12)
         lab.rows(texts(1))
@@ -705,14 +721,14 @@ class TestGraph:
             ({"a": generate("{{ b.text }}"), "b": generate("{{ a.text }}")}, "is a cycle"),
             ({"a": generate("{{ a.text }}")}, "is a cycle"),
             ({"a": generate(), "b": generate(where="b.text is null")}, "is a cycle"),
-            ({"a": generate("{{ txt }}")}, "stages.a.prompt: 'txt' is neither a column of the source nor a stage. Did you mean 'text'?"),
-            ({"aa": generate(), "b": embed("{{ ab.text }}")}, "stages.b.text: 'ab' is neither a column of the source nor a stage. Did you mean 'aa'?"),
+            ({"a": generate("{{ txt }}")}, "stages.a.prompt: 'txt' is neither a column of the source nor a"),
+            ({"words": generate(), "b": embed("{{ word.text }}")}, "nor a stage. Did you mean 'words'?"),
             ({"a": generate(), "b": embed("{{ a.txt }}")}, "'a.txt' is no column of stage 'a'. Did you mean 'text'?"),
-            ({"text": generate()}, "stages.text: the source has a column 'text'"),
+            ({"text": generate("Row {{ n }}.")}, "stages.text: the source has a column 'text'"),
             ({"a": generate("prompts/none.jinja")}, "stages.a.prompt: no file 'prompts/none.jinja'"),
             ({"a": generate("{% if %}")}, "stages.a.prompt: line 1"),
-            ({"a": generate(response_format="nowhere.schema:X")}, "stages.a.response_format: 'nowhere.schema:X' does not import"),
-            ({"a": generate(response_format="json:dumpz")}, "has no 'dumpz'. Did you mean 'dumps'?"),
+            ({"a": generate(response_format="nowhere.schema:X")}, "'nowhere.schema:X' does not import"),
+            ({"a": generate(response_format="json:dumpz")}, "has no 'dumpz'. Did you mean 'dump"),
             ({"a": generate(response_format="schema.json")}, "stages.a.response_format: no file 'schema.json'"),
             ({"a": generate(response_format="Summary")}, "is neither module:PydanticClass"),
             ({"a": generate(response_format={"type": "nothing"})}, "stages.a.response_format"),

@@ -44,7 +44,9 @@ class TestRendering:
     def test_a_name_that_may_be_missing_can_have_a_default(self) -> None:
         assert render("{{ absent | default('none') }}{% if absent is defined %}x{% endif %}") == "none"
 
-    @pytest.mark.parametrize("source", ["{{ 1 / a }}", "{{ a.b.c }}", "{{ a() }}", "{{ 'x' + a }}", "{{ a | fromjson }}"])
+    @pytest.mark.parametrize(
+        "source", ["{{ 1 / a }}", "{{ a.b.c }}", "{{ a() }}", "{{ 'x' + a }}", "{{ a | fromjson }}"]
+    )
     def test_whatever_fails_is_an_input_or_config_error(self, source: str) -> None:
         with pytest.raises((InputError, ConfigError), match=r"stages\.s\.prompt"):
             render(source, a=0)
@@ -101,7 +103,9 @@ class TestExpressions:
     def test_null_is_a_value(self) -> None:
         assert evaluate("{{ a }}", a=None) is None
 
-    @pytest.mark.parametrize("source", ["{{ a", "{{ a b }}", "{{ }}", "{% if a %}{{ a }}{% endif %}", "{{ a }} {{ b }}"])
+    @pytest.mark.parametrize(
+        "source", ["{{ a", "{{ a b }}", "{{ }}", "{% if a %}{{ a }}{% endif %}", "{{ a }} {{ b }}"]
+    )
     def test_what_is_no_expression_is_refused_before_the_run(self, source: str) -> None:
         with pytest.raises(ConfigError, match=r"stages\.s\.messages"):
             Template(source, "stages.s.messages", expression=True)
@@ -164,7 +168,9 @@ class TestLoading:
 
     def test_a_missing_file_names_the_nearest(self, tmp_path: Path) -> None:
         (tmp_path / "summary.jinja").write_text("x")
-        with pytest.raises(ConfigError, match=r"stages\.s\.prompt: no file 'sumary\.jinja'.*Did you mean 'summary\.jinja'"):
+        with pytest.raises(
+            ConfigError, match=r"stages\.s\.prompt: no file 'sumary\.jinja'.*Did you mean 'summary\.jinja'"
+        ):
             load_template("sumary.jinja", "stages.s.prompt", [tmp_path])
 
     def test_a_file_that_is_no_text(self, tmp_path: Path) -> None:

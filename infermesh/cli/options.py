@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -206,7 +206,7 @@ class SweepOptions:
 
 
 @cache
-def _hints(group: type[Any]) -> dict[str, Any]:
+def _hints(group: Hashable) -> dict[str, Any]:
     return get_type_hints(group, include_extras=True)
 
 
@@ -216,7 +216,7 @@ def takes(*groups: type[Any]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         parameters, owners = [], {}
         for group in groups:
-            hints = _hints(group)
+            hints = _hints(group)  # type: ignore[arg-type]
             for field in dataclasses.fields(group):
                 kind = inspect.Parameter.KEYWORD_ONLY
                 parameters.append(

@@ -112,6 +112,7 @@ def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, over
     """Run or resume an experiment in a folder, with progress and a closing word; the exit code."""
     fresh = not (folder / DATABASE).exists()
     observer = make_observer()
+    kept = {file: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
     try:
         _check_chosen(mapping)
         load(mapping)  # before anything is written: an inline key must not reach the folder
@@ -125,6 +126,9 @@ def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, over
     except InfermeshError as error:
         if fresh:
             _discard(folder)
+        else:
+            for file, content in kept.items():  # what stands there is what was run
+                file.write_bytes(content)
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 1
@@ -200,6 +204,11 @@ def _closing(outcome: RunOutcome) -> str:
 
 def _check_chosen(mapping: Mapping[str, Any]) -> None:
     if not mapping.get("stages") and not mapping.get("models"):
+        if isinstance(mapping.get("experiment"), Mapping):
+            raise ConfigError(
+                "the experiment's keys have come below 'experiment'. Its file must begin with the line: "
+                "# @package _global_"
+            )
         names = ", ".join(_experiments())
         raise ConfigError(f"no experiment was chosen: infermesh run +experiment=NAME. There is: {names}.")
 

@@ -50,7 +50,7 @@ class Generate(ModelStage):
             prompt=self._prompt and self._prompt.source,
             messages=self._messages and self._messages.source,
             system=self._system and self._system.source,
-            response_format=self._format and self._format.wire,
+            response_format=(self._format and self._format.wire) or None,
             parse_json=config.parse_json or None,
             on_invalid=self._on_invalid,
             mapper=config.mapper,

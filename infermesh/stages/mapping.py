@@ -11,12 +11,11 @@ from typing import Any
 
 import orjson
 
-from infermesh.config import nearest
+from infermesh.config import OWN_FIELDS, nearest
 from infermesh.errors import ConfigError, InputError
 from infermesh.stages.base import import_object
 from infermesh.types import Endpoint
 
-ROW = "row"
 METADATA = "metadata"
 
 
@@ -56,9 +55,9 @@ class Mapper:
         self._own = own
         self._hidden = frozenset(hidden)
         self._function: Callable[[dict[str, Any]], Any] | None = None
-        if spec != ROW:
+        if spec != OWN_FIELDS:
             if ":" not in spec:
-                raise ConfigError(f"{path}: '{spec}' is neither '{ROW}' nor module:function.")
+                raise ConfigError(f"{path}: '{spec}' is neither '{OWN_FIELDS}' nor module:function.")
             self._function = import_object(spec, path)
             if not callable(self._function):
                 raise ConfigError(f"{path}: '{spec}' is a {type(self._function).__name__}, not a function.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,12 @@ class Transcribe(ModelStage):
                 raise InputError(f"input: expected the path of a clip, got {type(mapped.input).__name__}")
             written = os.fspath(mapped.input)
             carried = (written, mapped.metadata)
-        path = find(written, self._roots) if written else None
-        if path is not None and path.is_file():
-            stat = path.stat()
-            facts = (written, stat.st_size, stat.st_mtime_ns, sorted(self.params.items()))
-            return Prepared(path, self.model.key(*facts), carried)
+        with suppress(OSError, ValueError):  # a name that no file can have
+            path = find(written, self._roots) if written else None
+            if path is not None and path.is_file():
+                stat = path.stat()
+                facts = (written, stat.st_size, stat.st_mtime_ns, sorted(self.params.items()))
+                return Prepared(path, self.model.key(*facts), carried)
         if self._audio is None:
             return Prepared(Path(written), self.model.key(written), carried)  # reading it will say what is wrong
         looked = ", ".join(str(root) for root in self._roots)

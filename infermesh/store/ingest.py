@@ -15,6 +15,7 @@ import orjson
 
 from infermesh.errors import ConfigError
 from infermesh.sources import Source
+from infermesh.store.ragged import compressed, csv_dialect, read_ragged, reads_whole
 from infermesh.store.schema import Column, quoted
 
 _RESERVED = ("row_id", "row_key")
@@ -178,7 +179,12 @@ def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None
 def _relation(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     files = f"[{', '.join(_string(file) for file in source.files)}]"
     if source.format == "csv":
-        relation = f"SELECT * FROM read_csv({files}, all_varchar=true, header=true, union_by_name=true)"
+        # Left to find it out, DuckDB takes a file with one malformed line for a file of one column.
+        dialect = "" if compressed(source.files) else f", {csv_dialect(source.files[0])}"
+        relation = f"SELECT * FROM read_csv({files}, all_varchar=true, header=true, union_by_name=true{dialect})"
+        if dialect and not reads_whole(relation):
+            _ragged(connection, source)
+            return
     elif source.format == "parquet":
         relation = f"SELECT * FROM read_parquet({files}, union_by_name=true)"
     else:
@@ -193,6 +199,21 @@ def _relation(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     content = f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
     _create_source(connection, rows, content, columns)
     connection.execute("DROP TABLE IF EXISTS queried")
+
+
+def _ragged(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
+    read_ragged(connection, source.files, "ragged")
+    names = [row[0] for row in connection.execute("DESCRIBE ragged").fetchall()]
+    names = [name for name in names if name not in ("row_id", "__line", "__error")]
+    _check_names(names)
+    rows = "(SELECT * FROM ragged)" if source.limit is None else f"(SELECT * FROM ragged WHERE row_id < {source.limit})"
+    content = f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
+    columns = "".join(f", {quoted(name)}" for name in names)
+    _create_source(connection, rows, f"CASE WHEN __error IS NULL THEN {content} END", columns)
+    connection.execute(
+        f"INSERT INTO source_errors SELECT row_id, __line, __error FROM {rows} WHERE __error IS NOT NULL"
+    )
+    connection.execute("DROP TABLE ragged")
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -1,0 +1,38 @@
+"""Fixtures of every test: a simulated service, a folder to run in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from infermesh.simulator import Simulator, SimulatorSettings
+from tests.support import Lab
+
+
+@pytest.fixture(scope="session")
+def _plain_simulator() -> Iterator[Simulator]:
+    with Simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def simulator(_plain_simulator: Simulator) -> Simulator:
+    """A service without latency or faults, its counts at zero."""
+    _plain_simulator.reset()
+    return _plain_simulator
+
+
+@pytest.fixture
+def start_simulator() -> Iterator[Callable[..., Simulator]]:
+    """Start services with the given settings; they are closed after the test."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(Simulator(SimulatorSettings(**settings)))
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """A folder with nothing in it yet."""
+    return Lab(tmp_path)

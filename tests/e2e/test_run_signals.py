@@ -1,0 +1,137 @@
+"""Ctrl-C and SIGTERM: what is in flight is finished and kept, and the run can go on later."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from infermesh.simulator import Simulator
+from tests.support import (
+    COMMAND_S,
+    ask,
+    command,
+    embed,
+    environment,
+    experiment,
+    generate,
+    here,
+    infermesh,
+    run_folders,
+    texts,
+    totals,
+    wait_until,
+    write_experiment,
+    write_jsonl,
+)
+
+ROWS = 120
+
+Start = Callable[..., Simulator]
+Launch = Callable[[Path], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """Start the experiment of a folder; what still runs after the test is killed."""
+    with ExitStack() as stack:
+
+        def start(root: Path) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                command("run", "+experiment=mine"),
+                cwd=root,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def make_project(root: Path, url: str, timeout: float | None = None) -> Path:
+    write_jsonl(root / "rows.jsonl", texts(ROWS))
+    stages = {"a": generate(max_parallel_requests=10), "v": embed("{{ a.text }}", micro_batch_size=8)}
+    mapping = experiment(url, stages)
+    mapping["models"]["m"]["timeout"] = timeout
+    write_experiment(root, mapping)
+    return root / "outputs" / "mine" / "latest"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_drains(
+    tmp_path: Path, start_simulator: Start, launch: Launch, number: signal.Signals
+) -> None:
+    simulator = start_simulator(latency_s=0.05)
+    folder = make_project(tmp_path, simulator.url)
+    process = launch(tmp_path)
+    wait_until(lambda: totals(simulator, "chat")["answered"] >= 30, "30 answers")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=COMMAND_S)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "stopping" in err
+    assert "interrupted" in err
+    assert "infermesh resume outputs/mine/" in err
+    assert "Traceback" not in err
+    seen = totals(simulator)
+    assert seen["abandoned"] == 0
+    ((done,),) = ask(folder, "SELECT count(*) FROM a WHERE status = 'done'")
+    assert done == totals(simulator, "chat")["answered"] < ROWS
+    assert ask(folder, "SELECT status FROM run") == [("interrupted",)]
+    assert "interrupted" in here("runs", cwd=tmp_path).stdout
+
+    simulator.reset()
+    found = infermesh("resume", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert totals(simulator, "chat")["received"] == ROWS - done
+    assert ask(folder, "SELECT count(*), count(DISTINCT row_id) FROM v WHERE status = 'done'") == [(ROWS, ROWS)]
+
+
+def test_the_second_signal_ends_at_once(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:
+    """Nothing is ever answered: only the second Ctrl-C can end it so soon."""
+    simulator = start_simulator(faults={"hang": 1.0})
+    folder = make_project(tmp_path, simulator.url)
+    process = launch(tmp_path)
+    assert process.stderr is not None
+    wait_until(lambda: totals(simulator)["in_flight"] == 10, "10 requests in flight")
+    process.send_signal(signal.SIGINT)
+    for line in process.stderr:
+        if "stopping" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    wait_until(lambda: totals(simulator)["in_flight"] == 0, "the connections' end")
+    assert ask(folder, "SELECT count(*) FROM a") == [(0,)]
+    assert ask(folder, "SELECT status FROM run") == [("interrupted",)]
+
+
+def test_an_interrupted_sweep_starts_no_further_job(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:
+    simulator = start_simulator(latency_s=0.05)
+    make_project(tmp_path, simulator.url)
+    process = subprocess.Popen(
+        command("run", "-m", "+experiment=mine", "stages.a.max_parallel_requests=5,6"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            wait_until(lambda: totals(simulator, "chat")["answered"] >= 5, "5 answers")
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=COMMAND_S)
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    assert "job 1" not in err
+    assert len(run_folders(tmp_path)) == 1

@@ -1,0 +1,247 @@
+"""run.duckdb as people and the next session find it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from infermesh.config import SourceConfig, StoreConfig
+from infermesh.errors import ConfigError, StoreError
+from infermesh.sources import resolve
+from infermesh.store import Column, RunStore, StageTable
+from infermesh.store.database import connect
+from tests.support import DEADLINE_S, texts, write_jsonl
+
+RECORD: dict[str, Any] = {
+    "run_id": "run-1",
+    "experiment": "test",
+    "config": '{"name": "test"}',
+    "config_hash": "abc",
+    "git_revision": None,
+    "versions": "{}",
+    "started_at": datetime(2025, 1, 1),
+    "signatures": "{}",
+    "roots": "[]",
+}
+ANSWERS = StageTable("answers", (Column("text", "VARCHAR"), Column("parsed", "JSON")))
+VECTORS = StageTable("vectors", (Column("embedding", "FLOAT[]"),))
+
+
+def state(table: StageTable, row_id: int, status: str, *outputs: Any, **after: Any) -> tuple[Any, ...]:
+    """A row of a stage's table; outputs that are not given are null."""
+    padded = [*outputs, *[None] * (len(table.outputs) - len(outputs))]
+    names = [column.name for column in table.columns[2 + len(table.outputs) :]]
+    return (row_id, status, *padded, *(after.get(name) for name in names))
+
+
+def prepare(store: RunStore, root: Path, tables: Sequence[StageTable] = (ANSWERS, VECTORS)) -> None:
+    store.prepare(resolve(SourceConfig(path="rows.jsonl"), [root]), tables, RECORD, check=lambda _: None)
+
+
+def put(store: RunStore, *rows: tuple[str, tuple[Any, ...]], replaces: bool = False) -> None:
+    writer = store.writer()
+    for table, row in rows:
+        writer.put(table, row, replaces=replaces)
+    writer.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RunStore]:
+    """A store with four rows and two stages."""
+    write_jsonl(tmp_path / "rows.jsonl", texts(4))
+    found = RunStore(tmp_path / "run.duckdb", StoreConfig())
+    prepare(found, tmp_path)
+    yield found
+    found.close()
+
+
+def pending(store: RunStore, *, stale: Sequence[str] = (), keep_errors: bool = False) -> list[int]:
+    """The rows that a session would look at: those of chunks with anything pending, settled neighbours left out."""
+    reader = store.reader({}, stale=stale, keep_errors=keep_errors)
+    return [row.row_id for chunk in reader.chunks for row in reader.read(chunk)]
+
+
+class TestTables:
+    def test_public_columns(self, store: RunStore, tmp_path: Path) -> None:
+        store.close()
+        with connect(tmp_path / "run.duckdb", read_only=True) as connection:
+
+            def columns(table: str) -> list[str]:
+                return [
+                    name for (name,) in connection.execute(f"SELECT column_name FROM (DESCRIBE {table})").fetchall()
+                ]
+
+            after = [
+                *("error_type", "error", "attempts", "deployment", "model_id", "request_id", "request_key"),
+                *("prompt_tokens", "completion_tokens", "cost_usd", "queue_s", "service_s", "finished_at"),
+            ]
+            assert columns("source") == ["row_id", "row_key", "n", "text"]
+            assert columns("answers") == ["row_id", "status", "text", "parsed", *after]
+            assert columns("attempts")[:12] == [
+                *("stage", "row_id", "attempt", "deployment", "started_at", "queue_s", "service_s"),
+                *("status_code", "error_type", "prompt_tokens", "completion_tokens", "cost_usd"),
+            ]
+            assert set(columns("run")) >= {
+                *("run_id", "experiment", "status", "config", "config_hash", "git_revision", "versions"),
+                *("started_at", "finished_at"),
+            }
+            assert columns("results")[:6] == ["row_id", "row_key", "n", "text", "answers_status", "answers_text"]
+            assert columns("progress") == ["stage", "status", "rows"]
+
+    def test_results_has_a_row_for_each_source_row(self, store: RunStore, tmp_path: Path) -> None:
+        put(
+            store,
+            ("answers", state(ANSWERS, 1, "done", "yes", '{"a": 1}', request_key="k")),
+            ("vectors", state(VECTORS, 1, "done", [1.0, 2.5])),
+            ("answers", state(ANSWERS, 3, "error", error_type="server", error="it failed")),
+        )
+        store.close()
+        with connect(tmp_path / "run.duckdb", read_only=True) as connection:
+            rows = connection.execute(
+                "SELECT n, answers_status, answers_text, answers_parsed->>'a', vectors_embedding, answers_error "
+                "FROM results ORDER BY n"
+            ).fetchall()
+        assert rows == [
+            (0, None, None, None, None, None),
+            (1, "done", "yes", "1", [1.0, 2.5], None),
+            (2, None, None, None, None, None),
+            (3, "error", None, None, None, "it failed"),
+        ]
+
+    def test_progress_counts_by_stage_and_status(self, store: RunStore) -> None:
+        put(
+            store,
+            ("answers", state(ANSWERS, 0, "done")),
+            ("answers", state(ANSWERS, 1, "error")),
+            ("vectors", state(VECTORS, 0, "skipped")),
+        )
+        assert store.counts() == {
+            "answers": {"done": 1, "error": 1, "pending": 2},
+            "vectors": {"skipped": 1, "pending": 3},
+        }
+
+    @pytest.mark.parametrize("column", ["answers_text", "answers_status", "vectors_embedding"])
+    def test_a_source_column_named_as_a_results_column(self, tmp_path: Path, column: str) -> None:
+        write_jsonl(tmp_path / "rows.jsonl", [{column: "mine"}])
+        store = RunStore(tmp_path / "run.duckdb", StoreConfig())
+        prepare(store, tmp_path)
+        put(store, ("answers", state(ANSWERS, 0, "done", "answer")), ("vectors", state(VECTORS, 0, "done", [1.0])))
+        store.close()
+        with connect(tmp_path / "run.duckdb", read_only=True) as connection:
+            found = connection.execute("SELECT * FROM results")
+            names = [name for name, *_ in found.description or ()]
+            assert len(names) == len(set(names))
+            row = dict(zip(names, found.fetchone() or (), strict=True))
+            assert row[column] == "mine"
+            assert "answer" in row.values()
+
+
+class TestWhatIsPending:
+    def test_everything_at_first(self, store: RunStore) -> None:
+        assert pending(store) == [0, 1, 2, 3]
+
+    def test_nothing_once_all_is_settled(self, store: RunStore) -> None:
+        for table in (ANSWERS, VECTORS):
+            put(store, *((table.name, state(table, row, "done" if row else "skipped")) for row in range(4)))
+        assert pending(store) == []
+        assert pending(store, stale=["vectors"]) == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("table", [ANSWERS, VECTORS])
+    def test_a_failed_row_is_tried_again_unless_errors_are_kept(self, store: RunStore, table: StageTable) -> None:
+        for each in (ANSWERS, VECTORS):
+            put(store, *((each.name, state(each, row, "done")) for row in range(4) if each is not table or row != 2))
+        put(store, (table.name, state(table, 2, "error", error_type="server")))
+        assert 2 in pending(store)
+        assert pending(store, keep_errors=True) == []
+
+    def test_a_row_whose_upstream_failed_is_tried_again(self, store: RunStore) -> None:
+        for table in (ANSWERS, VECTORS):
+            put(store, *((table.name, state(table, row, "done")) for row in range(3)))
+        put(store, ("answers", state(ANSWERS, 3, "done")))
+        put(store, ("vectors", state(VECTORS, 3, "skipped", error_type="upstream")))
+        assert 3 in pending(store)
+
+    def test_stored_outputs_come_with_the_row(self, store: RunStore) -> None:
+        put(store, ("answers", state(ANSWERS, 1, "done", "yes", '{"a": [1]}', request_key="k")))
+        reader = store.reader({"answers": ["text", "parsed"]}, stale=(), keep_errors=False)
+        rows = {row.row_id: row for chunk in reader.chunks for row in reader.read(chunk)}
+        found = rows[1].states["answers"]
+        assert (found.status, found.request_key) == ("done", "k")
+        assert found.outputs == {"text": "yes", "parsed": {"a": [1]}}
+        assert rows[0].states == {}
+
+
+class TestOpening:
+    def test_another_process_holds_it(self, store: RunStore, tmp_path: Path) -> None:
+        code = (
+            "import sys; from pathlib import Path; from infermesh.config import StoreConfig; "
+            "from infermesh.errors import StoreError; from infermesh.store import RunStore\n"
+            "try: RunStore(Path(sys.argv[1]), StoreConfig())\n"
+            "except StoreError as error: print(error)"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "run.duckdb")],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=True,
+        )
+        assert "run.duckdb is in use by" in found.stdout
+        assert "Wait for it, or stop it" in found.stdout
+
+    def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
+        (tmp_path / "run.duckdb").write_bytes(b"something else entirely" * 1000)
+        with pytest.raises(StoreError, match=r"run\.duckdb cannot be opened"):
+            RunStore(tmp_path / "run.duckdb", StoreConfig())
+
+    def test_a_newer_version_wrote_it(self, store: RunStore, tmp_path: Path) -> None:
+        store.close()
+        with duckdb.connect(str(tmp_path / "run.duckdb")) as connection:
+            connection.execute("UPDATE run SET schema_version = 999")
+        with pytest.raises(StoreError, match=r"newer infermesh.*999"):
+            RunStore(tmp_path / "run.duckdb", StoreConfig())
+
+    def test_a_stage_that_was_another_kind_is_made_anew(self, store: RunStore, tmp_path: Path) -> None:
+        """The same name with other columns: nothing is written into columns that mean something else, nothing lost."""
+        put(store, ("answers", state(ANSWERS, 0, "done", "yes")))
+        store.close()
+        again = RunStore(tmp_path / "run.duckdb", StoreConfig())
+        changed = StageTable("answers", VECTORS.outputs)
+        prepare(again, tmp_path, (changed, VECTORS))
+        put(again, ("answers", state(changed, 1, "done", [1.0])))
+        assert again.counts()["answers"] == {"done": 1, "pending": 3}
+        again.close()
+        with connect(tmp_path / "run.duckdb", read_only=True) as connection:
+            tables = [name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+            (old,) = [name for name in tables if name.startswith("answers_")]
+            assert connection.execute(f"SELECT text FROM {old}").fetchall() == [("yes",)]
+
+    def test_a_check_that_fails_leaves_the_run_as_it_was(self, store: RunStore, tmp_path: Path) -> None:
+        put(store, ("answers", state(ANSWERS, 0, "done", "yes")))
+        store.close()
+        write_jsonl(tmp_path / "rows.jsonl", texts(2))
+        again = RunStore(tmp_path / "run.duckdb", StoreConfig())
+
+        def refuse(columns: Sequence[Column]) -> None:
+            raise ConfigError("no")
+
+        source = resolve(SourceConfig(path="rows.jsonl"), [tmp_path])
+        with pytest.raises(ConfigError):
+            again.prepare(source, (ANSWERS,), RECORD | {"config_hash": "new"}, check=refuse)
+        assert again.run_value("config_hash") == "abc"
+        assert again.total == 4
+        again.close()
+
+    def test_a_stage_named_as_a_source_column(self, tmp_path: Path) -> None:
+        write_jsonl(tmp_path / "rows.jsonl", [{"Answers": 1}])
+        store = RunStore(tmp_path / "run.duckdb", StoreConfig())
+        with pytest.raises(ConfigError, match=r"stages\.answers.*'Answers'.*Rename the stage"):
+            prepare(store, tmp_path)
+        store.close()

@@ -1,0 +1,221 @@
+"""A small laboratory for whole runs: rows and configs in a folder, a silent observer, SQL over the result."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from infermesh.execution import DATABASE, RunOutcome, execute
+from infermesh.runner import RunStats
+
+DEADLINE_S = 20.0
+
+
+class Watch:
+    """An observer that says nothing, keeps what it was told, and can act on a tick."""
+
+    def __init__(self, on_tick: Callable[[RunStats], None] | None = None) -> None:
+        self.notes: list[str] = []
+        self.stats: RunStats | None = None
+        self.ended = False
+        self._on_tick = on_tick
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def start(self, stats: RunStats) -> None:
+        self.stats = stats
+
+    def tick(self, stats: RunStats) -> None:
+        if self._on_tick is not None:
+            self._on_tick(stats)
+
+    def stop(self, stats: RunStats) -> None:
+        self.ended = True
+
+
+def experiment(url: str, stages: Mapping[str, Any], **sections: Any) -> dict[str, Any]:
+    """A declaration over one deployment at ``url``, with a model ``m`` that retries fast; sections replace its own."""
+    mapping: dict[str, Any] = {
+        "name": "lab",
+        "source": {"path": "rows.jsonl"},
+        "deployments": {"d": {"model": "hosted_vllm/any", "api_base": url}},
+        "models": {"m": {"deployments": ["d"], "max_retries": 2, "timeout": 20.0}},
+        "stages": {name: {"model": "m", **stage} for name, stage in stages.items()},
+        "store": {"commit_interval": 0.01},
+    }
+    return mapping | sections
+
+
+def generate(prompt: str = "{{ text }}", **fields: Any) -> dict[str, Any]:
+    return {"kind": "generate", "prompt": prompt, **fields}
+
+
+def embed(text: str = "{{ text }}", **fields: Any) -> dict[str, Any]:
+    return {"kind": "embed", "text": text, **fields}
+
+
+def transcribe(audio: str = "{{ audio }}", **fields: Any) -> dict[str, Any]:
+    return {"kind": "transcribe", "audio": audio, **fields}
+
+
+def texts(count: int, **fields: Any) -> list[dict[str, Any]]:
+    """Rows with a number and a text that no other row has."""
+    return [{"n": n, "text": f"Parcel number {n} came late.", **fields} for n in range(count)]
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    """Rows as lines; a string stands for a line as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+class Lab:
+    """A folder with a source, and runs in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "outputs" / "lab" / "run"
+
+    def rows(self, rows: Iterable[Any], name: str = "rows.jsonl") -> Path:
+        return write_jsonl(self.root / name, rows)
+
+    def run(
+        self,
+        mapping: Mapping[str, Any],
+        *,
+        watch: Watch | None = None,
+        environ: Mapping[str, str] | None = None,
+        roots: Sequence[Path] | None = None,
+    ) -> RunOutcome:
+        """Run in the folder, or go on with the run that is there."""
+        return execute(
+            mapping, self.folder, roots=roots or [self.root], observer=watch or Watch(), environ=environ or {}
+        )
+
+    def sql(self, query: str) -> list[tuple[Any, ...]]:
+        with duckdb.connect(str(self.folder / DATABASE), read_only=True) as connection:
+            return connection.execute(query).fetchall()
+
+    def one(self, query: str) -> Any:
+        ((value,),) = self.sql(query)
+        return value
+
+    def statuses(self, stage: str) -> dict[int, str]:
+        """Row number ``n`` → status."""
+        return dict(self.sql(f'SELECT n, t.status FROM source s JOIN "{stage}" t USING (row_id) ORDER BY n'))
+
+
+def totals(simulator: Any, endpoint: str | None = None) -> dict[str, Any]:
+    """The simulator's counts, of one endpoint or of all."""
+    stats = simulator.stats()
+    found: dict[str, Any] = stats["totals"] if endpoint is None else stats["endpoints"][endpoint]
+    return found
+
+
+def wait_until(true: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Look until it is true, and return what it gave; a failure after the deadline."""
+    until = time.monotonic() + deadline_s
+    while True:
+        found = true()
+        if found:
+            return found
+        if time.monotonic() > until:
+            raise AssertionError(f"waited {deadline_s:g} s for {what}")
+        time.sleep(0.01)
+
+
+def wav(words: str | None = None, seconds: float = 0.2) -> bytes:
+    """A silent clip that the simulator hears these words in."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(8000)
+        writer.writeframes(bytes(2 * int(seconds * 8000)))
+    data = buffer.getvalue()
+    if words is not None:
+        content = words.encode() + b"\0"
+        info = b"INFO" + b"ICMT" + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+        data += b"LIST" + struct.pack("<I", len(info)) + info
+    return b"RIFF" + struct.pack("<I", len(data) - 8) + data[8:]
+
+
+COMMAND_S = 60.0
+_SCRIPT = Path(sys.executable).with_name("infermesh")
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of ``infermesh …``, as installed beside this interpreter."""
+    return [str(_SCRIPT), *arguments] if _SCRIPT.exists() else [sys.executable, "-m", "infermesh", *arguments]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """A terminal-less environment without anybody's keys."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.endswith(("_KEY", "_TOKEN")) and not name.startswith("HYDRA")
+    }
+    return kept | {"NO_COLOR": "1", "COLUMNS": "200", "PYTHONWARNINGS": "error::ResourceWarning"} | variables
+
+
+def infermesh(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run ``infermesh …`` to its end."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def here(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for commands whose streams and signals are not the point: it is ten times as quick."""
+    from infermesh.cli.app import app
+
+    raw = io.BytesIO(), io.BytesIO()
+    out, err = (io.TextIOWrapper(each, encoding="utf-8", write_through=True) for each in raw)
+    with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        try:
+            app(list(arguments), prog_name="infermesh")
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    return subprocess.CompletedProcess(list(arguments), code, *(each.getvalue().decode() for each in raw))
+
+
+def write_experiment(root: Path, mapping: Mapping[str, Any], name: str = "mine") -> None:
+    """``conf/experiment/NAME.yaml`` of a project in ``root``."""
+    target = root / "conf" / "experiment" / f"{name}.yaml"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("# @package _global_\n" + json.dumps({**mapping, "name": name}, indent=1))
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Every run's folder of a project."""
+    return sorted(path.parent for path in (root / "outputs").rglob(DATABASE) if not path.parent.is_symlink())
+
+
+def ask(folder: Path, query: str) -> list[tuple[Any, ...]]:
+    """SQL over a run's folder."""
+    with duckdb.connect(str(folder / DATABASE), read_only=True) as connection:
+        return connection.execute(query).fetchall()

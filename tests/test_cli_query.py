@@ -1,0 +1,268 @@
+"""``infermesh sql``, ``status``, ``runs`` and ``resume``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from infermesh.simulator import Simulator
+from tests.support import (
+    COMMAND_S,
+    Lab,
+    Watch,
+    command,
+    embed,
+    environment,
+    experiment,
+    generate,
+    here,
+    infermesh,
+    texts,
+    totals,
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of one experiment: an old one that is complete, a newer one with a failed row."""
+    root = tmp_path_factory.mktemp("project")
+    lab = Lab(root)
+    lab.rows([{"n": n, "text": f"Parcel {n}, «late».\nSorry.", "tags": ["a", n], "code": "007"} for n in range(4)])
+    with Simulator() as service:
+        lab.folder = root / "outputs" / "lab" / "2025-01-01_10-00-00"
+        lab.run(experiment(service.url, {"a": generate(), "v": embed(params={"dimensions": 2})}))
+        lab.folder = root / "outputs" / "lab" / "2025-01-02_10-00-00"
+        lab.run(experiment(service.url, {"a": generate("{{ text }} {{ 1 / n }}")}))
+    return root
+
+
+def sql(root: Path, query: str, *options: str) -> str:
+    found = here("sql", query, *options, cwd=root)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == ""
+    return found.stdout
+
+
+OLD = "outputs/lab/2025-01-01_10-00-00"
+QUERY = """
+    SELECT n, text, tags, code, v_embedding, a_error, a_prompt_tokens / 2 AS half, a_finished_at IS NOT NULL AS at
+    FROM results ORDER BY n LIMIT 2
+"""
+
+
+class TestSql:
+    def test_csv_is_the_default_off_a_terminal(self, project: Path) -> None:
+        rows = list(csv.reader(io.StringIO(sql(project, QUERY, "--run", OLD))))
+        assert rows[0] == ["n", "text", "tags", "code", "v_embedding", "a_error", "half", "at"]
+        assert rows[1][:4] == ["0", "Parcel 0, «late».\nSorry.", '["a",0]', "007"]
+        assert len(json.loads(rows[1][4])) == 2
+        assert rows[1][5] == ""
+        assert len(rows) == 3
+
+    @pytest.mark.parametrize("format", ["json", "jsonl"])
+    def test_json_keeps_types(self, project: Path, format: str) -> None:
+        text = sql(project, QUERY, "--run", OLD, "--format", format)
+        rows = json.loads(text) if format == "json" else [json.loads(line) for line in text.splitlines()]
+        assert [row["n"] for row in rows] == [0, 1]
+        assert rows[0]["tags"] == ["a", 0]
+        assert rows[0]["code"] == "007"
+        assert rows[0]["a_error"] is None
+        assert rows[0]["at"] is True
+        assert len(rows[0]["v_embedding"]) == 2
+        assert isinstance(rows[0]["half"], float)
+
+    def test_json_of_no_rows(self, project: Path) -> None:
+        assert json.loads(sql(project, "SELECT 1 WHERE false", "--format", "json")) == []
+        assert sql(project, "SELECT 1 WHERE false", "--format", "jsonl") == ""
+        assert sql(project, "SELECT 1 AS one WHERE false") == "one\n"
+
+    def test_json_of_everything(self, project: Path) -> None:
+        """Timestamps, nested values, embeddings: whatever the tables hold can be written."""
+        for table in ("results", "attempts", "run", "source", "progress"):
+            for line in sql(project, f"FROM {table}", "--run", OLD, "--format", "jsonl").splitlines():
+                assert isinstance(json.loads(line), dict)
+
+    def test_parquet(self, project: Path, tmp_path: Path) -> None:
+        found = subprocess.run(
+            command("sql", f"{QUERY.strip()};", "--run", OLD, "--format", "parquet"),
+            cwd=project,
+            env=environment(),
+            capture_output=True,
+            timeout=COMMAND_S,
+            check=True,
+        )
+        (tmp_path / "r.parquet").write_bytes(found.stdout)
+        with duckdb.connect() as connection:
+            assert connection.execute(f"SELECT n, code, len(v_embedding) FROM '{tmp_path}/r.parquet'").fetchall() == [
+                (0, "007", 2),
+                (1, "007", 2),
+            ]
+
+    def test_a_table_for_eyes(self, project: Path) -> None:
+        text = sql(project, "SELECT text, a_error FROM results ORDER BY n", "--run", OLD, "--format", "table")
+        assert "NULL" in text
+        assert "«late».⏎Sorry." in text
+
+    @pytest.mark.parametrize(
+        "run", ["outputs/lab/latest", "outputs/lab/2025-01-02_10-00-00", "lab", "2025-01-02_10-00-00", None]
+    )
+    def test_a_run_by_any_of_its_names(self, project: Path, run: str | None) -> None:
+        """The newest where none is named: it has a failed row, the older one has not."""
+        options = [] if run is None else ["--run", run]
+        assert sql(project, "SELECT count(*) AS c FROM a WHERE status = 'error'", *options) == "c\n1\n"
+
+    def test_a_run_by_its_id(self, project: Path) -> None:
+        run_id = sql(project, "SELECT run_id FROM run", "--run", OLD).split()[1]
+        assert sql(project, "SELECT count(*) AS c FROM v", "--run", run_id) == "c\n4\n"
+
+    @pytest.mark.parametrize(
+        ("query", "words"),
+        [
+            ("SELECT * FROM resulst", "resulst"),
+            ("SELEC 1", "syntax error"),
+            ("DELETE FROM a", "read-only"),
+            ("SELECT nn FROM results", "nn"),
+            ("SELECT code::INT / 0, text::INT FROM results", "Could not convert"),
+        ],
+    )
+    def test_a_wrong_query(self, project: Path, query: str, words: str) -> None:
+        found = here("sql", query, cwd=project)
+        assert found.returncode == 1
+        assert found.stderr.startswith("error: ")
+        assert words in found.stderr
+        assert "Traceback" not in found.stderr
+        assert found.stdout == ""
+
+    def test_a_format_that_there_is_not(self, project: Path) -> None:
+        found = here("sql", "SELECT 1", "--format", "jsn", cwd=project)
+        assert found.returncode == 2
+        assert "Did you mean 'json'?" in found.stderr
+
+    def test_a_run_that_there_is_not(self, project: Path, tmp_path: Path) -> None:
+        found = here("sql", "SELECT 1", "--run", "nothing", cwd=project)
+        assert (found.returncode, found.stdout) == (1, "")
+        assert "no run 'nothing'" in found.stderr
+        found = here("sql", "SELECT 1", cwd=tmp_path)
+        assert found.returncode == 1
+        assert "infermesh run" in found.stderr
+
+    @pytest.mark.parametrize("format", ["csv", "jsonl"])
+    def test_a_reader_that_leaves_is_no_error(self, project: Path, format: str) -> None:
+        with subprocess.Popen(
+            command("sql", "SELECT range AS n, repeat('x', 100) AS t FROM range(300000)", "--format", format),
+            cwd=project,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.read(10)
+            process.stdout.close()
+            said = process.stderr.read()
+        assert said == b""
+        assert process.returncode in (0, 1)
+
+
+class TestStatusAndRuns:
+    def test_status(self, project: Path) -> None:
+        found = here("status", cwd=project)
+        assert found.returncode == 0
+        assert "a: 3 done, 1 error of 4" in found.stdout
+        assert "input" in found.stdout
+        assert "infermesh resume" in found.stdout
+        assert found.stderr == ""
+
+    def test_status_of_a_complete_run(self, project: Path) -> None:
+        found = here("status", OLD, cwd=project)
+        assert "v: 4 done of 4" in found.stdout
+        assert "resume" not in found.stdout
+
+    def test_runs_newest_first(self, project: Path) -> None:
+        found = here("runs", cwd=project)
+        assert found.returncode == 0
+        newest, oldest = found.stdout.splitlines()
+        assert "2025-01-02_10-00-00" in newest
+        assert "3 done, 1 failed, 0 pending" in newest
+        assert "2025-01-01_10-00-00" in oldest
+        assert "8 done" in oldest
+
+    def test_no_runs(self, tmp_path: Path) -> None:
+        found = here("runs", cwd=tmp_path)
+        assert (found.returncode, found.stdout) == (0, "")
+        assert "no run" in found.stderr
+
+    def test_a_damaged_run_does_not_hide_the_others(self, tmp_path: Path, simulator: Simulator) -> None:
+        lab = Lab(tmp_path)
+        lab.rows(texts(1))
+        lab.run(experiment(simulator.url, {"a": generate()}))
+        broken = tmp_path / "outputs" / "lab" / "broken"
+        broken.mkdir()
+        (broken / "run.duckdb").write_bytes(b"x" * 10_000)
+        found = here("runs", cwd=tmp_path)
+        assert found.returncode == 0
+        assert "1 done" in found.stdout
+        assert "damaged" in found.stdout
+
+    def test_a_run_that_is_going_on(self, project: Path) -> None:
+        """Its database cannot be opened meanwhile, not even to read: that is said plainly."""
+        with duckdb.connect(str(project / OLD / "run.duckdb")):
+            found = infermesh("status", OLD, cwd=project)
+            assert found.returncode == 0
+            assert "running" in found.stdout
+            found = infermesh("sql", "SELECT 1", "--run", OLD, cwd=project)
+            assert found.returncode == 1
+            assert "is in use by" in found.stderr
+
+
+class TestResume:
+    @pytest.fixture
+    def interrupted(self, lab: Lab, simulator: Simulator) -> Lab:
+        """A run with three rows left, in a project that has a complete one too."""
+        lab.rows(texts(2))
+        mapping = experiment(simulator.url, {"a": generate()})
+        lab.folder = lab.root / "outputs" / "lab" / "complete"
+        lab.run(mapping, watch=Watch())
+        lab.folder = lab.root / "outputs" / "lab" / "left"
+        lab.run(mapping)
+        lab.rows(texts(5))
+        with duckdb.connect(str(lab.folder / "run.duckdb")) as connection:
+            connection.execute("UPDATE run SET status = 'interrupted'")
+        simulator.reset()
+        return lab
+
+    @pytest.mark.parametrize("name", [None, "outputs/lab/left", "left", "lab"])
+    def test_a_run_goes_on(self, interrupted: Lab, simulator: Simulator, name: str | None) -> None:
+        found = here("resume", *([] if name is None else [name]), cwd=interrupted.root)
+        assert found.returncode == 0, found.stderr
+        assert found.stdout == ""
+        assert "outputs/lab/left" in found.stderr
+        assert totals(simulator)["received"] == 3
+        assert interrupted.one("SELECT count(*) FROM a WHERE status = 'done'") == 5
+
+    def test_nothing_to_go_on_with(self, interrupted: Lab, simulator: Simulator) -> None:
+        assert here("resume", cwd=interrupted.root).returncode == 0
+        simulator.reset()
+        found = here("resume", cwd=interrupted.root)
+        assert found.returncode == 0
+        assert "nothing to resume" in found.stderr
+        assert totals(simulator)["received"] == 0
+
+    def test_no_such_run(self, tmp_path: Path) -> None:
+        found = here("resume", "nothing", cwd=tmp_path)
+        assert found.returncode == 1
+        assert "no run 'nothing'" in found.stderr
+
+    def test_from_another_folder(
+        self, interrupted: Lab, simulator: Simulator, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """The run remembers where its files were."""
+        found = here("resume", str(interrupted.folder), cwd=tmp_path_factory.mktemp("elsewhere"))
+        assert found.returncode == 0, found.stderr
+        assert totals(simulator)["received"] == 3
