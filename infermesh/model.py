@@ -244,12 +244,10 @@ _PARSERS = {operation: _parser(operation) for operation in get_args(Endpoint)}
 
 def _cost(metrics: RequestMetrics | None) -> float | None:
     """All that the request's attempts cost, billed failures included."""
-    attempts = metrics.attempts
+    attempts = metrics.attempts if metrics is not None else []
     if len(attempts) == 1:
         return attempts[0].cost_usd
-    if metrics is None:
-        return None
-    costs = [attempt.cost_usd for attempt in metrics.attempts if attempt.cost_usd is not None]
+    costs = [attempt.cost_usd for attempt in attempts if attempt.cost_usd is not None]
     return sum(costs) if costs else None
 
 
