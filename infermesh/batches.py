@@ -21,7 +21,7 @@ from infermesh.loopthread import Call, Hop, LoopThread
 from infermesh.types import BatchResult, StreamItem
 from infermesh.window import Channel, run_window
 
-__all__ = ["FromLoop", "FromThread", "Job", "Link", "Side", "Watch", "collect", "drive", "fill"]
+__all__ = ["FromLoop", "FromThread", "Job", "Link", "Side", "Watch", "Work", "collect", "drive", "fill"]
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
@@ -37,37 +37,62 @@ YIELD_EVERY = 64
 
 
 @dataclass(slots=True)
+class Work(Generic[I, R]):
+    """What is done with an input, on the client's loop.
+
+    Attributes
+    ----------
+    one
+        From an input to its result, or the error that it raises.
+    group
+        From inputs that travel together to an outcome for each, its result or its error; ``None`` where each travels
+        alone.
+    """
+
+    one: Callable[[I], Coroutine[Any, Any, R]]
+    group: Callable[[Sequence[I]], Coroutine[Any, Any, Sequence[R | Exception]]] | None = None
+
+
+@dataclass(slots=True)
 class Job(Generic[I, R]):
     """What is done with the inputs of a batch.
 
     Attributes
     ----------
     work
-        From ``size`` inputs (the last time fewer) to an outcome for each: its result, or the error that it failed with.
+        What becomes of an input.
     size
         Inputs that travel in one request.
     window
         Requests at once; ``None`` for one task a request, all started at once.
     """
 
-    work: Callable[[Sequence[I]], Awaitable[Sequence[R | Exception]]]
+    work: Work[I, R]
     size: int = 1
     window: int | None = None
 
     async def run(self, pull: Callable[[], Awaitable[Unit[I]]], settle: Settle[R]) -> None:
         """Work on everything that ``pull`` gives; on the client's loop. An error of ``settle`` ends it."""
-        work = self.work
+        one, group = self.work.one, self.work.group
 
         async def handle(unit: Unit[I]) -> None:
-            index, chunk = unit
-            for outcome in await work(chunk):
+            index, (item,) = unit
+            try:
+                result = await one(item)
+            except Exception as error:
+                settle(index, None, error)
+            else:
+                settle(index, result, None)
+
+        async def handle_group(unit: Unit[I]) -> None:
+            assert group is not None
+            for index, outcome in enumerate(await group(unit[1]), unit[0]):
                 if isinstance(outcome, Exception):
                     settle(index, None, outcome)
                 else:
                     settle(index, outcome, None)
-                index += 1
 
-        await run_window(pull, handle, self.window)
+        await run_window(pull, handle if group is None else handle_group, self.window)
 
 
 @dataclass(slots=True)

@@ -1,26 +1,25 @@
 """The client's three operations, on its loop: from an input and the caller's options to a result.
 
-Each is prepared once for a call or a whole batch (options merged and checked, output schema compiled), and gives the
-``work`` of a :class:`~infermesh.batches.Job`: from a list of inputs to a result or an error for each.
+Each is prepared once for a call or a whole batch: options merged and checked, output schema compiled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from infermesh.audio import read_audio
+from infermesh.batches import Work
 from infermesh.errors import ConfigError, InputError, RequestError
 from infermesh.model import Model, OnInvalid
 from infermesh.structured import ResponseFormat
 from infermesh.types import EmbeddingResult, Endpoint, GenerationResult, TranscriptionResult
 
-__all__ = ["Operations", "Work", "check_choice", "check_timeout"]
+__all__ = ["Operations", "check_choice", "check_timeout"]
 
 R = TypeVar("R")
-Work = Callable[[Sequence[Any]], Coroutine[Any, Any, Sequence[R | Exception]]]
 
 # What a generation takes besides wire parameters.
 _GENERATION_OPTIONS = ("response_format", "parse_output", "on_invalid", "endpoint", "system", "timeout")
@@ -49,7 +48,7 @@ class Operations:
         self._defaults = dict(defaults)
         self._max_bytes = max_transcription_bytes
 
-    def generation(self, params: Mapping[str, Any], **options: Any) -> Work[GenerationResult]:
+    def generation(self, params: Mapping[str, Any], **options: Any) -> Work[Any, GenerationResult]:
         """Inputs are prompts, conversations or payloads. Raises ``ConfigError`` for an option that cannot be."""
         wire = self._merged(params, options)
         chosen = {name: wire.pop(name, None) for name in _GENERATION_OPTIONS}
@@ -63,23 +62,20 @@ class Operations:
         system, timeout = chosen["system"], check_timeout(chosen["timeout"])
         model, slots = self._model, self._slots
 
-        async def work(chunk: Sequence[Any]) -> Sequence[GenerationResult | Exception]:
-            try:
-                request = model.generation_request(_checked(chunk[0]), wire, system=system, endpoint=endpoint)
-                ask = model.generate(request, parse, on_invalid=on_invalid, timeout=timeout)
-                return (await (ask if slots is None else slots.turn(ask)),)
-            except Exception as error:
-                return (error,)
+        async def one(input: Any) -> GenerationResult:
+            request = model.generation_request(_checked(input), wire, system=system, endpoint=endpoint)
+            ask = model.generate(request, parse, on_invalid=on_invalid, timeout=timeout)
+            return await (ask if slots is None else slots.turn(ask))
 
-        return work
+        return Work(one)
 
-    def embedding(self, params: Mapping[str, Any], timeout: float | None) -> Work[EmbeddingResult]:
+    def embedding(self, params: Mapping[str, Any], timeout: float | None) -> Work[Any, EmbeddingResult]:
         """Inputs are texts, and those of one call travel in one request."""
         wire = self._for_others(params, timeout)
         timeout = check_timeout(wire.pop("timeout", None))
         model, slots = self._model, self._slots
 
-        async def work(chunk: Sequence[Any]) -> Sequence[EmbeddingResult | Exception]:
+        async def group(chunk: Sequence[Any]) -> Sequence[EmbeddingResult | Exception]:
             texts = [text for text in chunk if isinstance(text, str)]
             found: Sequence[EmbeddingResult | Exception] = ()
             try:
@@ -93,9 +89,15 @@ class Operations:
             rest = iter(found)
             return [next(rest) if isinstance(text, str) else _not_a_text(text) for text in chunk]
 
-        return work
+        async def one(text: Any) -> EmbeddingResult:
+            (outcome,) = await group((text,))
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
 
-    def transcription(self, params: Mapping[str, Any], timeout: float | None) -> Work[TranscriptionResult]:
+        return Work(one, group)
+
+    def transcription(self, params: Mapping[str, Any], timeout: float | None) -> Work[Any, TranscriptionResult]:
         """Inputs are paths, bytes or binary files, read in another thread."""
         wire = self._for_others(params, timeout)
         timeout = check_timeout(wire.pop("timeout", None))
@@ -105,13 +107,10 @@ class Operations:
             clip = await asyncio.to_thread(read_audio, source, max_bytes=max_bytes)
             return await model.transcribe(clip, wire, timeout=timeout)
 
-        async def work(chunk: Sequence[Any]) -> Sequence[TranscriptionResult | Exception]:
-            try:
-                return (await (ask(chunk[0]) if slots is None else slots.turn(ask(chunk[0]))),)
-            except Exception as error:
-                return (error,)
+        async def one(source: Any) -> TranscriptionResult:
+            return await (ask(source) if slots is None else slots.turn(ask(source)))
 
-        return work
+        return Work(one)
 
     def _merged(self, params: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in options.items() if value is not None}

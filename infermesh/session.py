@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from infermesh.batches import FromLoop, FromThread, Inputs, Job, Side, Watch, collect, drive, fill
-from infermesh.calls import Operations, Work
+from infermesh.batches import FromLoop, FromThread, Inputs, Job, Side, Watch, Work, collect, drive, fill
+from infermesh.calls import Operations
 from infermesh.errors import ConfigError
 from infermesh.loopthread import LoopThread, import_for_good
 from infermesh.router import Deployment
@@ -115,24 +115,24 @@ class Session:
                 "an LMClient was not closed: use `with`, or close()", ResourceWarning, stacklevel=2, source=self
             )
 
-    def call(self, work: Work[R], input: Any) -> R:
+    def call(self, work: Work[Any, R], input: Any) -> R:
         """Work on one input, from a thread."""
-        return drive(_one(FromThread(self.thread), work, input))
+        return self.thread.run(work.one(input))
 
-    async def acall(self, work: Work[R], input: Any) -> R:
+    async def acall(self, work: Work[Any, R], input: Any) -> R:
         """Work on one input, from an event loop."""
-        return await _one(FromLoop(self.thread), work, input)
+        return await self.thread.arun(work.one(input))
 
-    def batch(self, work: Work[R], inputs: Inputs[Any], watch: Watch[R], size: int = 1) -> BatchResult[R]:
+    def batch(self, work: Work[Any, R], inputs: Inputs[Any], watch: Watch[R], size: int = 1) -> BatchResult[R]:
         """Work on many inputs, from a thread."""
         return drive(self._batch(FromThread(self.thread), work, inputs, watch, size))
 
-    async def abatch(self, work: Work[R], inputs: Inputs[Any], watch: Watch[R], size: int = 1) -> BatchResult[R]:
+    async def abatch(self, work: Work[Any, R], inputs: Inputs[Any], watch: Watch[R], size: int = 1) -> BatchResult[R]:
         """Work on many inputs, from an event loop."""
         return await self._batch(FromLoop(self.thread), work, inputs, watch, size)
 
     async def _batch(
-        self, side: Side, work: Work[R], inputs: Inputs[Any], watch: Watch[R], size: int
+        self, side: Side, work: Work[Any, R], inputs: Inputs[Any], watch: Watch[R], size: int
     ) -> BatchResult[R]:
         _check_inputs(inputs)
         if not isinstance(size, int) or size < 1:
@@ -149,7 +149,7 @@ class Session:
                 await collect(side.link(job, inputs, self._bound(job)), batch, watch, total)
         return batch
 
-    def stream(self, work: Work[R], inputs: Inputs[Any]) -> Iterator[StreamItem[R]]:
+    def stream(self, work: Work[Any, R], inputs: Inputs[Any]) -> Iterator[StreamItem[R]]:
         """Work on inputs as the caller, a thread, asks for what has settled."""
         _check_inputs(inputs)
         return self._stream(Job(work, 1, self._window or STREAM_WINDOW), inputs)
@@ -162,7 +162,7 @@ class Session:
         finally:
             drive(link.close())
 
-    def astream(self, work: Work[R], inputs: Inputs[Any]) -> AsyncIterator[StreamItem[R]]:
+    def astream(self, work: Work[Any, R], inputs: Inputs[Any]) -> AsyncIterator[StreamItem[R]]:
         """Work on inputs as the caller, on an event loop, asks for what has settled."""
         _check_inputs(inputs)
         return self._astream(Job(work, 1, self._window or STREAM_WINDOW), inputs)
@@ -177,13 +177,6 @@ class Session:
 
     def _bound(self, job: Job[Any, Any]) -> int | None:
         return None if job.window is None else LOOK_AHEAD * job.window * job.size
-
-
-async def _one(side: Side, work: Work[R], input: Any) -> R:
-    (outcome,) = await side.run(work((input,)))
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 async def _disconnect(deployments: Iterable[Deployment]) -> None:
