@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -277,17 +278,32 @@ class ThreadLink(Link[I, R]):
     """
 
     def _open(self) -> None:
-        self._mail: SimpleQueue[StreamItem[R] | None] = SimpleQueue()
+        self._settled: list[StreamItem[R] | None] = []  # in this turn of the client's loop
+        self._mail: SimpleQueue[list[StreamItem[R] | None]] = SimpleQueue()
+        self._hand: deque[StreamItem[R] | None] = deque()
 
     def _deliver(self, item: StreamItem[R] | None) -> None:
-        self._mail.put(item)
+        # What settles in one turn of the loop is handed over at its end: to wake the caller for each would have the
+        # two threads fight for the interpreter.
+        if not self._settled and item is not None:
+            self._thread.loop.call_soon(self._hand_over)
+        self._settled.append(item)
+        if item is None:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._settled:
+            settled, self._settled = self._settled, []
+            self._mail.put(settled)
 
     async def take(self) -> StreamItem[R] | None:
         if self._over:
             return None
-        while self._room and self._mail.empty():
-            await self._feed_one()
-        return self._taken(self._mail.get())
+        while not self._hand:
+            while self._room and self._mail.empty():
+                await self._feed_one()
+            self._hand.extend(self._mail.get())
+        return self._taken(self._hand.popleft())
 
     async def close(self) -> None:
         self._thread.end(self._call)

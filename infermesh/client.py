@@ -125,7 +125,8 @@ class LMClient:
         slots = max_parallel_requests
         if slots is not None and len(configs) == 1:  # then the deployment's slots are the client's
             ((label, config),) = configs.items()
-            bound = min(slots, config.max_parallel_requests or slots)
+            own_bound = config.max_parallel_requests
+            bound = slots if own_bound is None else min(slots, own_bound)
             configs, slots = {label: replace(config, max_parallel_requests=bound)}, None
         own, deployed = client_model(
             model,
