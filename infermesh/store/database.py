@@ -24,6 +24,7 @@ from infermesh.store.schema import (
     RETIRED_DDL,
     RUN_DDL,
     SCHEMA_VERSION,
+    SETTINGS,
     SOURCE_ERRORS_DDL,
     Column,
     StageTable,
@@ -406,7 +407,7 @@ def connect(
         Another process holds it, or the file is no DuckDB database.
     """
     try:
-        return duckdb.connect(str(path), read_only=read_only, config=dict(config or {}))
+        return duckdb.connect(str(path), read_only=read_only, config={**SETTINGS, **(config or {})})
     except duckdb.Error as error:
         text = " ".join(str(error).split())
         holder = re.search(r"\(PID (\d+)\)", text)

@@ -10,7 +10,7 @@ import orjson
 
 from infermesh.config import nearest
 from infermesh.errors import ConfigError, InputError
-from infermesh.store.schema import Column, StageTable, quoted
+from infermesh.store.schema import SETTINGS, Column, StageTable, quoted
 
 
 def column_references(condition: str, path: str) -> set[tuple[str, ...]]:
@@ -21,7 +21,7 @@ def column_references(condition: str, path: str) -> set[tuple[str, ...]]:
     ConfigError
         The condition does not parse.
     """
-    with duckdb.connect() as connection:
+    with duckdb.connect(config=SETTINGS) as connection:
         row = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT ({condition}\n) FROM rows"]).fetchone()
     tree = orjson.loads(row[0] if row else b"{}")
     if tree.get("error"):
@@ -65,7 +65,7 @@ class RowFilter:
         for table in self._stages:
             inner = ", ".join(column.ddl for column in table.columns[1:2] + table.outputs)
             fields.append(f"{quoted(table.name)} STRUCT({inner})")
-        self._connection = duckdb.connect(config={"threads": 1})
+        self._connection = duckdb.connect(config={"threads": 1, **SETTINGS})
         self._connection.execute(f"CREATE TABLE rows ({', '.join(['__position INTEGER', *fields])})")
         self._sql = f"SELECT __position FROM rows WHERE ({condition}\n)"
         try:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 SCHEMA_VERSION = 1
+# A name in a user's SQL is a table of the run, never a variable of ours; and no thread looks at Python's frames for it
+# while it holds a lock of the database.
+SETTINGS: dict[str, Any] = {"python_enable_replacements": False}
 
 
 def quoted(name: str) -> str:
