@@ -174,7 +174,7 @@ class StoreConfig(_Model):
 
 
 class Experiment(_Model):
-    """One whole experiment, as DESIGN's example writes it."""
+    """One whole experiment: the rows, who answers, and what happens to each row."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the folder below outputs/")
     source: SourceConfig
