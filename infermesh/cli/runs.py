@@ -51,6 +51,7 @@ def describe(folder: Path) -> RunInfo:
         connection = connect(folder / DATABASE, read_only=True)
     except StoreError as error:
         info.status = "running" if "in use" in str(error) else "damaged"
+        info.experiment = folder.parent.name  # as run folders are laid out; the database cannot be asked
         return info
     with connection:
         tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
