@@ -198,14 +198,11 @@ class Model:
         if self._counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
         weights = [len(text) for text in texts]
-        usage: TokenUsage | None = None
 
         def parse(reply: Reply) -> tuple[list[EmbeddingResult], TokenUsage | None]:
-            nonlocal usage
             results = parse_embeddings(reply, len(texts), weights)
             parts = [result.token_usage for result in results if result.token_usage is not None]
-            usage = TokenUsage(sum(part.prompt_tokens for part in parts)) if parts else None
-            return results, usage
+            return results, TokenUsage(sum(part.prompt_tokens for part in parts)) if parts else None
 
         results, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
         _carried(metrics, len(texts))

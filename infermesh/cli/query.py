@@ -81,10 +81,11 @@ def _write_jsonl(columns: Sequence[tuple[str, str]], rows: Iterator[tuple[Any, .
 
 def _write_json(columns: Sequence[tuple[str, str]], rows: Iterator[tuple[Any, ...]]) -> None:
     out = sys.stdout.buffer
-    for number, row in enumerate(rows):
-        out.write((b"[\n" if number == 0 else b",\n") + _encoded(columns, row))
-        last = number
-    out.write(b"\n]\n" if "last" in locals() else b"[]\n")
+    before = b"[\n"
+    for row in rows:
+        out.write(before + _encoded(columns, row))
+        before = b",\n"
+    out.write(b"[]\n" if before == b"[\n" else b"\n]\n")
     out.flush()
 
 

@@ -43,9 +43,8 @@ class Prepared:
 class Stage(Protocol):
     """One stage of a run.
 
-    ``requires`` names the stages it reads, ``reads`` the ``(name, column)`` pairs that its templates mention, ``names``
-    the names in them that are no stage's (columns of the source). ``batch_size`` rows travel in one request. ``facts``
-    is what decides every row's answer, in words; ``signature`` its hash.
+    Its ``templates`` and ``where`` say which stages and columns it reads. ``window`` requests are in flight at once,
+    and ``batch_size`` rows travel in one. ``facts`` is what decides every row's answer, in words; ``signature`` its hash.
     """
 
     name: str

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from infermesh.simulator import Simulator
 from tests.support import (
     COMMAND_S,
     ask,
-    command,
-    environment,
     experiment,
     generate,
     here,
@@ -34,28 +32,6 @@ RUN = ("run", "+experiment=mine", "hydra.run.dir=outputs/here")
 
 Start = Callable[..., Simulator]
 Launch = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def launch() -> Iterator[Launch]:
-    """Start ``infermesh …`` in a folder; what still runs after the test is killed."""
-    with ExitStack() as stack:
-
-        def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                command(*arguments),
-                cwd=cwd,
-                env=environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                stdin=subprocess.DEVNULL,
-                text=True,
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            return process
-
-        yield start
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,26 +34,10 @@ Start = Callable[..., Simulator]
 Launch = Callable[[Path], "subprocess.Popen[str]"]
 
 
-@pytest.fixture
-def launch() -> Iterator[Launch]:
-    """Start the experiment of a folder; what still runs after the test is killed."""
-    with ExitStack() as stack:
-
-        def start(root: Path) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                command("run", "+experiment=mine"),
-                cwd=root,
-                env=environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                stdin=subprocess.DEVNULL,
-                text=True,
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            return process
-
-        yield start
+@pytest.fixture(name="launch")
+def launch_mine(launch: Callable[..., subprocess.Popen[str]]) -> Launch:
+    """Start the experiment of a folder."""
+    return lambda root: launch("run", "+experiment=mine", cwd=root)
 
 
 def make_project(root: Path, url: str, timeout: float | None = None) -> Path:
