@@ -175,7 +175,8 @@ def _closing(outcome: RunOutcome) -> str:
     stages = []
     for stage, counts in outcome.counts.items():
         words = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
-        stages.append(f"  {stage}: " + ", ".join(f"{counts[key]} {words[key]}" for key in words if counts.get(key)))
+        told = ", ".join(f"{counts[key]} {words[key]}" for key in words if counts.get(key))
+        stages.append(f"  {stage}: {told or 'no rows'}")
     verb = {"done": "complete", "failed_rows": "finished, with failed rows", "interrupted": "interrupted"}
     totals = outcome.totals
     cost = "" if totals["cost_usd"] is None else f", ${totals['cost_usd']:.4f}"

@@ -44,7 +44,8 @@ class Stage(Protocol):
     """One stage of a run.
 
     Its ``templates`` and ``where`` say which stages and columns it reads. ``window`` requests are in flight at once,
-    and ``batch_size`` rows travel in one. ``facts`` is what decides every row's answer, in words; ``signature`` its hash.
+    and ``batch_size`` rows travel in one. ``facts`` is what decides every row's answer, in words; ``signature`` its
+    hash.
     """
 
     name: str
