@@ -21,7 +21,8 @@ from infermesh.types import Endpoint, HeaderBucketScope, RoutingStrategy, Transp
 from infermesh.wire import FOREIGN_PARAMETERS
 
 RESERVED_TABLES = frozenset(
-    {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file"}
+    {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file", "sessions"}
+    | {"materialized"}
 )
 OWN_FIELDS = "row"  # the mapper that takes a row's own fields
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -34,17 +35,21 @@ class _Model(BaseModel):
 
 
 class SourceConfig(_Model):
-    """Where rows come from: files (``path``, a file or a glob) or a DuckDB query (``sql``), one of the two."""
+    """Where rows come from: files (``path``), a DuckDB query (``sql``) or a Hugging Face dataset, one of the three."""
 
-    path: str | None = Field(None, description="A .jsonl, .csv, .tsv or .parquet file, or a glob of them")
+    path: str | None = Field(None, description="A .jsonl, .csv, .tsv or .parquet file (also .gz, .zst), or a glob")
     sql: str | None = Field(None, description="A DuckDB query whose rows are the source")
+    dataset: str | None = Field(None, description="A Hugging Face dataset's id, or a local folder that holds one")
+    subset: str | None = Field(None, description="Which configuration of the dataset")
+    split: str = Field("train", description="Which split of the dataset")
+    revision: str | None = Field(None, description="Which revision of the dataset: a branch, a tag or a commit")
     format: Literal["auto", "jsonl", "csv", "parquet"] = Field("auto", description="auto goes by the file name")
     limit: int | None = Field(None, ge=0, description="Only the first rows")
 
     @model_validator(mode="after")
     def _one_of(self) -> SourceConfig:
-        if (self.path is None) == (self.sql is None):
-            raise ValueError("give either 'path' (a file or a glob) or 'sql' (a query)")
+        if (self.path, self.sql, self.dataset).count(None) != 2:
+            raise ValueError("give either 'path' (a file or a glob), 'sql' (a query) or 'dataset' (a dataset's id)")
         return self
 
 
@@ -93,6 +98,7 @@ class ModelEntry(_Model):
 
 
 class _Stage(_Model):
+    rows: str | None = Field(None, description="Whose rows: a sql stage's name; else found from what the stage names")
     where: str | None = Field(None, description="SQL over source and upstream columns; rows it leaves out are skipped")
     max_parallel_requests: int = Field(64, ge=1, description="Requests of this stage in flight at once")
 
@@ -161,8 +167,62 @@ class TranscribeStage(_ModelStage):
         return self
 
 
-StageConfig = Annotated[GenerateStage | EmbedStage | TranscribeStage, Field(discriminator="kind")]
-AnyStage = GenerateStage | EmbedStage | TranscribeStage
+class PythonStage(_Stage):
+    """A row → what a function of the user's makes of it."""
+
+    kind: Literal["python"] = "python"
+    function: str = Field(description="module:name of a function, sync or async: a row as a dict → a value")
+    reads: list[str] = Field(default_factory=list, description="Upstream stages whose columns the row carries")
+    columns: dict[str, str] | None = Field(
+        None, description="Name → DuckDB type of what a returned dict holds; without it, one JSON column 'value'"
+    )
+    max_retries: int = Field(3, ge=0)
+    timeout: float | None = Field(600.0, gt=0, description="Seconds for one call")
+
+
+class SqlStage(_Model):
+    """A query over the source and upstream stages, whose rows later stages take."""
+
+    kind: Literal["sql"] = "sql"
+    query: str = Field(description="SELECT over source and stage tables, or a .sql file that holds it")
+
+
+StageConfig = Annotated[
+    GenerateStage | EmbedStage | TranscribeStage | PythonStage | SqlStage, Field(discriminator="kind")
+]
+ModelStageConfig = GenerateStage | EmbedStage | TranscribeStage
+RowStageConfig = ModelStageConfig | PythonStage
+STAGE_KINDS: dict[str, type[_Model]] = {
+    "generate": GenerateStage,
+    "embed": EmbedStage,
+    "transcribe": TranscribeStage,
+    "python": PythonStage,
+    "sql": SqlStage,
+}
+
+
+class GuardsConfig(_Model):
+    """When a run stops by itself: it drains, keeps everything and exits with 4. ``null`` means no guard."""
+
+    max_cost_usd: float | None = Field(None, gt=0, description="US dollars, over all sessions of the run")
+    max_error_rate: float | None = Field(None, gt=0, le=1, description="Share of a session's row states that failed")
+    max_errors: int | None = Field(None, ge=1, description="Failed row states of a session")
+    max_duration: float | None = Field(None, gt=0, description="Seconds of a session; 90s, 30m, 2h, 1d will do")
+
+    @field_validator("max_duration", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        found = re.fullmatch(r"\s*([0-9.]+)\s*([smhd])\s*", value) if isinstance(value, str) else None
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else value
+
+
+class SinkConfig(_Model):
+    """A file that is written when the run ends: columns of a table, or a query's."""
+
+    path: str = Field(description=".parquet, .csv or .jsonl; relative to the run's folder")
+    table: str = Field("results", description="results, a stage, or any other table of the run")
+    columns: list[str] | None = Field(None, description="Which columns, in this order; null: all")
+    where: str | None = Field(None, description="SQL condition over the table's columns")
 
 
 class StoreConfig(_Model):
@@ -182,6 +242,11 @@ class Experiment(_Model):
     deployments: dict[str, DeploymentEntry] = Field(min_length=1)
     models: dict[str, ModelEntry] = Field(min_length=1)
     stages: dict[str, StageConfig] = Field(min_length=1)
+    reuse: str = Field(
+        "none", description="Take identical requests' answers from earlier runs: none, latest, all, or a run's folder"
+    )
+    guards: GuardsConfig = Field(default_factory=lambda: GuardsConfig())
+    sinks: dict[str, SinkConfig] = Field(default_factory=dict, description="Files to write when the run ends")
     keep_errors: bool = Field(False, description="On resume, leave failed rows as they are instead of trying again")
     store: StoreConfig = Field(default_factory=lambda: StoreConfig())
     simulator: SimulatorSettings = Field(default_factory=SimulatorSettings)
@@ -257,7 +322,7 @@ def _inline_secrets(node: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     loc = [str(part) for part in detail["loc"]]
-    if len(loc) > 2 and loc[0] == "stages" and loc[2] in ("generate", "embed", "transcribe"):
+    if len(loc) > 2 and loc[0] == "stages" and loc[2] in STAGE_KINDS:
         del loc[2]  # pydantic names the union's member, the user's config does not
     path = ".".join(loc)
     if detail["type"] == "extra_forbidden":
@@ -266,19 +331,16 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
         named = [name for name, stage in mapping["stages"].items() if isinstance(stage, Mapping) and "kind" in stage]
         close = difflib.get_close_matches(loc[-1], named, n=1)
         hint = f" Did you mean 'stages.{close[0]}'?" if close else ""
-        return f"{path}: a stage needs a 'kind': generate, embed or transcribe.{hint}"
+        return f"{path}: a stage needs a 'kind': {', '.join(STAGE_KINDS)}.{hint}"
     if detail["type"] == "union_tag_invalid":
         given = str(detail["ctx"]["tag"])
-        return f"{path}.kind: no kind '{given}'.{nearest(given, ['generate', 'embed', 'transcribe'])}"
+        return f"{path}.kind: no kind '{given}'.{nearest(given, STAGE_KINDS)}"
     if detail["type"] == "missing":
         return f"{path}: missing; it is required."
     message = detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | None) else ""
     return f"{path or 'config'}: {message[0].lower()}{message[1:]}{shown}"
-
-
-_STAGE_KINDS: dict[str, type[_Model]] = {"generate": GenerateStage, "embed": EmbedStage, "transcribe": TranscribeStage}
 
 
 def _valid_keys(mapping: Mapping[str, Any], loc: list[str]) -> set[str]:
@@ -292,13 +354,15 @@ def _valid_keys(mapping: Mapping[str, Any], loc: list[str]) -> set[str]:
         "limits": LimitsConfig,
         "deployments": DeploymentEntry,
         "models": ModelEntry,
+        "guards": GuardsConfig,
+        "sinks": SinkConfig,
     }
     for depth, part in enumerate(loc[:-1]):
         node = node.get(part, {}) if isinstance(node, Mapping) else {}
         if depth == 0 and part in groups:
             parent = groups[part]
         elif depth == 1 and loc[0] == "stages":
-            parent = _STAGE_KINDS.get(str(node.get("kind")), GenerateStage)
+            parent = STAGE_KINDS.get(str(node.get("kind")), GenerateStage)
         elif depth == 2 and part == "limits":
             parent = LimitsConfig
         elif part in parent.model_fields:
@@ -316,7 +380,11 @@ def _references(experiment: Experiment) -> Iterator[str]:
             yield f"deployments.{label}.limits: no account '{deployment.limits}' in limits.{hint}"
     for path, params in [
         *((f"models.{name}", model.params) for name, model in experiment.models.items()),
-        *((f"stages.{name}", stage.params) for name, stage in experiment.stages.items()),
+        *(
+            (f"stages.{name}", stage.params)
+            for name, stage in experiment.stages.items()
+            if isinstance(stage, ModelStageConfig)
+        ),
     ]:
         for name in sorted(FOREIGN_PARAMETERS.keys() & params.keys()):
             yield f"{path}.params.{name}: no wire parameter: {FOREIGN_PARAMETERS[name]}. Remove it here."
@@ -334,5 +402,5 @@ def _references(experiment: Experiment) -> Iterator[str]:
             yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit."
         elif name.lower() in RESERVED_TABLES:
             yield f"stages.{name}: '{name}' is a table of every run. Choose another name."
-        if stage.model not in experiment.models:
+        if isinstance(stage, ModelStageConfig) and stage.model not in experiment.models:
             yield f"stages.{name}.model: no model '{stage.model}'.{nearest(stage.model, experiment.models)}"

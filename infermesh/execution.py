@@ -90,6 +90,7 @@ def execute(
     observer: Observer,
     environ: Mapping[str, str] = os.environ,
     sink: Sink | None = None,
+    overrides: Sequence[str] | None = None,
 ) -> RunOutcome:
     """Run an experiment in ``folder``, or go on with the run that is there.
 
@@ -101,6 +102,9 @@ def execute(
         Where ``run.duckdb`` is or will be.
     roots
         What relative paths are relative to, first match wins.
+    overrides
+        What the caller changed of the declaration, as Hydra writes it; kept in the ``run`` table. ``None`` leaves what
+        stands there.
     sink
         Where the rows of the last stage go as well, as they settle. Such a folder is one command's checkpoint: it gets
         no ``latest`` beside it.
@@ -119,7 +123,7 @@ def execute(
         fresh, opened = not (folder / DATABASE).exists(), False
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            session = _Session(experiment, mapping, folder, graph, fleet, observer, sink)
+            session = _Session(experiment, mapping, folder, graph, fleet, observer, sink, overrides)
             opened = True
             stack.callback(session.close)
             session.prepare(source, roots)
@@ -186,7 +190,9 @@ class _Session:
         fleet: Fleet,
         observer: Observer,
         sink: Sink | None = None,
+        overrides: Sequence[str] | None = None,
     ) -> None:
+        self._overrides = overrides
         self._experiment = experiment
         self._mapping = mapping
         self._folder = folder
@@ -245,6 +251,7 @@ class _Session:
             "started_at": utcnow(),
             "signatures": orjson.dumps(signatures).decode(),
             "roots": orjson.dumps([str(root) for root in roots]).decode(),
+            "overrides": None if self._overrides is None else orjson.dumps(list(self._overrides)).decode(),
         }
 
     async def run(self) -> RunOutcome:
@@ -282,7 +289,7 @@ class _Session:
         if failure:
             raise failure[0]
         if not work.cancelled() and (error := work.exception()) is not None:
-            store.finish("crashed")
+            store.finish("crashed", time.monotonic() - started, reason=f"{type(error).__name__}: {error}")
             raise error
         if self._sink is not None:
             await asyncio.to_thread(self._sink.finish)
@@ -294,7 +301,7 @@ class _Session:
         pending = any(stage.settled < stage.total for stage in stats.stages.values())
         failed = any(statuses.get("error") for statuses in counts.values())
         status = "interrupted" if self._interrupts and pending else "failed_rows" if failed else "done"
-        self._store.finish(status, None if pending else self._signatures)
+        self._store.finish(status, elapsed_s, signatures=None if pending else self._signatures)
         return RunOutcome(
             self._folder,
             self._experiment.name,

@@ -363,6 +363,7 @@ class Runner:
                 metrics.queue_s if metrics is not None else None,
                 metrics.service_s if metrics is not None else None,
                 datetime.now(UTC).replace(tzinfo=None),
+                None,
             ),
             replaces=name in row.states,
         )

@@ -16,9 +16,12 @@ from infermesh.config import (
     EmbedStage,
     Experiment,
     GenerateStage,
+    GuardsConfig,
     LimitsConfig,
     ModelEntry,
+    PythonStage,
     SourceConfig,
+    SqlStage,
     StoreConfig,
     TranscribeStage,
     load,
@@ -35,6 +38,8 @@ GROUPS: dict[str, type[BaseModel]] = {
     "stage/generate": GenerateStage,
     "stage/embed": EmbedStage,
     "stage/transcribe": TranscribeStage,
+    "stage/python": PythonStage,
+    "stage/sql": SqlStage,
 }
 # A deployment's limits are a group of their own; a key stands in no file.
 NOT_IN_YAML = {"deployment/default": {"limits"}, "simulator": {"api_key"}}
@@ -68,7 +73,9 @@ class TestShippedYaml:
         experiments = {name for name in files if name.startswith("experiment/")}
         assert files - experiments == {*GROUPS, "config", "deployment/simulator"}
 
-    @pytest.mark.parametrize(("section", "model"), [("store", StoreConfig), ("simulator", SimulatorSettings)])
+    @pytest.mark.parametrize(
+        ("section", "model"), [("store", StoreConfig), ("simulator", SimulatorSettings), ("guards", GuardsConfig)]
+    )
     def test_the_roots_sections_are_the_models(self, section: str, model: type[BaseModel]) -> None:
         expected = defaults(model)
         for key in NOT_IN_YAML.get(section, ()):
@@ -78,9 +85,10 @@ class TestShippedYaml:
     def test_the_root_has_every_key_of_an_experiment(self) -> None:
         root = read("config")
         assert {*root, "source"} - {"defaults", "hydra"} == set(Experiment.model_fields)
-        for key in ("limits", "deployments", "models", "stages"):
+        for key in ("limits", "deployments", "models", "stages", "sinks"):
             assert root[key] == {}
         assert root["keep_errors"] is Experiment.model_fields["keep_errors"].default
+        assert root["reuse"] == Experiment.model_fields["reuse"].default
 
     def test_the_simulated_deployment_changes_nothing_but_where_it_is(self) -> None:
         assert read("deployment/simulator").keys() - {"defaults"} == {"model", "api_base"}
@@ -187,7 +195,7 @@ class TestMisspelt:
 
     def test_nothing_near_lists_what_there_is(self) -> None:
         (problem,) = problems(edited(at("source.zzz", 1)))
-        assert problem == "source.zzz: unknown key. There is: format, limit, path, sql."
+        assert problem == "source.zzz: unknown key. There is: dataset, format, limit, path, revision, split, sql, subset."
 
     def test_all_mistakes_are_told_at_once(self) -> None:
         mapping = edited(at("source.limits", 1))

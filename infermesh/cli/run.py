@@ -18,7 +18,7 @@ from infermesh.config import Experiment, load, nearest, refuse_inline_keys
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.execution import DATABASE, RunOutcome, execute
 
-_SECTIONS = "source|limits|deployments|models|stages|store|simulator"
+_SECTIONS = "source|limits|deployments|models|stages|store|simulator|guards|sinks"
 _SWEEPABLE = re.compile(rf"(?:{_SECTIONS})\.[^=@/~+]+=")
 
 
@@ -108,7 +108,7 @@ class _Jobs:
             raise SystemExit(130)  # an interrupted sweep starts no further job
 
 
-def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, overrides: list[str]) -> int:
+def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, overrides: list[str] | None = None) -> int:
     """Run or resume an experiment in a folder, with progress and a closing word; the exit code."""
     fresh = not (folder / DATABASE).exists()
     observer = make_observer()
@@ -117,7 +117,7 @@ def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, over
         _check_chosen(mapping)
         load(mapping)  # before anything is written: an inline key must not reach the folder
         _write_config(folder, mapping, overrides)
-        outcome = execute(mapping, folder, roots=roots, observer=observer)
+        outcome = execute(mapping, folder, roots=roots, observer=observer, overrides=overrides)
     except KeyboardInterrupt:
         if fresh:
             _discard(folder)
@@ -167,7 +167,7 @@ def resume_run(name: str | None) -> int:
     mapping, kept = orjson.loads(row[0]), [Path(root) for root in orjson.loads(row[1])]
     roots = [Path.cwd(), *(root for root in kept if root != Path.cwd())]
     print(f"resuming {folder}", file=sys.stderr)
-    return run_job(mapping, folder, roots, overrides=[])
+    return run_job(mapping, folder, roots)
 
 
 def _closing(outcome: RunOutcome) -> str:
@@ -302,13 +302,14 @@ def _without_missing(node: Any) -> Any:
     return [_without_missing(value) for value in node] if isinstance(node, list) else node
 
 
-def _write_config(folder: Path, mapping: Mapping[str, Any], overrides: list[str]) -> None:
+def _write_config(folder: Path, mapping: Mapping[str, Any], overrides: list[str] | None) -> None:
     import yaml
 
     target = folder / ".hydra"
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.yaml").write_text(yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True))
-    (target / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    if overrides is not None:
+        (target / "overrides.yaml").write_text(yaml.safe_dump(overrides))
 
 
 def _discard(folder: Path) -> None:

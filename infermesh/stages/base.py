@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from infermesh.config import AnyStage, nearest
+from infermesh.config import ModelStageConfig, nearest
 from infermesh.errors import ConfigError, RequestError
 from infermesh.model import Model
 from infermesh.store import Column, StageTable
@@ -76,7 +76,7 @@ class ModelStage:
     columns: ClassVar[tuple[Column, ...]]
     batch_size = 1
 
-    def __init__(self, name: str, config: AnyStage, context: StageContext) -> None:
+    def __init__(self, name: str, config: ModelStageConfig, context: StageContext) -> None:
         self.name = name
         self.where = config.where
         self.window = config.max_parallel_requests

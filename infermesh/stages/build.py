@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 
-from infermesh.config import AnyStage, EmbedStage, Experiment, GenerateStage, nearest
+from infermesh.config import EmbedStage, Experiment, GenerateStage, StageConfig, TranscribeStage, nearest
 from infermesh.errors import ConfigError
 from infermesh.stages.base import Stage, StageContext
 from infermesh.stages.embed import Embed
@@ -40,12 +40,14 @@ def build_stages(experiment: Experiment, context: StageContext) -> StageGraph:
     return StageGraph(stages)
 
 
-def _build(name: str, config: AnyStage, context: StageContext) -> Stage:
+def _build(name: str, config: StageConfig, context: StageContext) -> Stage:
     if isinstance(config, GenerateStage):
         return Generate(name, config, context)
     if isinstance(config, EmbedStage):
         return Embed(name, config, context)
-    return Transcribe(name, config, context)
+    if isinstance(config, TranscribeStage):
+        return Transcribe(name, config, context)
+    raise ConfigError(f"stages.{name}.kind: {config.kind} is not built yet")
 
 
 class StageGraph:

@@ -24,6 +24,7 @@ from infermesh.store.schema import (
     RETIRED_DDL,
     RUN_DDL,
     SCHEMA_VERSION,
+    SESSIONS_DDL,
     SETTINGS,
     SOURCE_ERRORS_DDL,
     Column,
@@ -113,8 +114,16 @@ class RunStore:
         try:
             for table in tables:
                 self._put_aside(table)
-            for ddl in (RUN_DDL, SOURCE_ERRORS_DDL, RETIRED_DDL, ATTEMPTS_DDL, *(table.ddl for table in tables)):
+            for ddl in (
+                RUN_DDL,
+                SESSIONS_DDL,
+                SOURCE_ERRORS_DDL,
+                RETIRED_DDL,
+                ATTEMPTS_DDL,
+                *(table.ddl for table in tables),
+            ):
                 connection.execute(ddl)
+            connection.execute("ALTER TABLE run ADD COLUMN IF NOT EXISTS overrides JSON")  # schema 1 had none
             for table in tables:
                 self._fit(table)
             fingerprint = source.fingerprint
@@ -129,12 +138,18 @@ class RunStore:
             values = {**record, "status": "running", "finished_at": None, "source_fingerprint": fingerprint}
             if not self.is_new:
                 del values["run_id"], values["started_at"]
+                if values["overrides"] is None:
+                    del values["overrides"]
                 assignments = ", ".join(f"{name} = ?" for name in values)
                 connection.execute(f"UPDATE run SET {assignments}", list(values.values()))
             else:
                 values["schema_version"] = SCHEMA_VERSION
                 names, marks = ", ".join(values), ", ".join("?" * len(values))
                 connection.execute(f"INSERT INTO run ({names}) VALUES ({marks})", list(values.values()))
+            connection.execute(
+                "INSERT INTO sessions SELECT (SELECT count(*) FROM sessions) + 1, ?, NULL, NULL, 'running', NULL",
+                [utcnow()],
+            )
             connection.commit()
         except BaseException:
             connection.rollback()
@@ -269,9 +284,17 @@ class RunStore:
         """Read the rows that are not settled. See :class:`PendingRows`."""
         return PendingRows(self._connection.cursor(), self._tables, needed, stale=stale, keep_errors=keep_errors)
 
-    def finish(self, status: str, signatures: Mapping[str, str] | None = None) -> None:
+    def finish(
+        self, status: str, elapsed_s: float, *, reason: str | None = None, signatures: Mapping[str, str] | None = None
+    ) -> None:
         """Set the run's final status, and the stages' signatures once every row is of the present declaration."""
-        self._connection.execute("UPDATE run SET status = ?, finished_at = ?", [status, utcnow()])
+        now = utcnow()
+        self._connection.execute("UPDATE run SET status = ?, finished_at = ?", [status, now])
+        self._connection.execute(
+            "UPDATE sessions SET finished_at = ?, elapsed_s = ?, status = ?, reason = ? "
+            "WHERE session = (SELECT max(session) FROM sessions)",
+            [now, elapsed_s, status, reason],
+        )
         if signatures is not None:
             self._connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])
 

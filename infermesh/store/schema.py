@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # A name in a user's SQL is a table of the run, never a variable of ours; and no thread looks at Python's frames for it
 # while it holds a lock of the database.
 SETTINGS: dict[str, Any] = {"python_enable_replacements": False}
@@ -48,6 +48,7 @@ AFTER_OUTPUTS = (
     Column("queue_s", "DOUBLE"),
     Column("service_s", "DOUBLE"),
     Column("finished_at", "TIMESTAMP"),
+    Column("reused_from", "VARCHAR"),
 )
 ATTEMPTS = (
     Column("stage", "VARCHAR"),
@@ -69,7 +70,11 @@ RUN_DDL = """
 CREATE TABLE IF NOT EXISTS run (
     run_id VARCHAR, experiment VARCHAR, status VARCHAR, config JSON, config_hash VARCHAR, git_revision VARCHAR,
     versions JSON, started_at TIMESTAMP, finished_at TIMESTAMP, schema_version INTEGER, source_fingerprint VARCHAR,
-    signatures JSON, roots JSON
+    signatures JSON, roots JSON, overrides JSON
+)"""
+SESSIONS_DDL = """
+CREATE TABLE IF NOT EXISTS sessions (
+    session INTEGER, started_at TIMESTAMP, finished_at TIMESTAMP, elapsed_s DOUBLE, status VARCHAR, reason VARCHAR
 )"""
 RETIRED_DDL = "CREATE TABLE IF NOT EXISTS retired (row_id BIGINT)"
 LIVE = "s.row_id NOT IN (SELECT row_id FROM retired)"  # a row that the source no longer holds stays in the tables
