@@ -21,7 +21,7 @@ from infermesh.sinks import Sink
 from infermesh.sources import resolve
 from infermesh.stages import StageContext, build_stages
 from infermesh.stages.build import Pipeline
-from infermesh.store.database import DATABASE
+from infermesh.store.database import DATABASE, Redo
 
 __all__ = ["DATABASE", "Observer", "RunOutcome", "assembled", "execute", "run_loop"]
 
@@ -37,6 +37,7 @@ def execute(
     environ: Mapping[str, str] = os.environ,
     sink: Sink | None = None,
     overrides: Sequence[str] | None = None,
+    redo: Redo | None = None,
 ) -> RunOutcome:
     """Run an experiment in ``folder``, or go on with the run that is there.
 
@@ -51,6 +52,8 @@ def execute(
     overrides
         What the caller changed of the declaration, as Hydra writes it; kept in the ``run`` table. ``None`` leaves what
         stands there.
+    redo
+        Settled rows to send again; what reads them is looked at again.
     sink
         Where the rows of the last stage go as well, as they settle. Such a folder is one command's checkpoint: it gets
         no ``latest`` beside it.
@@ -72,7 +75,7 @@ def execute(
             session = RunSession(experiment, mapping, folder, pipeline, fleet, observer, sink, overrides)
             opened = True
             stack.callback(session.close)
-            session.prepare(source, roots)
+            session.prepare(source, roots, redo)
         except BaseException:
             if fresh and opened:  # else it is another process's, which was a moment quicker
                 stack.close()

@@ -30,7 +30,7 @@ from infermesh.sinks import Sink
 from infermesh.sources import Source
 from infermesh.stages.build import Pipeline, Wave
 from infermesh.store import SOURCE, Column, GroupWriter, PendingRows, RunStore, StageTable
-from infermesh.store.database import DATABASE, utcnow
+from infermesh.store.database import DATABASE, Redo, utcnow
 from infermesh.store.filter import RowFilter
 from infermesh.store.reuse import EarlierAnswers
 
@@ -125,8 +125,8 @@ class RunSession:
         self._stopped_by: str | None = None  # a guard's reason; None where a user did
         self._complete = False
 
-    def prepare(self, source: Source, roots: Sequence[Path]) -> None:
-        """Load the source, check what is named against it, find what an edit has touched."""
+    def prepare(self, source: Source, roots: Sequence[Path], redo: Redo | None = None) -> None:
+        """Load the source, check what is named against it, find what an edit has touched or is to be done again."""
         store, pipeline = self._store, self._pipeline
         tables = [stage.table for stage in pipeline.stages.values()]
         signatures = pipeline.signatures
@@ -154,6 +154,12 @@ class RunSession:
         )
         if self._sink is not None and last is not None:
             self._sink.open(stale=last.name in self._stale, keep_errors=self._experiment.keep_errors)
+        if redo is not None:
+            readers = pipeline.readers(redo.stage)
+            self._stale |= readers
+            rows = store.redo(redo, self._signatures | dict.fromkeys(self._stale, ""))
+            self._observer.note(f"retry: {rows} rows of {redo.stage} are sent again")
+            changes |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
         self._earlier = EarlierAnswers.of(self._experiment, self._folder, store, tables, self._observer.note)
         for line in opening(store, list(pipeline.stages), changes, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)

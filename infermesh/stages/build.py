@@ -122,6 +122,24 @@ class Pipeline:
         """Name → hash of the stage's declaration and of those of all the stages over the same rows it builds on."""
         return {name: signature for wave in self.waves for name, signature in wave.graph.signatures.items()}
 
+    def readers(self, stage: str) -> set[str]:
+        """The stages over the same rows that read a stage, or read one that does.
+
+        Raises
+        ------
+        ConfigError
+            There is no such stage, or it is a sql stage.
+        """
+        for wave in self.waves:
+            if stage in wave.graph.stages:
+                found: set[str] = set()
+                new = {stage}
+                while new:
+                    new = {reader for name in new for reader in wave.graph.feeds[name]} - found
+                    found |= new
+                return found
+        raise ConfigError(f"stage '{stage}': there is no such stage over rows.{nearest(stage, self.stages)}")
+
     def check_columns(self, origins: Mapping[str, Sequence[Column]]) -> None:
         """Every name that a template or condition uses must be a column of its rows or of a stage.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,18 @@ DATABASE = "run.duckdb"
 def utcnow() -> datetime:
     """Now, in UTC, without a time zone: as the tables keep it."""
     return datetime.now(UTC).replace(tzinfo=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Redo:
+    """Settled rows of a stage to do again: those for which ``where``, SQL over the stage's columns, is true."""
+
+    stage: str
+    where: str
+
+    def matching(self, origin: str, select: str = "count(*)") -> str:
+        """The query for these rows, or for their number."""
+        return f"SELECT {select} FROM {quoted(self.stage)} s WHERE {live(origin)} AND ({self.where}\n)"
 
 
 class RunStore:
@@ -199,6 +212,33 @@ class RunStore:
     def total(self, origin: str = SOURCE) -> int:
         """Rows of the source, or of a sql stage, that are not retired."""
         return int(self._one(f"SELECT count(*) FROM {quoted(origin)} s WHERE {live(origin)}"))
+
+    def redo(self, redo: Redo, signatures: Mapping[str, str]) -> int:
+        """Make rows pending again; their ``attempts`` stay. With ``signatures``, what reads them is looked at again.
+
+        Returns
+        -------
+        int
+            How many rows they are.
+
+        Raises
+        ------
+        ConfigError
+            The condition does not bind, or fails.
+        """
+        connection = self._connection
+        connection.begin()
+        try:
+            matching = redo.matching(self._origins[redo.stage], "row_id")
+            deleted = connection.execute(f"DELETE FROM {quoted(redo.stage)} WHERE row_id IN ({matching})").fetchone()
+            connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])
+            connection.commit()
+        except duckdb.Error as error:
+            connection.rollback()
+            raise ConfigError(
+                f"where: {' '.join(str(error).split())[:400]} (over the columns of {redo.stage})"
+            ) from None
+        return int(deleted[0]) if deleted else 0
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Stage → what decided its answers when it was last run; empty where an older version ran it."""
