@@ -178,13 +178,13 @@ class RunSession:
                     self._filters[name] = RowFilter(stage.where, f"stages.{name}.where", columns, upstream)
 
     def _record(self, signatures: Mapping[str, str], roots: Sequence[Path]) -> dict[str, Any]:
-        config = orjson.dumps(self._mapping, option=orjson.OPT_SORT_KEYS)
+        sorted_config = orjson.dumps(self._mapping, option=orjson.OPT_SORT_KEYS)
         facts = {name: stage.facts for name, stage in self._pipeline.stages.items()}
         return {
             "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
             "experiment": self._experiment.name,
-            "config": config.decode(),
-            "config_hash": hashlib.blake2b(config, digest_size=16).hexdigest(),
+            "config": orjson.dumps(self._mapping).decode(),  # as written: the order of stages and columns is kept
+            "config_hash": hashlib.blake2b(sorted_config, digest_size=16).hexdigest(),
             "git_revision": _git_revision(),
             "versions": orjson.dumps(
                 {name: importlib.metadata.version(name) for name in ("infermesh", "duckdb", "pyreqwest")}

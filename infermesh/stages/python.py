@@ -66,7 +66,7 @@ class Python:
             "function": config.function,
             "code": module_hash(function),
             "reads": list(self.reads),
-            "columns": columns,
+            "columns": dict(sorted(columns.items())),
         }
         self.facts = {fact: value for fact, value in self.facts.items() if value is not None}
         self.signature = hashed(sorted(self.facts.items()))
