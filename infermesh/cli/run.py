@@ -21,7 +21,6 @@ from infermesh.errors import ConfigError, InfermeshError
 from infermesh.execution import DATABASE, RunOutcome, execute
 from infermesh.store.database import Redo, connect
 from infermesh.store.output import read_record
-from infermesh.store.schema import quoted
 
 _SECTIONS = "source|limits|deployments|models|stages|store|simulator|guards|sinks"
 _SWEEPABLE = re.compile(rf"(?:{_SECTIONS})\.[^=@/~+]+=")
@@ -171,28 +170,18 @@ def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int
     folder = find_run(name)
     mapping, roots = _declared(folder)
     redo = Redo(stage, where)
-    with connect(folder / DATABASE, read_only=True) as connection:
-        rows = _matching(connection, redo)
+    over_rows = [name for name, config in mapping.get("stages", {}).items() if config.get("kind") != "sql"]
+    if stage not in over_rows:
+        fail(f"--stage {stage}: no such stage over rows.{nearest(stage, over_rows)}", code=2)
+    try:
+        with connect(folder / DATABASE, read_only=True) as connection:
+            rows = redo.count(connection)
+    except InfermeshError as error:
+        fail(f"--{error}", code=2)
     print(f"{folder}: {rows} rows of {stage} where {where}", file=sys.stderr)
     if dry_run or not rows:
         return 0
     return run_job(mapping, folder, roots, redo=redo)
-
-
-def _matching(connection: Any, redo: Redo) -> int:
-    from duckdb import Error
-
-    row = connection.execute("SELECT config FROM run").fetchone()
-    stages = orjson.loads(row[0]).get("stages", {}) if row else {}
-    over_rows = [name for name, stage in stages.items() if stage.get("kind") != "sql"]
-    if redo.stage not in over_rows:
-        fail(f"--stage {redo.stage}: no such stage over rows.{nearest(redo.stage, over_rows)}", code=2)
-    try:
-        # Rows that their origin no longer holds are counted by the run itself, which knows whose rows they are.
-        found = connection.execute(f"SELECT count(*) FROM {quoted(redo.stage)} WHERE ({redo.where}\n)").fetchone()
-    except Error as error:
-        fail(f"--where: {' '.join(str(error).split())}", code=2)
-    return int(found[0]) if found else 0
 
 
 def _declared(folder: Path) -> tuple[dict[str, Any], list[Path]]:

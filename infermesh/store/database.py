@@ -50,9 +50,17 @@ class Redo:
     stage: str
     where: str
 
-    def matching(self, origin: str, select: str = "count(*)") -> str:
-        """The query for these rows, or for their number."""
-        return f"SELECT {select} FROM {quoted(self.stage)} s WHERE {live(origin)} AND ({self.where}\n)"
+    def count(self, connection: duckdb.DuckDBPyConnection) -> int:
+        """How many rows they are. Raises ``ConfigError`` where the condition does not bind, or fails."""
+        try:
+            row = connection.execute(f"SELECT count(*) FROM {quoted(self.stage)} s WHERE ({self.where}\n)").fetchone()
+        except duckdb.Error as error:
+            raise self.refused(error) from None
+        return int(row[0]) if row else 0
+
+    def refused(self, error: duckdb.Error) -> ConfigError:
+        """What is wrong with the condition."""
+        return ConfigError(f"where: {' '.join(str(error).split())[:400]} (over the columns of {self.stage})")
 
 
 class RunStore:
@@ -229,16 +237,14 @@ class RunStore:
         connection = self._connection
         connection.begin()
         try:
-            matching = redo.matching(self._origins[redo.stage], "row_id")
-            deleted = connection.execute(f"DELETE FROM {quoted(redo.stage)} WHERE row_id IN ({matching})").fetchone()
+            rows = redo.count(connection)
+            connection.execute(f"DELETE FROM {quoted(redo.stage)} AS s WHERE ({redo.where}\n)")
             connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])
             connection.commit()
-        except duckdb.Error as error:
+        except BaseException:
             connection.rollback()
-            raise ConfigError(
-                f"where: {' '.join(str(error).split())[:400]} (over the columns of {redo.stage})"
-            ) from None
-        return int(deleted[0]) if deleted else 0
+            raise
+        return rows
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Stage → what decided its answers when it was last run; empty where an older version ran it."""
