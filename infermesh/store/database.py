@@ -166,8 +166,8 @@ class RunStore:
     def _check_stage_names(self, origins: Mapping[str, Sequence[Column]]) -> None:
         for origin, found in origins.items():
             columns = {column.name.lower(): column.name for column in found}
-            for name in self._origins:
-                if name.lower() in columns:
+            for name, rows in self._origins.items():
+                if rows == origin and name.lower() in columns:
                     whose = "the source" if origin == SOURCE else f"stage '{origin}'"
                     raise ConfigError(
                         f"stages.{name}: {whose} has a column '{columns[name.lower()]}' of that name, so a template "
