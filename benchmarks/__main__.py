@@ -40,8 +40,8 @@ def page(results: Sequence[Result], machine: Sequence[Sequence[str]], took_s: fl
     """The whole page."""
     intro = (
         f"Written by `python -m benchmarks`, which took {took_s / 60:.0f} minutes. Every number is measured in that "
-        "one go, beside its peers, by turns: a ratio holds for other machines too, a rate only for this one. Each section "
-        "has the command that measures it again; `--quick` tries it in small sizes."
+        "one go, beside its peers, by turns: a ratio holds for other machines too, a rate only for this one. Each "
+        "section has the command that measures it again; `--quick` tries it in small sizes."
     )
     warning = ["**In small sizes (`--quick`): these show that the scripts work, and nothing else.**"] if quick else []
     parts = [
