@@ -38,8 +38,9 @@ def measured(name: str, quick: bool) -> Result | None:
 
 def page(results: Sequence[Result], machine: Sequence[Sequence[str]], took_s: float, quick: bool = False) -> str:
     """The whole page."""
+    took = f"{took_s / 60:.0f} minutes" if took_s >= 90 else f"{took_s:.0f} seconds"
     intro = (
-        f"Written by `python -m benchmarks`, which took {took_s / 60:.0f} minutes. Every number is measured in that "
+        f"Written by `python -m benchmarks`, which took {took}. Every number is measured in that "
         "one go, beside its peers, by turns: a ratio holds for other machines too, a rate only for this one. Each "
         "section has the command that measures it again; `--quick` tries it in small sizes."
     )

@@ -57,6 +57,21 @@ class LagProbe:
         }
 
 
+def idle(seconds: float) -> dict[str, float]:
+    """How late the timers of a loop come that does nothing else: the machine's own part; made for ``isolated``."""
+    from infermesh.execution import run_loop
+
+    async def main() -> dict[str, float]:
+        probe = LagProbe()
+        probe.start()
+        await asyncio.sleep(seconds)
+        probe.stop()
+        return probe.summary()
+
+    found: dict[str, float] = run_loop(main())
+    return found
+
+
 def write_rows(path: Path, count: int) -> Path:
     """A JSONL file of so many rows, a hundred and twenty bytes each."""
     with path.open("w") as lines:
