@@ -196,7 +196,7 @@ def running(count: int) -> dict[str, float]:
     from infermesh.runner import Runner, RunStats, StageStats
     from infermesh.stages import Prepared
     from infermesh.stages.build import StageGraph
-    from infermesh.store.database import CHUNK, StoredRow
+    from infermesh.store.pending import CHUNK, StoredRow
     from infermesh.types import Attempt, GenerationResult, RequestMetrics, TokenUsage
 
     stage = _stage()
@@ -250,7 +250,7 @@ def storing(count: int) -> dict[str, float]:
 
 def reading(count: int) -> dict[str, float]:
     """The feeder's chunks out of a database that holds the source."""
-    from infermesh.store.database import PendingRows
+    from infermesh.store.pending import PendingRows
     from infermesh.store.schema import RETIRED_DDL, SOURCE_ERRORS_DDL, StageTable
 
     with tempfile.TemporaryDirectory() as folder:
@@ -263,7 +263,7 @@ def reading(count: int) -> dict[str, float]:
                 f"FROM range({count}) t(i)"
             )
             table = StageTable("s0", type(_stage()).columns)
-            rows = PendingRows(connection.cursor(), [table], {"s0": []}, stale=(), keep_errors=False)
+            rows = PendingRows(connection.cursor(), "source", [table], {"s0": []}, stale=(), keep_errors=False)
             before = time.process_time()
             read = sum(len(rows.read(chunk)) for chunk in rows.chunks)
             took = time.process_time() - before
