@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from infermesh.errors import (
@@ -110,34 +110,43 @@ class Dispatcher:
         """
         if self._stopping:
             raise StoppedError("stopped before the request was sent")
-        task, waiting = asyncio.current_task(), self._waiting
-        call = _Call(self, request.timeout if request.timeout is not None else timeout, task)
-        waiting.add(task)
-        try:
-            while True:
-                lease = await self.router.lease(call.avoid, self.retry.cap_s)
+        call = _Call(self, request.timeout if request.timeout is not None else timeout)
+        while True:
+            # What need not be waited for is taken without a turn of the event loop.
+            lease = self.router.try_lease(call.avoid)
+            if lease is None:
+                lease = await self._patiently(self.router.lease(call.avoid, self.retry.cap_s), call)
+            try:
                 try:
-                    try:
-                        return await call.attempt(lease, request, parse)
-                    except RequestError as error:
-                        delay = call.fail(lease, error)
-                finally:
-                    lease.cancel()  # nothing, where the attempt has ended it
-                if self._stopping:
-                    raise call.stopped()
-                waiting.add(task)
-                if delay > 0:
-                    await asyncio.sleep(delay)
+                    limiter = lease.deployment.limiter
+                    call.grant = call.reply = None
+                    call.grant = limiter.try_acquire(request.prompt_tokens, request.output_tokens)
+                    if call.grant is None:
+                        waiting = limiter.acquire(request.prompt_tokens, request.output_tokens)
+                        call.grant = await self._patiently(waiting, call)
+                    return await call.attempt(lease, request, parse)
+                except RequestError as error:
+                    delay = call.fail(lease, error)
+            finally:
+                lease.cancel()  # nothing, where the attempt has ended it
+            if self._stopping:
+                raise call.stopped()
+            if delay > 0:
+                await self._patiently(asyncio.sleep(delay), call)
+
+    async def _patiently(self, waiting: Coroutine[Any, Any, T], call: _Call) -> T:
+        """Wait for a slot, a limit or a retry; :meth:`stop` ends it."""
+        task = asyncio.current_task()
+        self._waiting.add(task)
+        try:
+            return await waiting
         except asyncio.CancelledError:
             # Ours, unless somebody else has cancelled the task too.
-            if self._stopping and task in waiting and task is not None and task.uncancel() == 0:
+            if self._stopping and task is not None and task.uncancel() == 0:
                 raise call.stopped() from None
             raise
         finally:
-            waiting.discard(task)
-            # A cancellation that comes in the very turn in which the answer does is lost in the HTTP client.
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError
+            self._waiting.discard(task)
 
 
 class _Call:
@@ -148,25 +157,23 @@ class _Call:
         "_dispatcher",
         "_ended",
         "_failures",
-        "_grant",
-        "_reply",
         "_sent",
         "_started",
-        "_task",
         "_timeout",
         "_wall",
         "avoid",
+        "grant",
+        "reply",
     )
 
-    def __init__(self, dispatcher: Dispatcher, timeout: float | None, task: asyncio.Task[Any] | None) -> None:
+    def __init__(self, dispatcher: Dispatcher, timeout: float | None) -> None:
         self._dispatcher = dispatcher
         self._timeout = timeout
-        self._task = task
         self._started = self._ended = dispatcher._clock()
         self._sent = 0.0
         self._wall = 0.0
-        self._grant: Grant | None = None
-        self._reply: Reply | None = None
+        self.grant: Grant | None = None
+        self.reply: Reply | None = None
         self._attempts: list[Attempt] = []
         self._failures: dict[str, str] = {}
         self.avoid: tuple[str, ...] = ()
@@ -174,20 +181,16 @@ class _Call:
     async def attempt(
         self, lease: Lease, request: Request, parse: Callable[[Reply], tuple[T, TokenUsage | None]]
     ) -> tuple[T, RequestMetrics]:
-        """Send once."""
+        """Send once, with the grant that was given."""
         dispatcher, deployment = self._dispatcher, lease.deployment
-        limiter = deployment.limiter
-        self._grant = self._reply = None
-        self._grant = grant = await limiter.acquire(request.prompt_tokens, request.output_tokens)
-        dispatcher._waiting.discard(self._task)
         self._wall = dispatcher._wall()
         self._sent = dispatcher._clock()
-        self._reply = reply = await deployment.transport.send(request, self._timeout)
+        self.reply = reply = await deployment.transport.send(request, self._timeout)
         now = dispatcher._clock()
-        limiter.observe(reply.header)
+        deployment.limiter.observe(reply.header)
         value, usage = parse(reply)
-        if usage is not None:
-            grant.settle(usage.prompt_tokens, usage.completion_tokens)
+        if usage is not None and self.grant is not None:
+            self.grant.settle(usage.prompt_tokens, usage.completion_tokens)
         lease.succeeded(now - self._sent)
         self._record(deployment, now, reply.status_code, None, usage)
         return value, self._metrics(deployment.label, now)
@@ -209,10 +212,10 @@ class _Call:
         now = dispatcher._clock()
         error.deployment = deployment.label
         number = len(self._attempts)
-        if self._grant is not None and not isinstance(error, InputError):
+        if self.grant is not None and not isinstance(error, InputError):
             status = error.status_code
-            if status is None and self._reply is not None:
-                status = self._reply.status_code
+            if status is None and self.reply is not None:
+                status = self.reply.status_code
             self._record(deployment, now, status, error, error.usage)
         self._return_grant(error)
         lease.failed(error, now - self._sent)
@@ -239,14 +242,14 @@ class _Call:
         Turned away or never arrived: all of it. Refused by the server: its tokens. Anything else may have been worked
         on over there, and stays booked.
         """
-        if self._grant is None:
+        if self.grant is None:
             return
         if isinstance(error, (RateLimitError, APIConnectionError, InputError)):
-            self._grant.refund()
+            self.grant.refund()
         elif error.usage is not None:
-            self._grant.settle(error.usage.prompt_tokens, error.usage.completion_tokens)
+            self.grant.settle(error.usage.prompt_tokens, error.usage.completion_tokens)
         elif error.status_code is not None and 400 <= error.status_code < 500:
-            self._grant.settle(0, 0)
+            self.grant.settle(0, 0)
 
     def _record(
         self,

@@ -114,8 +114,6 @@ class Prices:
 
 
 def _resolve(model: str) -> _Calculation | None:
-    from genai_prices.data_snapshot import get_snapshot
-
     prefix, slash, name = model.partition("/")
     if slash:
         provider_id = _PROVIDERS.get(prefix)
@@ -125,6 +123,9 @@ def _resolve(model: str) -> _Calculation | None:
         name = model
         provider_id = "openai" if model.startswith(_OPENAI_NAMES) else None
     try:
+        # Only here: it takes a quarter of a second, which models of one's own servers can do without.
+        from genai_prices.data_snapshot import get_snapshot
+
         provider, info = get_snapshot().find_provider_model(name, None, provider_id, None)
         return _calculation(provider, info)
     except Exception:  # a price is a courtesy: whatever the list trips over, the answer itself is good

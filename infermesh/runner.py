@@ -308,61 +308,66 @@ class Runner:
         channel = self._channels[stage.name]
         if stage.batch_size == 1:
 
-            async def pull() -> Sequence[Row]:
-                return (await channel.get(),)
-        else:
+            async def handle_one(row: Row) -> None:
+                if (item := self._ready(stage, row)) is not None:
+                    await self._send(stage, (row,), (item,))
 
-            async def pull() -> Sequence[Row]:
-                return await channel.get_batch(stage.batch_size, _BATCH_LINGER_S)
+            await run_window(channel.get, handle_one, stage.window)
+            return
+
+        async def pull() -> Sequence[Row]:
+            return await channel.get_batch(stage.batch_size, _BATCH_LINGER_S)
 
         async def handle(rows: Sequence[Row]) -> None:
-            await self._handle(stage, rows)
+            ready = [(row, item) for row in rows if (item := self._ready(stage, row)) is not None]
+            if ready:
+                await self._send(stage, *zip(*ready, strict=True))
 
         await run_window(pull, handle, stage.window)
 
-    async def _handle(self, stage: Stage, rows: Sequence[Row]) -> None:
-        prepared: list[Prepared] = []
-        sent: list[Row] = []
-        for row in rows:
-            try:
-                if row.prepared and stage.name in row.prepared:
-                    item = row.prepared.pop(stage.name)
-                else:
-                    item = stage.prepare(row.context)
-            except InputError as error:
-                self._settle(stage, row, "error", error=(error.kind, error.message))
-                continue
-            except Exception as error:
-                self._settle(stage, row, "error", error=_unforeseen(stage, error))
-                continue
-            if row.states and self._stands(stage, row, item):
-                self._keep(stage, row)
+    def _ready(self, stage: Stage, row: Row) -> Prepared | None:
+        """Make a row ready to send; ``None`` where that settles it."""
+        try:
+            if row.prepared and stage.name in row.prepared:
+                item = row.prepared.pop(stage.name)
             else:
-                prepared.append(item)
-                sent.append(row)
-        if not sent:
-            return
+                item = stage.prepare(row.context)
+        except InputError as error:
+            self._settle(stage, row, "error", error=(error.kind, error.message))
+            return None
+        except Exception as error:
+            self._settle(stage, row, "error", error=_unforeseen(stage, error))
+            return None
+        if row.states and self._stands(stage, row, item):
+            self._keep(stage, row)
+            return None
+        return item
+
+    async def _send(self, stage: Stage, rows: Sequence[Row], prepared: Sequence[Prepared]) -> None:
+        """One request for these rows, and what came of it for each."""
         stats = self.stats.stages[stage.name]
-        stats.in_flight += len(sent)
+        stats.in_flight += len(rows)
         try:
             results = await stage.answer(prepared)
         except Exception as error:
-            for row, item in zip(sent, prepared, strict=True):
+            for row, item in zip(rows, prepared, strict=True):
                 self._settle(stage, row, "error", error=_unforeseen(stage, error), key=item.key)
             return
         finally:
-            stats.in_flight -= len(sent)
-        self._log_attempts(stage, sent, results)
-        for row, item, result in zip(sent, prepared, results, strict=True):
-            if isinstance(result, StoppedError):
-                continue  # it was not sent: the row stays pending
-            if isinstance(result, RequestError):
+            stats.in_flight -= len(rows)
+        seen: RequestMetrics | None = None
+        for row, result in zip(rows, results, strict=True):
+            if result.metrics is not None and result.metrics is not seen:
+                seen = result.metrics
+                self._log_attempts(stage.name, row.row_id, seen)
+        for row, item, result in zip(rows, prepared, results, strict=True):
+            if not isinstance(result, RequestError):
+                outputs = stage.outputs(result)
+                self._settle(stage, row, "done", outputs + item.carried, key=item.key, result=result)
+            elif not isinstance(result, StoppedError):  # it was not sent: the row stays pending
                 blank = (None,) * (len(stage.table.outputs) - len(item.carried))
-                outputs, failure = (*blank, *item.carried), (result.kind, result.message)
-                self._settle(stage, row, "error", outputs, error=failure, key=item.key, result=result)
-            else:
-                outputs = (*stage.outputs(result), *item.carried)
-                self._settle(stage, row, "done", outputs, key=item.key, result=result)
+                failure = (result.kind, result.message)
+                self._settle(stage, row, "error", blank + item.carried, error=failure, key=item.key, result=result)
         if self._after is not None:
             self._after()
 
@@ -470,40 +475,39 @@ class Runner:
         for channel in (*self._gates.values(), *self._channels.values()):
             channel.close()
 
-    def _log_attempts(self, stage: Stage, rows: Sequence[Row], results: Sequence[Any]) -> None:
+    def _log_attempts(self, stage: str, row_id: int, metrics: RequestMetrics) -> None:
         """One ``attempts`` row for each request sent; a request that carried several rows names the first."""
-        first: dict[int, tuple[RequestMetrics, int]] = {}
-        for row, result in zip(rows, results, strict=True):
-            if result.metrics is not None:
-                first.setdefault(id(result.metrics), (result.metrics, row.row_id))
         stats = self.stats
-        for metrics, row_id in first.values():
-            for attempt in metrics.attempts:
-                stats.requests += 1
+        for attempt in metrics.attempts:
+            stats.requests += 1
+            if attempt.error_type is not None or attempt.attempt > 1:
                 stats.retries += attempt.attempt > 1
                 stats.rate_limited += attempt.status_code == 429
-                stats.prompt_tokens += attempt.prompt_tokens or 0
-                stats.completion_tokens += attempt.completion_tokens or 0
-                if attempt.cost_usd is not None:
-                    stats.cost_usd = (stats.cost_usd or 0.0) + attempt.cost_usd
-                self._writer.put(
-                    "attempts",
-                    (
-                        stage.name,
-                        row_id,
-                        attempt.attempt,
-                        attempt.deployment,
-                        datetime.fromtimestamp(attempt.started_at, UTC).replace(tzinfo=None),
-                        attempt.queue_s,
-                        attempt.service_s,
-                        attempt.status_code,
-                        attempt.error_type,
-                        attempt.prompt_tokens,
-                        attempt.completion_tokens,
-                        attempt.cost_usd,
-                        attempt.rows,
-                    ),
-                )
+            prompt, completion, cost = attempt.prompt_tokens, attempt.completion_tokens, attempt.cost_usd
+            if prompt:
+                stats.prompt_tokens += prompt
+            if completion:
+                stats.completion_tokens += completion
+            if cost is not None:
+                stats.cost_usd = (stats.cost_usd or 0.0) + cost
+            self._writer.put(
+                "attempts",
+                (
+                    stage,
+                    row_id,
+                    attempt.attempt,
+                    attempt.deployment,
+                    datetime.fromtimestamp(attempt.started_at, UTC).replace(tzinfo=None),
+                    attempt.queue_s,
+                    attempt.service_s,
+                    attempt.status_code,
+                    attempt.error_type,
+                    prompt,
+                    completion,
+                    cost,
+                    attempt.rows,
+                ),
+            )
 
 
 def _unforeseen(stage: Stage, error: Exception) -> tuple[str, str]:

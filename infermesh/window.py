@@ -100,7 +100,7 @@ class _Crew(Generic[T]):
             self._over.set_result(None)
 
     async def _work(self) -> None:
-        pull, handle = self._pull, self._handle
+        pull, handle, me = self._pull, self._handle, asyncio.current_task()
         count = 0
         while await self._take_baton():
             try:
@@ -113,6 +113,9 @@ class _Crew(Generic[T]):
             self._pass_baton()
             await handle(item)
             del item
+            # A cancellation that comes in the very turn in which an answer does is lost in the HTTP client.
+            if me is not None and me.cancelling():
+                raise asyncio.CancelledError
             count += 1
             if not count % YIELD_EVERY:
                 await asyncio.sleep(0)

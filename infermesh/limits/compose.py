@@ -31,6 +31,10 @@ class NullLimiter:
         self._paused_until = 0.0
         self._waiting = 0
 
+    def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
+        """Permission, unless there is a pause."""
+        return None if self._paused_until else _NULL_GRANT
+
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
         """Wait for the end of a pause, if there is one."""
         if self._paused_until:
@@ -113,6 +117,19 @@ class CompositeLimiter:
         self._lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = 0
+
+    def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
+        """Permission of every member, if all of them give it at once."""
+        if self._waiting:
+            return None
+        grants: list[Grant] = []
+        for member in self._members:
+            grant = member.try_acquire(prompt_tokens, output_tokens)
+            if grant is None:
+                _Grants(grants).refund()
+                return None
+            grants.append(grant)
+        return _Grants(grants)
 
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
         """Wait until the request fits every member. Cancelled, it returns what the first ones gave."""

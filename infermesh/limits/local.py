@@ -89,18 +89,28 @@ class LocalRateLimiter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm: asyncio.Future[None] | None = None
 
+    def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> LocalGrant | None:
+        """Permission for a request of this size, if it fits every quota now and nobody stands in line."""
+        if self._line:
+            return None
+        grant = self._sized(prompt_tokens, output_tokens)
+        return grant if self._admit(grant) else None
+
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> LocalGrant:
         """Wait until one request of this size fits every quota. Cancelled, it leaves nothing taken."""
+        grant = self._sized(prompt_tokens, output_tokens)
+        if self._line or not self._admit(grant):
+            await self._stand_in_line(grant)
+        return grant
+
+    def _sized(self, prompt_tokens: int, output_tokens: int | None) -> LocalGrant:
         open_ended = output_tokens is None
         size = _ONE_REQUEST
         if self._counts_tokens or self._gates.active:
             prompt = prompt_tokens * self._estimate.ratio
             output = self._estimate.output if output_tokens is None else output_tokens
             size = Size(1, prompt + output, prompt, output)
-        grant = LocalGrant(self, size, prompt_tokens, open_ended)
-        if self._line or not self._admit(grant):
-            await self._stand_in_line(grant)
-        return grant
+        return LocalGrant(self, size, prompt_tokens, open_ended)
 
     def _admit(self, grant: LocalGrant) -> bool:
         """Take the request from every quota if it fits all of them now."""

@@ -98,6 +98,10 @@ class Grant(Protocol):
 class RateLimiter(Protocol):
     """Hands out permissions to send. A process-local one stands behind it today, a distributed one may tomorrow."""
 
+    def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
+        """Permission for one request of this size, if it may go out at once and nobody stands in line."""
+        ...
+
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
         """Wait until one request of this size may go out.
 

@@ -69,6 +69,12 @@ class Router:
             for d, n in zip(deployments, slots, strict=True)
         }
 
+    def try_lease(self, avoid: Collection[str] = ()) -> Lease | None:
+        """A slot, if one is free now."""
+        now = asyncio.get_running_loop().time()
+        chosen = self._choose(avoid, now)
+        return None if chosen is None else chosen.occupy(now)
+
     async def lease(self, avoid: Collection[str] = (), patience: float | None = None) -> Lease:
         """Wait for a slot, first come first served.
 

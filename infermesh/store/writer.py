@@ -8,6 +8,7 @@ event loop it would stop every request in flight.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,31 +62,25 @@ class GroupWriter:
         self._on_commit = on_commit
         self._on_rows = on_rows
         self._on_failure = on_failure
-        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._idle = threading.Event()
         self._closing = False
         self.failure: Exception | None = None
-        self._queued = 0
         self._writing = 0
-        self._rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in tables}
-        self._stale: dict[str, list[int]] = {name: [] for name in tables}
+        # One queue for all tables: whatever is committed, what was put before it is too. A deque needs no lock.
+        self._queue: deque[tuple[str, tuple[Any, ...], bool]] = deque()
         self._thread = threading.Thread(target=self._run, name="infermesh-writer", daemon=True)
         self._thread.start()
 
     @property
     def backlog(self) -> int:
         """Rows not committed yet."""
-        return self._queued + self._writing
+        return len(self._queue) + self._writing
 
     def put(self, table: str, row: tuple[Any, ...], *, replaces: bool = False) -> None:
         """Queue a row; with ``replaces`` it takes the place of the rows with its ``row_id`` (its first value)."""
-        with self._lock:
-            self._rows[table].append(row)
-            if replaces:
-                self._stale[table].append(row[0])
-            self._queued += 1
-        if self._queued >= _WAKE_AT:
+        self._queue.append((table, row, replaces))
+        if len(self._queue) >= _WAKE_AT and not self._wake.is_set():
             self._wake.set()
 
     def flush(self) -> None:
@@ -120,25 +115,25 @@ class GroupWriter:
                 return
 
     def _commit(self) -> None:
-        with self._lock:
-            count = self._writing = self._queued
-            if not count:
-                return
-            rows, self._rows = self._rows, {name: [] for name in self._rows}
-            stale, self._stale = self._stale, {name: [] for name in self._stale}
-            self._queued = 0
+        count = self._writing = len(self._queue)
+        if not count:
+            return
+        rows: dict[str, list[tuple[Any, ...]]] = {}
+        stale: dict[str, list[int]] = {}
+        take = self._queue.popleft
+        for _ in range(count):
+            table, row, replaces = take()
+            rows.setdefault(table, []).append(row)
+            if replaces:
+                stale.setdefault(table, []).append(row[0])
         connection = self._connection
         connection.begin()
         for table, ids in stale.items():
-            if ids:
-                connection.execute(
-                    f"DELETE FROM {quoted(table)} WHERE row_id IN (SELECT unnest(?::BIGINT[])) "
-                    f"AND row_id BETWEEN ? AND ?",
-                    [ids, min(ids), max(ids)],
-                )
+            connection.execute(
+                f"DELETE FROM {quoted(table)} WHERE row_id IN (SELECT unnest(?::BIGINT[])) AND row_id BETWEEN ? AND ?",
+                [ids, min(ids), max(ids)],
+            )
         for table, values in rows.items():
-            if not values:
-                continue
             step = self._slices[table]
             with connection.appender(table) as appender:
                 for start in range(0, len(values), step):
