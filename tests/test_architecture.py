@@ -65,7 +65,7 @@ HOMES: dict[str, set[str]] = {
     "typer": {"cli"},
     "omegaconf": {"cli"},
     "rich": {"cli"},
-    "duckdb": {"store", "cli.query"},
+    "duckdb": {"store", "cli.output", "cli.query"},
     "litellm": {"transports"},
     "pyreqwest": {"transports"},
     "aiolimiter": {"limits"},
