@@ -146,7 +146,7 @@ class RunSession:
             changes = changed(store.facts(), facts)
         else:
             self._signatures = signatures
-            self._observer.note(f"loading {', '.join(source.files[:3]) or 'the source query'} …")
+            self._observer.note(f"loading {source.shown} …")
         # Until they have all been looked at, rows of a stale stage may be of either declaration: no signature holds.
         unsure = self._signatures | dict.fromkeys(self._stale, "")
         store.prepare(
