@@ -13,11 +13,31 @@ import duckdb
 import orjson
 
 from infermesh.cli.app import fail
+from infermesh.config import nearest
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 _FETCH = 1000
 _CELL = 60
 _TABLE_ROWS = 200
+
+
+def chosen_format(format: str | None) -> str:
+    """The format that ``--format`` names; a table on a terminal and CSV elsewhere where it names none."""
+    if format is not None and format not in FORMATS:
+        fail(f"--format {format}: no such format.{nearest(format, list(FORMATS))}", code=2)
+    return format or ("table" if sys.stdout.isatty() else "csv")
+
+
+def write_query(connection: duckdb.DuckDBPyConnection, query: str, format: str) -> None:
+    """Run a query and write its rows to stdout. Raises ``duckdb.Error``."""
+    if format == "parquet":
+        write_parquet(connection, query)
+        return
+    connection.execute(query)
+    columns = [(column[0], str(column[1])) for column in connection.description or ()]
+    write = {"table": write_table, "csv": write_csv, "json": write_json, "jsonl": write_jsonl}[format]
+    write(columns, rows(connection))
+    sys.stdout.flush()
 
 
 def rows(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
