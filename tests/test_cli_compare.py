@@ -161,7 +161,7 @@ class TestDiff:
         for name, folder in (("a", f"{JOBS}/0"), ("b", f"{JOBS}/1")):
             shutil.copytree(project / folder, tmp_path / name)
         with duckdb.connect(str(tmp_path / "b" / "run.duckdb")) as connection:
-            connection.execute("INSERT INTO retired VALUES (4), (5)")
+            connection.execute("INSERT INTO retired (row_id) VALUES (4), (5)")
         text = here("diff", "a", "b", "--stage", "a", cwd=tmp_path).stderr
         assert "a: 8 rows in both; 8 same answer, 0 different answer, 2 only in A\n" in text
 
@@ -175,6 +175,25 @@ class TestDiff:
         assert "a: 10 rows in both; 10 same" in here("diff", "a", "b", cwd=tmp_path).stderr
         assert output(tmp_path, "sql", "--runs", "a", "SELECT count(*) AS c FROM rows") == "c\n10\n"
         assert here("export", "a", "r.csv", "--table", "rows", cwd=tmp_path).returncode == 0
+
+    def test_stages_over_a_querys_rows(self, lab: Lab, simulator: Simulator) -> None:
+        """Two texts to a row of the source; the first row's have changed, and all row_ids with them."""
+        rows = [{"n": n, "parts": [f"Row {n}, part {part}." for part in range(2)]} for n in range(4)]
+        query = "SELECT n, unnest(json_transform(parts, '[\"VARCHAR\"]')) AS part FROM source"
+        stages = {
+            "chunks": {"kind": "sql", "query": query},
+            "a": {"model": "m", **generate("{{ chunks.part }}")},
+        }
+        mapping = experiment(simulator.url, {}, sinks={"s": {"path": "a.csv", "table": "chunks_results"}})
+        mapping["stages"] = stages
+        for name in ("a", "b"):
+            lab.folder = lab.root / name
+            lab.rows(rows)
+            files = lab.run(mapping).files
+            assert [(file.path.name, file.rows) for file in files.written] == [("a.csv", 8)]
+            rows = [*rows[1:], {"n": 0, "parts": ["New.", "Newer."]}]
+        text = here("diff", "a", "b", cwd=lab.root).stderr
+        assert "a: 6 rows in both; 6 same answer, 0 different answer, 2 only in A, 2 only in B\n" in text
 
     def test_eyes_see_values(self, project: Path) -> None:
         text = output(project, "diff", f"{JOBS}/0", OTHER, "--format", "table")

@@ -13,7 +13,7 @@ from infermesh.config import SourceConfig
 from infermesh.errors import ConfigError
 from infermesh.simulator import Simulator
 from infermesh.sources import resolve
-from infermesh.store.ingest import ingest, source_columns
+from infermesh.store.ingest import ingest, row_columns
 from infermesh.store.schema import SOURCE_ERRORS_DDL
 from tests.support import Lab, experiment, generate, texts, totals, wav, write_jsonl
 
@@ -31,7 +31,7 @@ def load(root: Path, **config: Any) -> tuple[dict[str, str], list[tuple[Any, ...
         connection.execute(SOURCE_ERRORS_DDL)
         ingest(connection, source)
         rows = connection.execute("SELECT * EXCLUDE (row_id, row_key) FROM source ORDER BY row_id").fetchall()
-        return {column.name: column.type for column in source_columns(connection)}, rows, source.fingerprint
+        return {column.name: column.type for column in row_columns(connection)}, rows, source.fingerprint
 
 
 @pytest.mark.filterwarnings("default")  # of a library that is not ours

@@ -11,7 +11,7 @@ import orjson
 
 from infermesh.store.across import attach, in_memory
 from infermesh.store.export import json_value
-from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, quoted
+from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, SOURCE, literal, quoted, results_view
 
 _OWN = {column.name for column in (*BEFORE_OUTPUTS, *AFTER_OUTPUTS)}
 _NEEDED = {"row_id", "status", "error_type", "error"}
@@ -60,7 +60,8 @@ class RunDiff:
     first, second
         The databases of run A and run B.
     keys
-        Stage → the table that holds its rows' ``row_id`` and ``row_key``; ``source`` where it is not named.
+        Stage → the table that holds its rows' ``row_id`` and ``row_key``; for others it is found from run A: a sql
+        stage, or ``source``.
 
     Raises
     ------
@@ -158,19 +159,27 @@ class RunDiff:
         return found
 
     def _key_table(self, stage: str) -> str:
-        return self._keys.get(stage, "source")
+        if stage in self._keys:
+            return self._keys[stage]
+        tables = self._tables["a"]
+        for origin in tables:  # a sql stage's rows have a view of their own, which holds the stages over them
+            if origin != SOURCE and f"{stage}_request_key" in tables.get(results_view(origin), ()):
+                return origin
+        return SOURCE
 
     def _live(self, side: str, stage: str) -> str:
-        retired = self._key_table(stage) == "source" and "retired" in self._tables[side]
-        return f" WHERE t.row_id NOT IN (SELECT row_id FROM {side}.retired)" if retired else ""
+        origin, columns = self._key_table(stage), self._tables[side].get("retired", ())
+        if "origin" in columns:
+            return f" WHERE t.row_id NOT IN (SELECT row_id FROM {side}.retired WHERE origin = {literal(origin)})"
+        return f" WHERE t.row_id NOT IN (SELECT row_id FROM {side}.retired)" if columns and origin == SOURCE else ""
 
     def _side(self, side: str, stage: str) -> StageSide:
-        literal = "'" + stage.replace("'", "''") + "'"
         row = self._one(
             "SELECT count(*), count(*) FILTER (attempt > 1), coalesce(sum(prompt_tokens), 0)::BIGINT, "
             "coalesce(sum(completion_tokens), 0)::BIGINT, sum(cost_usd), "
             "quantile_disc(service_s, 0.5) FILTER (error_type IS NULL), "
-            f"quantile_disc(service_s, 0.95) FILTER (error_type IS NULL) FROM {side}.attempts WHERE stage = {literal}"
+            f"quantile_disc(service_s, 0.95) FILTER (error_type IS NULL) FROM {side}.attempts "
+            f"WHERE stage = {literal(stage)}"
         )
         states = self._one(
             "SELECT count(*) FILTER (status = 'error'), count(*) FILTER (status IN ('done', 'error') AND "
@@ -212,7 +221,7 @@ class RunDiff:
         }
         types = {side: {column[0]: column[1] for column in kinds[side]} for side in SIDES}
         values = [
-            f"{{'name': {_string(column)}, "
+            f"{{'name': {literal(column)}, "
             + ", ".join(
                 f"'{side}': to_json({json_value(types[side][column], f'{side}.{quoted(column)}')})" for side in SIDES
             )
@@ -231,13 +240,9 @@ class RunDiff:
             for side in SIDES
         )
         return (
-            f"SELECT {number} AS position, {_string(stage)} AS stage, row_key, row_id_a, row_id_b, status_a, status_b, "
+            f"SELECT {number} AS position, {literal(stage)} AS stage, row_key, row_id_a, row_id_b, status_a, status_b, "
             "array_to_string(list_transform(found, lambda x: x.name), ', ') AS differs, "
             f"{', '.join(objects)} FROM (SELECT m.*, list_filter([{', '.join(values)}], lambda x: x.a IS DISTINCT FROM "
             f"x.b) AS found FROM ({rows}) m JOIN a.{table} a ON a.row_id = m.row_id_a JOIN b.{table} b "
             "ON b.row_id = m.row_id_b)"
         )
-
-
-def _string(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

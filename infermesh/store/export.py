@@ -19,7 +19,7 @@ import duckdb
 from infermesh.config import SinkConfig, nearest
 from infermesh.errors import ConfigError, StoreError
 from infermesh.store.ingest import row_columns
-from infermesh.store.schema import quoted
+from infermesh.store.schema import literal, quoted
 
 _FORMATS = {
     ".parquet": "parquet",
@@ -187,7 +187,7 @@ def export(connection: duckdb.DuckDBPyConnection, query: str | TableQuery, path:
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, select: str, target: Path, options: str) -> int:
-    row = connection.execute(f"COPY ({select}) TO {_string(str(target))} ({options})").fetchone()
+    row = connection.execute(f"COPY ({select}) TO {literal(str(target))} ({options})").fetchone()
     return 0 if row is None else int(row[0])
 
 
@@ -219,7 +219,7 @@ def _copy_chunks(
     if len(parts) == 1 and not text:
         parts[0].replace(whole)
     elif not text:
-        files = ", ".join(_string(str(part)) for part in parts)
+        files = ", ".join(literal(str(part)) for part in parts)
         options = options.replace(str(_ROW_GROUP), str(min(_ROW_GROUP, size)))
         _copy(connection, f"SELECT * FROM read_parquet([{files}])", whole, options)
     return rows
@@ -351,10 +351,6 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
-
-
-def _string(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _short(error: duckdb.Error) -> str:
