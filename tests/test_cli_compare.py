@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,35 @@ class TestSqlAcross:
         assert (found.returncode, found.stdout) == (0, "c\n3\n")
         assert found.stderr.startswith("left out: outputs/damaged/run.duckdb cannot be opened: ")
         assert len(found.stderr.splitlines()) == 1
+
+    def test_a_live_run_is_named_and_left_out(self, project: Path, tmp_path: Path) -> None:
+        shutil.copytree(project / "outputs", tmp_path / "outputs", symlinks=True)
+        code = (
+            f"import duckdb; c = duckdb.connect({str(tmp_path / OTHER / 'run.duckdb')!r}); print(flush=True); input()"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            found = here("sql", "--all", "SELECT count(*) AS c FROM run", cwd=tmp_path)
+            holder.communicate(b"\n")
+        assert (found.returncode, found.stdout) == (0, "c\n2\n")
+        words = f"left out: {OTHER}/run.duckdb is in use by process {holder.pid}: a run that is still going?"
+        assert found.stderr.startswith(words)
+
+    def test_a_killed_runs_last_commits_are_there(self, project: Path, tmp_path: Path) -> None:
+        """They stand in DuckDB's log, beside the database."""
+        shutil.copytree(project / JOBS, tmp_path / "runs")
+        file = tmp_path / "runs" / "0" / "run.duckdb"
+        code = (
+            f"import duckdb, os; c = duckdb.connect({str(file)!r}); "
+            "c.execute(\"INSERT INTO attempts (stage) VALUES ('late')\"); os._exit(9)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=False)
+        assert file.with_name("run.duckdb.wal").exists()
+        assert (
+            output(tmp_path, "sql", "--runs", "runs", "SELECT count(*) AS c FROM attempts WHERE stage = 'late'")
+            == "c\n1\n"
+        )
 
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
@@ -198,6 +229,8 @@ class TestDiff:
     def test_eyes_see_values(self, project: Path) -> None:
         text = output(project, "diff", f"{JOBS}/0", OTHER, "--format", "table")
         assert "Something else." in text
+        same = here("diff", f"{JOBS}/0", f"{JOBS}/1", "--format", "table", cwd=project)
+        assert (same.stdout, same.stderr.splitlines()[-1]) == ("", "no row differs")
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

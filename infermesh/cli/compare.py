@@ -20,11 +20,11 @@ from infermesh.store.across import RunUnion
 from infermesh.store.diff import RunDiff, StageDiff, StageSide
 
 _NOTES = 10
-# A terminal has no room for keys; where one column differs, its value goes without its name.
+# A terminal has no room for keys and whole answers: the first column that differs is shown, or why there is no answer.
 _FOR_EYES = (
     "SELECT stage, row_id_a AS row, differs, "
     + ", ".join(
-        f"CASE WHEN contains(differs, ', ') THEN answer_{side}::VARCHAR ELSE answer_{side} ->> ('$.' || differs) END "
+        f"coalesce(answer_{side} ->> ('$.\"' || split_part(differs, ', ', 1) || '\"'), answer_{side} ->> 'error') "
         f"AS {side}"
         for side in ("a", "b")
     )
@@ -82,8 +82,12 @@ def diff_runs(run_a: str, run_b: str, stage: str | None, limit: int, format: str
     try:
         with RunDiff(first / DATABASE, second / DATABASE) as diff:
             stages = _chosen_stages(diff, stage, first, second)
-            _print_summary(first, second, [diff.compare(name) for name in stages])
+            found = [diff.compare(name) for name in stages]
+            _print_summary(first, second, found)
             _say_uncompared(diff, stage)
+            if chosen == "table" and not any(each.different or each.other_status for each in found):
+                print("no row differs", file=sys.stderr)
+                return
             rows = diff.differing(stages, limit)
             write_query(diff.connection, _FOR_EYES.format(rows) if chosen == "table" else rows, chosen)
     except StoreError as error:
