@@ -51,6 +51,17 @@ def test_failed_rows_do_not_keep_them(lab: Lab, simulator: Simulator) -> None:
     assert (lab.folder / "failed.csv").read_text() == "n\n0\n"
 
 
+def test_a_guard_does_not_keep_them(lab: Lab, start_simulator: Callable[..., Simulator]) -> None:
+    service = start_simulator(faults={"server_error": 1.0})
+    lab.rows(texts(50))
+    mapping = declared(service.url, {"all": {"path": "all.csv", "columns": ["n"]}})
+    mapping["stages"]["a"]["max_parallel_requests"] = 1
+    mapping["models"]["m"]["max_retries"] = 0
+    outcome = lab.run(mapping | {"guards": {"max_errors": 1}})
+    assert (outcome.status, outcome.exit_code) == ("stopped", 4)
+    assert [(file.path.name, file.rows) for file in outcome.files.written] == [("all.csv", 50)]
+
+
 @pytest.mark.parametrize(
     ("sink", "words"),
     [

@@ -35,6 +35,7 @@ class AttachedRun:
     catalog: str
     folder: Path
     run_id: str = ""
+    experiment: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     config: Any = None
 
@@ -141,7 +142,7 @@ class RunUnion:
             else:
                 run.run_id, started[run.catalog] = row[0], row[3]
                 run.config, run.settings = _json(row[1]), _settings(_json(row[2]) or [])
-                run.settings["experiment"] = row[4]
+                run.experiment = row[4]
                 seen[run.run_id] = run.folder
                 continue
             self.left_out.append(f"{run.folder} {problem}")
@@ -151,6 +152,10 @@ class RunUnion:
 
     def _find_labels(self) -> dict[str, tuple[str, str]]:
         """Setting → its column's name and type, for those that differ between the runs."""
+        several = len({run.experiment for run in self.runs}) > 1
+        if several:  # whatever chose them
+            for run in self.runs:
+                run.settings["experiment"] = run.experiment
         keys = dict.fromkeys(key for run in self.runs for key in run.settings)
         differing = [key for key in keys if len({_encoded(run.setting(key)) for run in self.runs}) > 1]
         taken = {name for (name,) in self.connection.execute(_RESERVED_WORDS).fetchall()}
@@ -160,7 +165,7 @@ class RunUnion:
             for tables in self._columns.values()
             for table, columns in tables.items()
             for column in columns
-            if (table, column) != ("run", "experiment")  # the same thing
+            if not (several and (table, column) == ("run", "experiment"))  # the same thing
         }
         names = label_names(differing, taken)
         return {key: (names[key], _sql_type([run.setting(key) for run in self.runs])) for key in differing}

@@ -111,6 +111,17 @@ class TestSettings:
         assert names == ["run_id", "experiment", "config", "started_at", "overrides", "folder"]
         assert [row[-1] for row in rows] == [str(folder) for folder in folders]
 
+    def test_experiment_files_that_share_a_name(self, tmp_path: Path) -> None:
+        folders = [
+            make(tmp_path / name, "CREATE TABLE a AS SELECT 1 AS n", overrides=[f"+experiment={name}"])
+            for name in ("x", "y")
+        ]
+        assert ask(folders, "FROM a ORDER BY run_id")[1] == [("x", "x", 1), ("y", "y", 1)]
+        assert ask(folders, "SELECT experiment, override_experiment FROM run ORDER BY 2")[1] == [
+            ("lab", "x"),
+            ("lab", "y"),
+        ]
+
 
 class TestColumns:
     @pytest.mark.parametrize(
