@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from infermesh.sources import Source
 from infermesh.stages.build import Pipeline, Wave
 from infermesh.store import SOURCE, Column, GroupWriter, PendingRows, RunStore, StageTable
 from infermesh.store.database import DATABASE, Redo, utcnow
+from infermesh.store.export import SinkReport
 from infermesh.store.filter import RowFilter
 from infermesh.store.reuse import EarlierAnswers
 
@@ -65,7 +66,7 @@ class RunOutcome:
     """How a session of a run ended. ``failures`` is ``(stage, error_type, rows, example)``.
 
     ``kept`` and ``reused`` count row states whose request was not sent because its answer was there: in this run, or in
-    an earlier one. ``reason`` says why a session ended before its time.
+    an earlier one. ``reason`` says why a session ended before its time. ``files`` is what became of the sinks.
     """
 
     folder: Path
@@ -78,10 +79,13 @@ class RunOutcome:
     kept: int = 0
     reused: int = 0
     reason: str | None = None
+    files: SinkReport = field(default_factory=SinkReport)
 
     @property
     def exit_code(self) -> int:
-        """0 complete, 3 finished with failed rows, 4 stopped by a guard, 130 interrupted."""
+        """0 complete, 3 finished with failed rows, 4 stopped by a guard, 130 interrupted; 1 where a sink failed."""
+        if self.files.errors:
+            return 1
         return {"done": 0, "failed_rows": 3, "stopped": 4, "interrupted": 130}[self.status]
 
 
@@ -142,7 +146,7 @@ class RunSession:
             changes = changed(store.facts(), facts)
         else:
             self._signatures = signatures
-            self._observer.note(f"loading {', '.join(source.files[:3]) or 'the source query'} …")
+            self._observer.note(f"loading {source.shown} …")
         # Until they have all been looked at, rows of a stale stage may be of either declaration: no signature holds.
         unsure = self._signatures | dict.fromkeys(self._stale, "")
         store.prepare(
@@ -151,6 +155,7 @@ class RunSession:
             self._record(unsure, roots),
             queries=list(pipeline.queries.values()),
             check=self._check,
+            sinks=self._experiment.sinks,
         )
         if self._sink is not None and last is not None:
             self._sink.open(stale=last.name in self._stale, keep_errors=self._experiment.keep_errors)
@@ -303,6 +308,8 @@ class RunSession:
         status = "failed_rows" if failed else "done"
         if pending and self._stops:
             status = "interrupted" if self._stopped_by is None else "stopped"
+        sinks = {} if status == "interrupted" else self._experiment.sinks
+        files = store.write_sinks(sinks, self._folder)
         store.finish(status, elapsed_s, reason=self._stopped_by, signatures=None if pending else self._signatures)
         return RunOutcome(
             self._folder,
@@ -315,6 +322,7 @@ class RunSession:
             stats.kept,
             stats.reused,
             self._stopped_by,
+            files,
         )
 
     async def _tick(self, stats: RunStats, guards: Guards) -> None:

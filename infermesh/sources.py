@@ -15,6 +15,7 @@ from typing import Literal
 
 from infermesh.config import SourceConfig
 from infermesh.errors import ConfigError
+from infermesh.hub import HubDataset, open_dataset
 
 FileFormat = Literal["jsonl", "csv", "parquet"]
 _FORMATS: dict[str, FileFormat] = {
@@ -31,17 +32,27 @@ _COMPRESSED = {".gz", ".zst"}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source, found: files of one format, or a query."""
+    """A source, found: files of one format, a query, or a dataset."""
 
     files: tuple[str, ...]
     format: FileFormat | None
     sql: str | None
     limit: int | None
+    dataset: HubDataset | None = None
+
+    @property
+    def shown(self) -> str:
+        """What it is, in a few words."""
+        if self.dataset is not None:
+            return f"the dataset {self.dataset.name}"
+        return ", ".join(self.files[:3]) or "the source query"
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a file was changed or replaced: name, size and time of each."""
+        """Changes when a file was changed or replaced: name, size and time of each; a dataset has its own."""
         parts = [f"{self.sql or ''}|{self.limit}|{self.format}"]
+        if self.dataset is not None:
+            parts.append(self.dataset.fingerprint)
         for file in self.files:
             stat = os.stat(file)
             parts.append(f"{file}|{stat.st_size}|{stat.st_mtime_ns}")
@@ -74,8 +85,10 @@ def resolve(config: SourceConfig, roots: Sequence[Path]) -> Source:
     Raises
     ------
     ConfigError
-        Nothing matches, or the format cannot be told from the name.
+        Nothing matches, or the format cannot be told from the name; a dataset cannot be loaded.
     """
+    if config.dataset is not None:
+        return Source((), None, None, config.limit, open_dataset(config, roots))
     if config.path is None:
         return Source((), None, config.sql, config.limit)
     files: list[str] = []

@@ -20,6 +20,7 @@ LEVELS: dict[str, int] = {
     "types": 0,
     "audio": 1,
     "config": 1,
+    "hub": 1,
     "images": 1,
     "languages": 1,
     "limits": 1,
@@ -65,7 +66,8 @@ HOMES: dict[str, set[str]] = {
     "typer": {"cli"},
     "omegaconf": {"cli"},
     "rich": {"cli"},
-    "duckdb": {"store", "cli.query"},
+    "duckdb": {"store", "cli.compare", "cli.output", "cli.query"},
+    "datasets": {"hub"},
     "litellm": {"transports"},
     "pyreqwest": {"transports"},
     "aiolimiter": {"limits"},
@@ -201,7 +203,7 @@ def test_a_library_is_known_to_one_place(library: str) -> None:
     assert any(top(found.of) == library for found in EVERY), f"{library} is imported nowhere: its line here is stale"
 
 
-@pytest.mark.parametrize("library", ["litellm", "uvloop"])
+@pytest.mark.parametrize("library", ["datasets", "litellm", "pyarrow", "uvloop"])
 def test_heavy_libraries_are_imported_late(library: str) -> None:
     assert not [found for found in EVERY if top(found.of) == library and found.when == "load"]
 

@@ -30,6 +30,7 @@ RECORD: dict[str, Any] = {
     "started_at": datetime(2025, 1, 1),
     "signatures": "{}",
     "roots": "[]",
+    "overrides": None,
 }
 TABLE = StageTable("stage", ())
 
@@ -247,6 +248,23 @@ class TestOtherFormats:
     @pytest.mark.parametrize(("name", "text"), [("rows.jsonl.gz", '{"a": "1"}\n'), ("rows.csv.gz", "a\n1\n")])
     def test_compressed_files(self, tmp_path: Path, name: str, text: str) -> None:
         assert load_text(tmp_path, gzip.compress(text.encode()), name).rows == [{"a": "1"}]
+
+    @pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.csv.zst", "rows.jsonl.gz", "rows.csv.gz"])
+    def test_compressed_files_hold_the_same_rows_as_plain_ones(self, tmp_path: Path, name: str) -> None:
+        """Quotes, line breaks and text that looks like numbers among them; and the same keys."""
+        rows = [{"n": f"{n:03}", "text": f'Parcel "{n}",\nlate; «sorry»'} for n in range(3000)]
+        write_jsonl(tmp_path / "made.jsonl", rows)
+        (tmp_path / "plain").mkdir()
+        plain = name.rpartition(".")[0]
+        compression = {"zst": "zstd", "gz": "gzip"}[name.rpartition(".")[2]]
+        with duckdb.connect() as connection:
+            rows_in = f"SELECT * FROM read_json('{tmp_path}/made.jsonl', columns={{n: 'VARCHAR', text: 'VARCHAR'}})"
+            for file, options in ((f"plain/{plain}", ""), (name, f", COMPRESSION {compression}")):
+                format = "FORMAT json" if plain.endswith("jsonl") else "FORMAT csv, HEADER"
+                connection.execute(f"COPY ({rows_in}) TO '{tmp_path / file}' ({format}{options})")
+        loaded, expected = load(tmp_path, name), load(tmp_path / "plain", plain)
+        assert loaded.rows == rows
+        assert (loaded.rows, loaded.keys, loaded.types) == (expected.rows, expected.keys, expected.types)
 
     def test_malformed_lines_of_a_compressed_file(self, tmp_path: Path) -> None:
         loaded = load_text(tmp_path, gzip.compress(b'{"a": 1}\noops\n'), "rows.jsonl.gz")

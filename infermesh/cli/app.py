@@ -25,6 +25,10 @@ PROJECT = "Project"
 EnvFile = Annotated[
     Path | None, typer.Option("--env-file", help="Read keys from this file of NAME=value lines.", exists=True)
 ]
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="table, csv, json, jsonl or parquet; table on a terminal, else csv.")
+]
+OutputsOption = Annotated[Path, typer.Option("--outputs", help="The folder that holds the runs.")]
 RunArgument = Annotated[str | None, typer.Argument(help="A run's folder or id; the newest where none is named.")]
 
 
@@ -97,14 +101,55 @@ def sql(
     run: Annotated[
         str | None, typer.Option("--run", help="A run's folder or id; the newest where none is named.")
     ] = None,
-    format: Annotated[
-        str | None, typer.Option("--format", help="table, csv, json, jsonl or parquet; table on a terminal, else csv.")
+    format: FormatOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Ask all runs below --outputs, as one.")] = False,
+    runs: Annotated[
+        list[str] | None, typer.Option("--runs", help="Ask these runs as one: a quoted glob of folders; repeatable.")
     ] = None,
+    outputs: OutputsOption = Path("outputs"),
 ) -> None:
-    """Ask a run's tables; data alone goes to stdout."""
+    """Ask a run's tables, or those of many runs; data alone goes to stdout."""
+    if every or runs:
+        from infermesh.cli.compare import sql_across
+
+        sql_across(query, runs or [], format, run=run, every=every, outputs=outputs)
+        return
     from infermesh.cli.query import run_sql
 
     run_sql(query, run, format)
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh diff RUN_A RUN_B --stage summaries --format jsonl")
+def diff(
+    run_a: Annotated[str, typer.Argument(help="A run's folder or id, or an experiment's name for its newest.")],
+    run_b: Annotated[str, typer.Argument(help="The run to compare it with.")],
+    stage: Annotated[str | None, typer.Option("--stage", help="Only this stage.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="How many differing rows to show; 0 for all.")] = 10,
+    format: FormatOption = None,
+) -> None:
+    """Compare two runs row by row: answers, failures, cost and speed.
+
+    The comparison goes to stderr; the rows that differ go to stdout, as data.
+    """
+    from infermesh.cli.compare import diff_runs
+
+    diff_runs(run_a, run_b, stage, limit, format)
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh export outputs/quickstart/latest results.parquet")
+def export(
+    run: Annotated[str, typer.Argument(help="A run's folder or id, or an experiment's name for its newest.")],
+    out: Annotated[Path, typer.Argument(help="A .parquet, .csv, .tsv or .jsonl file; the last three also .gz, .zst.")],
+    table: Annotated[str | None, typer.Option("--table", help="results (the default), a stage, attempts, …")] = None,
+    columns: Annotated[str | None, typer.Option("--columns", help="Which columns, separated by commas.")] = None,
+    where: Annotated[str | None, typer.Option("--where", help="SQL condition over the table's columns.")] = None,
+    sql: Annotated[str | None, typer.Option("--sql", help="Write the rows of this query instead of a table's.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a run's results, or another table of it, into a file."""
+    from infermesh.cli.export import export_run
+
+    export_run(run, out, table=table, columns=columns, where=where, sql=sql, overwrite=overwrite)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh status outputs/quickstart/latest")
@@ -117,7 +162,7 @@ def status(run: RunArgument = None) -> None:
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --outputs outputs")
 def runs(
-    outputs: Annotated[Path, typer.Option("--outputs", help="The folder that holds the runs.")] = Path("outputs"),
+    outputs: OutputsOption = Path("outputs"),
 ) -> None:
     """List the runs below outputs/, newest first."""
     from infermesh.cli.query import list_runs

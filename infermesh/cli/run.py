@@ -144,6 +144,10 @@ def run_job(
             print(f"error: {line}", file=sys.stderr)
         return 1
     print(_closing(outcome), file=sys.stderr)
+    for problem in outcome.files.errors:
+        print(f"error: {problem}", file=sys.stderr)
+    if outcome.files.errors:
+        print(f"the run itself is whole: infermesh resume {outcome.folder} writes its files again", file=sys.stderr)
     return outcome.exit_code
 
 
@@ -224,6 +228,7 @@ def _closing(outcome: RunOutcome) -> str:
         *([f"  reused    {outcome.reused} answers of earlier runs"] if outcome.reused else []),
         f"  folder    {outcome.folder}",
         f'  query     infermesh sql "select * from results limit 5" --run {outcome.folder}',
+        *(f"  written   {file}" for file in outcome.files.written),
     ]
     if outcome.failures:
         stage, kind, rows, example = outcome.failures[0]

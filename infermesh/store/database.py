@@ -12,9 +12,10 @@ from typing import Any
 import duckdb
 import orjson
 
-from infermesh.config import StoreConfig
+from infermesh.config import SinkConfig, StoreConfig
 from infermesh.errors import ConfigError, StoreError
 from infermesh.sources import Source
+from infermesh.store.export import SinkReport, check_sinks, write_sinks
 from infermesh.store.ingest import ingest, query_rows, row_columns
 from infermesh.store.output import OutputTable
 from infermesh.store.pending import PendingRows
@@ -100,6 +101,7 @@ class RunStore:
         *,
         queries: Sequence[QueryTable] = (),
         check: Callable[[Mapping[str, Sequence[Column]]], None],
+        sinks: Mapping[str, SinkConfig] | None = None,
     ) -> None:
         """Load the source and make the tables, all in one transaction; on a resumed run take in what has changed.
 
@@ -112,6 +114,8 @@ class RunStore:
         check
             Called with the columns of ``source`` and of each sql stage before anything is kept; what it raises undoes
             it all.
+        sinks
+            Checked against the tables in the same way.
         """
         connection = self._connection
         self._tables = list(tables)
@@ -143,6 +147,7 @@ class RunStore:
             check(origins)
             for view in views(origins, tables):
                 connection.execute(view)
+            check_sinks(connection, sinks or {})
             values = {**record, "status": "running", "finished_at": None, "source_fingerprint": fingerprint}
             if not self.is_new:
                 del values["run_id"], values["started_at"]
@@ -297,6 +302,10 @@ class RunStore:
         tables["attempts"] = ATTEMPTS
         return GroupWriter(self._connection.cursor(), tables, interval=self._interval, **hooks)
 
+    def write_sinks(self, sinks: Mapping[str, SinkConfig], folder: Path) -> SinkReport:
+        """Write the files that the declaration asks for; relative paths are in ``folder``."""
+        return write_sinks(self._connection, sinks, folder)
+
     def reader(
         self,
         needed: Mapping[str, Iterable[str]],
@@ -343,11 +352,14 @@ def connect(
     try:
         return duckdb.connect(str(path), read_only=read_only, config={**SETTINGS, **(config or {})})
     except duckdb.Error as error:
-        text = " ".join(str(error).split())
-        holder = re.search(r"\(PID (\d+)\)", text)
-        if "lock" in text.lower():
-            who = f"process {holder[1]}" if holder else "another process"
-            raise StoreError(
-                f"{path} is in use by {who}: a run that is still going? Wait for it, or stop it."
-            ) from None
-        raise StoreError(f"{path} cannot be opened: {text[:400]}") from None
+        raise unusable(path, error) from None
+
+
+def unusable(path: Path, error: duckdb.Error) -> StoreError:
+    """What to say of a run's database that DuckDB does not open."""
+    text = " ".join(str(error).split())
+    holder = re.search(r"\(PID (\d+)\)", text)
+    if "lock" in text.lower():
+        who = f"process {holder[1]}" if holder else "another process"
+        return StoreError(f"{path} is in use by {who}: a run that is still going? Wait for it, or stop it.")
+    return StoreError(f"{path} cannot be opened: {text[:400]}")

@@ -8,7 +8,10 @@ occurrence of that content it is, so that it does not depend on the row's place 
 from __future__ import annotations
 
 import codecs
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import duckdb
 import orjson
@@ -34,12 +37,17 @@ def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = S
         The file cannot be read as its format, is empty, or has a column that the table reserves.
     """
     try:
-        if source.format == "jsonl":
+        if source.dataset is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "rows.parquet"
+                source.dataset.write_parquet(file, source.limit)
+                _relation(connection, replace(source, files=(str(file),), format="parquet", dataset=None), table)
+        elif source.format == "jsonl":
             _jsonl(connection, source, table)
         else:
             _relation(connection, source, table)
     except duckdb.Error as error:
-        where = ", ".join(source.files) or "source.sql"
+        where = ", ".join(source.files) or (source.shown if source.dataset else "source.sql")
         raise ConfigError(f"source: {where} could not be read: {_short(error)}") from None
 
 

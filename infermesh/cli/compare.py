@@ -1,0 +1,156 @@
+"""``infermesh sql --all`` and ``--runs``, and ``infermesh diff``: questions to more than one run."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import duckdb
+
+from infermesh.cli.app import fail
+from infermesh.cli.output import chosen_format, write_query
+from infermesh.cli.runs import find_run, run_folders
+from infermesh.config import nearest
+from infermesh.errors import StoreError
+from infermesh.execution import DATABASE
+from infermesh.store.across import RunUnion
+from infermesh.store.diff import RunDiff, StageDiff, StageSide
+
+_NOTES = 10
+# A terminal has no room for keys and whole answers: the first column that differs is shown, or why there is no answer.
+_FOR_EYES = (
+    "SELECT stage, row_id_a AS row, differs, "
+    + ", ".join(
+        f"coalesce(answer_{side} ->> ('$.\"' || split_part(differs, ', ', 1) || '\"'), answer_{side} ->> 'error') "
+        f"AS {side}"
+        for side in ("a", "b")
+    )
+    + " FROM ({})"
+)
+
+
+def sql_across(
+    query: str, patterns: Sequence[str], format: str | None, *, run: str | None, every: bool, outputs: Path
+) -> None:
+    """Run a query over many runs' tables and write its rows to stdout."""
+    chosen = chosen_format(format)
+    if run is not None or (every and patterns):
+        fail("--run asks one run, --runs and --all ask many: give one of the three", code=2)
+    folders = run_folders(outputs) if every else [folder for pattern in patterns for folder in _matching(pattern)]
+    folders = list({folder.resolve(): folder for folder in reversed(folders)}.values())
+    if not folders:
+        fail(f"there is no run below {outputs}/" if every else f"no run matches {', '.join(patterns)}")
+    with RunUnion(folders, DATABASE) as union:
+        for line in union.left_out[:_NOTES]:
+            print(f"left out: {line}", file=sys.stderr)
+        if len(union.left_out) > _NOTES:
+            print(f"left out: {len(union.left_out) - _NOTES} more", file=sys.stderr)
+        if not union.runs:
+            fail(f"none of {len(folders)} runs can be asked")
+        try:
+            union.prepare(query)
+            try:
+                write_query(union.connection, query, chosen)
+            except duckdb.CatalogException:
+                union.make_views()  # the message is to name the nearest of all tables
+                write_query(union.connection, query, chosen)
+        except duckdb.Error as error:
+            fail(f"{' '.join(str(error).split())} (in {len(union.runs)} runs)")
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The runs that a glob of folders means: folders that are runs, or that have runs below."""
+    found: list[Path] = []
+    for match in sorted(glob.glob(os.path.expanduser(pattern), recursive=True)):
+        path = Path(match)
+        if path.name == DATABASE:
+            path = path.parent
+        if (path / DATABASE).is_file():
+            found.append(Path(os.path.relpath(path.resolve())) if path.is_symlink() else path)
+        elif path.is_dir() and not path.is_symlink():
+            found += run_folders(path)
+    return found
+
+
+def diff_runs(run_a: str, run_b: str, stage: str | None, limit: int, format: str | None) -> None:
+    """Compare two runs: the summary goes to stderr, the rows that differ to stdout."""
+    chosen = chosen_format(format)
+    first, second = find_run(run_a), find_run(run_b)
+    try:
+        with RunDiff(first / DATABASE, second / DATABASE) as diff:
+            stages = _chosen_stages(diff, stage, first, second)
+            found = [diff.compare(name) for name in stages]
+            _print_summary(first, second, found)
+            _say_uncompared(diff, stage)
+            if chosen == "table" and not any(each.different or each.other_status for each in found):
+                print("no row differs", file=sys.stderr)
+                return
+            rows = diff.differing(stages, limit)
+            write_query(diff.connection, _FOR_EYES.format(rows) if chosen == "table" else rows, chosen)
+    except StoreError as error:
+        fail(str(error))
+    except duckdb.Error as error:
+        fail(" ".join(str(error).split()))
+
+
+def _chosen_stages(diff: RunDiff, stage: str | None, first: Path, second: Path) -> list[str]:
+    common = diff.common
+    if stage is not None:
+        if stage not in common:
+            fail(f"--stage {stage}: no stage of both runs.{nearest(stage, common)}")
+        return [stage]
+    if not common:
+        has = (", ".join(diff.stages(side)) or "none" for side in ("a", "b"))
+        fail(f"the runs have no stage in common: {first} has {next(has)}; {second} has {next(has)}")
+    return common
+
+
+def _say_uncompared(diff: RunDiff, stage: str | None) -> None:
+    if stage is None:
+        for side in ("a", "b"):
+            others = [name for name in diff.stages(side) if name not in diff.common]
+            if others:
+                print(f"only in {side.upper()}: stage {', '.join(others)}", file=sys.stderr)
+
+
+Measure = tuple[str, Callable[[StageSide], int | float | None], str]
+_MEASURES: tuple[Measure, ...] = (
+    ("failed rows", lambda side: side.failures, ",d"),
+    ("requests", lambda side: side.requests, ",d"),
+    ("retries", lambda side: side.retries, ",d"),
+    ("prompt tokens", lambda side: side.prompt_tokens, ",d"),
+    ("completion tokens", lambda side: side.completion_tokens, ",d"),
+    ("cost, $", lambda side: side.cost_usd, ".4f"),
+    ("p50 service, s", lambda side: side.p50_s, ".3f"),
+    ("p95 service, s", lambda side: side.p95_s, ".3f"),
+    ("rows/s", lambda side: side.rows_per_s, ",.1f"),
+)
+
+
+def _print_summary(first: Path, second: Path, stages: Sequence[StageDiff]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    print(f"A  {first}\nB  {second}", file=sys.stderr)
+    for found in stages:
+        counts = [
+            f"{found.same} same answer",
+            f"{found.different} different answer",
+            f"{found.other_status} done in one and not in the other" if found.other_status else "",
+            f"{found.only_a} only in A" if found.only_a else "",
+            f"{found.only_b} only in B" if found.only_b else "",
+        ]
+        print(f"\n{found.stage}: {found.both} rows in both; {', '.join(filter(None, counts))}", file=sys.stderr)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for title in ("", "A", "B", "B / A"):
+            table.add_column(title, justify="right" if title else "left")
+        for title, measure, form in _MEASURES:
+            a, b = measure(found.a), measure(found.b)
+            shown = ("–" if value is None else format(value, form) for value in (a, b))
+            table.add_row(title, *shown, Text(f"{b / a:.2f}" if a and b is not None else "", style="dim"))
+        Console(stderr=True, highlight=False).print(table)

@@ -1,0 +1,42 @@
+"""``infermesh export``: a run's table, or a query's rows, into a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from infermesh.cli.app import fail
+from infermesh.cli.runs import find_run
+from infermesh.errors import InfermeshError
+from infermesh.execution import DATABASE
+from infermesh.store.database import connect
+from infermesh.store.export import WrittenFile, export, file_format, table_query
+
+_MEMORY = "1GB"  # for DuckDB; beyond it, it spills to disk
+
+
+def export_run(
+    run: str | None,
+    out: Path,
+    *,
+    table: str | None,
+    columns: str | None,
+    where: str | None,
+    sql: str | None,
+    overwrite: bool,
+) -> None:
+    """Write the file, and say on stderr what was written."""
+    if sql is not None and (table, columns, where) != (None, None, None):
+        fail("--sql says it all: it does not go with --table, --columns or --where", code=2)
+    try:
+        file_format(out)
+        if out.exists() and not overwrite:
+            fail(f"{out} is there already: --overwrite replaces it")
+        with connect(find_run(run) / DATABASE, {"memory_limit": _MEMORY}, read_only=True) as connection:
+            chosen = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
+            labels = ("--table", "--columns", "--where")
+            query = sql if sql is not None else table_query(connection, table or "results", chosen, where, labels)
+            rows = export(connection, query, out)
+    except InfermeshError as error:
+        fail(str(error))
+    print(f"written {WrittenFile(out, rows, out.stat().st_size)}", file=sys.stderr)
