@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import hashlib
 import importlib.metadata
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any, Protocol
 import orjson
 
 from infermesh.config import Experiment, load
+from infermesh.control import Control
 from infermesh.errors import StoreError
 from infermesh.fleet import Fleet
 from infermesh.runner import Runner, RunStats, StageStats
@@ -40,8 +42,10 @@ from infermesh.store.filter import RowFilter
 logger = logging.getLogger("infermesh")
 
 DATABASE = "run.duckdb"
+EXIT_CODES = {"done": 0, "failed_rows": 3, "stopped": 4, "interrupted": 130}
 _TICK_S = 0.25
 _DRAIN_S = 30.0
+_NOWHERE = "http://127.0.0.1:9/v1"
 
 
 class Observer(Protocol):
@@ -78,8 +82,8 @@ class RunOutcome:
 
     @property
     def exit_code(self) -> int:
-        """0 complete, 3 finished with failed rows, 130 interrupted."""
-        return {"done": 0, "failed_rows": 3, "interrupted": 130}[self.status]
+        """0 complete, 3 finished with failed rows, 4 stopped by a guard, 130 interrupted."""
+        return EXIT_CODES[self.status]
 
 
 def execute(
@@ -91,6 +95,7 @@ def execute(
     environ: Mapping[str, str] = os.environ,
     sink: Sink | None = None,
     overrides: Sequence[str] | None = None,
+    control: Control | None = None,
 ) -> RunOutcome:
     """Run an experiment in ``folder``, or go on with the run that is there.
 
@@ -105,6 +110,8 @@ def execute(
     overrides
         What the caller changed of the declaration, as Hydra writes it; kept in the ``run`` table. ``None`` leaves what
         stands there.
+    control
+        Through which other threads stop the run and ask its database.
     sink
         Where the rows of the last stage go as well, as they settle. Such a folder is one command's checkpoint: it gets
         no ``latest`` beside it.
@@ -123,7 +130,7 @@ def execute(
         fresh, opened = not (folder / DATABASE).exists(), False
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            session = _Session(experiment, mapping, folder, graph, fleet, observer, sink, overrides)
+            session = _Session(experiment, mapping, folder, graph, fleet, observer, sink, overrides, control)
             opened = True
             stack.callback(session.close)
             session.prepare(source, roots)
@@ -142,9 +149,11 @@ def execute(
 
 @contextlib.contextmanager
 def assembled(
-    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str]
+    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str], *, serving: bool = True
 ) -> Iterator[tuple[Fleet, StageGraph]]:
     """What a declaration says, ready to be asked; the embedded simulator, where it asks for one, ends with it.
+
+    Without ``serving`` none is started, and nothing may be asked.
 
     Raises
     ------
@@ -153,10 +162,10 @@ def assembled(
     """
     with ExitStack() as stack:
         stack.enter_context(_importable(roots))
-        simulator = None
+        url = None
         if experiment.uses_simulator:
-            simulator = stack.enter_context(SimulatorProcess(experiment.simulator))
-        fleet = Fleet(experiment, simulator_url=simulator.url if simulator else None, environ=environ)
+            url = stack.enter_context(SimulatorProcess(experiment.simulator)).url if serving else _NOWHERE
+        fleet = Fleet(experiment, simulator_url=url, environ=environ)
         yield fleet, build_stages(experiment, StageContext(fleet.models, roots))
 
 
@@ -178,6 +187,16 @@ def run_loop(main: Any) -> Any:
         gc.set_threshold(*before)
 
 
+def canonical(mapping: Mapping[str, Any]) -> bytes:
+    """A declaration as JSON with its keys in order, as the ``run`` table keeps it."""
+    return orjson.dumps(mapping, option=orjson.OPT_SORT_KEYS)
+
+
+def config_hash(mapping: Mapping[str, Any]) -> str:
+    """What tells two declarations apart."""
+    return hashlib.blake2b(canonical(mapping), digest_size=16).hexdigest()
+
+
 class _Session:
     """A store, its stages and one go at the pending rows."""
 
@@ -191,7 +210,9 @@ class _Session:
         observer: Observer,
         sink: Sink | None = None,
         overrides: Sequence[str] | None = None,
+        control: Control | None = None,
     ) -> None:
+        self._control = control or Control()
         self._overrides = overrides
         self._experiment = experiment
         self._mapping = mapping
@@ -224,6 +245,7 @@ class _Session:
         # Until they have all been looked at, rows of a stale stage may be of either declaration: no signature holds.
         unsure = self._signatures | dict.fromkeys(self._stale, "")
         store.prepare(source, tables, self._record(unsure, roots), check=self._check)
+        self._control.opened(store.cursor)
         if self._sink is not None:
             self._sink.open(stale=last.name in self._stale, keep_errors=self._experiment.keep_errors)
 
@@ -237,12 +259,12 @@ class _Session:
                 self._filters[name] = RowFilter(stage.where, f"stages.{name}.where", columns, upstream)
 
     def _record(self, signatures: Mapping[str, str], roots: Sequence[Path]) -> dict[str, Any]:
-        config = orjson.dumps(self._mapping, option=orjson.OPT_SORT_KEYS)
+        config = canonical(self._mapping)
         return {
             "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
             "experiment": self._experiment.name,
             "config": config.decode(),
-            "config_hash": hashlib.blake2b(config, digest_size=16).hexdigest(),
+            "config_hash": config_hash(self._mapping),
             "git_revision": _git_revision(),
             "versions": orjson.dumps(
                 {name: importlib.metadata.version(name) for name in ("infermesh", "duckdb", "pyreqwest")}
@@ -353,24 +375,36 @@ class _Session:
             else:
                 work.cancel()
 
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+        def stop() -> None:
+            if not self._interrupts:
+                interrupt()
+
+        with self._control.stops(functools.partial(loop.call_soon_threadsafe, stop)):
+            if threading.current_thread() is threading.main_thread():
+                with _handlers(loop, interrupt):
+                    yield
+            else:
+                yield
 
     def close(self) -> None:
         """Close the filters and the database."""
+        self._control.opened(None)
         for condition in self._filters.values():
             condition.close()
         if self._sink is not None:
             self._sink.close()
         self._store.close()
+
+
+@contextlib.contextmanager
+def _handlers(loop: asyncio.AbstractEventLoop, interrupt: Callable[[], None]) -> Iterator[None]:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 async def _settled(work: asyncio.Task[None]) -> None:

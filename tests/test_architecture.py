@@ -20,6 +20,7 @@ LEVELS: dict[str, int] = {
     "types": 0,
     "audio": 1,
     "config": 1,
+    "control": 1,
     "images": 1,
     "languages": 1,
     "limits": 1,
@@ -50,9 +51,11 @@ LEVELS: dict[str, int] = {
     "session": 4,
     "bench": 5,
     "bench_plot": 5,
+    "launch": 5,
     "oneshot": 5,
     "report": 5,
-    "cli": 6,
+    "sweeps": 6,
+    "cli": 7,
 }
 # These may be imported from anywhere, or import nothing: the facade, and what starts the command line.
 ASIDE = {"", "__main__", "simulator"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 from infermesh.cli.app import fail
 from infermesh.cli.progress import make_observer
 from infermesh.cli.runs import describe, find_run, newest_unfinished, run_folders
+from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob, is_multirun
 from infermesh.compose import (
     addable,
-    check_chosen,
     composition_error,
     experiments,
     plain,
@@ -24,12 +23,13 @@ from infermesh.compose import (
     roots,
     search_path,
 )
-from infermesh.config import load
+from infermesh.control import Control
 from infermesh.errors import ConfigError, InfermeshError
-from infermesh.execution import DATABASE, RunOutcome, execute
+from infermesh.execution import DATABASE, Observer, RunOutcome
+from infermesh.launch import launch
 
 
-def run_hydra(argv: list[str]) -> int:
+def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
     """Compose with Hydra and run each job; the exit code of the worst."""
     if not argv:
         print("error: which experiment? infermesh run +experiment=NAME", file=sys.stderr)
@@ -39,85 +39,79 @@ def run_hydra(argv: list[str]) -> int:
         refuse_inline(argv)  # Hydra writes a sweep's overrides to a file before any job
     except ConfigError as error:
         fail(str(error))
-    jobs = _Jobs(argv)
-    main = jobs.hydra_main()
     config_dir = _config_dir(argv)
     arguments = ["infermesh", *(addable(argument) for argument in argv)]
+    sweep = None
+    if is_multirun(argv):
+        sweep = Sweep(argv, env_file)
+        arguments.append(ANNOUNCE)
+    job = _Job(config_dir, sweep)
     with _arguments(arguments), _full_errors(), search_path(config_dir):
         try:
-            main()
+            with sweep.announced() if sweep is not None else contextlib.nullcontext():
+                _hydra_main(job)()
         except InfermeshError as error:
             fail(str(error))
         except Exception as error:
             fail(composition_error(error, Path.cwd(), config_dir))
-    return jobs.exit_code
+    return sweep.conclude() if sweep is not None else job.code
 
 
-class _Jobs:
-    """What Hydra calls for each job, and the codes that they ended with."""
+def _hydra_main(job: _Job) -> Any:
+    import hydra
 
-    def __init__(self, argv: list[str]) -> None:
-        self._config_dir = _config_dir(argv)
-        self.codes: list[int] = []
+    first = primary_folder(Path.cwd())
+    return hydra.main(version_base="1.3", config_path=str(first), config_name="config")(job.run)
 
-    @property
-    def exit_code(self) -> int:
-        """The worst of all jobs."""
-        return next((code for code in (1, 130, 4, 3) if code in self.codes), 0)
 
-    def hydra_main(self) -> Any:
-        """The function that parses argv and runs the jobs."""
-        import hydra
+class _Job:
+    """What Hydra calls for each job, in this process or, by some launchers, in another."""
 
-        first = primary_folder(Path.cwd())
-        return hydra.main(version_base="1.3", config_path=str(first), config_name="config")(self.job)
+    def __init__(self, config_dir: Path | None, sweep: Sweep | None) -> None:
+        self._config_dir = config_dir
+        self._sweep = sweep
+        self.code = 0
 
-    def job(self, config: Any) -> None:
-        """Run one job."""
+    def run(self, config: Any) -> int:
+        """Run one job; its exit code."""
         from hydra.core.hydra_config import HydraConfig
 
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
-        if hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
-            overrides = " ".join(override.lstrip("+") for override in hydra_config.overrides.task)
-            print(f"job {hydra_config.job.num}: {overrides}", file=sys.stderr)
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
-        code = run_job(
-            plain(config), folder, roots(Path.cwd(), self._config_dir), overrides=list(hydra_config.overrides.task)
-        )
-        self.codes.append(code)
-        if code == 1:
-            (Path(hydra_config.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)  # it may hold a refused key
-        if code == 130:
-            raise SystemExit(130)  # an interrupted sweep starts no further job
+        mapping, places = plain(config), roots(Path.cwd(), self._config_dir)
+        overrides = list(hydra_config.overrides.task)
+        if self._sweep is None:
+            self.code = run_job(mapping, folder, places, overrides=overrides)
+        else:
+            job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)
+            self.code = job.run(mapping, places, run_job)
+        return self.code
 
 
-def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, overrides: list[str] | None = None) -> int:
-    """Run or resume an experiment in a folder, with progress and a closing word; the exit code."""
-    fresh = not (folder / DATABASE).exists()
-    observer = make_observer()
-    kept = {file: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
+def run_job(
+    mapping: Mapping[str, Any],
+    folder: Path,
+    places: list[Path],
+    *,
+    overrides: list[str] | None = None,
+    observer: Observer | None = None,
+    control: Control | None = None,
+    brief: bool = False,
+) -> int:
+    """Run or resume an experiment in a folder, with progress and a closing word, or a ``brief`` one; the exit code."""
+    observer = observer or make_observer()
     try:
-        check_chosen(mapping)
-        load(mapping)  # before anything is written: an inline key must not reach the folder
-        _write_config(folder, mapping, overrides)
-        outcome = execute(mapping, folder, roots=roots, observer=observer, overrides=overrides)
+        outcome = launch(mapping, folder, places, observer=observer, overrides=overrides, control=control)
     except KeyboardInterrupt:
-        if fresh:
-            _discard(folder)
         print("interrupted before the first request", file=sys.stderr)
         return 130
     except InfermeshError as error:
-        if fresh:
-            _discard(folder)
-        else:
-            for file, content in kept.items():  # what stands there is what was run
-                file.write_bytes(content)
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 1
-    print(_closing(outcome), file=sys.stderr)
+    print(_closing(outcome, brief), file=sys.stderr)
     return outcome.exit_code
 
 
@@ -155,7 +149,7 @@ def resume_run(name: str | None) -> int:
     return run_job(mapping, folder, places)
 
 
-def _closing(outcome: RunOutcome) -> str:
+def _closing(outcome: RunOutcome, brief: bool) -> str:
     """What a user wants to know when a run has ended."""
     stages = []
     for stage, counts in outcome.counts.items():
@@ -163,6 +157,7 @@ def _closing(outcome: RunOutcome) -> str:
         told = ", ".join(f"{counts[key]} {words[key]}" for key in words if counts.get(key))
         stages.append(f"  {stage}: {told or 'no rows'}")
     verb = {"done": "complete", "failed_rows": "finished, with failed rows", "interrupted": "interrupted"}
+    verb["stopped"] = "stopped by a guard"
     totals = outcome.totals
     cost = "" if totals["cost_usd"] is None else f", ${totals['cost_usd']:.4f}"
     tokens = totals["prompt_tokens"] + totals["completion_tokens"]
@@ -170,6 +165,10 @@ def _closing(outcome: RunOutcome) -> str:
         f"{outcome.experiment}: {verb[outcome.status]} in {outcome.elapsed_s:.1f} s "
         f"({totals['requests']} requests, {tokens} tokens{cost})",
         *stages,
+    ]
+    if brief:
+        return "\n".join(lines)
+    lines += [
         f"  folder    {outcome.folder}",
         f'  query     infermesh sql "select * from results limit 5" --run {outcome.folder}',
     ]
@@ -222,21 +221,3 @@ def _full_errors() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def _write_config(folder: Path, mapping: Mapping[str, Any], overrides: list[str] | None) -> None:
-    import yaml
-
-    target = folder / ".hydra"
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "config.yaml").write_text(yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True))
-    if overrides is not None:
-        (target / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-
-
-def _discard(folder: Path) -> None:
-    """Remove a folder in which nothing ran, unless it holds something that is not ours."""
-    if folder.is_dir() and all(item.name in (".hydra", "run.log") for item in folder.iterdir()):
-        shutil.rmtree(folder)
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()

@@ -270,6 +270,10 @@ class RunStore:
         ]
         return self._connection.execute(" UNION ALL ".join(parts) + " ORDER BY rows DESC").fetchall()
 
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """Another connection to the same database; it must be closed before the store is."""
+        return self._connection.cursor()
+
     def output(self, stage: StageTable, kind: str, *, metadata: bool) -> OutputTable:
         """A stage's rows as an output file shows them."""
         return OutputTable(self._connection.cursor(), stage, kind, metadata=metadata)
