@@ -98,15 +98,13 @@ def measure(records: Sequence[JobRecord], keys: Sequence[str]) -> list[MeasuredJ
     found = []
     for record in sorted(records, key=lambda record: record.number):
         figures, status = None, "not run" if record.code in (None, 130) else "error"
-        if (record.folder / DATABASE).exists():
+        if record.code != 1 and (record.folder / DATABASE).exists():  # else what is there may be another job's
             try:
                 figures = read_figures(record.folder / DATABASE, stage)
             except StoreError:
                 status = "in use"
-        if figures is not None and not (record.code == 1 and figures.status == "running"):
+        if figures is not None:
             status = "killed" if figures.status == "running" else figures.status.replace("_", " ")
-        if record.code == 1:
-            status = "error"
         found.append(MeasuredJob(record, figures, status))
     return found
 

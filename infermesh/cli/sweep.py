@@ -147,7 +147,7 @@ class Sweep:
             title = f"{jobs[0].record.folder.absolute().parent.name}: {self._scope()}"
             if write_plot(self.folder / "sweep.html", title, jobs, self.keys, advice):
                 print(f"  plot      {self.folder / 'sweep.html'}", file=sys.stderr)
-        if code:
+        if code and any(job.record.code != 1 for job in jobs):
             print(f"  go on     {self.command()}   (does only what is left)", file=sys.stderr)
         return code
 
