@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ def launch(
     overrides: Sequence[str] | None = None,
     environ: Mapping[str, str] = os.environ,
     control: Control | None = None,
+    written: Collection[str] = (),
 ) -> RunOutcome:
     """Run an experiment in a folder, or go on with the run that is there; parameters as :func:`execute` takes them.
 
-    Where nothing was run, a new folder is gone again, and an old one's config is what it was.
+    Where nothing was run, a new folder is gone again, with the files in it that the caller has ``written`` for the run,
+    and an old one's config is what it was.
 
     Raises
     ------
@@ -58,7 +60,7 @@ def launch(
         )
     except (InfermeshError, KeyboardInterrupt) as error:
         if fresh:
-            _discard(folder)
+            _discard(folder, {*_OURS, *written})
         elif not isinstance(error, KeyboardInterrupt):
             for file, content in kept.items():  # what stands there is what was run
                 file.write_bytes(content)
@@ -73,9 +75,9 @@ def _write_config(folder: Path, mapping: Mapping[str, Any], overrides: Sequence[
         (target / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
 
 
-def _discard(folder: Path) -> None:
+def _discard(folder: Path, ours: Collection[str]) -> None:
     """Remove a folder in which nothing ran, unless it holds something that is not ours."""
-    if folder.is_dir() and all(item.name in _OURS for item in folder.iterdir()):
+    if folder.is_dir() and all(item.name in ours for item in folder.iterdir()):
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()

@@ -54,6 +54,7 @@ LEVELS: dict[str, int] = {
     "launch": 5,
     "oneshot": 5,
     "report": 5,
+    "api": 6,
     "sweeps": 6,
     "cli": 7,
 }
@@ -204,7 +205,8 @@ def test_a_library_is_known_to_one_place(library: str) -> None:
 
 @pytest.mark.parametrize("library", ["litellm", "uvloop", "hydra", "omegaconf"])
 def test_heavy_libraries_are_imported_late(library: str) -> None:
-    assert not [found for found in EVERY if top(found.of) == library and found.when == "load"]
+    wrong = [found for found in EVERY if top(found.of) == library and found.when == "load"]
+    assert {found.by for found in wrong} <= {"cli.hydra_callback"}  # which Hydra itself imports
 
 
 @pytest.mark.parametrize(
@@ -213,6 +215,7 @@ def test_heavy_libraries_are_imported_late(library: str) -> None:
         ("infermesh", {"litellm", "pydantic", "duckdb", "hydra", "aiohttp", "jinja2", "pyreqwest"}),
         ("infermesh.cli.app", {"litellm", "duckdb", "hydra", "omegaconf", "aiohttp", "jinja2", "pyreqwest"}),
         ("infermesh.compose", {"litellm", "hydra", "omegaconf", "duckdb", "typer", "jinja2"}),
+        ("infermesh.api", {"litellm", "hydra", "omegaconf", "typer", "aiohttp", "openai", "pyarrow", "pandas"}),
         ("infermesh.execution", {"litellm", "hydra", "omegaconf", "typer", "aiohttp", "openai"}),
     ],
 )
