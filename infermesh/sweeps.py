@@ -189,7 +189,7 @@ def write_plot(path: Path, title: str, jobs: Sequence[MeasuredJob], keys: Sequen
     ]
     chosen = None if advice.job is None else advice.job.record.values[keys[0]]
     found = "No setting can be recommended." if advice.job is None else f"Recommended: {setting(advice.job, keys)}."
-    summary = " ".join((found, *(f"{note}." for note in advice.notes)))
+    summary = " ".join((found, *(f"{note[0].upper()}{note[1:]}." for note in advice.notes)))
     picture = Picture(title, points, chosen, summary, keys[0], keys[0].rpartition(".")[2], "rows per second", "rows/s")
     path.write_text(render(picture), encoding="utf-8")
     return True

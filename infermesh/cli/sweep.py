@@ -75,7 +75,8 @@ class Sweep:
         """While inside, the callback finds this sweep; an interrupt between two jobs ends it here."""
         global current
         current = self
-        before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
         try:
             yield
         except KeyboardInterrupt:
@@ -88,8 +89,8 @@ class Sweep:
             self.interrupted = True
         finally:
             current = None
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def begin(self, config: Any) -> None:
         """The jobs are about to start."""
@@ -101,6 +102,7 @@ class Sweep:
         self.parallel = not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
         if self.parallel and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._interrupt)
+            signal.signal(signal.SIGTERM, self._interrupt)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         """Ctrl-C while jobs run in other processes: they see the file and drain. A second one ends this process."""
@@ -108,6 +110,7 @@ class Sweep:
         self.stop_file.parent.mkdir(parents=True, exist_ok=True)
         self.stop_file.touch()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         print("stopping: the jobs that run are drained, no further one starts; Ctrl-C again ends them", file=sys.stderr)
 
     @property
@@ -144,7 +147,7 @@ class Sweep:
         if measured:
             write_table(self.folder / "sweep.parquet", jobs, self.keys)
             print(f"  figures   {self.folder / 'sweep.parquet'}", file=sys.stderr)
-            title = f"{jobs[0].record.folder.absolute().parent.name}: {self._scope()}"
+            title = f"{self.folder}: {self._scope()}"
             if write_plot(self.folder / "sweep.html", title, jobs, self.keys, advice):
                 print(f"  plot      {self.folder / 'sweep.html'}", file=sys.stderr)
         if code and any(job.record.code != 1 for job in jobs):
@@ -354,7 +357,7 @@ def print_table(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
         table.add_row(str(job.record.number), *values, *_cells(job, has_cost), status, style=style)
     total = sum(job.figures.elapsed_s for job in jobs if job.figures is not None)
     swept = ", ".join(keys) or "no key"
-    print(f"\nsweep over {swept}: {len(jobs)} jobs, figures of {scope}, {duration(total)} measured", file=sys.stderr)
+    print(f"\nsweep over {swept}\n{len(jobs)} jobs, figures of {scope}, {duration(total)} measured", file=sys.stderr)
     console.print(table)
 
 
@@ -366,7 +369,7 @@ def _headings(keys: Sequence[str]) -> list[str]:
     for name in names:
         lines = [""]
         for part in re.findall(r"[^_.]+[_.]?", name):
-            if lines[-1] and len(lines[-1]) + len(part) > 13:
+            if lines[-1] and len(lines[-1]) + len(part) > 12:
                 lines.append("")
             lines[-1] += part
         folded.append("\n".join(lines))

@@ -98,10 +98,10 @@ def read_figures(path: Path, stage: str | None = None) -> Figures | None:
         Another process holds the database, or it is damaged.
     """
     with connect(path, read_only=True) as connection:
-        try:
-            run = connection.execute("SELECT run_id, status FROM run").fetchone()
-        except duckdb.CatalogException:  # it ended before its source was loaded
-            run = None
+        tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        if not {"run", "sessions"} <= tables:  # it ended before its source was loaded, or is of schema 1
+            return None
+        run = connection.execute("SELECT run_id, status FROM run").fetchone()
         if run is None:
             return None
         states = _states(connection, stage)

@@ -82,7 +82,7 @@ def test_the_table_the_figures_and_the_plot(tmp_path: Path, start_simulator: Sta
     found = sweep(tmp_path, f"{KEY}=1,8")
     assert found.returncode == 0, found.stderr
     assert found.stdout == ""
-    assert f"sweep over {KEY}: 2 jobs, figures of stage a" in found.stderr
+    assert f"sweep over {KEY}\n2 jobs, figures of stage a, " in found.stderr
     assert f"recommended: {KEY}=8" in found.stderr
     assert "go on" not in found.stderr
     rows = table(tmp_path, f'job, status, exit_code, stage, "{KEY}", "rows", failed, requests, run_id, folder')
