@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import html
-import importlib
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,9 +15,9 @@ from typing import Any, Literal
 import orjson
 from dotenv import dotenv_values
 
+from infermesh.background import Work, claimed, live
 from infermesh.compose import check_chosen, compose, roots
 from infermesh.config import load
-from infermesh.control import Control
 from infermesh.errors import ConfigError, StoreError
 from infermesh.execution import DATABASE, EXIT_CODES, Observer, RunOutcome
 from infermesh.launch import launch
@@ -32,9 +29,6 @@ __all__ = ["Run", "open_run", "run"]
 
 ROWS = "rows.jsonl"
 _LINE_EVERY_S = 5.0
-_EXIT_S = 35.0  # a drain takes at most 30 s
-_live: dict[Path, _Work] = {}
-_live_lock = threading.Lock()
 
 
 def run(
@@ -97,8 +91,8 @@ def run(
         mapping = {**mapping, "source": {"path": str(target / ROWS), "format": "jsonl"}}
     check_chosen(mapping)
     load(mapping)
-    work = _Work(target)
-    with _claimed(work):
+    work = Work(target)
+    with claimed(work):
         if rows is not None:
             _write_rows(target, rows)
         start = partial(
@@ -134,8 +128,7 @@ def open_run(path: str | Path) -> Run:
     """
     folder = Path(path).absolute()
     folder = (folder.parent if folder.name == DATABASE else folder).resolve()
-    with _live_lock:
-        work = _live.get(folder)
+    work = live(folder)
     if work is None and not (folder / DATABASE).is_file():
         raise StoreError(f"{path}: no run is there: expected a folder that holds {DATABASE}, or that file")
     return Run(folder, work)
@@ -152,7 +145,7 @@ class Run:
         Where ``run.duckdb`` is.
     """
 
-    def __init__(self, folder: Path, work: _Work | None = None) -> None:
+    def __init__(self, folder: Path, work: Work | None = None) -> None:
         self.folder = folder
         self._work = work
 
@@ -322,86 +315,6 @@ class Run:
         # A run that another process holds refuses here; a way to ask that process belongs in this place.
         with connect(self.folder / DATABASE, read_only=True) as connection:
             yield connection
-
-
-class _Work:
-    """The thread in which a run goes on. ``future`` settles when its database is closed again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
-        self.control = Control()
-        self.future: Future[RunOutcome] = Future()
-        self.future.set_running_or_notify_cancel()  # nobody who awaits it may cancel it
-        self._thread: threading.Thread | None = None
-
-    @property
-    def here(self) -> bool:
-        """Whether the caller is on the run's own thread."""
-        return threading.current_thread() is self._thread
-
-    def start(self, launched: Callable[[], RunOutcome]) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, args=(launched,), name="infermesh-run", daemon=True)
-        self._thread.start()
-
-    def _run(self, launched: Callable[[], RunOutcome]) -> None:
-        error: BaseException | None = None
-        try:
-            outcome = launched()
-        except BaseException as failure:
-            error = failure
-        with _live_lock:
-            del _live[self.folder]
-        if error is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(outcome)
-        self.control.ready.set()
-
-    def end(self) -> None:
-        """Drain, and wait for it."""
-        self.control.stop()
-        if self._thread is not None:
-            self._thread.join(_EXIT_S)
-
-
-@contextmanager
-def _claimed(work: _Work) -> Iterator[None]:
-    """Let no second run of this process into the folder: DuckDB would not mind. Given back where no thread starts."""
-    with _live_lock:
-        if work.folder in _live:
-            raise StoreError(f"{work.folder}: a run of this process is at it; wait for it, or stop it")
-        _live[work.folder] = work
-        _drain_at_exit()
-    try:
-        yield
-    except BaseException:
-        with _live_lock:
-            _live.pop(work.folder, None)
-        raise
-
-
-_registered = False
-
-
-def _drain_at_exit() -> None:
-    """Drain what still runs when the interpreter ends: while threads can still be started, so not through atexit."""
-    global _registered
-    register = getattr(threading, "_register_atexit", None)
-    if not _registered and register is not None:
-        _registered = True
-        importlib.import_module("concurrent.futures.thread")  # registers too, and what comes last is called first
-        with suppress(RuntimeError):  # it is ending already
-            register(_drain)
-
-
-def _drain() -> None:
-    with _live_lock:
-        works = list(_live.values())
-    for work in works:
-        work.control.stop()
-    for work in works:
-        work.end()
 
 
 def _new_folder(mapping: Mapping[str, Any]) -> Path:

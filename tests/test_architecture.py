@@ -49,6 +49,7 @@ LEVELS: dict[str, int] = {
     "execution": 4,
     "runner": 4,
     "session": 4,
+    "background": 5,
     "bench": 5,
     "bench_plot": 5,
     "launch": 5,
