@@ -223,14 +223,14 @@ class Run:
 
     def failures(self) -> Result:
         """The failed rows: stage, row_id, error_type, error, attempts."""
-        stages = self.sql(
-            "SELECT table_name FROM duckdb_columns() WHERE column_name = 'error_type' AND table_name IN "
-            "(SELECT DISTINCT stage FROM progress)"
+        found = self.sql(
+            "SELECT DISTINCT p.stage, c.table_name FROM progress p JOIN duckdb_columns() c "
+            "ON c.column_name = p.stage || '_error_type' WHERE c.table_name IN (SELECT view_name FROM duckdb_views())"
         ).fetchall()
         parts = [
-            f"SELECT '{name}' AS stage, row_id, error_type, error, attempts FROM \"{name}\" s WHERE status = 'error' "
-            "AND row_id NOT IN (SELECT row_id FROM retired)"
-            for (name,) in stages
+            f'SELECT \'{stage}\' AS stage, row_id, "{stage}_error_type" AS error_type, "{stage}_error" AS error, '
+            f'"{stage}_attempts" AS attempts FROM "{view}" WHERE "{stage}_status" = \'error\''
+            for stage, view in found
         ]
         return self.sql(" UNION ALL ".join(parts) + " ORDER BY stage, row_id")
 

@@ -18,6 +18,7 @@ from infermesh.control import Control
 from infermesh.errors import InfermeshError
 from infermesh.execution import DATABASE, Observer, RunOutcome, execute
 from infermesh.loopthread import import_for_good
+from infermesh.store.database import Redo
 
 _OURS = frozenset({".hydra", "run.log"})
 
@@ -29,6 +30,7 @@ def launch(
     *,
     observer: Observer,
     overrides: Sequence[str] | None = None,
+    redo: Redo | None = None,
     environ: Mapping[str, str] = os.environ,
     control: Control | None = None,
     written: Collection[str] = (),
@@ -56,7 +58,14 @@ def launch(
         load(mapping)  # before anything is written: an inline key must not reach the folder
         _write_config(folder, mapping, overrides)
         return execute(
-            mapping, folder, roots=roots, observer=observer, overrides=overrides, environ=environ, control=control
+            mapping,
+            folder,
+            roots=roots,
+            observer=observer,
+            overrides=overrides,
+            redo=redo,
+            environ=environ,
+            control=control,
         )
     except (InfermeshError, KeyboardInterrupt) as error:
         if fresh:

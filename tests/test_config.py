@@ -195,7 +195,9 @@ class TestMisspelt:
 
     def test_nothing_near_lists_what_there_is(self) -> None:
         (problem,) = problems(edited(at("source.zzz", 1)))
-        assert problem == "source.zzz: unknown key. There is: dataset, format, limit, path, revision, split, sql, subset."
+        assert (
+            problem == "source.zzz: unknown key. There is: dataset, format, limit, path, revision, split, sql, subset."
+        )
 
     def test_all_mistakes_are_told_at_once(self) -> None:
         mapping = edited(at("source.limits", 1))
@@ -252,7 +254,7 @@ class TestStages:
 
     def test_no_kind(self) -> None:
         (problem,) = problems(edited(without("stages.vectors.kind")))
-        assert problem == "stages.vectors: a stage needs a 'kind': generate, embed or transcribe."
+        assert problem == "stages.vectors: a stage needs a 'kind': generate, embed, transcribe, python, sql."
 
     def test_an_override_of_a_misspelt_stage(self) -> None:
         """``stages.summary.max_parallel_requests=4`` makes a stage of that name with nothing else in it."""
@@ -297,7 +299,6 @@ class TestValues:
             ("source.limit", -1, "greater than or equal to 0"),
             ("source.format", "xml", "'parquet'"),
             ("stages", {}, "at least 1"),
-            ("deployments", {}, "at least 1"),
             ("stages", None, "dictionary"),
         ],
     )
@@ -313,7 +314,7 @@ class TestValues:
 
     def test_the_empty_declaration(self) -> None:
         found = problems({})
-        assert {problem.split(":")[0] for problem in found} == {"name", "source", "deployments", "models", "stages"}
+        assert {problem.split(":")[0] for problem in found} == {"name", "source", "stages"}
 
     def test_no_message_speaks_of_the_library_that_checked(self) -> None:
         for change in (at("stages", 3), at("source.limit", "x"), at("deployments.gpu-0.limits.rpmm", 1), at("x", 1)):

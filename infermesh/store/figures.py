@@ -50,7 +50,7 @@ class Figures:
     Attributes
     ----------
     rows
-        Rows that are done: with the stage, or with all that the run does with them.
+        Rows that are done: with the stage, or with all that the run does with them; a sql stage's rows count too.
     failed, pending
         Rows that failed in the stage, or anywhere; rows that have no state yet.
     elapsed_s
@@ -146,19 +146,22 @@ def _states(connection: duckdb.DuckDBPyConnection, stage: str | None) -> tuple[i
     if stage is not None:
         counts = dict(connection.execute("SELECT status, rows FROM progress WHERE stage = ?", [stage]).fetchall())
         return counts.get("done", 0), counts.get("error", 0), counts.get("pending", 0)
-    stages = [name for (name,) in connection.execute("SELECT DISTINCT stage FROM progress").fetchall()]
-    columns = {name for (name, *_) in connection.execute("DESCRIBE results").fetchall()}
-    states = [quoted(f"{name}_status") for name in stages if f"{name}_status" in columns]
-    if not states:
-        return 0, 0, 0
-    listed = f"[{', '.join(states)}]"
-    row = connection.execute(
-        f"SELECT count(*) FILTER (NOT failed AND NOT pending), count(*) FILTER (failed), "
-        f"count(*) FILTER (pending AND NOT failed) FROM (SELECT list_contains({listed}, 'error') AS failed, "
-        f"len(list_filter({listed}, lambda state: state IS NULL)) > 0 AS pending FROM results)"
-    ).fetchone()
-    assert row is not None
-    return row
+    views = connection.execute(
+        "SELECT c.table_name, list(DISTINCT p.stage) FROM progress p JOIN duckdb_columns() c "
+        "ON c.column_name = p.stage || '_status' WHERE c.table_name IN (SELECT view_name FROM duckdb_views()) GROUP BY ALL"
+    ).fetchall()
+    done = failed = pending = 0
+    for view, stages in views:  # one for each origin of rows
+        listed = f"[{', '.join(quoted(f'{name}_status') for name in stages)}]"
+        here = _one(
+            connection,
+            f"SELECT count(*) FILTER (NOT failed AND NOT pending), count(*) FILTER (failed), "
+            f"count(*) FILTER (pending AND NOT failed) FROM (SELECT coalesce(list_contains({listed}, 'error'), false) "
+            f"AS failed, len(list_filter({listed}, lambda state: state IS NULL)) > 0 AS pending FROM {quoted(view)})",
+            {},
+        )
+        done, failed, pending = done + here[0], failed + here[1], pending + here[2]
+    return done, failed, pending
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from infermesh.store.figures import Figures, read_figures, read_stored, write_parquet
-from infermesh.store.schema import ATTEMPTS_DDL, RETIRED_DDL, RUN_DDL, SESSIONS_DDL, Column, StageTable, views
+from infermesh.store.schema import COMMON_DDL, Column, StageTable, views
 
 # stage, row, attempt, second of sending, queue_s, service_s, error_type, tokens
 ATTEMPTS = [
@@ -28,11 +28,11 @@ def database(tmp_path: Path) -> Path:
     path = tmp_path / "run.duckdb"
     stages = [StageTable("a", ()), StageTable("b", ())]
     with duckdb.connect(str(path)) as connection:
-        for ddl in (RUN_DDL, SESSIONS_DDL, RETIRED_DDL, ATTEMPTS_DDL, *(stage.ddl for stage in stages)):
+        for ddl in (*COMMON_DDL, *(stage.ddl for stage in stages)):
             connection.execute(ddl)
         connection.execute("CREATE TABLE source (row_id BIGINT, row_key VARCHAR, n BIGINT)")
         connection.execute("INSERT INTO source SELECT i, i::VARCHAR, i FROM range(3) t(i)")
-        for view in views([Column("n", "BIGINT")], stages):
+        for view in views({"source": [Column("n", "BIGINT")]}, stages):
             connection.execute(view)
         connection.execute(
             "INSERT INTO run (run_id, status, overrides, signatures, config_hash, source_fingerprint) "
