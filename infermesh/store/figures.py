@@ -148,7 +148,8 @@ def _states(connection: duckdb.DuckDBPyConnection, stage: str | None) -> tuple[i
         return counts.get("done", 0), counts.get("error", 0), counts.get("pending", 0)
     views = connection.execute(
         "SELECT c.table_name, list(DISTINCT p.stage) FROM progress p JOIN duckdb_columns() c "
-        "ON c.column_name = p.stage || '_status' WHERE c.table_name IN (SELECT view_name FROM duckdb_views()) GROUP BY ALL"
+        "ON c.column_name = p.stage || '_status' WHERE c.table_name IN (SELECT view_name FROM duckdb_views()) "
+        "GROUP BY ALL"
     ).fetchall()
     done = failed = pending = 0
     for view, stages in views:  # one for each origin of rows
