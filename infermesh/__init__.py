@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from infermesh.api import Run, open_run, run
     from infermesh.client import LMClient
     from infermesh.errors import (
         APIConnectionError,
@@ -65,6 +66,7 @@ __all__ = [
     "RequestError",
     "RequestMetrics",
     "RequestTimeoutError",
+    "Run",
     "ServerError",
     "StoreError",
     "StreamItem",
@@ -73,6 +75,8 @@ __all__ = [
     "TranscriptionResult",
     "__version__",
     "image_block",
+    "open_run",
+    "run",
 ]
 
 # Where each public name lives; looked up on first use, so that ``import infermesh`` costs next to nothing.
@@ -90,6 +94,9 @@ _TYPES = (
 )
 _HOMES = {
     "LMClient": "infermesh.client",
+    "Run": "infermesh.api",
+    "open_run": "infermesh.api",
+    "run": "infermesh.api",
     "image_block": "infermesh.images",
     **dict.fromkeys(_TYPES, "infermesh.types"),
     **{name: "infermesh.errors" for name in __all__ if name.endswith("Error")},

@@ -81,6 +81,73 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One setting as the rule sees it: ``name`` is what notes call it, ``rate`` how much it gets done a second."""
+
+    name: str
+    rate: float
+    p95_s: float
+    errors: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the rule chose: the index of the candidate, ``None`` where none is acceptable, and notes."""
+
+    index: int | None
+    notes: tuple[str, ...]
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    max_p95_s: float | None = None,
+    *,
+    unit: str,
+    grows: str | None,
+    settings: str = "level",
+) -> Choice:
+    """The first candidate whose rate is within 5 % of the best, among the acceptable ones.
+
+    Parameters
+    ----------
+    candidates
+        From the smallest setting to the largest.
+    max_p95_s
+        The highest acceptable p95, in seconds; ``None`` accepts up to four times the p95 of the first candidate that
+        has answers. One is acceptable whose p95 is not above it and of whose requests at most 1 % failed.
+    unit
+        Of the rates, for the notes.
+    grows
+        What to do where the last candidate is chosen, and a larger setting might be better still.
+    settings
+        What the notes call a candidate.
+    """
+    lowest = next((found for found in candidates if found.errors < found.requests), None)
+    if lowest is None:
+        return Choice(None, ("every request failed: no recommendation",))
+    bound = max_p95_s if max_p95_s is not None else P95_GROWTH * lowest.p95_s
+    acceptable = [found for found in candidates if found.p95_s <= bound and found.errors <= MAX_ERRORS * found.requests]
+    if not acceptable:
+        return Choice(
+            None,
+            (f"no {settings} has a p95 of at most {bound:.3f} s and at most {MAX_ERRORS:.0%} failed requests",),
+        )
+    best = max(found.rate for found in acceptable)
+    chosen = next(found for found in acceptable if found.rate >= NEAR_BEST * best)
+    notes = []
+    fastest = max(candidates, key=lambda found: found.rate)
+    if fastest not in acceptable:
+        notes.append(
+            f"{fastest.name} was faster ({fastest.rate:.2f} {unit}), but its p95 is above {bound:.3f} s or "
+            "requests failed"
+        )
+    elif grows is not None and len(candidates) > 1 and chosen is candidates[-1]:
+        notes.append(f"throughput was still growing at {chosen.name}: {grows}")
+    return Choice(next(index for index, found in enumerate(candidates) if found is chosen), tuple(notes))
+
+
 def recommend(levels: Sequence[Level], max_p95_s: float | None = None) -> Recommendation:
     """The smallest concurrency whose throughput is within 5 % of the best, among the acceptable levels.
 
@@ -89,30 +156,17 @@ def recommend(levels: Sequence[Level], max_p95_s: float | None = None) -> Recomm
     levels
         What was measured, one for each concurrency.
     max_p95_s
-        The highest acceptable p95, in seconds; ``None`` accepts up to four times the p95 of the lowest level. A level
-        is acceptable whose p95 is not above it and of whose requests at most 1 % failed.
+        The highest acceptable p95, in seconds; see :func:`choose`.
     """
     ordered = sorted(levels, key=lambda level: level.concurrency)
-    lowest = next((level for level in ordered if level.errors < level.requests), None)
-    if lowest is None:
-        return Recommendation(None, ("every request failed: no recommendation",))
-    bound = max_p95_s if max_p95_s is not None else P95_GROWTH * lowest.p95_s
-    acceptable = [level for level in ordered if level.p95_s <= bound and level.errors <= MAX_ERRORS * level.requests]
-    if not acceptable:
-        return Recommendation(
-            None, (f"no level has a p95 of at most {bound:.3f} s and at most {MAX_ERRORS:.0%} failed requests",)
-        )
-    best = max(level.rps for level in acceptable)
-    chosen = next(level for level in acceptable if level.rps >= NEAR_BEST * best)
-    notes = []
-    fastest = max(ordered, key=lambda level: level.rps)
-    if fastest not in acceptable:
-        notes.append(
-            f"c={fastest.concurrency} was faster ({fastest.rps:.2f} requests/s), but its p95 is above {bound:.3f} s or "
-            "requests failed"
-        )
-    elif len(ordered) > 1 and chosen is ordered[-1]:
-        notes.append(f"throughput was still growing at c={chosen.concurrency}: measure higher levels (--concurrency)")
+    candidates = [
+        Candidate(f"c={level.concurrency}", level.rps, level.p95_s, level.errors, level.requests) for level in ordered
+    ]
+    found = choose(candidates, max_p95_s, unit="requests/s", grows="measure higher levels (--concurrency)")
+    if found.index is None:
+        return Recommendation(None, found.notes)
+    chosen = ordered[found.index]
+    notes = list(found.notes)
     if chosen.bottleneck:
         notes.append(f"at c={chosen.concurrency} the client, not the server, is the bottleneck: {chosen.bottleneck}")
     else:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from infermesh.config import Experiment, load
+from infermesh.control import Control
 from infermesh.fleet import Fleet
-from infermesh.runsession import Observer, RunOutcome, RunSession
+from infermesh.runsession import EXIT_CODES, Observer, RunOutcome, RunSession, config_hash
 from infermesh.simulator.process import SimulatorProcess
 from infermesh.sinks import Sink
 from infermesh.sources import resolve
@@ -23,9 +24,20 @@ from infermesh.stages import StageContext, build_stages
 from infermesh.stages.build import Pipeline
 from infermesh.store.database import DATABASE, Redo
 
-__all__ = ["DATABASE", "Observer", "RunOutcome", "assembled", "execute", "run_loop"]
+__all__ = [
+    "DATABASE",
+    "EXIT_CODES",
+    "Observer",
+    "RunOutcome",
+    "assembled",
+    "config_hash",
+    "execute",
+    "run_loop",
+]
 
 logger = logging.getLogger("infermesh")
+
+_NOWHERE = "http://127.0.0.1:9/v1"
 
 
 def execute(
@@ -38,6 +50,7 @@ def execute(
     sink: Sink | None = None,
     overrides: Sequence[str] | None = None,
     redo: Redo | None = None,
+    control: Control | None = None,
 ) -> RunOutcome:
     """Run an experiment in ``folder``, or go on with the run that is there.
 
@@ -54,6 +67,8 @@ def execute(
         stands there.
     redo
         Settled rows to send again; what reads them is looked at again.
+    control
+        Through which other threads stop the run and ask its database.
     sink
         Where the rows of the last stage go as well, as they settle. Such a folder is one command's checkpoint: it gets
         no ``latest`` beside it.
@@ -72,7 +87,7 @@ def execute(
         fresh, opened = not (folder / DATABASE).exists(), False
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            session = RunSession(experiment, mapping, folder, pipeline, fleet, observer, sink, overrides)
+            session = RunSession(experiment, mapping, folder, pipeline, fleet, observer, sink, overrides, control)
             opened = True
             stack.callback(session.close)
             session.prepare(source, roots, redo)
@@ -91,9 +106,11 @@ def execute(
 
 @contextlib.contextmanager
 def assembled(
-    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str]
+    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str], *, serving: bool = True
 ) -> Iterator[tuple[Fleet, Pipeline]]:
     """What a declaration says, ready to be asked; the embedded simulator, where it asks for one, ends with it.
+
+    Without ``serving`` none is started, and nothing may be asked.
 
     Raises
     ------
@@ -102,10 +119,10 @@ def assembled(
     """
     with ExitStack() as stack:
         stack.enter_context(_importable(roots))
-        simulator = None
+        url = None
         if experiment.uses_simulator:
-            simulator = stack.enter_context(SimulatorProcess(experiment.simulator))
-        fleet = Fleet(experiment, simulator_url=simulator.url if simulator else None, environ=environ)
+            url = stack.enter_context(SimulatorProcess(experiment.simulator)).url if serving else _NOWHERE
+        fleet = Fleet(experiment, simulator_url=url, environ=environ)
         pipeline = build_stages(experiment, StageContext(fleet.models, roots))
         for stage in pipeline.stages.values():
             stack.callback(stage.close)

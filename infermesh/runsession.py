@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import orjson
 
 from infermesh.config import Experiment
+from infermesh.control import Control
 from infermesh.errors import StoreError
 from infermesh.explain import changed, opening
 from infermesh.fleet import Fleet
@@ -37,6 +39,7 @@ from infermesh.store.reuse import EarlierAnswers
 
 logger = logging.getLogger("infermesh")
 
+EXIT_CODES = {"done": 0, "failed_rows": 3, "stopped": 4, "interrupted": 130}
 _TICK_S = 0.25
 _DRAIN_S = 30.0
 
@@ -86,7 +89,13 @@ class RunOutcome:
         """0 complete, 3 finished with failed rows, 4 stopped by a guard, 130 interrupted; 1 where a sink failed."""
         if self.files.errors:
             return 1
-        return {"done": 0, "failed_rows": 3, "stopped": 4, "interrupted": 130}[self.status]
+        return EXIT_CODES[self.status]
+
+
+def config_hash(mapping: Mapping[str, Any]) -> str:
+    """What tells two declarations apart, whatever the order of their keys."""
+    ordered = orjson.dumps(mapping, option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(ordered, digest_size=16).hexdigest()
 
 
 class RunSession:
@@ -108,7 +117,9 @@ class RunSession:
         observer: Observer,
         sink: Sink | None = None,
         overrides: Sequence[str] | None = None,
+        control: Control | None = None,
     ) -> None:
+        self._control = control or Control()
         self._experiment = experiment
         self._mapping = mapping
         self._folder = folder
@@ -168,6 +179,7 @@ class RunSession:
         self._earlier = EarlierAnswers.of(self._experiment, self._folder, store, tables, self._observer.note)
         for line in opening(store, list(pipeline.stages), changes, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)
+        self._control.opened(store.cursor)
 
     def _check(self, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
@@ -183,13 +195,12 @@ class RunSession:
                     self._filters[name] = RowFilter(stage.where, f"stages.{name}.where", columns, upstream)
 
     def _record(self, signatures: Mapping[str, str], roots: Sequence[Path]) -> dict[str, Any]:
-        sorted_config = orjson.dumps(self._mapping, option=orjson.OPT_SORT_KEYS)
         facts = {name: stage.facts for name, stage in self._pipeline.stages.items()}
         return {
             "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
             "experiment": self._experiment.name,
             "config": orjson.dumps(self._mapping).decode(),  # as written: the order of stages and columns is kept
-            "config_hash": hashlib.blake2b(sorted_config, digest_size=16).hexdigest(),
+            "config_hash": config_hash(self._mapping),
             "git_revision": _git_revision(),
             "versions": orjson.dumps(
                 {name: importlib.metadata.version(name) for name in ("infermesh", "duckdb", "pyreqwest")}
@@ -363,21 +374,26 @@ class RunSession:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM stop the run."""
+        """Ctrl-C, SIGTERM and whoever holds the control stop the run."""
         loop = asyncio.get_running_loop()
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+
+        def drain() -> None:
+            if not self._stops:
+                self._stop()
+
+        with self._control.stops(functools.partial(loop.call_soon_threadsafe, drain)):
+            for number in numbers:
+                loop.add_signal_handler(number, self._stop)
+            try:
+                yield
+            finally:
+                for number in numbers:
+                    loop.remove_signal_handler(number)
 
     def close(self) -> None:
         """Close the filters and the database."""
+        self._control.opened(None)
         for condition in self._filters.values():
             condition.close()
         if self._sink is not None:

@@ -57,7 +57,7 @@ def run(
     from infermesh.cli.run import run_hydra
 
     load_env(env_file)
-    raise typer.Exit(run_hydra(list(context.args)))
+    raise typer.Exit(run_hydra(list(context.args), env_file))
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh resume outputs/quickstart/latest")

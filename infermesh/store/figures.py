@@ -1,0 +1,207 @@
+"""How fast a run was, from its database: rows and tokens a second, latencies, errors, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+
+from infermesh.store.database import connect
+from infermesh.store.schema import Column, quoted
+
+# One request with its retries: the attempts of a row that are counted from 1 on; a later session counts anew.
+_REQUESTS = """
+WITH counted AS (
+    SELECT *, sum(CASE WHEN attempt = 1 THEN 1 ELSE 0 END) OVER (PARTITION BY stage, row_id ORDER BY started_at, attempt
+        ROWS UNBOUNDED PRECEDING) AS request
+    FROM attempts WHERE $stage IS NULL OR stage = $stage
+), requests AS (
+    SELECT sum(queue_s + service_s) AS latency, sum(queue_s) AS queued, sum(service_s) AS served,
+        arg_max(error_type IS NULL, attempt) AS answered
+    FROM counted GROUP BY stage, row_id, request
+)
+SELECT count(*), count(*) FILTER (NOT answered), quantile_disc(latency, [0.5, 0.95, 0.99]) FILTER (answered),
+    quantile_disc(queued, 0.95) FILTER (answered), quantile_disc(served, 0.95) FILTER (answered)
+FROM requests"""
+# When the stage (or any) was at work: from the first question of a session to its last answer.
+_SPANS = """
+WITH starts AS (
+    SELECT session, started_at, elapsed_s, lead(started_at) OVER (ORDER BY session) AS until FROM sessions
+), spans AS (
+    SELECT session, elapsed_s, s.started_at AS began,
+        min(a.started_at - to_microseconds((a.queue_s * 1e6)::BIGINT)) AS first,
+        max(a.started_at + to_microseconds((a.service_s * 1e6)::BIGINT)) AS last
+    FROM starts s LEFT JOIN attempts a ON a.started_at >= s.started_at AND (s.until IS NULL OR a.started_at < s.until)
+        AND ($stage IS NULL OR a.stage = $stage)
+    GROUP BY ALL
+)
+SELECT sum(coalesce(elapsed_s, epoch(last - began))), sum(epoch(last - greatest(first, began))) FROM spans"""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A run, or one of its stages, in numbers. Times in seconds, all sessions together; NaN where nothing was answered.
+
+    Attributes
+    ----------
+    rows
+        Rows that are done: with the stage, or with all that the run does with them; a sql stage's rows count too.
+    failed, pending
+        Rows that failed in the stage, or anywhere; rows that have no state yet.
+    elapsed_s
+        Of the run: its sessions' time. Of a stage: from its first question to its last answer.
+    requests, request_errors
+        Requests, each with all its attempts; those that ended in an error.
+    p50_s, p95_s, p99_s
+        From the moment a request was asked for to its answer, waiting on this side and all attempts included.
+    """
+
+    run_id: str
+    status: str
+    rows: int
+    failed: int
+    pending: int
+    elapsed_s: float
+    requests: int
+    request_errors: int
+    prompt_tokens: int
+    completion_tokens: int
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    queue_p95_s: float
+    service_p95_s: float
+    cost_usd: float | None
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows done a second."""
+        return self.rows / self.elapsed_s if self.elapsed_s > 0 else math.nan
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second, prompts and answers."""
+        return (self.prompt_tokens + self.completion_tokens) / self.elapsed_s if self.elapsed_s > 0 else math.nan
+
+
+def read_figures(path: Path, stage: str | None = None) -> Figures | None:
+    """Measure a run, or one stage of it; ``None`` where the database holds no run.
+
+    Raises
+    ------
+    StoreError
+        Another process holds the database, or it is damaged.
+    """
+    with connect(path, read_only=True) as connection:
+        tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        if not {"run", "sessions"} <= tables:  # it ended before its source was loaded, or is of schema 1
+            return None
+        run = connection.execute("SELECT run_id, status FROM run").fetchone()
+        if run is None:
+            return None
+        states = _states(connection, stage)
+        asked = {"stage": stage}
+        requests, errors, latency, queued, served = _one(connection, _REQUESTS, asked)
+        whole, busy = _one(connection, _SPANS, asked)
+        prompt, completion = _one(
+            connection,
+            "SELECT coalesce(sum(prompt_tokens), 0)::BIGINT, coalesce(sum(completion_tokens), 0)::BIGINT FROM attempts "
+            "WHERE $stage IS NULL OR stage = $stage",
+            asked,
+        )
+        (cost,) = _one(connection, "SELECT sum(cost_usd) FROM attempts", {})
+        p50, p95, p99 = latency or (math.nan,) * 3
+        run_id, status = run
+        return Figures(
+            run_id,
+            status,
+            *states,
+            (whole if stage is None else busy) or 0.0,
+            requests,
+            errors,
+            prompt,
+            completion,
+            p50,
+            p95,
+            p99,
+            math.nan if queued is None else queued,
+            math.nan if served is None else served,
+            cost,
+        )
+
+
+def _one(connection: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, Any]) -> tuple[Any, ...]:
+    row = connection.execute(sql, parameters).fetchone()
+    assert row is not None
+    return row
+
+
+def _states(connection: duckdb.DuckDBPyConnection, stage: str | None) -> tuple[int, int, int]:
+    """Rows done, failed, pending: of a stage, or of the run, where a row's worst state counts."""
+    if stage is not None:
+        counts = dict(connection.execute("SELECT status, rows FROM progress WHERE stage = ?", [stage]).fetchall())
+        return counts.get("done", 0), counts.get("error", 0), counts.get("pending", 0)
+    views = connection.execute(
+        "SELECT c.table_name, list(DISTINCT p.stage) FROM progress p JOIN duckdb_columns() c "
+        "ON c.column_name = p.stage || '_status' WHERE c.table_name IN (SELECT view_name FROM duckdb_views()) "
+        "GROUP BY ALL"
+    ).fetchall()
+    done = failed = pending = 0
+    for view, stages in views:  # one for each origin of rows
+        listed = f"[{', '.join(quoted(f'{name}_status') for name in stages)}]"
+        here = _one(
+            connection,
+            f"SELECT count(*) FILTER (NOT failed AND NOT pending), count(*) FILTER (failed), "
+            f"count(*) FILTER (pending AND NOT failed) FROM (SELECT coalesce(list_contains({listed}, 'error'), false) "
+            f"AS failed, len(list_filter({listed}, lambda state: state IS NULL)) > 0 AS pending FROM {quoted(view)})",
+            {},
+        )
+        done, failed, pending = done + here[0], failed + here[1], pending + here[2]
+    return done, failed, pending
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """What a run's database says of the declaration that it was last given."""
+
+    status: str
+    config_hash: str
+    source_fingerprint: str
+    signatures: dict[str, str]
+    overrides: list[str] | None
+
+
+def read_stored(path: Path) -> StoredRun | None:
+    """Read what a run was given; ``None`` where the database holds no run. Raises ``StoreError``."""
+    with connect(path, read_only=True) as connection:
+        try:
+            row = connection.execute(
+                "SELECT status, config_hash, source_fingerprint, signatures, overrides FROM run"
+            ).fetchone()
+        except (duckdb.CatalogException, duckdb.BinderException):  # no run, or one of schema 1
+            return None
+    if row is None:
+        return None
+    status, config_hash, fingerprint, signatures, overrides = row
+    return StoredRun(
+        status,
+        config_hash,
+        fingerprint,
+        orjson.loads(signatures or "{}"),
+        None if overrides is None else orjson.loads(overrides),
+    )
+
+
+def write_parquet(path: Path, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a small table to a file."""
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE TABLE written ({', '.join(column.ddl for column in columns)})")
+        if rows:
+            connection.executemany(f"INSERT INTO written VALUES ({', '.join('?' * len(columns))})", rows)
+        target = str(path).replace("'", "''")
+        connection.execute(f"COPY written TO '{target}' (FORMAT parquet)")
