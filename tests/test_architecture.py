@@ -36,6 +36,7 @@ LEVELS: dict[str, int] = {
     "transports": 1,
     "window": 1,
     "wire": 1,
+    "compose": 2,
     "dispatch": 2,
     "router": 2,
     "batches": 3,
@@ -58,9 +59,9 @@ ASIDE = {"", "__main__", "simulator"}
 SIMULATOR_FOR = {"config": {"simulator.settings"}, "execution": {"simulator.process"}}
 # Third-party package → where it may be imported.
 HOMES: dict[str, set[str]] = {
-    "hydra": {"cli"},
+    "hydra": {"cli", "compose"},
     "typer": {"cli"},
-    "omegaconf": {"cli"},
+    "omegaconf": {"cli", "compose"},
     "rich": {"cli"},
     "duckdb": {"store", "cli.query"},
     "litellm": {"transports"},
@@ -198,7 +199,7 @@ def test_a_library_is_known_to_one_place(library: str) -> None:
     assert any(top(found.of) == library for found in EVERY), f"{library} is imported nowhere: its line here is stale"
 
 
-@pytest.mark.parametrize("library", ["litellm", "uvloop"])
+@pytest.mark.parametrize("library", ["litellm", "uvloop", "hydra", "omegaconf"])
 def test_heavy_libraries_are_imported_late(library: str) -> None:
     assert not [found for found in EVERY if top(found.of) == library and found.when == "load"]
 
@@ -208,6 +209,7 @@ def test_heavy_libraries_are_imported_late(library: str) -> None:
     [
         ("infermesh", {"litellm", "pydantic", "duckdb", "hydra", "aiohttp", "jinja2", "pyreqwest"}),
         ("infermesh.cli.app", {"litellm", "duckdb", "hydra", "omegaconf", "aiohttp", "jinja2", "pyreqwest"}),
+        ("infermesh.compose", {"litellm", "hydra", "omegaconf", "duckdb", "typer", "jinja2"}),
         ("infermesh.execution", {"litellm", "hydra", "omegaconf", "typer", "aiohttp", "openai"}),
     ],
 )

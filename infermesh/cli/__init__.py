@@ -1,4 +1,4 @@
-"""The command line: argv → the library. The only place that knows Hydra and Typer."""
+"""The command line: argv → the library. The only place that knows Typer."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from infermesh.cli.app import fail
-from infermesh.cli.run import shipped_project
+from infermesh.compose import shipped_project
 
 _EXPERIMENT = """\
 # @package _global_

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,19 +13,20 @@ from typing import Any
 from infermesh.cli.app import fail
 from infermesh.cli.progress import make_observer
 from infermesh.cli.runs import describe, find_run, newest_unfinished, run_folders
-from infermesh.config import Experiment, load, nearest, refuse_inline_keys
+from infermesh.compose import (
+    addable,
+    check_chosen,
+    composition_error,
+    experiments,
+    plain,
+    primary_folder,
+    refuse_inline,
+    roots,
+    search_path,
+)
+from infermesh.config import load
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.execution import DATABASE, RunOutcome, execute
-
-_SECTIONS = "source|limits|deployments|models|stages|store|simulator|guards|sinks"
-_SWEEPABLE = re.compile(rf"(?:{_SECTIONS})\.[^=@/~+]+=")
-
-
-def shipped_project() -> Path:
-    """The folder that holds the shipped conf/ and pipelines/: inside an installed wheel, or the clone."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "_project"
-    return inside if inside.is_dir() else package.parent
 
 
 def run_hydra(argv: list[str]) -> int:
@@ -36,19 +36,20 @@ def run_hydra(argv: list[str]) -> int:
         _list_experiments()
         return 2
     try:
-        for argument in argv:
-            refuse_inline_keys(_as_mapping(argument))  # Hydra writes a sweep's overrides to a file before any job
+        refuse_inline(argv)  # Hydra writes a sweep's overrides to a file before any job
     except ConfigError as error:
         fail(str(error))
     jobs = _Jobs(argv)
     main = jobs.hydra_main()
-    with _arguments(["infermesh", *(_addable(argument) for argument in argv)]), _full_errors():
+    config_dir = _config_dir(argv)
+    arguments = ["infermesh", *(addable(argument) for argument in argv)]
+    with _arguments(arguments), _full_errors(), search_path(config_dir):
         try:
             main()
         except InfermeshError as error:
             fail(str(error))
         except Exception as error:
-            fail(_composition_error(error))
+            fail(composition_error(error, Path.cwd(), config_dir))
     return jobs.exit_code
 
 
@@ -56,7 +57,6 @@ class _Jobs:
     """What Hydra calls for each job, and the codes that they ended with."""
 
     def __init__(self, argv: list[str]) -> None:
-        self._overrides = [argument for argument in argv if "=" in argument]
         self._config_dir = _config_dir(argv)
         self.codes: list[int] = []
 
@@ -68,28 +68,13 @@ class _Jobs:
     def hydra_main(self) -> Any:
         """The function that parses argv and runs the jobs."""
         import hydra
-        from hydra.core.plugins import Plugins
-        from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-        shipped, config_dir = shipped_project() / "conf", self._config_dir
-
-        class ShippedConfigs(SearchPathPlugin):
-            """A project's own conf/ comes first, the shipped one after it."""
-
-            def manipulate_search_path(self, search_path: Any) -> None:
-                if config_dir is not None:  # Hydra itself would put it last, behind what it is meant to change
-                    search_path.prepend("config-dir", config_dir.as_uri())
-                search_path.append("infermesh", shipped.as_uri())
-
-        Plugins.instance().register(ShippedConfigs)
-        own = Path.cwd() / "conf"
-        first = own if own.is_dir() else shipped
+        first = primary_folder(Path.cwd())
         return hydra.main(version_base="1.3", config_path=str(first), config_name="config")(self.job)
 
     def job(self, config: Any) -> None:
         """Run one job."""
         from hydra.core.hydra_config import HydraConfig
-        from omegaconf import OmegaConf
 
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
@@ -98,9 +83,9 @@ class _Jobs:
             print(f"job {hydra_config.job.num}: {overrides}", file=sys.stderr)
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
-        mapping = _without_missing(OmegaConf.to_container(config, resolve=True))
-        roots = [Path.cwd(), *([self._config_dir.parent] if self._config_dir else []), shipped_project()]
-        code = run_job(mapping, folder, roots, overrides=list(hydra_config.overrides.task))
+        code = run_job(
+            plain(config), folder, roots(Path.cwd(), self._config_dir), overrides=list(hydra_config.overrides.task)
+        )
         self.codes.append(code)
         if code == 1:
             (Path(hydra_config.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)  # it may hold a refused key
@@ -114,7 +99,7 @@ def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, over
     observer = make_observer()
     kept = {file: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
     try:
-        _check_chosen(mapping)
+        check_chosen(mapping)
         load(mapping)  # before anything is written: an inline key must not reach the folder
         _write_config(folder, mapping, overrides)
         outcome = execute(mapping, folder, roots=roots, observer=observer, overrides=overrides)
@@ -165,9 +150,9 @@ def resume_run(name: str | None) -> int:
     if row is None:
         fail(f"{folder / DATABASE} holds no run: it ended before its source was loaded. Run it again.")
     mapping, kept = orjson.loads(row[0]), [Path(root) for root in orjson.loads(row[1])]
-    roots = [Path.cwd(), *(root for root in kept if root != Path.cwd())]
+    places = [Path.cwd(), *(root for root in kept if root != Path.cwd())]
     print(f"resuming {folder}", file=sys.stderr)
-    return run_job(mapping, folder, roots)
+    return run_job(mapping, folder, places)
 
 
 def _closing(outcome: RunOutcome) -> str:
@@ -203,38 +188,8 @@ def _closing(outcome: RunOutcome) -> str:
     return "\n".join(lines)
 
 
-def _check_chosen(mapping: Mapping[str, Any]) -> None:
-    if not mapping.get("stages") and not mapping.get("models"):
-        if isinstance(mapping.get("experiment"), Mapping):
-            raise ConfigError(
-                "the experiment's keys have come below 'experiment'. Its file must begin with the line: "
-                "# @package _global_"
-            )
-        names = ", ".join(_experiments())
-        raise ConfigError(f"no experiment was chosen: infermesh run +experiment=NAME. There is: {names}.")
-
-
-def _experiments() -> list[str]:
-    folders = [Path.cwd() / "conf" / "experiment", shipped_project() / "conf" / "experiment"]
-    return sorted({file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")})
-
-
 def _list_experiments() -> None:
-    print(f"there is: {', '.join(_experiments())}", file=sys.stderr)
-
-
-def _addable(argument: str) -> str:
-    """``stages.x.y=…`` sets a key whether or not the YAML spells it out; a misspelt one is caught by validation."""
-    return f"++{argument}" if _SWEEPABLE.match(argument) else argument
-
-
-def _as_mapping(argument: str) -> dict[str, Any]:
-    """``a.b=c`` as nested dicts; empty for what is no override."""
-    name, equals, value = argument.lstrip("+~").partition("=")
-    node: Any = value
-    for part in reversed(name.split(".")):
-        node = {part: node}
-    return node if equals else {}
+    print(f"there is: {', '.join(experiments(Path.cwd()))}", file=sys.stderr)
 
 
 def _config_dir(argv: list[str]) -> Path | None:
@@ -267,39 +222,6 @@ def _full_errors() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def _composition_error(error: Exception) -> str:
-    """Hydra's message in one or two lines, with the nearest valid name where a key is misspelt."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
-        raise error
-    text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
-    missing = re.match(r"Could not override '([^']+)'", text)
-    if missing:
-        top = missing[1].split(".")[0]
-        if missing[1] == "experiment":
-            return (
-                "experiment=NAME: an experiment is added to the config, so it takes a +: infermesh run +experiment=NAME"
-            )
-        return f"{missing[1]}: unknown key.{nearest(top, Experiment.model_fields)}"
-    if "Could not find 'experiment/" in text or "In 'config': Could not find" in text:
-        wanted = re.search(r"Could not find '([^']+)'", text)
-        name = wanted[1] if wanted else text
-        group, _, option = name.rpartition("/")
-        if group == "experiment":
-            return f"+experiment={option}: there is no such experiment.{nearest(option, _experiments())}"
-    return text
-
-
-def _without_missing(node: Any) -> Any:
-    """Drop keys that are still ``???``, so that validation reports them as missing."""
-    if isinstance(node, dict):
-        return {key: _without_missing(value) for key, value in node.items() if value != "???"}
-    return [_without_missing(value) for value in node] if isinstance(node, list) else node
 
 
 def _write_config(folder: Path, mapping: Mapping[str, Any], overrides: list[str] | None) -> None:
