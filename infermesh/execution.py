@@ -36,6 +36,7 @@ from infermesh.stages.build import StageGraph
 from infermesh.store import Column, RunStore
 from infermesh.store.database import PendingRows, utcnow
 from infermesh.store.filter import RowFilter
+from infermesh.store.usage import used_today
 
 logger = logging.getLogger("infermesh")
 
@@ -127,6 +128,7 @@ def execute(
             opened = True
             stack.callback(session.close)
             session.prepare(source, roots)
+            session.restore_usage(outputs_of(folder))
         except BaseException:
             if fresh and opened:  # else it is another process's, which was a moment quicker
                 stack.close()
@@ -138,6 +140,11 @@ def execute(
         stack.enter_context(_log_to(folder / "run.log"))
         outcome: RunOutcome = run_loop(session.run())
         return outcome
+
+
+def outputs_of(folder: Path) -> Path:
+    """The folder that holds all runs: the one called ``outputs`` above a run's, else that of the working directory."""
+    return next((parent for parent in folder.absolute().parents if parent.name == "outputs"), Path.cwd() / "outputs")
 
 
 @contextlib.contextmanager
@@ -226,6 +233,13 @@ class _Session:
         store.prepare(source, tables, self._record(unsure, roots), check=self._check)
         if self._sink is not None:
             self._sink.open(stale=last.name in self._stale, keep_errors=self._experiment.keep_errors)
+
+    def restore_usage(self, outputs: Path) -> None:
+        """Count to the quotas of the day what was used of them before, by this run and by those below ``outputs``."""
+        with self._store.cursor() as own:
+            used = used_today(self._experiment, own, outputs, self._folder, self._observer.note)
+        for told in self._fleet.restore_usage(used):
+            self._observer.note(told)
 
     def _check(self, columns: Sequence[Column]) -> None:
         if not columns:
@@ -334,6 +348,8 @@ class _Session:
         while True:
             await asyncio.sleep(_TICK_S)
             self._observer.tick(stats)
+            for told in self._fleet.used_up():
+                self._observer.note(told)
 
     @contextlib.contextmanager
     def _signals(self, runner: Runner, work: asyncio.Task[None]) -> Iterator[None]:

@@ -274,6 +274,10 @@ class RunStore:
         """A stage's rows as an output file shows them."""
         return OutputTable(self._connection.cursor(), stage, kind, metadata=metadata)
 
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """Another connection to the database, for whoever asks on the side."""
+        return self._connection.cursor()
+
     def writer(self, **hooks: Any) -> GroupWriter:
         """The one writer of the stage tables and of ``attempts``; hooks as :class:`GroupWriter` takes them."""
         tables: dict[str, Sequence[Column]] = {table.name: table.columns for table in self._tables}

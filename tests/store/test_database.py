@@ -80,7 +80,15 @@ class TestTables:
 
             after = [
                 *("error_type", "error", "attempts", "deployment", "model_id", "request_id", "request_key"),
-                *("prompt_tokens", "completion_tokens", "cost_usd", "queue_s", "service_s", "finished_at", "reused_from"),
+                *(
+                    "prompt_tokens",
+                    "completion_tokens",
+                    "cost_usd",
+                    "queue_s",
+                    "service_s",
+                    "finished_at",
+                    "reused_from",
+                ),
             ]
             assert columns("source") == ["row_id", "row_key", "n", "text"]
             assert columns("answers") == ["row_id", "status", "text", "parsed", *after]
