@@ -149,9 +149,11 @@ def outputs_of(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def assembled(
-    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str]
+    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str], *, simulator_url: str | None = None
 ) -> Iterator[tuple[Fleet, StageGraph]]:
     """What a declaration says, ready to be asked; the embedded simulator, where it asks for one, ends with it.
+
+    With a ``simulator_url`` that stands for the embedded simulator, none is started.
 
     Raises
     ------
@@ -160,10 +162,9 @@ def assembled(
     """
     with ExitStack() as stack:
         stack.enter_context(_importable(roots))
-        simulator = None
-        if experiment.uses_simulator:
-            simulator = stack.enter_context(SimulatorProcess(experiment.simulator))
-        fleet = Fleet(experiment, simulator_url=simulator.url if simulator else None, environ=environ)
+        if experiment.uses_simulator and simulator_url is None:
+            simulator_url = stack.enter_context(SimulatorProcess(experiment.simulator)).url
+        fleet = Fleet(experiment, simulator_url=simulator_url, environ=environ)
         yield fleet, build_stages(experiment, StageContext(fleet.models, roots))
 
 

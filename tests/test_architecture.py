@@ -51,12 +51,18 @@ LEVELS: dict[str, int] = {
     "bench": 5,
     "bench_plot": 5,
     "oneshot": 5,
+    "plan": 5,
     "report": 5,
     "cli": 6,
 }
 # These may be imported from anywhere, or import nothing: the facade, and what starts the command line.
 ASIDE = {"", "__main__", "simulator"}
-SIMULATOR_FOR = {"config": {"simulator.settings"}, "execution": {"simulator.process"}}
+SIMULATOR_FOR = {
+    "config": {"simulator.settings"},
+    "execution": {"simulator.process"},
+    "plan.rehearsal": {"simulator.answers", "simulator.errors", "simulator.settings"},  # pure: no server
+    "plan.gather": {"simulator.settings"},
+}
 # Third-party package → where it may be imported.
 HOMES: dict[str, set[str]] = {
     "hydra": {"cli", "compose"},

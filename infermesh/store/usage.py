@@ -23,7 +23,7 @@ DATABASE_NAME = "run.duckdb"
 _NOT_COUNTED = ("rate_limit", "connection", "input", "stopped")
 _CONFIG = "SELECT config FROM run"
 _TODAY = (
-    "SELECT deployment, count(*), coalesce(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)), 0)::BIGINT "
+    "SELECT deployment, count(*), sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0))::BIGINT "
     "FROM attempts WHERE started_at >= TIMESTAMP '{}' AND (error_type IS NULL OR error_type NOT IN {}) "
     "GROUP BY deployment"
 )

@@ -15,7 +15,7 @@ import pytest
 from infermesh.config import Experiment, load
 from infermesh.fleet import Fleet
 from infermesh.limits import LocalRateLimiter
-from infermesh.store import usage
+from infermesh.store import database, usage
 from infermesh.store.schema import ATTEMPTS_DDL, RUN_DDL
 from infermesh.store.usage import used_today
 from tests.support import experiment, generate
@@ -86,7 +86,7 @@ def test_a_run_not_written_since_midnight_is_not_opened(runs: Runs, monkeypatch:
     runs.add("old", declared(), [("d", NOON, None, 1, 1)], NOON.replace(day=5))
     fresh = runs.add("new", declared(), [("d", NOON, None, 1, 1)], NOON)
     opened: list[Path] = []
-    connect = usage.connect
+    connect = database.connect
 
     def watched(path: Path, **options: Any) -> duckdb.DuckDBPyConnection:
         opened.append(path)
