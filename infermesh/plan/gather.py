@@ -216,7 +216,8 @@ class _Planner:
         if looked_at == pending and not guessed:
             return going, "exact"
         # Of a changed stage's requests only those of the sample were compared with the stored ones.
-        sure = going == looked_at and not by_answers and stage.name not in self._rows.stale
+        compared = by_answers or stage.name in self._rows.stale
+        sure = going == looked_at and not compared and not found.blind
         return round(pending * going / looked_at), "exact" if sure else "estimated"
 
     def _tokens(

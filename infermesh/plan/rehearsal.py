@@ -328,7 +328,8 @@ async def _ask(
             found.lost += not invented
             continue
         state = walker.row.states.get(stage.name)
-        if state is not None and state.status == "done" and state.request_key == item.key:
+        # What is rendered on a stand-in is not what the run will render: it counts as changed.
+        if state is not None and state.status == "done" and state.request_key == item.key and not invented:
             walker.context[stage.name] = state.outputs | {"status": "done"}
             found.kept += 1
         else:
