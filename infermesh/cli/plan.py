@@ -27,6 +27,8 @@ def run_plan(
 ) -> None:
     """Compose as ``infermesh run`` does, and print what the job would take."""
     overrides, config_dir = _arguments(argv)
+    if sys.stderr.isatty():
+        print("looking at the source …", file=sys.stderr)
     try:
         composed = compose(overrides, config_dir=config_dir)
         check_chosen(composed.mapping)
@@ -209,7 +211,9 @@ def _time(plan: Plan) -> Iterator[str]:
         return
     bound = "about" if found.complete else "at least"
     yield f"time: {bound} {_seconds(found.wall_s)}, bound by {found.binding.name}: {found.binding.detail}"
-    others = [f"{resource.name} {_seconds(resource.seconds)}" for resource in found.resources[1:_MOST_RESOURCES]]
+    least = max(0.1, 0.01 * max((each.seconds for each in found.resources if each.days is None), default=0.0))
+    listed = [resource for resource in found.resources[1:] if resource.seconds >= least]
+    others = [f"{resource.name} {_seconds(resource.seconds)}" for resource in listed[:_MOST_RESOURCES]]
     if others:
         yield f"      alone would take: {', '.join(others)}"
     if not found.complete:

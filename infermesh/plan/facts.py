@@ -36,7 +36,6 @@ class StageFacts:
     batch: int = 1
     deployments: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
-    settled: int = 0
     prompt_tokens: float | None = None
     completion_tokens: float | None = None
     tokens_source: str = ""

@@ -175,7 +175,6 @@ class _Planner:
     def _stage(self, stage: Stage, found: StageRehearsal) -> StageFacts:
         config = self._experiment.stages[stage.name]
         rows, certainty = self._count(stage, found)
-        pending = self._rows.pending(stage)
         facts = StageFacts(
             stage.name,
             config.kind,
@@ -184,7 +183,6 @@ class _Planner:
             stage.window,
             stage.batch_size,
             requires=tuple(sorted(self._graph.requires[stage.name])),
-            settled=max(self._rows.total - (self._rows.total if pending is None else pending), 0),
             problem=_problem(found),
         )
         if not isinstance(config, ModelStageConfig):
