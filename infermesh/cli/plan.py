@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ def run_plan(
 ) -> None:
     """Compose as ``infermesh run`` does, and print what the job would take."""
     overrides, config_dir = _arguments(argv)
+    logging.getLogger("infermesh").setLevel(logging.ERROR)  # a stand-in that does not parse is no matter here
     if sys.stderr.isatty():
         print("looking at the source …", file=sys.stderr)
     try:

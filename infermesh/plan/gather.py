@@ -354,12 +354,15 @@ def _declared(settings: SimulatorSettings, requests: Sequence[Sent]) -> Latency 
 
 def _problem(found: StageRehearsal) -> str | None:
     """Why sample rows would not be sent, or could not be rendered."""
-    troubled = found.lost + found.blind
     if not found.reasons:
         return None
     reason, _ = max(found.reasons.items(), key=lambda item: item[1])
-    verb = "cannot be rendered on stand-ins" if found.blind else "will not be answered"
-    return f"{troubled or sum(found.reasons.values())} of {found.looked_at} sample rows {verb}: {reason}"
+    count, verb = sum(found.reasons.values()), "may get an error for an answer"
+    if found.blind:
+        count, verb = found.blind, "cannot be rendered on stand-ins"
+    elif found.lost:
+        count, verb = found.lost, "will not be sent"
+    return f"{count} of {found.looked_at} sample rows {verb}: {reason}"
 
 
 def _shown(folder: Path) -> str:

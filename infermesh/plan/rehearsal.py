@@ -20,6 +20,7 @@ from infermesh.simulator.errors import ApiError
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
 from infermesh.stages.build import StageGraph
+from infermesh.stages.transcribe import Transcribe
 from infermesh.store import StoredRow
 from infermesh.store.filter import RowFilter
 from infermesh.transports import NativeTransport
@@ -96,9 +97,10 @@ class _Stand:
         """Answer as the simulator would."""
         try:
             answer = self._answer(request)
-        except ApiError as error:
+        except Exception as error:  # what another server takes may be more than the simulator knows
             self._log(self._sent(request, {}, 0))
-            raise BadRequestError(error.message, status_code=error.status) from None
+            status, message = (error.status, error.message) if isinstance(error, ApiError) else (400, str(error))
+            raise BadRequestError(message, status_code=status) from None
         text = answer.body.decode()
         body: dict[str, Any] = orjson.loads(text) if answer.content_type == "application/json" else {"text": text}
         wanted = self._log(self._sent(request, body.get("usage") or {}, answer.decode_tokens))
@@ -335,7 +337,7 @@ async def _ask(
         else:
             ready.append((walker, item))
     found.sent += len(ready)
-    every = max(1, len(ready) // _MOST_CLIPS) if stage.table.outputs[-1].name == "duration_s" else 1
+    every = max(1, len(ready) // _MOST_CLIPS) if isinstance(stage, Transcribe) else 1
     first = ready[::every]
     results: list[Any] = []
     for start in range(0, len(first), stage.batch_size):

@@ -83,7 +83,7 @@ def test_rows_without_a_request_are_told(lab: Lab, simulator: Simulator) -> None
     assert rows(found) == {"a": (5, "exact"), "b": (5, "exact")}
     problem = stages(found)["a"].facts.problem
     assert problem is not None
-    assert "5 of 10 sample rows will not be answered: stages.a.audio: no audio file 'gone.wav'" in problem
+    assert "5 of 10 sample rows will not be sent: stages.a.audio: no audio file 'gone.wav'" in problem
     assert stages(found)["b"].facts.prompt_tokens == pytest.approx(9)
 
 
