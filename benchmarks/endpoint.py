@@ -1,23 +1,31 @@
-"""A static OpenAI-compatible endpoint in a process of its own: the same answer to everything, as fast as can be.
+"""OpenAI-compatible endpoints in a process of their own: the same answer to everything, as fast as can be.
 
-nginx serves it where it is installed, otherwise a protocol of sixty lines on uvloop. Either way the client under
-measurement is the bottleneck, and not the endpoint.
+`static_endpoint` is nginx where it is installed, otherwise a protocol of a hundred lines on uvloop. Either way the
+client under measurement is the bottleneck, and not the endpoint. `watching_endpoint` is always the protocol: it can
+answer late, and it tells when requests came in, which nginx does not.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import environment
 
 ANSWER = json.dumps(
     {
@@ -43,34 +51,92 @@ fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
 server {{ listen 127.0.0.1:{port} backlog=4096; default_type application/json;
 location / {{ return 200 '{answer}'; }} }} }}
 """
+_BUCKETS_A_SECOND = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """When requests came in: the first and the last on ``time.monotonic``, and how many in each hundredth second."""
+
+    first: float
+    last: float
+    counts: dict[int, int]
+
+    @property
+    def total(self) -> int:
+        """How many came."""
+        return sum(self.counts.values())
+
+    def buckets(self, start: float, end: float, width_s: float) -> list[int]:
+        """How many came in each whole ``width_s`` between two times."""
+        width = round(width_s * _BUCKETS_A_SECOND)
+        first, last = (int(at * _BUCKETS_A_SECOND) for at in (start, end))
+        return [
+            sum(self.counts.get(slot + offset, 0) for offset in range(width))
+            for slot in range(first, last - width + 1, width)
+        ]
+
+
+class _Log:
+    """What all connections of a server share."""
+
+    def __init__(self, delay_s: float, spread_s: float) -> None:
+        self.delay_s = delay_s
+        self.spread_s = spread_s
+        self.clear()
+
+    def clear(self) -> None:
+        self.first = self.last = 0.0
+        self.counts: Counter[int] = Counter()
+
+    def note(self) -> None:
+        self.last = now = time.monotonic()
+        if not self.first:
+            self.first = now
+        self.counts[int(now * _BUCKETS_A_SECOND)] += 1
+
+    def told(self) -> bytes:
+        data = json.dumps({"first": self.first, "last": self.last, "counts": self.counts}).encode()
+        self.clear()
+        return _HEAD % len(data) + data
 
 
 class _Static(asyncio.Protocol):
-    """Counts off request bodies by their content-length, and answers each."""
+    """Counts off request bodies by their content-length, and answers each, after its delay if there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: _Log) -> None:
+        self._log = log
         self._answer = _HEAD % len(ANSWER) + ANSWER
         self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport  # uvloop's is no asyncio.Transport
+        self._loop = asyncio.get_running_loop()
 
     def data_received(self, data: bytes) -> None:
         self._data += data
-        answers = 0
         while (end := self._data.find(b"\r\n\r\n")) >= 0:
             _, found, rest = self._data[:end].lower().partition(b"content-length:")
             whole = end + 4 + (int(rest.split(b"\r\n", 1)[0]) if found else 0)
             if len(self._data) < whole:
                 break
+            asked = self._data.startswith(b"GET /arrivals")
             self._data = self._data[whole:]
-            answers += 1
-        if answers:
-            self._transport.write(self._answer * answers)
+            if asked:
+                self._transport.write(self._log.told())
+                continue
+            self._log.note()
+            if self._log.delay_s:
+                delay = self._log.delay_s + random.uniform(-1, 1) * self._log.spread_s
+                self._loop.call_later(delay, self._transport.write, self._answer)
+            else:
+                self._transport.write(self._answer)
 
 
-async def _serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(_Static, "127.0.0.1", port, backlog=4096)
+async def _serve(port: int, delay_s: float, spread_s: float) -> None:
+    log = _Log(delay_s, spread_s)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Static(log), "127.0.0.1", port, backlog=4096)
     await server.serve_forever()
 
 
@@ -92,26 +158,77 @@ def _wait_for(port: int) -> None:
 
 
 @contextmanager
+def _process(command: Sequence[str], port: int) -> Iterator[str]:
+    process = subprocess.Popen(command, env=environment())
+    try:
+        _wait_for(port)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
 def static_endpoint() -> Iterator[str]:
-    """Run the endpoint; gives its base URL."""
+    """Run the fastest endpoint there is; gives its base URL."""
+    nginx = shutil.which("nginx")
+    if not nginx:
+        with watching_endpoint() as url:
+            yield url
+        return
     port = _free_port()
     with tempfile.TemporaryDirectory() as folder:
-        if nginx := shutil.which("nginx"):
-            config = Path(folder, "nginx.conf")
-            config.write_text(_NGINX.format(folder=folder, port=port, answer=ANSWER.decode()))
-            command = [nginx, "-c", str(config)]
-        else:
-            command = [sys.executable, "-m", "benchmarks.endpoint", str(port)]
-        process = subprocess.Popen(command)
+        config = Path(folder, "nginx.conf")
+        config.write_text(_NGINX.format(folder=folder, port=port, answer=ANSWER.decode()))
+        with _process([nginx, "-c", str(config)], port) as url:
+            yield url
+
+
+@contextmanager
+def watching_endpoint(delay_s: float = 0.0, spread_s: float = 0.0) -> Iterator[str]:
+    """Run an endpoint that keeps :func:`arrivals`; gives its base URL.
+
+    It answers after ``delay_s`` seconds, give or take up to ``spread_s``, evenly distributed.
+    """
+    port = _free_port()
+    options = ["--port", str(port), "--delay", str(delay_s), "--spread", str(spread_s)]
+    with _process([sys.executable, "-m", "benchmarks.endpoint", *options], port) as url:
+        yield url
+
+
+def arrivals(url: str) -> Arrivals:
+    """What a watching endpoint has seen since it was last asked."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/arrivals", timeout=30) as answer:
+        seen = json.load(answer)
+    return Arrivals(seen["first"], seen["last"], {int(slot): count for slot, count in seen["counts"].items()})
+
+
+def first_arrival(url: str, deadline_s: float = 120.0) -> float:
+    """Wait for a watching endpoint's first request; returns when it came, on ``time.monotonic``."""
+    until = time.monotonic() + deadline_s
+    while time.monotonic() < until:
+        if first := arrivals(url).first:
+            return first
+        time.sleep(0.02)
+    raise TimeoutError(f"no request came within {deadline_s:g} s")
+
+
+def main() -> None:
+    """Serve until terminated."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--spread", type=float, default=0.0)
+    arguments = parser.parse_args()
+    serving = _serve(arguments.port, arguments.delay, arguments.spread)
+    with suppress(KeyboardInterrupt):
         try:
-            _wait_for(port)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait()
+            import uvloop
+        except ImportError:
+            asyncio.run(serving)
+        else:
+            uvloop.run(serving)
 
 
 if __name__ == "__main__":
-    import uvloop
-
-    uvloop.run(_serve(int(sys.argv[1])))
+    main()

@@ -239,8 +239,8 @@ class Experiment(_Model):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the folder below outputs/")
     source: SourceConfig
     limits: dict[str, LimitsConfig] = Field(default_factory=dict, description="Accounts shared by deployments")
-    deployments: dict[str, DeploymentEntry] = Field(min_length=1)
-    models: dict[str, ModelEntry] = Field(min_length=1)
+    deployments: dict[str, DeploymentEntry] = Field(default_factory=dict)
+    models: dict[str, ModelEntry] = Field(default_factory=dict, description="None where no stage asks a model")
     stages: dict[str, StageConfig] = Field(min_length=1)
     reuse: str = Field(
         "none", description="Take identical requests' answers from earlier runs: none, latest, all, or a run's folder"

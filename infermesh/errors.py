@@ -18,6 +18,7 @@
         ├── ServerError              500, 502, 503, 504, 529 …        retryable
         ├── MalformedResponseError   an answer that is not the protocol's   retryable
         ├── StoppedError             the caller stopped before the request was sent
+        ├── FunctionError            a python stage's function raised, or returned what its columns cannot hold
         ├── InputError               the row cannot be made into a request: nothing was sent
         └── NoDeploymentError        every deployment failed; the message names each one's last failure
 
@@ -39,6 +40,7 @@ __all__ = [
     "ConfigError",
     "ContentFilterError",
     "ContextLengthError",
+    "FunctionError",
     "InfermeshError",
     "InputError",
     "MalformedResponseError",
@@ -200,6 +202,12 @@ class StoppedError(RequestError):
     """The caller stopped while the request was waiting for its turn; it was not sent."""
 
     kind = "stopped"
+
+
+class FunctionError(RequestError):
+    """A python stage's function raised, took too long, or returned what its columns cannot hold."""
+
+    kind = "function"
 
 
 class InputError(RequestError):

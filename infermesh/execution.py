@@ -5,82 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import hashlib
-import importlib.metadata
 import logging
 import os
-import platform
-import signal
-import subprocess
 import sys
-import threading
-import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import orjson
+from typing import Any
 
 from infermesh.config import Experiment, load
-from infermesh.errors import StoreError
 from infermesh.fleet import Fleet
-from infermesh.runner import Runner, RunStats, StageStats
+from infermesh.runsession import Observer, RunOutcome, RunSession
 from infermesh.simulator.process import SimulatorProcess
 from infermesh.sinks import Sink
 from infermesh.sources import resolve
 from infermesh.stages import StageContext, build_stages
-from infermesh.stages.build import StageGraph
-from infermesh.store import Column, RunStore
-from infermesh.store.database import PendingRows, utcnow
-from infermesh.store.filter import RowFilter
-from infermesh.store.usage import used_today
+from infermesh.stages.build import Pipeline
+from infermesh.store.database import DATABASE, Redo
+
+__all__ = ["DATABASE", "Observer", "RunOutcome", "assembled", "execute", "outputs_of", "run_loop"]
 
 logger = logging.getLogger("infermesh")
-
-DATABASE = "run.duckdb"
-_TICK_S = 0.25
-_DRAIN_S = 30.0
-
-
-class Observer(Protocol):
-    """Who watches a run: the terminal, a log, a test."""
-
-    def note(self, text: str) -> None:
-        """Say something once."""
-        ...
-
-    def start(self, stats: RunStats) -> None:
-        """The first row is about to go."""
-        ...
-
-    def tick(self, stats: RunStats) -> None:
-        """A few times a second."""
-        ...
-
-    def stop(self, stats: RunStats) -> None:
-        """No more rows."""
-        ...
-
-
-@dataclass(slots=True)
-class RunOutcome:
-    """How a session of a run ended. ``failures`` is ``(stage, error_type, rows, example)``."""
-
-    folder: Path
-    experiment: str
-    status: str
-    counts: dict[str, dict[str, int]]
-    failures: list[tuple[str, str, int, str]]
-    totals: dict[str, Any]
-    elapsed_s: float
-
-    @property
-    def exit_code(self) -> int:
-        """0 complete, 3 finished with failed rows, 130 interrupted."""
-        return {"done": 0, "failed_rows": 3, "interrupted": 130}[self.status]
 
 
 def execute(
@@ -92,6 +37,7 @@ def execute(
     environ: Mapping[str, str] = os.environ,
     sink: Sink | None = None,
     overrides: Sequence[str] | None = None,
+    redo: Redo | None = None,
 ) -> RunOutcome:
     """Run an experiment in ``folder``, or go on with the run that is there.
 
@@ -106,6 +52,8 @@ def execute(
     overrides
         What the caller changed of the declaration, as Hydra writes it; kept in the ``run`` table. ``None`` leaves what
         stands there.
+    redo
+        Settled rows to send again; what reads them is looked at again.
     sink
         Where the rows of the last stage go as well, as they settle. Such a folder is one command's checkpoint: it gets
         no ``latest`` beside it.
@@ -119,15 +67,15 @@ def execute(
     """
     experiment = load(mapping)
     with ExitStack() as stack:
-        fleet, graph = stack.enter_context(assembled(experiment, roots, environ))
+        fleet, pipeline = stack.enter_context(assembled(experiment, roots, environ))
         source = resolve(experiment.source, roots)
         fresh, opened = not (folder / DATABASE).exists(), False
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            session = _Session(experiment, mapping, folder, graph, fleet, observer, sink, overrides)
+            session = RunSession(experiment, mapping, folder, pipeline, fleet, observer, sink, overrides)
             opened = True
             stack.callback(session.close)
-            session.prepare(source, roots)
+            session.prepare(source, roots, redo)
             session.restore_usage(outputs_of(folder))
         except BaseException:
             if fresh and opened:  # else it is another process's, which was a moment quicker
@@ -150,7 +98,7 @@ def outputs_of(folder: Path) -> Path:
 @contextlib.contextmanager
 def assembled(
     experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str], *, simulator_url: str | None = None
-) -> Iterator[tuple[Fleet, StageGraph]]:
+) -> Iterator[tuple[Fleet, Pipeline]]:
     """What a declaration says, ready to be asked; the embedded simulator, where it asks for one, ends with it.
 
     With a ``simulator_url`` that stands for the embedded simulator, none is started.
@@ -165,7 +113,10 @@ def assembled(
         if experiment.uses_simulator and simulator_url is None:
             simulator_url = stack.enter_context(SimulatorProcess(experiment.simulator)).url
         fleet = Fleet(experiment, simulator_url=simulator_url, environ=environ)
-        yield fleet, build_stages(experiment, StageContext(fleet.models, roots))
+        pipeline = build_stages(experiment, StageContext(fleet.models, roots))
+        for stage in pipeline.stages.values():
+            stack.callback(stage.close)
+        yield fleet, pipeline
 
 
 def run_loop(main: Any) -> Any:
@@ -184,227 +135,6 @@ def run_loop(main: Any) -> Any:
         return uvloop.run(main)
     finally:
         gc.set_threshold(*before)
-
-
-class _Session:
-    """A store, its stages and one go at the pending rows."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        mapping: Mapping[str, Any],
-        folder: Path,
-        graph: StageGraph,
-        fleet: Fleet,
-        observer: Observer,
-        sink: Sink | None = None,
-        overrides: Sequence[str] | None = None,
-    ) -> None:
-        self._overrides = overrides
-        self._experiment = experiment
-        self._mapping = mapping
-        self._folder = folder
-        self._graph = graph
-        self._fleet = fleet
-        self._observer = observer
-        self._sink = sink
-        self._store = RunStore(folder / DATABASE, experiment.store)
-        self._filters: dict[str, RowFilter] = {}
-        self._stale: set[str] = set()
-        self._signatures: dict[str, str] = {}
-        self._interrupts = 0
-
-    def prepare(self, source: Any, roots: Sequence[Path]) -> None:
-        """Load the source, check what is named against it, find what an edit has touched."""
-        store, graph = self._store, self._graph
-        tables = [stage.table for stage in graph.stages.values()]
-        signatures = graph.signatures
-        *_, last = graph.stages.values()
-        if self._sink is not None:
-            self._sink.admit(store, last.table, last.facts, self._observer.note)
-        if not store.is_new:
-            before = orjson.loads(store.run_value("signatures") or "{}")
-            self._stale = {name for name, now in signatures.items() if before.get(name, now) != now}
-            self._signatures = before | signatures
-        else:
-            self._signatures = signatures
-            self._observer.note(f"loading {', '.join(source.files[:3]) or 'the source query'} …")
-        # Until they have all been looked at, rows of a stale stage may be of either declaration: no signature holds.
-        unsure = self._signatures | dict.fromkeys(self._stale, "")
-        store.prepare(source, tables, self._record(unsure, roots), check=self._check)
-        if self._sink is not None:
-            self._sink.open(stale=last.name in self._stale, keep_errors=self._experiment.keep_errors)
-
-    def restore_usage(self, outputs: Path) -> None:
-        """Count to the quotas of the day what was used of them before, by this run and by those below ``outputs``."""
-        with self._store.cursor() as own:
-            used = used_today(self._experiment, own, outputs, self._folder, self._observer.note)
-        for told in self._fleet.restore_usage(used):
-            self._observer.note(told)
-
-    def _check(self, columns: Sequence[Column]) -> None:
-        if not columns:
-            return  # an empty file tells of no columns, and no row will ask for them
-        self._graph.check_columns(columns)
-        for name, stage in self._graph.stages.items():
-            if stage.where is not None:
-                upstream = {other: self._graph.stages[other].table for other in self._graph.requires[name]}
-                self._filters[name] = RowFilter(stage.where, f"stages.{name}.where", columns, upstream)
-
-    def _record(self, signatures: Mapping[str, str], roots: Sequence[Path]) -> dict[str, Any]:
-        config = orjson.dumps(self._mapping, option=orjson.OPT_SORT_KEYS)
-        return {
-            "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
-            "experiment": self._experiment.name,
-            "config": config.decode(),
-            "config_hash": hashlib.blake2b(config, digest_size=16).hexdigest(),
-            "git_revision": _git_revision(),
-            "versions": orjson.dumps(
-                {name: importlib.metadata.version(name) for name in ("infermesh", "duckdb", "pyreqwest")}
-                | {"python": platform.python_version()}
-            ).decode(),
-            "started_at": utcnow(),
-            "signatures": orjson.dumps(signatures).decode(),
-            "roots": orjson.dumps([str(root) for root in roots]).decode(),
-            "overrides": None if self._overrides is None else orjson.dumps(list(self._overrides)).decode(),
-        }
-
-    async def run(self) -> RunOutcome:
-        """Send what is pending; returns when it is settled and committed, or drained after an interrupt."""
-        store, graph, observer = self._store, self._graph, self._observer
-        loop = asyncio.get_running_loop()
-        started = time.monotonic()
-        keep_errors = self._experiment.keep_errors
-        rows = store.reader(graph.needed, stale=self._stale, keep_errors=keep_errors)
-        stats = self._stats(rows)
-        failure: list[Exception] = []
-
-        def failed(error: Exception) -> None:
-            failure.append(error)
-            loop.call_soon_threadsafe(work.cancel)
-
-        def committed(_: int) -> None:
-            loop.call_soon_threadsafe(runner.committed)
-
-        settled = self._sink.committed if self._sink is not None else None
-        writer = store.writer(on_commit=committed, on_rows=settled, on_failure=failed)
-        runner = Runner(graph, writer, stats, filters=self._filters, stale=self._stale, keep_errors=keep_errors)
-        work = asyncio.create_task(runner.run(rows))
-        ticker = asyncio.create_task(self._tick(stats))
-        self._observer.start(stats)
-        try:
-            with self._signals(runner, work):
-                await _settled(work)
-        finally:
-            ticker.cancel()
-            await asyncio.gather(ticker, return_exceptions=True)
-            await asyncio.to_thread(_close_quietly, writer)
-            observer.stop(stats)
-            await self._fleet.aclose()
-        if failure:
-            raise failure[0]
-        if not work.cancelled() and (error := work.exception()) is not None:
-            store.finish("crashed", time.monotonic() - started, reason=f"{type(error).__name__}: {error}")
-            raise error
-        if self._sink is not None:
-            await asyncio.to_thread(self._sink.finish)
-        return self._outcome(stats, time.monotonic() - started)
-
-    def _outcome(self, stats: RunStats, elapsed_s: float) -> RunOutcome:
-        counts = self._store.counts()
-        # A row whose stage was edited has an older answer until it has been looked at: it counts as pending too.
-        pending = any(stage.settled < stage.total for stage in stats.stages.values())
-        failed = any(statuses.get("error") for statuses in counts.values())
-        status = "interrupted" if self._interrupts and pending else "failed_rows" if failed else "done"
-        self._store.finish(status, elapsed_s, signatures=None if pending else self._signatures)
-        return RunOutcome(
-            self._folder,
-            self._experiment.name,
-            status,
-            counts,
-            self._store.failures(),
-            self._store.totals(),
-            elapsed_s,
-        )
-
-    def _stats(self, rows: PendingRows) -> RunStats:
-        total = self._store.total
-        stages = {}
-        for name, settled in rows.settled_counts().items():
-            stages[name] = StageStats(total, settled.get("done", 0), settled.get("error", 0), settled.get("skipped", 0))
-        pending = sum(stage.total - stage.settled for stage in stages.values())
-        self._observer.note(self._opening(total, pending))
-        return RunStats({name: stages[name] for name in self._graph.stages})
-
-    def _opening(self, total: int, pending: int) -> str:
-        stages = len(self._graph.stages)
-        if self._store.is_new:
-            return f"{total} rows × {stages} stages"
-        text = f"resuming: {total * stages - pending} of {total * stages} row states are settled, {pending} to do"
-        if self._stale:
-            text += f"; changed since, and looked at again: {', '.join(sorted(self._stale))}"
-        return text
-
-    async def _tick(self, stats: RunStats) -> None:
-        while True:
-            await asyncio.sleep(_TICK_S)
-            self._observer.tick(stats)
-            for told in self._fleet.used_up():
-                self._observer.note(told)
-
-    @contextlib.contextmanager
-    def _signals(self, runner: Runner, work: asyncio.Task[None]) -> Iterator[None]:
-        """First Ctrl-C or SIGTERM: drain. Second, or after half a minute: stop at once."""
-        loop = asyncio.get_running_loop()
-
-        def interrupt() -> None:
-            self._interrupts += 1
-            if self._interrupts == 1:
-                waiting = sum(stage.in_flight for stage in runner.stats.stages.values())
-                self._observer.note(
-                    f"stopping: of {waiting} rows in flight, those already sent are waited for; Ctrl-C again drops them"
-                )
-                runner.stop()
-                self._fleet.stop()
-                loop.call_later(_DRAIN_S, work.cancel)
-            else:
-                work.cancel()
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    def close(self) -> None:
-        """Close the filters and the database."""
-        for condition in self._filters.values():
-            condition.close()
-        if self._sink is not None:
-            self._sink.close()
-        self._store.close()
-
-
-async def _settled(work: asyncio.Task[None]) -> None:
-    await asyncio.wait([work])
-
-
-def _close_quietly(writer: Any) -> None:
-    with contextlib.suppress(StoreError, OSError):  # reported through on_failure already
-        writer.close()
-
-
-def _git_revision() -> str | None:
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
 
 
 def _point_latest(folder: Path, experiment: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,18 +19,20 @@ import orjson
 from infermesh.errors import InputError, RequestError, StoppedError
 from infermesh.stages import Prepared, Stage
 from infermesh.stages.build import StageGraph
-from infermesh.store import GroupWriter, StoredRow
-from infermesh.store.database import CHUNK, PendingRows
+from infermesh.store import GroupWriter, PendingRows, StoredRow
 from infermesh.store.filter import RowFilter
-from infermesh.types import RequestMetrics
+from infermesh.store.pending import CHUNK
+from infermesh.store.reuse import Answer, EarlierAnswers
+from infermesh.types import RequestMetrics, TokenUsage
 from infermesh.window import Channel, run_window
 
 logger = logging.getLogger("infermesh")
 
 _MAX_BACKLOG = 20_000
-_FILTER_BATCH = 512
+_SIFT_BATCH = 512
+_SIFT_PAUSE = 128  # rows made ready without letting others run
 _BATCH_LINGER_S = 0.25  # half-empty micro-batches cost requests; a full one never waits
-_FILTER_LINGER_S = 0.002
+_SIFT_LINGER_S = 0.002
 
 
 @dataclass(slots=True)
@@ -53,7 +55,8 @@ class StageStats:
 class RunStats:
     """What the progress display shows. All but ``stages`` is this session's.
 
-    ``settled`` counts row states, ``rows`` the rows that have been through all their stages.
+    ``settled`` counts row states, ``errors`` those that failed, ``rows`` the rows that have been through all their
+    stages. ``kept`` counts states whose request was found unchanged, ``reused`` those taken from earlier runs.
     """
 
     stages: dict[str, StageStats]
@@ -66,12 +69,15 @@ class RunStats:
     retries: int = 0
     rate_limited: int = 0
     cost_usd: float | None = None
+    errors: int = 0
+    kept: int = 0
+    reused: int = 0
 
 
 class Row:
     """A row on its way through the stages."""
 
-    __slots__ = ("context", "error", "failed", "open", "row_id", "states", "waiting")
+    __slots__ = ("context", "error", "failed", "open", "prepared", "row_id", "states", "waiting")
 
     def __init__(self, stored: StoredRow) -> None:
         self.row_id = stored.row_id
@@ -81,6 +87,7 @@ class Row:
         self.failed: dict[str, str] = {}
         self.waiting: dict[str, int] = {}
         self.open = 0
+        self.prepared: dict[str, Prepared] | None = None  # what was made ready to be looked up in earlier runs
 
 
 class Runner:
@@ -98,6 +105,10 @@ class Runner:
         Stages to look at again although they hold a state: their declaration, or what they read, has changed.
     keep_errors
         Leave rows that failed in an earlier session as they are.
+    earlier
+        Answers of earlier runs.
+    after
+        Called when a request's rows have settled.
     """
 
     def __init__(
@@ -109,7 +120,11 @@ class Runner:
         filters: dict[str, RowFilter],
         stale: set[str],
         keep_errors: bool,
+        earlier: EarlierAnswers | None = None,
+        after: Callable[[], None] | None = None,
     ) -> None:
+        self._earlier = earlier
+        self._after = after
         self._graph = graph
         self._writer = writer
         self.stats = stats
@@ -117,7 +132,9 @@ class Runner:
         self._stale = stale
         self._keep_errors = keep_errors
         self._channels: dict[str, Channel[Row]] = {name: Channel() for name in graph.stages}
-        self._gates: dict[str, Channel[Row]] = {name: Channel() for name in filters}
+        self._gates: dict[str, Channel[Row]] = {
+            name: Channel() for name in graph.stages if name in filters or (earlier is not None and earlier.knows(name))
+        }
         self._limit = max(2 * CHUNK, 2 * sum(stage.window * stage.batch_size for stage in graph.stages.values()))
         self._active = 0
         self._room = asyncio.Event()
@@ -141,8 +158,8 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             for name, stage in self._graph.stages.items():
                 group.create_task(self._work(stage), name=f"stage-{name}")
-            for name in self._filters:
-                group.create_task(self._filter(name), name=f"filter-{name}")
+            for name in self._gates:
+                group.create_task(self._sift(name), name=f"gate-{name}")
             group.create_task(self._feed(rows), name="feeder")
 
     def stop(self) -> None:
@@ -225,23 +242,67 @@ class Runner:
         else:
             self._channels[name].put_nowait(row)
 
-    async def _filter(self, name: str) -> None:
-        gate, stage, condition = self._gates[name], self._graph.stages[name], self._filters[name]
+    async def _sift(self, name: str) -> None:
+        """Let through the rows that ``where`` passes and that no earlier run has answered."""
+        gate, channel = self._gates[name], self._channels[name]
         while True:
             try:
-                rows = await gate.get_batch(_FILTER_BATCH, _FILTER_LINGER_S)
+                rows = await gate.get_batch(_SIFT_BATCH, _SIFT_LINGER_S)
             except StopAsyncIteration:
                 return
-            passing = await asyncio.to_thread(condition.passing, [row.context for row in rows])
-            for row, passes in zip(rows, passing, strict=True):
-                if self._stopping:
-                    return
-                if isinstance(passes, InputError):
-                    self._settle(stage, row, "error", error=(passes.kind, passes.message))
-                elif passes:
-                    self._channels[name].put_nowait(row)
-                else:
-                    self._settle(stage, row, "skipped")
+            if name in self._filters:
+                rows = await self._passing(name, rows)
+            if self._earlier is not None and self._earlier.knows(name):
+                rows = await self._unanswered(self._graph.stages[name], rows, self._earlier)
+            if self._stopping:
+                return
+            for row in rows:
+                channel.put_nowait(row)
+
+    async def _passing(self, name: str, rows: Sequence[Row]) -> list[Row]:
+        stage, passed = self._graph.stages[name], []
+        passing = await asyncio.to_thread(self._filters[name].passing, [row.context for row in rows])
+        for row, passes in zip(rows, passing, strict=True):
+            if self._stopping:
+                return []
+            if isinstance(passes, InputError):
+                self._settle(stage, row, "error", error=(passes.kind, passes.message))
+            elif passes:
+                passed.append(row)
+            else:
+                self._settle(stage, row, "skipped")
+        return passed
+
+    async def _unanswered(self, stage: Stage, rows: Sequence[Row], earlier: EarlierAnswers) -> list[Row]:
+        """Settle the rows whose request an earlier run has sent; the others."""
+        for number, row in enumerate(rows):
+            try:
+                item = stage.prepare(row.context)
+            except Exception:  # the worker meets it again, and books it
+                continue
+            row.prepared = {**(row.prepared or {}), stage.name: item}
+            if number % _SIFT_PAUSE == _SIFT_PAUSE - 1:
+                await asyncio.sleep(0)
+        keys = [row.prepared[stage.name].key for row in rows if row.prepared and stage.name in row.prepared]
+        found = await asyncio.to_thread(earlier.look_up, stage.name, keys)
+        if self._stopping:
+            return []
+        left = []
+        for row in rows:
+            ready = (row.prepared or {}).get(stage.name)
+            answer = found.get(ready.key) if ready is not None else None
+            if ready is None or answer is None or self._stands(stage, row, ready):
+                left.append(row)
+                continue
+            self.stats.reused += 1
+            own = answer.outputs[: len(answer.outputs) - len(ready.carried)]
+            self._settle(stage, row, "done", (*own, *ready.carried), key=ready.key, reused=answer)
+        return left
+
+    def _stands(self, stage: Stage, row: Row, item: Prepared) -> bool:
+        """Whether the row's stored answer is that to this very request."""
+        state = row.states.get(stage.name)
+        return state is not None and state.status == "done" and state.request_key == item.key
 
     async def _work(self, stage: Stage) -> None:
         channel = self._channels[stage.name]
@@ -264,15 +325,17 @@ class Runner:
         sent: list[Row] = []
         for row in rows:
             try:
-                item = stage.prepare(row.context)
+                if row.prepared and stage.name in row.prepared:
+                    item = row.prepared.pop(stage.name)
+                else:
+                    item = stage.prepare(row.context)
             except InputError as error:
                 self._settle(stage, row, "error", error=(error.kind, error.message))
                 continue
             except Exception as error:
                 self._settle(stage, row, "error", error=_unforeseen(stage, error))
                 continue
-            state = row.states.get(stage.name)
-            if state is not None and state.status == "done" and state.request_key == item.key:
+            if row.states and self._stands(stage, row, item):
                 self._keep(stage, row)
             else:
                 prepared.append(item)
@@ -300,12 +363,15 @@ class Runner:
             else:
                 outputs = (*stage.outputs(result), *item.carried)
                 self._settle(stage, row, "done", outputs, key=item.key, result=result)
+        if self._after is not None:
+            self._after()
 
     def _keep(self, stage: Stage, row: Row) -> None:
         """The request is the one that was answered before: the stored answer stands."""
         row.context[stage.name] = row.states[stage.name].outputs | {"status": "done"}
         self.stats.stages[stage.name].done += 1
         self.stats.settled += 1
+        self.stats.kept += 1
         self._advance(stage.name, row)
 
     def _settle(
@@ -318,12 +384,14 @@ class Runner:
         error: tuple[str, str] | None = None,
         key: str | None = None,
         result: Any = None,
+        reused: Answer | None = None,
     ) -> None:
         """Store a row's final state of a stage and send the row on."""
         name = stage.name
         error_type, message = error or (None, None)
         metrics: RequestMetrics | None = None
-        usage = model_id = request_id = deployment = cost = None
+        usage: TokenUsage | Answer | None = None
+        model_id = request_id = deployment = cost = None
         if result is not None:
             metrics, request_id = result.metrics, result.request_id
             if error is None:
@@ -331,12 +399,15 @@ class Runner:
                 deployment = metrics.deployment if metrics is not None else None
             else:
                 deployment = result.deployment
+        elif reused is not None:
+            usage, model_id, request_id, cost = reused, reused.model_id, reused.request_id, 0.0
         stats = self.stats.stages[name]
         if status == "done":
             stats.done += 1
             row.context[name] = self._readable(name, outputs or ())
         elif status == "error":
             stats.failed += 1
+            self.stats.errors += 1
             row.failed[name] = message or "failed"
         else:
             stats.skipped += 1
@@ -363,7 +434,7 @@ class Runner:
                 metrics.queue_s if metrics is not None else None,
                 metrics.service_s if metrics is not None else None,
                 datetime.now(UTC).replace(tzinfo=None),
-                None,
+                reused.run_id if reused is not None else None,
             ),
             replaces=name in row.states,
         )

@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_arg
 from infermesh.errors import ConfigError
 
 Endpoint = Literal["chat_completion", "text_completion", "responses"]
-Operation = Literal["chat_completion", "text_completion", "responses", "embedding", "transcription"]
+Operation = Literal["chat_completion", "text_completion", "responses", "embedding", "transcription", "function"]
 RoutingStrategy = Literal["simple-shuffle", "least-busy", "latency-based-routing"]
 TransportKind = Literal["auto", "native", "litellm"]
 HeaderBucketScope = Literal["auto", "minute", "day"]
@@ -42,9 +42,12 @@ class Request:
 
 @dataclass(slots=True)
 class Reply:
-    """A successful answer as it came: the decoded body, and a case-insensitive header lookup."""
+    """A successful answer as it came: the decoded body, and a case-insensitive header lookup.
 
-    status_code: int
+    ``status_code`` is ``None`` where no server answered, but a function.
+    """
+
+    status_code: int | None
     body: dict[str, Any]
     header: Callable[[str], str | None]
 
@@ -168,6 +171,13 @@ class TranscriptionResult(_Result):
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(slots=True)
+class FunctionResult(_Result):
+    """What a python stage's function returned: the values of the stage's columns."""
+
+    values: tuple[Any, ...] = ()
 
 
 T = TypeVar("T")

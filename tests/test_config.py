@@ -254,7 +254,7 @@ class TestStages:
 
     def test_no_kind(self) -> None:
         (problem,) = problems(edited(without("stages.vectors.kind")))
-        assert problem == "stages.vectors: a stage needs a 'kind': generate, embed or transcribe."
+        assert problem == "stages.vectors: a stage needs a 'kind': generate, embed, transcribe, python, sql."
 
     def test_an_override_of_a_misspelt_stage(self) -> None:
         """``stages.summary.max_parallel_requests=4`` makes a stage of that name with nothing else in it."""
@@ -299,7 +299,6 @@ class TestValues:
             ("source.limit", -1, "greater than or equal to 0"),
             ("source.format", "xml", "'parquet'"),
             ("stages", {}, "at least 1"),
-            ("deployments", {}, "at least 1"),
             ("stages", None, "dictionary"),
         ],
     )
@@ -315,7 +314,7 @@ class TestValues:
 
     def test_the_empty_declaration(self) -> None:
         found = problems({})
-        assert {problem.split(":")[0] for problem in found} == {"name", "source", "deployments", "models", "stages"}
+        assert {problem.split(":")[0] for problem in found} == {"name", "source", "stages"}
 
     def test_no_message_speaks_of_the_library_that_checked(self) -> None:
         for change in (at("stages", 3), at("source.limit", "x"), at("deployments.gpu-0.limits.rpmm", 1), at("x", 1)):

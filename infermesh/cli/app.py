@@ -97,6 +97,29 @@ def resume(run: RunArgument = None, env_file: EnvFile = None) -> None:
     raise typer.Exit(resume_run(run))
 
 
+@app.command(
+    rich_help_panel=RUNS,
+    epilog="Example: infermesh retry --stage summaries --where \"error_type = 'timeout' or completion_tokens > 4000\"",
+)
+def retry(
+    stage: Annotated[str, typer.Option("--stage", help="The stage whose rows to do again.")],
+    run: RunArgument = None,
+    where: Annotated[
+        str, typer.Option("--where", help="Which of its rows: SQL over the stage's columns.")
+    ] = "status = 'error'",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many rows they are, and end.")] = False,
+    env_file: EnvFile = None,
+) -> None:
+    """Send settled rows of a stage again, and then those later requests that change with them.
+
+    The attempts that were made stay in the table attempts.
+    """
+    from infermesh.cli.run import retry_run
+
+    load_env(env_file)
+    raise typer.Exit(retry_run(run, stage, where, dry_run=dry_run))
+
+
 @app.command(rich_help_panel=RUNS, epilog='Example: infermesh sql "select topic, count(*) from results group by all"')
 def sql(
     query: Annotated[str, typer.Argument(help="Tables: results, progress, source, attempts, run and the stages.")],

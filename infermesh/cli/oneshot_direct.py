@@ -66,7 +66,7 @@ def _bare(result: Result, parse: bool) -> bytes:
         if parse and result.output_parsed is not None:
             return to_json(result.output_parsed).encode()
         return result.output_text.encode("utf-8", "replace")
-    return result.text.encode("utf-8", "replace")
+    return str(result).encode("utf-8", "replace")
 
 
 def _line(index: int, row: Mapping[str, Any], result: Result | RequestError) -> dict[str, Any]:

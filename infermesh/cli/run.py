@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from infermesh.cli.app import fail
 from infermesh.cli.progress import make_observer
 from infermesh.cli.runs import describe, find_run, newest_unfinished, run_folders
@@ -24,9 +26,11 @@ from infermesh.compose import (
     roots,
     search_path,
 )
-from infermesh.config import load
+from infermesh.config import load, nearest
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.execution import DATABASE, RunOutcome, execute
+from infermesh.store.database import Redo, connect
+from infermesh.store.output import read_record
 
 
 def run_hydra(argv: list[str]) -> int:
@@ -93,7 +97,14 @@ class _Jobs:
             raise SystemExit(130)  # an interrupted sweep starts no further job
 
 
-def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, overrides: list[str] | None = None) -> int:
+def run_job(
+    mapping: Mapping[str, Any],
+    folder: Path,
+    roots: list[Path],
+    *,
+    overrides: list[str] | None = None,
+    redo: Redo | None = None,
+) -> int:
     """Run or resume an experiment in a folder, with progress and a closing word; the exit code."""
     fresh = not (folder / DATABASE).exists()
     observer = make_observer()
@@ -102,7 +113,7 @@ def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, over
         check_chosen(mapping)
         load(mapping)  # before anything is written: an inline key must not reach the folder
         _write_config(folder, mapping, overrides)
-        outcome = execute(mapping, folder, roots=roots, observer=observer, overrides=overrides)
+        outcome = execute(mapping, folder, roots=roots, observer=observer, overrides=overrides, redo=redo)
     except KeyboardInterrupt:
         if fresh:
             _discard(folder)
@@ -123,11 +134,6 @@ def run_job(mapping: Mapping[str, Any], folder: Path, roots: list[Path], *, over
 
 def resume_run(name: str | None) -> int:
     """Go on with a run in its folder, from the config that it keeps."""
-    import orjson
-
-    from infermesh.store.database import connect
-    from infermesh.store.output import read_record
-
     folder = find_run(name) if name is not None else newest_unfinished()
     if folder is None:
         print("nothing to resume: no unfinished run below outputs/", file=sys.stderr)
@@ -139,6 +145,32 @@ def resume_run(name: str | None) -> int:
                 file=sys.stderr,
             )
         return 0
+    mapping, roots = _declared(folder)
+    print(f"resuming {folder}", file=sys.stderr)
+    return run_job(mapping, folder, roots)
+
+
+def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int:
+    """Send settled rows of a stage again, those that a condition chooses; says how many they are first."""
+    folder = find_run(name)
+    mapping, roots = _declared(folder)
+    redo = Redo(stage, where)
+    over_rows = [name for name, config in mapping.get("stages", {}).items() if config.get("kind") != "sql"]
+    if stage not in over_rows:
+        fail(f"--stage {stage}: no such stage over rows.{nearest(stage, over_rows)}", code=2)
+    try:
+        with connect(folder / DATABASE, read_only=True) as connection:
+            rows = redo.count(connection)
+    except InfermeshError as error:
+        fail(f"--{error}", code=2)
+    print(f"{folder}: {rows} rows of {stage} where {where}", file=sys.stderr)
+    if dry_run or not rows:
+        return 0
+    return run_job(mapping, folder, roots, redo=redo)
+
+
+def _declared(folder: Path) -> tuple[dict[str, Any], list[Path]]:
+    """The declaration that a run keeps, and what its paths are relative to."""
     try:
         with connect(folder / DATABASE, read_only=True) as connection:
             row = connection.execute("SELECT config, roots FROM run").fetchone()
@@ -149,10 +181,8 @@ def resume_run(name: str | None) -> int:
         fail(f"{folder} is the checkpoint of {output.path}: run the command that made it again, with --resume")
     if row is None:
         fail(f"{folder / DATABASE} holds no run: it ended before its source was loaded. Run it again.")
-    mapping, kept = orjson.loads(row[0]), [Path(root) for root in orjson.loads(row[1])]
-    places = [Path.cwd(), *(root for root in kept if root != Path.cwd())]
-    print(f"resuming {folder}", file=sys.stderr)
-    return run_job(mapping, folder, places)
+    kept = [Path(root) for root in orjson.loads(row[1])]
+    return orjson.loads(row[0]), [Path.cwd(), *(root for root in kept if root != Path.cwd())]
 
 
 def _closing(outcome: RunOutcome) -> str:
@@ -162,7 +192,12 @@ def _closing(outcome: RunOutcome) -> str:
         words = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
         told = ", ".join(f"{counts[key]} {words[key]}" for key in words if counts.get(key))
         stages.append(f"  {stage}: {told or 'no rows'}")
-    verb = {"done": "complete", "failed_rows": "finished, with failed rows", "interrupted": "interrupted"}
+    verb = {
+        "done": "complete",
+        "failed_rows": "finished, with failed rows",
+        "interrupted": "interrupted",
+        "stopped": "stopped by a guard",
+    }
     totals = outcome.totals
     cost = "" if totals["cost_usd"] is None else f", ${totals['cost_usd']:.4f}"
     tokens = totals["prompt_tokens"] + totals["completion_tokens"]
@@ -170,6 +205,8 @@ def _closing(outcome: RunOutcome) -> str:
         f"{outcome.experiment}: {verb[outcome.status]} in {outcome.elapsed_s:.1f} s "
         f"({totals['requests']} requests, {tokens} tokens{cost})",
         *stages,
+        *([f"  kept      {outcome.kept} answers whose request is unchanged"] if outcome.kept else []),
+        *([f"  reused    {outcome.reused} answers of earlier runs"] if outcome.reused else []),
         f"  folder    {outcome.folder}",
         f'  query     infermesh sql "select * from results limit 5" --run {outcome.folder}',
     ]
@@ -180,6 +217,8 @@ def _closing(outcome: RunOutcome) -> str:
             f'            infermesh sql "select row_id, error_type, error from {stage} '
             f"where status = 'error'\" --run {outcome.folder}"
         )
+    if outcome.status == "stopped":
+        lines.insert(1, f"  stopped   {outcome.reason}; raise or remove that guard to go on")
     if outcome.status != "done":
         again = "tries the failed rows again" if outcome.status == "failed_rows" else "sends only what is left"
         lines.append(f"  resume    infermesh resume {outcome.folder}   ({again})")

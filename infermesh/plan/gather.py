@@ -23,7 +23,7 @@ from infermesh.plan.rehearsal import Rehearsal, Sent, StageRehearsal, rehearse
 from infermesh.plan.rows import PlannedRows
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
-from infermesh.stages.build import StageGraph
+from infermesh.stages.build import Pipeline, Wave
 from infermesh.store.survey import Measured, measured
 from infermesh.store.usage import used_today
 from infermesh.types import TokenUsage
@@ -91,77 +91,96 @@ def make_plan(
     """
     experiment, options = load(mapping), options or Options()
     with ExitStack() as stack:
-        fleet, graph = stack.enter_context(assembled(experiment, roots, environ, simulator_url=SIMULATOR_URL))
+        fleet, pipeline = stack.enter_context(assembled(experiment, roots, environ, simulator_url=SIMULATOR_URL))
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infermesh-plan-")))
-        rows = PlannedRows(experiment, graph, folder, place)
+        rows, notes = PlannedRows(experiment, pipeline, folder, place), list[str]()
         stack.callback(rows.close)
-        rows.prepare(roots)
-        return _Planner(experiment, fleet, graph, rows, folder, options).plan()
+        rows.prepare(roots, notes.append)
+        return _Planner(experiment, fleet, pipeline, rows, folder, options, notes).plan()
 
 
 class _Planner:
     """Puts the facts together."""
 
     def __init__(
-        self, experiment: Experiment, fleet: Fleet, graph: StageGraph, rows: PlannedRows, folder: Path, options: Options
+        self,
+        experiment: Experiment,
+        fleet: Fleet,
+        pipeline: Pipeline,
+        rows: PlannedRows,
+        folder: Path,
+        options: Options,
+        notes: list[str],
     ) -> None:
         self._experiment = experiment
         self._fleet = fleet
-        self._graph = graph
+        self._pipeline = pipeline
+        self._signatures = pipeline.signatures
         self._rows = rows
         self._folder = folder
         self._options = options
-        self.notes: list[str] = []
+        self.notes = notes
         outputs = outputs_of(folder)
         self._embedded = {label for label, entry in experiment.deployments.items() if entry.api_base == "simulator"}
-        self._measured = measured(outputs, experiment.name, graph.stages, self.notes.append)
+        self._measured = measured(outputs, experiment.name, pipeline.stages, self.notes.append)
         self._used = used_today(experiment, None, outputs, None, self.notes.append)
 
     def plan(self) -> Plan:
-        """Rehearse, count, estimate."""
-        found = self._rehearse()
-        stages = [self._stage(stage, found[name]) for name, stage in self._graph.stages.items()]
-        stages += [
-            StageFacts(name, config.kind, None, "unknown")  # over rows that a query makes while the job runs
-            for name, config in self._experiment.stages.items()
-            if name not in self._graph.stages
-        ]
+        """Rehearse, count, estimate; wave after wave, as a run goes."""
+        rehearsal = self._rehearsal()
+        waves: list[list[StageFacts]] = []
+        for wave in self._pipeline.waves:
+            if not self._rows.reach(wave):
+                unreached = [name for name in self._experiment.stages if name in (wave.origin, *wave.graph.stages)]
+                waves.append([StageFacts(name, self._kind(name), None, "unknown") for name in unreached])
+                continue
+            self._rehearse(rehearsal, wave)
+            waves.append([self._stage(stage, rehearsal.found[name], wave) for name, stage in wave.graph.stages.items()])
         quotas = _quotas(self._experiment, self._used)
         settings = self._experiment.simulator
         service = ServiceFacts(settings.capacity, settings.rpm, settings.tpm) if self._embedded else None
         midnight = 86400 - time.time() % 86400
-        requests = {name: rehearsal.requests[: self._options.show] for name, rehearsal in found.items()}
+        shown = {name: found.requests[: self._options.show] for name, found in rehearsal.found.items()}
         return Plan(
             self._experiment.name,
             self._folder if self._rows.resumed else None,
             self._rows.total,
-            estimate(stages, self._deployments(), quotas, service, until_midnight_s=midnight),
-            {name: listed for name, listed in requests.items() if listed},
+            _in_turn(
+                [
+                    estimate(stages, self._deployments(), quotas, service, until_midnight_s=midnight)
+                    for stages in [[facts for stages in waves for facts in stages], *waves]
+                ]
+            ),
+            {name: listed for name, listed in shown.items() if listed},
             quotas,
             self.notes,
         )
 
-    def _rehearse(self) -> dict[str, StageRehearsal]:
-        rows = self._rows.sample(self._options.sample)
-        embedded = (self._experiment.simulator, self._embedded)
-        expected = {name: self._expected(name)[0] for name in self._graph.stages}
-        rehearsal = Rehearsal(
+    def _kind(self, name: str) -> str:
+        return self._experiment.stages[name].kind
+
+    def _rehearsal(self) -> Rehearsal:
+        expected = {name: self._expected(name)[0] for name in self._pipeline.stages}
+        return Rehearsal(
             self._fleet,
-            embedded,
+            (self._experiment.simulator, self._embedded),
             {name: ASSUMED_OUTPUT_TOKENS if tokens is None else tokens for name, tokens in expected.items()},
             self._options.show,
         )
-        for name in self._graph.stages:
+
+    def _rehearse(self, rehearsal: Rehearsal, wave: Wave) -> None:
+        for name in wave.graph.stages:
             rehearsal.at(name)
         walk = rehearse(
             rehearsal,
-            self._graph,
-            rows,
+            wave.graph,
+            self._rows.sample(wave, self._options.sample),
             filters=self._rows.filters,
             stale=self._rows.stale,
             keep_errors=self._experiment.keep_errors,
+            earlier=self._rows.earlier,
         )
-        return asyncio.run(walk)
+        asyncio.run(walk)
 
     def _expected(self, name: str) -> tuple[float | None, str]:
         """Completion tokens of a row's answer as far as they are known before anything is rendered, and whence."""
@@ -172,7 +191,7 @@ class _Planner:
             return before.completion_tokens, f"measured in {_shown(before.folder)}"
         return None, ""
 
-    def _stage(self, stage: Stage, found: StageRehearsal) -> StageFacts:
+    def _stage(self, stage: Stage, found: StageRehearsal, wave: Wave) -> StageFacts:
         config = self._experiment.stages[stage.name]
         rows, certainty = self._count(stage, found)
         facts = StageFacts(
@@ -182,7 +201,7 @@ class _Planner:
             certainty,
             stage.window,
             stage.batch_size,
-            requires=tuple(sorted(self._graph.requires[stage.name])),
+            requires=tuple(sorted(wave.graph.requires[stage.name])),
             problem=_problem(found),
         )
         if not isinstance(config, ModelStageConfig):
@@ -201,7 +220,7 @@ class _Planner:
 
     def _count(self, stage: Stage, found: StageRehearsal) -> tuple[int | None, Certainty]:
         """How many rows a stage will send, and how sure that is."""
-        pending, by_answers = self._rows.pending(stage), self._rows.of_upstream(stage)
+        pending, by_answers = self._rows.pending(stage), self._rows.of_answers(stage)
         if pending is None:  # a condition that can only be decided row by row
             pending, by_answers = self._rows.total, True
         looked_at = found.looked_at + (found.left_out if by_answers else 0)
@@ -215,7 +234,7 @@ class _Planner:
             return going, "exact"
         # Of a changed stage's requests only those of the sample were compared with the stored ones.
         compared = by_answers or stage.name in self._rows.stale
-        sure = going == looked_at and not compared and not found.blind
+        sure = going == looked_at and not compared and not found.blind and self._rows.earlier is None
         return round(pending * going / looked_at), "exact" if sure else "estimated"
 
     def _tokens(
@@ -227,7 +246,7 @@ class _Planner:
         if requests and rendered and set(labels) <= self._embedded:
             prompt = sum(sent.counted_prompt_tokens for sent in requests) / rendered
             return prompt, sum(sent.completion_tokens for sent in requests) / rendered, "as the simulator counts"
-        same = before is not None and before.signature == self._graph.signatures[stage.name]
+        same = before is not None and before.signature == self._signatures[stage.name]
         if before is not None and same and before.prompt_tokens is not None:
             prompt, source = before.prompt_tokens, f"measured in {_shown(before.folder)}"
         elif requests and rendered:
@@ -279,7 +298,7 @@ class _Planner:
         settings = self._experiment.simulator
         if SimulatorSettings.model_validate(before.config.get("simulator") or {}) != settings:
             return False
-        at_once = sum(stage.window for stage in self._graph.stages.values())
+        at_once = sum(stage.window for stage in self._pipeline.stages.values())
         slots = [self._experiment.deployments[label].max_parallel_requests for label in self._embedded]
         if None not in slots:
             at_once = min(at_once, sum(slot or 0 for slot in slots))
@@ -293,6 +312,16 @@ class _Planner:
                 quota = f"account {entry.limits}" if isinstance(entry.limits, str) else f"deployment {label}"
             found[label] = DeploymentFacts(label, entry.max_parallel_requests, quota, label in self._embedded)
         return found
+
+
+def _in_turn(estimates: Sequence[Estimate]) -> Estimate:
+    """The whole job, and its waves one after the other: where no quota a day decides, their times add up."""
+    whole, *waves = estimates
+    walls = [wave.wall_s for wave in waves if wave.wall_s]
+    if whole.days is not None or len(walls) < 2:
+        return whole
+    longest = max(waves, key=lambda wave: wave.wall_s or 0.0)
+    return replace(whole, wall_s=sum(walls), resources=longest.resources)
 
 
 def _quotas(experiment: Experiment, used: Mapping[str, DayUsage]) -> dict[str, QuotaFacts]:

@@ -23,6 +23,7 @@ from infermesh.stages.build import StageGraph
 from infermesh.stages.transcribe import Transcribe
 from infermesh.store import StoredRow
 from infermesh.store.filter import RowFilter
+from infermesh.store.reuse import EarlierAnswers
 from infermesh.transports import NativeTransport
 from infermesh.types import Operation, Reply, Request, Transport
 from infermesh.wire import estimate_tokens, request_body
@@ -227,6 +228,7 @@ async def rehearse(
     filters: Mapping[str, RowFilter],
     stale: set[str],
     keep_errors: bool,
+    earlier: EarlierAnswers | None = None,
 ) -> dict[str, StageRehearsal]:
     """Take sample rows through the stages as a run would, stage after stage.
 
@@ -243,7 +245,8 @@ async def rehearse(
         if getattr(stage, "model", None) is None:
             _unasked(todo, stage, found)
         else:
-            await _ask(rehearsal, stage, graph.requires[name], todo, found)
+            answers = earlier if earlier is not None and earlier.knows(name) else None
+            await _ask(rehearsal, stage, graph.requires[name], todo, found, answers)
     return rehearsal.found
 
 
@@ -312,7 +315,12 @@ def _unasked(walkers: list[_Walker], stage: Stage, found: StageRehearsal) -> Non
 
 
 async def _ask(
-    rehearsal: Rehearsal, stage: Stage, requires: set[str], walkers: list[_Walker], found: StageRehearsal
+    rehearsal: Rehearsal,
+    stage: Stage,
+    requires: set[str],
+    walkers: list[_Walker],
+    found: StageRehearsal,
+    earlier: EarlierAnswers | None,
 ) -> None:
     found.looked_at += len(walkers)
     ready: list[tuple[_Walker, Any]] = []
@@ -333,6 +341,9 @@ async def _ask(
         # What is rendered on a stand-in is not what the run will render: it counts as changed.
         if state is not None and state.status == "done" and state.request_key == item.key and not invented:
             walker.context[stage.name] = state.outputs | {"status": "done"}
+            found.kept += 1
+        elif earlier is not None and not invented and (known := earlier.look_up(stage.name, [item.key])):
+            walker.context[stage.name] = _readable(stage, known[item.key].outputs)
             found.kept += 1
         else:
             ready.append((walker, item))

@@ -7,7 +7,7 @@ it what a session of the run would find.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -16,10 +16,12 @@ from infermesh.config import Experiment
 from infermesh.execution import DATABASE
 from infermesh.sources import resolve
 from infermesh.stages import Stage
-from infermesh.stages.build import StageGraph
-from infermesh.store import Column, RunStore, StoredRow
-from infermesh.store.database import CHUNK, connect, utcnow
+from infermesh.stages.build import Pipeline, Wave
+from infermesh.store import SOURCE, Column, RunStore, StageTable, StoredRow
+from infermesh.store.database import connect, utcnow
 from infermesh.store.filter import RowFilter, column_references
+from infermesh.store.pending import CHUNK
+from infermesh.store.reuse import EarlierAnswers
 from infermesh.store.survey import Survey
 
 __all__ = ["PlannedRows"]
@@ -28,9 +30,10 @@ __all__ = ["PlannedRows"]
 class PlannedRows:
     """A run's rows as its next session would find them, from a copy of what is there."""
 
-    def __init__(self, experiment: Experiment, graph: StageGraph, folder: Path, place: Path) -> None:
+    def __init__(self, experiment: Experiment, pipeline: Pipeline, folder: Path, place: Path) -> None:
         self._experiment = experiment
-        self._graph = graph
+        self._pipeline = pipeline
+        self._folder = folder
         self.resumed = (folder / DATABASE).exists()
         if self.resumed:
             with connect(folder / DATABASE, read_only=True):  # whoever is at it would write while it is copied
@@ -38,54 +41,71 @@ class PlannedRows:
                     if (folder / name).exists():
                         shutil.copyfile(folder / name, place / name)
         self._store = RunStore(place / DATABASE, experiment.store)
+        self._made = {SOURCE}
         self.filters: dict[str, RowFilter] = {}
         self.stale: set[str] = set()
 
-    def prepare(self, roots: Sequence[Path]) -> None:
+    def prepare(self, roots: Sequence[Path], note: Callable[[str], None]) -> None:
         """Load the source, or take in what has changed of it; find what an edit has touched."""
-        store, graph = self._store, self._graph
+        store, pipeline = self._store, self._pipeline
         if not store.is_new:
             before = orjson.loads(store.run_value("signatures") or "{}")
-            self.stale = {name for name, now in graph.signatures.items() if before.get(name, now) != now}
-        record = {"run_id": "plan", "experiment": self._experiment.name, "started_at": utcnow(), "overrides": None}
-        tables = [stage.table for stage in graph.stages.values()]
-        store.prepare(resolve(self._experiment.source, roots), tables, record, check=self._check)
+            self.stale = {name for name, now in pipeline.signatures.items() if before.get(name, now) != now}
+        record = {"run_id": "plan", "experiment": self._experiment.name, "started_at": utcnow()}
+        tables = [stage.table for stage in pipeline.stages.values()]
+        queries = list(pipeline.queries.values())
+        store.prepare(resolve(self._experiment.source, roots), tables, record, queries=queries, check=self._check)
         self.survey = Survey(store.cursor(), keep_errors=self._experiment.keep_errors)
-        self.total = store.total
+        self.total = store.total()
+        self.earlier = EarlierAnswers.of(self._experiment, self._folder, store, tables, note)
 
-    def _check(self, columns: Sequence[Column]) -> None:
-        if not columns:
-            return
-        self._graph.check_columns(columns)
-        for name, stage in self._graph.stages.items():
-            if stage.where is not None:
-                upstream = {other: self._graph.stages[other].table for other in self._graph.requires[name]}
-                self.filters[name] = RowFilter(stage.where, f"stages.{name}.where", columns, upstream)
+    def _check(self, origins: Mapping[str, Sequence[Column]]) -> None:
+        self._pipeline.check_columns(origins)
+        for wave in self._pipeline.waves:
+            columns = origins.get(wave.origin)
+            for name, stage in wave.graph.stages.items() if columns else ():
+                if stage.where is not None:
+                    upstream = {other: wave.graph.stages[other].table for other in wave.graph.requires[name]}
+                    if wave.origin != SOURCE:
+                        upstream[wave.origin] = StageTable(wave.origin, tuple(columns or ()))
+                    self.filters[name] = RowFilter(stage.where, f"stages.{name}.where", columns or (), upstream)
 
-    def of_source(self, stage: Stage) -> str | None:
-        """A stage's condition where it names columns of the source alone."""
-        if stage.where is None or self.of_upstream(stage):
-            return None
-        return stage.where
+    def reach(self, wave: Wave) -> bool:
+        """Make a wave's rows, where that takes no answers: its query reads the source, or what was made of it.
 
-    def of_upstream(self, stage: Stage) -> bool:
+        Raises
+        ------
+        StoreError
+            The query fails.
+        """
+        query = wave.query
+        if query is not None and self._made.issuperset(query.reads):
+            self._store.materialize(query)
+            self._made.add(query.name)
+        return wave.origin in self._made
+
+    def of_rows(self, stage: Stage) -> str | None:
+        """A stage's condition where it names columns of its rows alone."""
+        return None if stage.where is None or self.of_answers(stage) else stage.where
+
+    def of_answers(self, stage: Stage) -> bool:
         """Whether a stage's condition depends on other stages' answers."""
         if stage.where is None:
             return False
         named = {reference[0] for reference in column_references(stage.where, f"stages.{stage.name}.where")}
-        return bool(named & self._graph.stages.keys())
+        return bool(named & self._pipeline.stages.keys())
 
     def pending(self, stage: Stage) -> int | None:
         """Rows that the stage has to look at."""
-        return self.survey.pending(stage.name, stale=stage.name in self.stale, where=self.of_source(stage))
+        return self.survey.pending(stage.table, stale=stage.name in self.stale, where=self.of_rows(stage))
 
-    def sample(self, most: int) -> list[StoredRow]:
+    def sample(self, wave: Wave, most: int) -> list[StoredRow]:
         """Rows with something to do, for each stage some that are evenly spread over its own."""
         wanted: set[int] = set()
-        for name, stage in self._graph.stages.items():
-            stale, where = name in self.stale, self.of_source(stage)
-            wanted.update(self.survey.spread(name, most, stale=stale, where=where))
-        reader = self._store.reader(self._graph.needed, stale=self.stale, keep_errors=self._experiment.keep_errors)
+        for name, stage in wave.graph.stages.items():
+            wanted.update(self.survey.spread(stage.table, most, stale=name in self.stale, where=self.of_rows(stage)))
+        keep_errors = self._experiment.keep_errors
+        reader = self._store.reader(wave.graph.needed, origin=wave.origin, stale=self.stale, keep_errors=keep_errors)
         rows = []
         for chunk in sorted({row_id // CHUNK for row_id in wanted}):
             rows += [row for row in reader.read(chunk) if row.row_id in wanted]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,9 @@ from infermesh.errors import ConfigError, RequestError
 from infermesh.model import Model
 from infermesh.store import Column, StageTable
 from infermesh.templates import Template
-from infermesh.types import EmbeddingResult, GenerationResult, TranscriptionResult
+from infermesh.types import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
 
-Result = GenerationResult | EmbeddingResult | TranscriptionResult
+Result = GenerationResult | EmbeddingResult | TranscriptionResult | FunctionResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,9 @@ class Prepared:
 class Stage(Protocol):
     """One stage of a run.
 
-    Its ``templates`` and ``where`` say which stages and columns it reads. ``window`` requests are in flight at once,
-    and ``batch_size`` rows travel in one. ``facts`` is what decides every row's answer, in words; ``signature`` its
-    hash.
+    Its ``templates``, ``where`` and ``reads`` say which stages and columns it reads; ``rows`` is the sql stage whose
+    rows it takes, where the declaration says so. ``window`` requests are in flight at once, and ``batch_size`` rows
+    travel in one. ``facts`` is what decides every row's answer, in words; ``signature`` its hash.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Stage(Protocol):
     batch_size: int
     table: StageTable
     templates: list[Template]
+    rows: str | None
+    reads: Sequence[str]
     signature: str
     facts: dict[str, Any]
 
@@ -69,15 +73,25 @@ class Stage(Protocol):
         """The values of the kind's own columns."""
         ...
 
+    def stop(self) -> None:
+        """Send nothing more; what waits for its turn ends with ``StoppedError``."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the stage holds."""
+        ...
+
 
 class ModelStage:
     """The part of a stage that asks a model."""
 
     columns: ClassVar[tuple[Column, ...]]
     batch_size = 1
+    reads: Sequence[str] = ()
 
     def __init__(self, name: str, config: ModelStageConfig, context: StageContext) -> None:
         self.name = name
+        self.rows = config.rows
         self.where = config.where
         self.window = config.max_parallel_requests
         self.table = StageTable(name, self.columns)
@@ -93,7 +107,29 @@ class ModelStage:
         facts = {"kind": type(self).__name__.lower(), "where": self.where, "model": backends, "endpoint": endpoint}
         facts |= {f"params.{name}": value for name, value in sorted(self.params.items())}
         self.facts = {name: value for name, value in (facts | parts).items() if value is not None}
-        self.signature = hashlib.blake2b(repr(sorted(self.facts.items())).encode(), digest_size=16).hexdigest()
+        self.signature = hashed(sorted(self.facts.items()))
+
+    def stop(self) -> None:
+        """Send nothing more; requests that wait for their turn end with ``StoppedError``."""
+        self.model.stop()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def hashed(parts: Any) -> str:
+    """The hash of what decides an answer."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def module_hash(function: Any) -> str | None:
+    """A hash of the module that holds a function; comments and layout do not count. ``None`` without source."""
+    module = inspect.getmodule(function)
+    try:
+        tree = ast.dump(ast.parse(inspect.getsource(module or function)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    return hashlib.blake2b(tree.encode(), digest_size=8).hexdigest()
 
 
 def import_object(spec: str, path: str) -> Any:

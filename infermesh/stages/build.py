@@ -2,56 +2,194 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
-from infermesh.config import EmbedStage, Experiment, GenerateStage, StageConfig, TranscribeStage, nearest
+from infermesh.config import EmbedStage, Experiment, GenerateStage, PythonStage, RowStageConfig, SqlStage, nearest
 from infermesh.errors import ConfigError
-from infermesh.stages.base import Stage, StageContext
+from infermesh.sources import find, similar_file
+from infermesh.stages.base import Stage, StageContext, hashed
 from infermesh.stages.embed import Embed
 from infermesh.stages.generate import Generate
+from infermesh.stages.python import Python
 from infermesh.stages.transcribe import Transcribe
-from infermesh.store import Column
+from infermesh.store import SOURCE, Column, QueryTable
 from infermesh.store.filter import column_references
+from infermesh.store.reshape import stage_tables, tables_named
 
 READABLE = ("status",)
 
 
-def build_stages(experiment: Experiment, context: StageContext) -> StageGraph:
+def build_stages(experiment: Experiment, context: StageContext) -> Pipeline:
     """Build every stage and the graph between them.
 
     Raises
     ------
     ConfigError
-        A file or schema that a stage names is not there, a template does not parse, or the stages form a cycle.
+        A file or schema that a stage names is not there, a template does not parse, the stages form a cycle, or a
+        stage would take rows of two kinds.
     """
     problems: list[str] = []
     stages: dict[str, Stage] = {}
+    queries: dict[str, QueryTable] = {}
     context = replace(context, stages=tuple(experiment.stages))
     for name, config in experiment.stages.items():
         try:
-            stages[name] = _build(name, config, context)
+            if isinstance(config, SqlStage):
+                queries[name] = _query(name, config, context)
+            else:
+                stages[name] = _build(name, config, context)
         except ConfigError as error:
             problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
-    return StageGraph(stages)
+    return Pipeline(stages, queries)
 
 
-def _build(name: str, config: StageConfig, context: StageContext) -> Stage:
+def _build(name: str, config: RowStageConfig, context: StageContext) -> Stage:
     if isinstance(config, GenerateStage):
         return Generate(name, config, context)
     if isinstance(config, EmbedStage):
         return Embed(name, config, context)
-    if isinstance(config, TranscribeStage):
-        return Transcribe(name, config, context)
-    raise ConfigError(f"stages.{name}.kind: {config.kind} is not built yet")
+    if isinstance(config, PythonStage):
+        return Python(name, config, context)
+    return Transcribe(name, config, context)
+
+
+def _query(name: str, config: SqlStage, context: StageContext) -> QueryTable:
+    path, text = f"stages.{name}.query", config.query
+    if text.strip().endswith(".sql") and "\n" not in text.strip():
+        file = find(text.strip(), context.roots)
+        if file is None:
+            raise ConfigError(f"{path}: no file '{text}'.{similar_file(text.strip(), context.roots)}")
+        text = file.read_text(encoding="utf-8")
+    text = text.strip().rstrip(";")
+    return QueryTable(name, text, stage_tables(tables_named(text, path), context.stages))
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """The stages over one origin's rows: the source's, or those that a sql stage's query makes."""
+
+    origin: str
+    query: QueryTable | None
+    graph: StageGraph
+
+
+class Pipeline:
+    """All stages of a run, in waves: stages over the same rows stream; a sql stage's query waits for what it reads.
+
+    Attributes
+    ----------
+    waves
+        In an order in which each comes after those that its query reads.
+    stages
+        Name → stage over rows, in that order.
+    queries
+        Name → sql stage, in that order.
+    """
+
+    def __init__(self, stages: Mapping[str, Stage], queries: Mapping[str, QueryTable]) -> None:
+        names = {*stages, *queries}
+        requires: dict[str, set[str]] = {name: set(query.reads) - {SOURCE} for name, query in queries.items()}
+        for name, stage in stages.items():
+            requires[name] = {reference[0] for reference in references(stage)} & names
+            requires[name] |= {stage.rows} & queries.keys() if stage.rows else set()
+        try:
+            order = list(TopologicalSorter(requires).static_order())
+        except CycleError as error:
+            path = " → ".join(reversed(error.args[1]))
+            raise ConfigError(f"stages: {path} is a cycle: each waits for the next one's columns.") from None
+        origins = _origins(order, stages, queries, requires)
+        for name, stage in stages.items():
+            stage.table = replace(stage.table, origin=origins[name])
+        self.queries = {name: queries[name] for name in order if name in queries}
+        self.waves = [
+            Wave(
+                origin,
+                self.queries.get(origin),
+                StageGraph({name: stage for name, stage in stages.items() if origins[name] == origin}, origin),
+            )
+            for origin in (SOURCE, *self.queries)
+        ]
+        self.stages: dict[str, Stage] = {
+            name: stage for wave in self.waves for name, stage in wave.graph.stages.items()
+        }
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        """Name → hash of the stage's declaration and of those of all the stages over the same rows it builds on."""
+        return {name: signature for wave in self.waves for name, signature in wave.graph.signatures.items()}
+
+    def readers(self, stage: str) -> set[str]:
+        """The stages over the same rows that read a stage, or read one that does.
+
+        Raises
+        ------
+        ConfigError
+            There is no such stage, or it is a sql stage.
+        """
+        for wave in self.waves:
+            if stage in wave.graph.stages:
+                found: set[str] = set()
+                new = {stage}
+                while new:
+                    new = {reader for name in new for reader in wave.graph.feeds[name]} - found
+                    found |= new
+                return found
+        raise ConfigError(f"stage '{stage}': there is no such stage over rows.{nearest(stage, self.stages)}")
+
+    def check_columns(self, origins: Mapping[str, Sequence[Column]]) -> None:
+        """Every name that a template or condition uses must be a column of its rows or of a stage.
+
+        Raises
+        ------
+        ConfigError
+            One line per missing column, with the nearest one.
+        """
+        problems = [
+            problem
+            for wave in self.waves
+            if origins.get(wave.origin)  # an empty file tells of no columns, and no row will ask for them
+            for problem in wave.graph.missing_columns(origins[wave.origin])
+        ]
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def _origins(
+    order: Sequence[str],
+    stages: Mapping[str, Stage],
+    queries: Mapping[str, QueryTable],
+    requires: Mapping[str, set[str]],
+) -> dict[str, str]:
+    """Whose rows each stage takes: those of the sql stage that it reads, or of the stages that it reads."""
+    found = {name: name for name in queries}
+    for name in order:
+        if name in queries:
+            continue
+        stage = stages[name]
+        if stage.rows not in (None, SOURCE, *queries):
+            hint = nearest(str(stage.rows), [SOURCE, *queries])
+            raise ConfigError(f"stages.{name}.rows: expected 'source' or a sql stage, got '{stage.rows}'.{hint}")
+        for other in stage.reads:
+            if other not in stages and other not in queries:
+                raise ConfigError(f"stages.{name}.reads: no stage '{other}'.{nearest(other, [*stages, *queries])}")
+        read = {found[other]: other for other in sorted(requires[name])}
+        if stage.rows is not None:
+            read.setdefault(stage.rows, stage.rows)
+        if len(read) > 1:
+            each = ", ".join(f"{other} (rows of {origin})" for origin, other in read.items())
+            raise ConfigError(
+                f"stages.{name}: it reads stages over different rows: {each}. A stage of kind sql can join them."
+            )
+        found[name] = next(iter(read), SOURCE)
+    return found
 
 
 class StageGraph:
-    """The stages of a run and who reads whom, found from what templates and conditions name.
+    """The stages over one origin's rows and who reads whom, found from what templates and conditions name.
 
     Attributes
     ----------
@@ -63,17 +201,18 @@ class StageGraph:
         Name → its output columns that other stages read.
     """
 
-    def __init__(self, stages: dict[str, Stage]) -> None:
-        self._references = {name: _references(stage) for name, stage in stages.items()}
+    def __init__(self, stages: Mapping[str, Stage], origin: str = SOURCE) -> None:
+        self._origin = origin
+        self._references = {name: references(stage) for name, stage in stages.items()}
+        for name, stage in stages.items():
+            for other in stage.reads:
+                outputs = stages[other].table.outputs if other in stages else ()
+                self._references[name] |= {(other,), *((other, column.name) for column in outputs)}
         self.requires = {
             name: {reference[0] for reference in references if reference[0] in stages}
             for name, references in self._references.items()
         }
-        try:
-            order = list(TopologicalSorter(self.requires).static_order())
-        except CycleError as error:
-            path = " → ".join(reversed(error.args[1]))
-            raise ConfigError(f"stages: {path} is a cycle: each waits for the next one's columns.") from None
+        order = list(TopologicalSorter(self.requires).static_order())
         # Stages that do not depend on each other keep the order in which they were written.
         depth: dict[str, int] = {}
         for name in order:
@@ -98,40 +237,35 @@ class StageGraph:
         found: dict[str, str] = {}
         for name, stage in self.stages.items():
             upstream = [found[other] for other in sorted(self.requires[name])]
-            found[name] = hashlib.blake2b("|".join([stage.signature, *upstream]).encode(), digest_size=16).hexdigest()
+            found[name] = hashed([stage.signature, *upstream])
         return found
 
-    def check_columns(self, source: Sequence[Column]) -> None:
-        """Every name that a template or condition uses must be a column of the source or of a stage.
-
-        Raises
-        ------
-        ConfigError
-            One line per missing column, with the nearest one.
-        """
-        columns = {column.name for column in source}
+    def missing_columns(self, rows: Sequence[Column]) -> list[str]:
+        """A line for each name that a template uses and that is neither a column of the rows nor of a stage."""
         problems = []
+        columns = {column.name for column in rows}
+        outputs = {
+            name: [*(column.name for column in stage.table.outputs), *READABLE] for name, stage in self.stages.items()
+        }
+        whose = "the source"
+        if self._origin != SOURCE:
+            outputs[self._origin], whose = [*columns, *READABLE], f"stage '{self._origin}'"
         for name, stage in self.stages.items():
             for template in stage.templates:
-                for used in sorted(template.names - columns - set(self.stages)):
-                    hint = nearest(used, columns | set(self.stages))
-                    problems.append(f"{template.path}: '{used}' is neither a column of the source nor a stage.{hint}")
+                for used in sorted(template.names - columns - outputs.keys()):
+                    hint = nearest(used, columns | outputs.keys())
+                    problems.append(f"{template.path}: '{used}' is neither a column of {whose} nor a stage.{hint}")
             for reference in sorted(self._references[name]):
-                if reference[0] in self.stages and len(reference) > 1:
-                    outputs = [column.name for column in self.stages[reference[0]].table.outputs] + list(READABLE)
+                if reference[0] in outputs and len(reference) > 1 and reference[1] not in outputs[reference[0]]:
                     upstream, column = reference[:2]
-                    if column not in outputs:
-                        hint = nearest(column, outputs)
-                        problems.append(
-                            f"stages.{name}: '{upstream}.{column}' is no column of stage '{upstream}'.{hint}"
-                        )
-        if problems:
-            raise ConfigError("\n".join(problems))
+                    hint = nearest(column, outputs[upstream])
+                    problems.append(f"stages.{name}: '{upstream}.{column}' is no column of stage '{upstream}'.{hint}")
+        return problems
 
 
-def _references(stage: Stage) -> set[tuple[str, ...]]:
+def references(stage: Stage) -> set[tuple[str, ...]]:
     """``(name,)`` and ``(name, column)`` of everything that the stage's templates and condition mention."""
-    found: set[tuple[str, ...]] = set()
+    found: set[tuple[str, ...]] = {(name,) for name in stage.reads}
     for template in stage.templates:
         found |= {(name,) for name in template.names}
         found |= template.columns

@@ -43,6 +43,8 @@ class Generate(ModelStage):
             self.table = StageTable(name, (*self.columns, Column(METADATA, "JSON")))
         self._system = load_template(config.system, f"{path}.system", context.roots) if config.system else None
         self.templates = [item for item in (self._prompt, self._messages, self._system) if item is not None]
+        # Parsing decides the stored answer, without being a part of the request.
+        self._identity = f"{self.model.identity}|parsed" if config.parse_json else self.model.identity
         self._format = _response_format(config.response_format, f"{path}.response_format", context.roots)
         if self._format is None and config.parse_json:
             self._format = ResponseFormat.any_json()
@@ -77,7 +79,7 @@ class Generate(ModelStage):
         request = self.model.generation_request(
             content, self.params, system=system, response_format=self._format, endpoint=endpoint
         )
-        return Prepared(request, request_key(request, self.model.identity), carried)
+        return Prepared(request, request_key(request, self._identity), carried)
 
     async def answer(self, prepared: Sequence[Prepared]) -> Sequence[GenerationResult | RequestError]:
         """One request for one row."""

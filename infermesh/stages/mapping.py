@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +10,7 @@ import orjson
 
 from infermesh.config import OWN_FIELDS, nearest
 from infermesh.errors import ConfigError, InputError
-from infermesh.stages.base import import_object
+from infermesh.stages.base import import_object, module_hash
 from infermesh.types import Endpoint
 
 METADATA = "metadata"
@@ -96,14 +93,7 @@ class Mapper:
     @property
     def code(self) -> str | None:
         """A hash of the module that holds the function; comments and layout do not count. ``None`` without source."""
-        if self._function is None:
-            return None
-        module = inspect.getmodule(self._function)
-        try:
-            tree = ast.dump(ast.parse(inspect.getsource(module or self._function)))
-        except (OSError, TypeError, SyntaxError):
-            return None
-        return hashlib.blake2b(tree.encode(), digest_size=8).hexdigest()
+        return None if self._function is None else module_hash(self._function)
 
 
 def generation_row(row: Mapping[str, Any]) -> Mapped:

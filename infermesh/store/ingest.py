@@ -16,14 +16,14 @@ import orjson
 from infermesh.errors import ConfigError
 from infermesh.sources import Source
 from infermesh.store.ragged import compressed, csv_dialect, read_ragged, reads_whole
-from infermesh.store.schema import Column, quoted
+from infermesh.store.schema import SOURCE, Column, literal, quoted
 
 _RESERVED = ("row_id", "row_key")
 _MAX_LINE = 32 * 1024 * 1024  # bytes; the reader holds a few buffers of this size
 
 
-def ingest(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
-    """Create and fill ``source`` and ``source_errors``.
+def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = SOURCE) -> None:
+    """Create and fill ``source``, or another table for its rows, and ``source_errors``.
 
     Files are read more than once instead of being held: what is kept between the passes is a row number and a hash a
     row, so that ten million rows are taken in with a few hundred megabytes.
@@ -35,9 +35,9 @@ def ingest(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     """
     try:
         if source.format == "jsonl":
-            _jsonl(connection, source)
+            _jsonl(connection, source, table)
         else:
-            _relation(connection, source)
+            _relation(connection, source, table)
     except duckdb.Error as error:
         where = ", ".join(source.files) or "source.sql"
         raise ConfigError(f"source: {where} could not be read: {_short(error)}") from None
@@ -47,8 +47,8 @@ def _short(error: duckdb.Error) -> str:
     return " ".join(str(error).split())[:600]
 
 
-def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
-    files = f"[{', '.join(_string(file) for file in source.files)}]"
+def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
+    files = f"[{', '.join(literal(file) for file in source.files)}]"
     for file in source.files:
         _check_start(file)
     layout = "array" if _is_array(source.files[0]) else "newline_delimited"
@@ -57,11 +57,11 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
         f"format='{layout}', ignore_errors=true, maximum_object_size={_MAX_LINE}) {_limit(source)}))"
     )
     structure = _json_structure(connection, lines)
-    _check_names(list(structure))
+    check_names(list(structure))
     columns = ""
     if structure:
-        columns = f", unnest(json_transform(json, {_string(orjson.dumps(structure).decode())}))"
-    _create_source(connection, lines, "json(json)::VARCHAR", columns)
+        columns = f", unnest(json_transform(json, {literal(orjson.dumps(structure).decode())}))"
+    _create(connection, table, lines, "json(json)::VARCHAR", columns)
     connection.execute(
         "INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' ELSE "
         f"'not a JSON object but ' || lower(json_type(json)) END FROM {lines} "
@@ -91,8 +91,8 @@ def _limit(source: Source) -> str:
     return "" if source.limit is None else f"LIMIT {source.limit}"
 
 
-def _create_source(connection: duckdb.DuckDBPyConnection, rows: str, content: str, columns: str) -> None:
-    """``source`` from a subquery with ``row_id``: the hash of ``content`` and its occurrence make ``row_key``."""
+def _create(connection: duckdb.DuckDBPyConnection, table: str, rows: str, content: str, columns: str) -> None:
+    """A table of rows from a subquery with ``row_id``: the hash of ``content`` and its occurrence make ``row_key``."""
     connection.execute(
         f"CREATE TEMP TABLE hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash FROM {rows}"
     )
@@ -109,16 +109,13 @@ def _create_source(connection: duckdb.DuckDBPyConnection, rows: str, content: st
             "LEFT JOIN repeated o ON o.row_id = h.row_id ORDER BY h.row_id"
         )
         occurrence, join = "__occurrence", "POSITIONAL JOIN occurrences"
+    keyed = f"(SELECT *, printf('%016x', md5_number_lower({content})) AS __key FROM {rows})"
     connection.execute(
-        f"CREATE TABLE source AS SELECT r.row_id, coalesce(__key, 'malformed') || '-' || {occurrence} AS row_key"
-        f"{columns} FROM (SELECT *, printf('%016x', md5_number_lower({content})) AS __key FROM {rows}) r {join}"
+        f"CREATE TABLE {quoted(table)} AS SELECT r.row_id, coalesce(__key, 'malformed') || '-' || {occurrence} "
+        f"AS row_key{columns} FROM {keyed} r {join}"
     )
     for table in ("hashes", "repeated", "occurrences"):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
-
-
-def _string(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> dict[str, str]:
@@ -176,63 +173,83 @@ def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None
                     )
 
 
-def _relation(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
-    files = f"[{', '.join(_string(file) for file in source.files)}]"
+def _relation(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
+    files = f"[{', '.join(literal(file) for file in source.files)}]"
     if source.format == "csv":
         # Left to find it out, DuckDB takes a file with one malformed line for a file of one column.
         dialect = "" if compressed(source.files) else f", {csv_dialect(source.files[0])}"
         relation = f"SELECT * FROM read_csv({files}, all_varchar=true, header=true, union_by_name=true{dialect})"
         if dialect and not reads_whole(relation):
-            _ragged(connection, source)
+            _ragged(connection, source, table)
             return
     elif source.format == "parquet":
         relation = f"SELECT * FROM read_parquet({files}, union_by_name=true)"
     else:
-        # A query may answer differently the second time: its rows are kept.
         query = (source.sql or "").strip().rstrip(";")
-        connection.execute(f"CREATE TEMP TABLE queried AS SELECT * FROM ({query}\n) {_limit(source)}")
-        relation = "SELECT * FROM queried"
+        query_rows(connection, table, f"SELECT * FROM ({query}\n) {_limit(source)}")
+        return
+    _create_from(connection, table, relation, _limit(source), SOURCE)
+
+
+def query_rows(connection: duckdb.DuckDBPyConnection, table: str, query: str, path: str = SOURCE) -> None:
+    """Create a table of rows from a query, each with the row_key of its content.
+
+    Raises
+    ------
+    ConfigError
+        The query has a column that the table needs for itself; ``path`` is where the query stands in the config.
+    """
+    # A query may answer differently the second time: its rows are kept.
+    connection.execute(f"CREATE TEMP TABLE queried AS {query}")
+    _create_from(connection, table, "SELECT * FROM queried", "", path)
+    connection.execute("DROP TABLE queried")
+
+
+def _create_from(connection: duckdb.DuckDBPyConnection, table: str, relation: str, limit: str, path: str) -> None:
     names = [row[0] for row in connection.execute(f"DESCRIBE {relation}").fetchall()]
-    _check_names(names)
-    rows = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM ({relation} {_limit(source)}))"
+    check_names(names, path)
+    rows = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM ({relation} {limit}))"
     columns = "".join(f", {quoted(name)}" for name in names)
     content = f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
-    _create_source(connection, rows, content, columns)
-    connection.execute("DROP TABLE IF EXISTS queried")
+    _create(connection, table, rows, content, columns)
 
 
-def _ragged(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
+def _ragged(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
     read_ragged(connection, source.files, "ragged")
     names = [row[0] for row in connection.execute("DESCRIBE ragged").fetchall()]
     names = [name for name in names if name not in ("row_id", "__line", "__error")]
-    _check_names(names)
+    check_names(names)
     rows = "(SELECT * FROM ragged)" if source.limit is None else f"(SELECT * FROM ragged WHERE row_id < {source.limit})"
     content = f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
     columns = "".join(f", {quoted(name)}" for name in names)
-    _create_source(connection, rows, f"CASE WHEN __error IS NULL THEN {content} END", columns)
+    _create(connection, table, rows, f"CASE WHEN __error IS NULL THEN {content} END", columns)
     connection.execute(
         f"INSERT INTO source_errors SELECT row_id, __line, __error FROM {rows} WHERE __error IS NOT NULL"
     )
     connection.execute("DROP TABLE ragged")
 
 
-def _check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str], path: str = SOURCE) -> None:
+    """Refuse columns that a table of rows needs for itself, and such as SQL cannot tell apart."""
     seen: dict[str, str] = {}
     for name in names:
         lowered = name.lower()
         if lowered in _RESERVED:
             raise ConfigError(
-                f"source: a column is called '{name}', which the source table needs for itself. Rename it, or select "
-                f'it under another name: source: {{sql: "select {name} as id, … from …"}}.'
+                f"{path}: a column is called '{name}', which the table needs for itself. Rename it, or select it under "
+                + (
+                    "another name: "
+                    + ('source: {sql: "select NAME as id, … from …"}.' if path == SOURCE else "select NAME as id.")
+                ).replace("NAME", name)
             )
         if lowered in seen:
             raise ConfigError(
-                f"source: columns '{seen[lowered]}' and '{name}' differ in case only, which SQL cannot tell."
+                f"{path}: columns '{seen[lowered]}' and '{name}' differ in case only, which SQL cannot tell."
             )
         seen[lowered] = name
 
 
-def source_columns(connection: duckdb.DuckDBPyConnection) -> list[Column]:
-    """The user's columns of ``source``, in order."""
-    rows = connection.execute("SELECT column_name, column_type FROM (DESCRIBE source)").fetchall()
+def row_columns(connection: duckdb.DuckDBPyConnection, table: str = SOURCE) -> list[Column]:
+    """The user's columns of ``source``, or of another table of rows, in order."""
+    rows = connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {quoted(table)})").fetchall()
     return [Column(name, kind) for name, kind in rows if name not in _RESERVED]

@@ -15,7 +15,7 @@ import duckdb
 import orjson
 
 from infermesh.errors import StoreError
-from infermesh.store.schema import LIVE, StageTable, quoted
+from infermesh.store.schema import SOURCE, StageTable, live, quoted
 
 _CHUNK = 2048
 _DDL = """
@@ -55,7 +55,8 @@ _FIELDS: dict[str, tuple[tuple[str, str, str | None], ...]] = {
 }
 _MORE = {"generate": (("reasoning", "reasoning", None), ("tool_calls", "tool_calls", None))}
 _ERROR = (("error", "error", None), ("error_type", "error_type", None))
-_SETTLED = f"s.status IS NOT NULL AND {LIVE}"
+_LIVE = live(SOURCE)
+_SETTLED = f"s.status IS NOT NULL AND {_LIVE}"
 
 
 @dataclass(slots=True)
@@ -139,7 +140,7 @@ class OutputTable:
     def redone(self, *, stale: bool, keep_errors: bool) -> Iterator[int]:
         """The rows that may be done again, or that have gone from the source: a line of theirs is old."""
         found = self._connection.execute(
-            f"SELECT s.row_id FROM {self._table} s WHERE {_redone(stale, keep_errors)} OR NOT ({LIVE})"
+            f"SELECT s.row_id FROM {self._table} s WHERE {_redone(stale, keep_errors)} OR NOT ({_LIVE})"
         )
         while rows := found.fetchmany(_CHUNK):
             yield from (row_id for (row_id,) in rows)
@@ -158,7 +159,7 @@ class OutputTable:
     @property
     def retired(self) -> int:
         """Rows that were settled and are in the source no more."""
-        row = self._connection.execute(f"SELECT count(*) FROM {self._table} s WHERE NOT ({LIVE})").fetchone()
+        row = self._connection.execute(f"SELECT count(*) FROM {self._table} s WHERE NOT ({_LIVE})").fetchone()
         return 0 if row is None else int(row[0])
 
     def record(self) -> OutputRecord | None:

@@ -8,7 +8,7 @@ import duckdb
 import orjson
 
 from infermesh.sources import Source
-from infermesh.store.ingest import ingest, source_columns
+from infermesh.store.ingest import ingest, row_columns
 from infermesh.store.schema import SOURCE_ERRORS_DDL, quoted
 
 
@@ -17,7 +17,7 @@ def sample(source: Source) -> list[dict[str, Any]]:
     with duckdb.connect() as connection:
         connection.execute(SOURCE_ERRORS_DDL)
         ingest(connection, source)
-        columns = source_columns(connection)
+        columns = row_columns(connection)
         names = [column.name for column in columns]
         json = {column.name for column in columns if column.type == "JSON"}
         select = ", ".join(quoted(name) for name in names) or "NULL"

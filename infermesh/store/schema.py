@@ -5,7 +5,7 @@ Times are UTC timestamps, durations seconds, costs US dollars.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,11 @@ SETTINGS: dict[str, Any] = {"python_enable_replacements": False}
 def quoted(name: str) -> str:
     """``name`` as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """``text`` as an SQL string."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +75,43 @@ RUN_DDL = """
 CREATE TABLE IF NOT EXISTS run (
     run_id VARCHAR, experiment VARCHAR, status VARCHAR, config JSON, config_hash VARCHAR, git_revision VARCHAR,
     versions JSON, started_at TIMESTAMP, finished_at TIMESTAMP, schema_version INTEGER, source_fingerprint VARCHAR,
-    signatures JSON, roots JSON, overrides JSON
+    signatures JSON, roots JSON, overrides JSON, facts JSON
 )"""
 SESSIONS_DDL = """
 CREATE TABLE IF NOT EXISTS sessions (
     session INTEGER, started_at TIMESTAMP, finished_at TIMESTAMP, elapsed_s DOUBLE, status VARCHAR, reason VARCHAR
 )"""
-RETIRED_DDL = "CREATE TABLE IF NOT EXISTS retired (row_id BIGINT)"
-LIVE = "s.row_id NOT IN (SELECT row_id FROM retired)"  # a row that the source no longer holds stays in the tables
+RETIRED_DDL = "CREATE TABLE IF NOT EXISTS retired (row_id BIGINT, origin VARCHAR DEFAULT 'source')"
+MATERIALIZED_DDL = "CREATE TABLE IF NOT EXISTS materialized (stage VARCHAR, stamp VARCHAR)"
+SOURCE = "source"
 SOURCE_ERRORS_DDL = "CREATE TABLE IF NOT EXISTS source_errors (row_id BIGINT, line BIGINT, error VARCHAR)"
 ATTEMPTS_DDL = f"CREATE TABLE IF NOT EXISTS attempts ({', '.join(column.ddl for column in ATTEMPTS)})"
+COMMON_DDL = (RUN_DDL, SESSIONS_DDL, SOURCE_ERRORS_DDL, RETIRED_DDL, MATERIALIZED_DDL, ATTEMPTS_DDL)
+MIGRATIONS = (  # what schema 1 did not have
+    "ALTER TABLE run ADD COLUMN IF NOT EXISTS overrides JSON",
+    "ALTER TABLE run ADD COLUMN IF NOT EXISTS facts JSON",
+    "ALTER TABLE retired ADD COLUMN IF NOT EXISTS origin VARCHAR DEFAULT 'source'",
+)
+
+
+def live(origin: str) -> str:
+    """A condition on ``s``, a row of ``origin`` or of a stage over it: it has not gone from there.
+
+    A row that its origin no longer holds stays in the tables.
+    """
+    return f"s.row_id NOT IN (SELECT row_id FROM retired WHERE origin = {literal(origin)})"
 
 
 @dataclass(frozen=True, slots=True)
 class StageTable:
-    """One stage's table: its name and the columns that its kind puts out."""
+    """One stage's table: its name, the columns that its kind puts out, and whose rows it takes.
+
+    ``origin`` is ``source``, or the name of a sql stage.
+    """
 
     name: str
     outputs: tuple[Column, ...]
+    origin: str = SOURCE
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -101,26 +125,62 @@ class StageTable:
         return f"CREATE TABLE IF NOT EXISTS {quoted(self.name)} ({columns})"
 
 
-def views(source_columns: Iterable[Column], stages: Iterable[StageTable]) -> list[str]:
-    """``results`` (a row per source row) and ``progress`` (counts per stage and status)."""
-    stages = list(stages)
-    select = ["s.row_id", "s.row_key", *(f"s.{quoted(column.name)}" for column in source_columns)]
+@dataclass(frozen=True, slots=True)
+class QueryTable:
+    """The table of a sql stage: what its query asks, and which tables of the run it names."""
+
+    name: str
+    query: str
+    reads: tuple[str, ...]
+
+
+def results_view(origin: str) -> str:
+    """The name of the view with a row for each row of an origin."""
+    return "results" if origin == SOURCE else f"{origin}_results"
+
+
+def views(origins: Mapping[str, Sequence[Column]], stages: Sequence[StageTable]) -> list[str]:
+    """``results`` (a row per source row), such a view for each sql stage, and ``progress``.
+
+    ``origins`` are the source and the sql stages with their columns.
+    """
+    made = [
+        _results(origin, columns, [stage for stage in stages if stage.origin == origin])
+        for origin, columns in origins.items()
+    ]
+    counts: list[str] = []
+    for origin in origins:
+        if origin != SOURCE:
+            asked = f"EXISTS (SELECT 1 FROM materialized WHERE stage = {literal(origin)})"
+            state = f"CASE WHEN {asked} THEN 'done' ELSE 'pending' END"
+            counts.append(
+                f"SELECT {len(counts)} AS position, {literal(origin)} AS stage, {state} AS status, count(*) AS rows "
+                f"FROM {quoted(origin)} s WHERE {live(origin)}"
+            )
+        for stage in stages:
+            if stage.origin == origin:
+                counts.append(
+                    f"SELECT {len(counts)} AS position, {literal(stage.name)} AS stage, coalesce(t.status, 'pending') "
+                    f"AS status, count(*) AS rows FROM {quoted(origin)} s LEFT JOIN {quoted(stage.name)} t "
+                    f"ON t.row_id = s.row_id WHERE {live(origin)} GROUP BY ALL"
+                )
+    made.append(
+        f"CREATE OR REPLACE VIEW progress AS SELECT stage, status, rows FROM ({' UNION ALL '.join(counts)}) "
+        "ORDER BY position, status"
+    )
+    return made
+
+
+def _results(origin: str, columns: Sequence[Column], stages: Sequence[StageTable]) -> str:
+    select = ["s.row_id", "s.row_key", *(f"s.{quoted(column.name)}" for column in columns)]
     joins = []
-    counts = []
     for number, stage in enumerate(stages):
         alias = f"t{number}"
-        table = quoted(stage.name)
         select += [
             f"{alias}.{quoted(column.name)} AS {quoted(f'{stage.name}_{column.name}')}" for column in stage.columns[1:]
         ]
-        joins.append(f"LEFT JOIN {table} {alias} ON {alias}.row_id = s.row_id")
-        literal = "'" + stage.name.replace("'", "''") + "'"
-        counts.append(
-            f"SELECT {number} AS position, {literal} AS stage, coalesce(t.status, 'pending') AS status, count(*) AS "
-            f"rows FROM source s LEFT JOIN {table} t ON t.row_id = s.row_id WHERE {LIVE} GROUP BY ALL"
-        )
-    return [
-        f"CREATE OR REPLACE VIEW results AS SELECT {', '.join(select)} FROM source s {' '.join(joins)} WHERE {LIVE}",
-        f"CREATE OR REPLACE VIEW progress AS SELECT stage, status, rows FROM ({' UNION ALL '.join(counts)}) "
-        "ORDER BY position, status",
-    ]
+        joins.append(f"LEFT JOIN {quoted(stage.name)} {alias} ON {alias}.row_id = s.row_id")
+    return (
+        f"CREATE OR REPLACE VIEW {quoted(results_view(origin))} AS SELECT {', '.join(select)} "
+        f"FROM {quoted(origin)} s {' '.join(joins)} WHERE {live(origin)}"
+    )

@@ -11,8 +11,9 @@ import duckdb
 import orjson
 
 from infermesh.errors import StoreError
-from infermesh.store.database import _SETTLED, _SETTLED_WITH_ERRORS, connect
-from infermesh.store.schema import LIVE, quoted
+from infermesh.store.database import connect
+from infermesh.store.pending import _SETTLED, _SETTLED_WITH_ERRORS
+from infermesh.store.schema import SOURCE, StageTable, live, quoted
 from infermesh.store.usage import databases
 
 __all__ = ["Measured", "Survey", "measured"]
@@ -40,7 +41,7 @@ class Survey:
         self._connection = connection
         self._settled = _SETTLED_WITH_ERRORS if keep_errors else _SETTLED
 
-    def pending(self, stage: str, *, stale: bool, where: str | None) -> int | None:
+    def pending(self, stage: StageTable, *, stale: bool, where: str | None) -> int | None:
         """How many rows a stage has to look at; malformed lines and rows that ``where`` leaves out do not count.
 
         Parameters
@@ -48,30 +49,34 @@ class Survey:
         stale
             Count rows with a state too: the stage's declaration has changed.
         where
-            A condition over the source's columns.
+            A condition over the columns of the stage's rows.
 
         Returns
         -------
         int | None
             ``None`` where the condition cannot be decided for all rows at once.
         """
-        found = self._tried(f"SELECT count(*) FROM source s WHERE {self._pending(stage, stale)}", where)
+        found = self._tried(f"SELECT count(*) FROM {quoted(stage.origin)} s WHERE {self._pending(stage, stale)}", where)
         return None if found is None else int(found[0][0])
 
-    def spread(self, stage: str, most: int, *, stale: bool, where: str | None) -> list[int]:
+    def spread(self, stage: StageTable, most: int, *, stale: bool, where: str | None) -> list[int]:
         """At most so many row_ids of these rows, evenly spread over them."""
         inner = (
-            "SELECT s.row_id, row_number() OVER (ORDER BY s.row_id) - 1 AS n, count(*) OVER () AS total FROM source s "
-            f"WHERE {self._pending(stage, stale)}"
+            "SELECT s.row_id, row_number() OVER (ORDER BY s.row_id) - 1 AS n, count(*) OVER () AS total FROM "
+            f"{quoted(stage.origin)} s WHERE {self._pending(stage, stale)}"
         )
         every = f"n = 0 OR total <= {most} OR (n * {most}) // total <> ((n - 1) * {most}) // total"
         found = self._tried(f"SELECT row_id FROM ({inner}\n) WHERE {every} ORDER BY n LIMIT {most}", where)
         return [row_id for (row_id,) in found or ()]
 
-    def _pending(self, stage: str, stale: bool) -> str:
-        parts = [LIVE, "s.row_id NOT IN (SELECT row_id FROM source_errors)", "__WHERE__"]
+    def _pending(self, stage: StageTable, stale: bool) -> str:
+        parts = [live(stage.origin), "__WHERE__"]
+        if stage.origin == SOURCE:
+            parts.append("s.row_id NOT IN (SELECT row_id FROM source_errors)")
         if not stale:
-            parts.append(f"NOT EXISTS (SELECT 1 FROM {quoted(stage)} t WHERE t.row_id = s.row_id AND {self._settled})")
+            parts.append(
+                f"NOT EXISTS (SELECT 1 FROM {quoted(stage.name)} t WHERE t.row_id = s.row_id AND {self._settled})"
+            )
         return " AND ".join(parts)
 
     def _tried(self, sql: str, where: str | None) -> list[Any] | None:

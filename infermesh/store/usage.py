@@ -14,11 +14,10 @@ import orjson
 from infermesh.config import Experiment
 from infermesh.errors import StoreError
 from infermesh.limits import DayUsage
-from infermesh.store.database import connect
+from infermesh.store.database import DATABASE, connect
 
-__all__ = ["DATABASE_NAME", "databases", "day_limited", "used_today"]
+__all__ = ["databases", "day_limited", "used_today"]
 
-DATABASE_NAME = "run.duckdb"
 # A limiter takes back what was turned away or never arrived; so does this count.
 _NOT_COUNTED = ("rate_limit", "connection", "input", "stopped")
 _CONFIG = "SELECT config FROM run"
@@ -45,7 +44,7 @@ def day_limited(experiment: Experiment) -> set[str]:
 
 def databases(outputs: Path) -> list[Path]:
     """Every run's database below a folder, the newest first by when it was last written."""
-    found = [path for path in outputs.rglob(DATABASE_NAME) if not path.parent.is_symlink()]
+    found = [path for path in outputs.rglob(DATABASE) if not path.parent.is_symlink()]
     return sorted(found, key=_written_at, reverse=True)
 
 

@@ -63,6 +63,7 @@ class GroupWriter:
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._idle = threading.Event()
         self._closing = False
         self.failure: Exception | None = None
         self._queued = 0
@@ -86,6 +87,12 @@ class GroupWriter:
             self._queued += 1
         if self._queued >= _WAKE_AT:
             self._wake.set()
+
+    def flush(self) -> None:
+        """Return once everything queued so far is committed, or writing has failed."""
+        while self.backlog and self.failure is None:
+            self._wake.set()
+            self._idle.wait(self._interval)
 
     def close(self) -> None:
         """Commit what is queued and end the thread. Raises the failure if there was one."""
@@ -138,6 +145,8 @@ class GroupWriter:
                     appender.append_rows(values[start : start + step])
         connection.commit()
         self._writing = 0
+        self._idle.set()
+        self._idle.clear()
         if self._on_rows is not None:
             self._on_rows(rows)
         if self._on_commit is not None:

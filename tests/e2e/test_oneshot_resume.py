@@ -15,7 +15,7 @@ from tests.e2e.oneshot_shell import Shell
 from tests.support import totals, write_jsonl
 
 GENERATE = ("generate", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl")
-ROWS = 120
+ROWS = 300
 
 
 def prompts(count: int = ROWS) -> list[dict[str, Any]]:

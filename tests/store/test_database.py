@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -237,14 +237,14 @@ class TestOpening:
         write_jsonl(tmp_path / "rows.jsonl", texts(2))
         again = RunStore(tmp_path / "run.duckdb", StoreConfig())
 
-        def refuse(columns: Sequence[Column]) -> None:
+        def refuse(origins: Mapping[str, Sequence[Column]]) -> None:
             raise ConfigError("no")
 
         source = resolve(SourceConfig(path="rows.jsonl"), [tmp_path])
         with pytest.raises(ConfigError):
             again.prepare(source, (ANSWERS,), RECORD | {"config_hash": "new"}, check=refuse)
         assert again.run_value("config_hash") == "abc"
-        assert again.total == 4
+        assert again.total() == 4
         again.close()
 
     def test_a_stage_named_as_a_source_column(self, tmp_path: Path) -> None:

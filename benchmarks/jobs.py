@@ -1,0 +1,173 @@
+"""Runs to measure: their rows, their declaration, in this process with a probe on the loop or as a user starts them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import environment
+
+PROMPT = "What is the capital of France? Answer in one short sentence, please; this is question number {{ id }}."
+_PERIOD_S = 0.005
+
+
+class LagProbe:
+    """Measures how late a five-millisecond timer comes; also an observer of a run that does nothing else."""
+
+    def __init__(self) -> None:
+        self.late_s: list[float] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def start(self, stats: object = None) -> None:
+        """Start measuring."""
+        self._task = asyncio.get_running_loop().create_task(self._measure())
+
+    def tick(self, stats: object) -> None:
+        """Draw nothing."""
+
+    def stop(self, stats: object = None) -> None:
+        """End measuring."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _measure(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(_PERIOD_S)
+            self.late_s.append(time.perf_counter() - before - _PERIOD_S)
+
+    def summary(self) -> dict[str, float]:
+        """Median, 99.9th percentile and worst lateness in milliseconds."""
+        late = sorted(self.late_s) or [0.0]
+        return {
+            "median_ms": 1e3 * late[len(late) // 2],
+            "p999_ms": 1e3 * late[int(0.999 * (len(late) - 1))],
+            "worst_ms": 1e3 * late[-1],
+        }
+
+
+def idle(seconds: float) -> dict[str, float]:
+    """How late the timers of a loop come that does nothing else: the machine's own part; made for ``isolated``."""
+    from infermesh.execution import run_loop
+
+    async def main() -> dict[str, float]:
+        probe = LagProbe()
+        probe.start()
+        await asyncio.sleep(seconds)
+        probe.stop()
+        return probe.summary()
+
+    found: dict[str, float] = run_loop(main())
+    return found
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """A JSONL file of so many rows, a hundred and twenty bytes each."""
+    with path.open("w") as lines:
+        lines.writelines(json.dumps({"id": number, "note": "x" * 100}) + "\n" for number in range(count))
+    return path
+
+
+def experiment(url: str, rows: str | Path, stages: int = 1, window: int = 64) -> dict[str, Any]:
+    """A run of generate stages, each with the answer of the one before in its prompt; ``window`` in flight in all."""
+    chain: dict[str, Any] = {}
+    for number in range(stages):
+        before = f" {{{{ s{number - 1}.text }}}}" if number else ""
+        chain[f"s{number}"] = {
+            "kind": "generate",
+            "model": "m",
+            "prompt": PROMPT + before,
+            "max_parallel_requests": max(window // stages, 1),
+        }
+    return {
+        "name": "benchmark",
+        "source": {"path": str(rows)},
+        "deployments": {"d": {"model": "hosted_vllm/static", "api_base": url}},
+        "models": {"m": {"deployments": ["d"]}},
+        "stages": chain,
+    }
+
+
+def run_once(url: str, rows: int, stages: int, window: int) -> dict[str, float]:
+    """One run in a new folder, from its declaration to its last commit; made for ``isolated``.
+
+    A run of a few rows goes before it, so that imports and bytecode are not in the seconds.
+    """
+    _run(url, 64, stages, window)
+    return _run(url, rows, stages, window)
+
+
+def _run(url: str, rows: int, stages: int, window: int) -> dict[str, float]:
+    from infermesh.execution import execute
+
+    probe = LagProbe()
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_rows(Path(folder) / "rows.jsonl", rows)
+        cpu, started = time.process_time(), time.perf_counter()
+        outcome = execute(
+            experiment(url, source, stages, window), Path(folder) / "r" / "1", roots=[Path.cwd()], observer=probe
+        )
+        found = {"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
+    assert outcome.exit_code == 0, outcome
+    assert all(counts == {"done": rows} for counts in outcome.counts.values()), outcome.counts
+    return found | probe.summary()
+
+
+def command(*arguments: str) -> list[str]:
+    """``infermesh …`` as installed beside this interpreter."""
+    installed = Path(sys.executable).with_name("infermesh")
+    return [str(installed), *arguments] if installed.exists() else [sys.executable, "-m", "infermesh", *arguments]
+
+
+def project(folder: Path, url: str, rows: int, window: int = 64) -> None:
+    """A project of a user's: rows.jsonl and an experiment called benchmark, of one generate stage."""
+    write_rows(folder / "rows.jsonl", rows)
+    target = folder / "conf" / "experiment" / "benchmark.yaml"
+    target.parent.mkdir(parents=True)
+    target.write_text("# @package _global_\n" + json.dumps(experiment(url, "rows.jsonl", 1, window), indent=1))
+
+
+def launch(arguments: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Start a command in a folder, its words kept from the terminal."""
+    with open(folder / "stderr.txt", "wb") as errors:
+        return subprocess.Popen(
+            arguments,
+            cwd=folder,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+
+
+def ended(process: subprocess.Popen[bytes], folder: Path, expected: Sequence[int] = (0,)) -> None:
+    """Wait for a launched command; ``RuntimeError`` with its last words where it ended with another code."""
+    code = process.wait()
+    if code not in expected:
+        words = (folder / "stderr.txt").read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"exit code {code}: {words}")
+
+
+def peak_rss(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Run a command to its end; its peak resident memory in MB (10⁶ bytes), and its seconds.
+
+    A process that starts another one hands it its own peak as the first value, so whoever calls this must be small.
+    """
+    started = time.perf_counter()
+    process = launch(arguments, folder)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    ended(process, folder)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return usage.ru_maxrss * unit / 1e6, time.perf_counter() - started

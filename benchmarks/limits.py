@@ -1,0 +1,122 @@
+"""How near a quota is met and what that costs: `python -m benchmarks.limits`.
+
+`generate_batch` with rpm=30,000 against an endpoint that tells when each request came; then the limiter alone, asked
+and settled by as many workers as the batch has in flight, once under that quota and once under one that never binds.
+Beside them stand a batch that a slow endpoint holds to the same pace, since a process that mostly waits pays more for
+each waking up, and a bare timer for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from benchmarks.endpoint import arrivals, watching_endpoint
+from benchmarks.harness import Result, Target, isolated, say, script
+from benchmarks.loops import batch, prompts
+
+RPM = 30_000
+WINDOW = 64
+
+
+def batch_cpu(url: str, requests: int, rpm: float | None) -> dict[str, float]:
+    """CPU seconds of each request of a batch, and the rate a minute; made for ``isolated``."""
+    batch(url, prompts(64), WINDOW)
+    arrivals(url)
+    before = time.process_time()
+    answers = batch(url, prompts(requests), WINDOW, rpm=rpm)
+    assert len(answers) == requests
+    cpu = time.process_time() - before
+    seen = arrivals(url)
+    assert seen.total == requests
+    fullest = max(seen.buckets(seen.first, seen.last, 1.0), default=0)
+    return {"cpu_s": cpu / requests, "rpm": 60 * (requests - 1) / (seen.last - seen.first), "fullest": fullest}
+
+
+def limiter_alone(requests: int, rpm: float) -> dict[str, float]:
+    """CPU seconds of asking a limiter and settling, for each request, above a loop without one."""
+    import uvloop
+
+    from infermesh.limits import Limits, LocalRateLimiter, RateLimiter, make_limiter
+
+    async def ask(limiter: RateLimiter) -> float:
+        left = iter(range(requests))
+
+        async def worker() -> None:
+            for _ in left:
+                grant = await limiter.acquire(12, None)
+                limiter.observe(_no_header)
+                grant.settle(12, 11)
+
+        before = time.process_time()
+        await asyncio.gather(*[worker() for _ in range(WINDOW)])
+        return time.process_time() - before
+
+    async def main() -> float:
+        limited, nothing = LocalRateLimiter(Limits(rpm=rpm)), make_limiter()
+        await ask(nothing)
+        return await ask(limited) - await ask(nothing)
+
+    return {"cpu_s": max(uvloop.run(main()), 0.0) / requests}
+
+
+def _no_header(name: str) -> None:
+    return None
+
+
+def bare_timer(requests: int) -> dict[str, float]:
+    """CPU seconds of waking up for each request at the quota's pace, and nothing else; made for ``isolated``."""
+    import uvloop
+
+    async def main() -> float:
+        before = time.process_time()
+        for _ in range(requests):
+            await asyncio.sleep(60 / RPM)
+        return time.process_time() - before
+
+    return {"cpu_s": uvloop.run(main()) / requests}
+
+
+def measure(quick: bool) -> Result:
+    """The batch under its quota for real seconds, and the limiter alone."""
+    seconds, asked, free = (3, 1_000, 3_000) if quick else (20, 2_500, 30_000)
+    requests = RPM // 60 * seconds
+    with watching_endpoint() as url:
+        say(f"a batch of {requests:,} at {RPM:,} a minute")
+        limited = isolated(batch_cpu, url=url, requests=requests, rpm=RPM)
+        say("the same without a limit")
+        unlimited = isolated(batch_cpu, url=url, requests=free, rpm=None)["cpu_s"]
+    with watching_endpoint(WINDOW * 60 / RPM) as url:
+        say("the same at the quota's pace, which the endpoint keeps")
+        paced = isolated(batch_cpu, url=url, requests=asked, rpm=None)["cpu_s"]
+    say("the limiter alone")
+    waiting = isolated(limiter_alone, requests=asked, rpm=RPM)["cpu_s"]
+    passing = isolated(limiter_alone, requests=40 * asked, rpm=1e9)["cpu_s"]
+    whole, rate = limited["cpu_s"], limited["rpm"]
+    costs = {
+        f"generate_batch under rpm={RPM:,}": whole,
+        "generate_batch without a limit, at that pace by a slow endpoint": paced,
+        "generate_batch without a limit, at full speed": unlimited,
+        "the limiter, every request waits for its turn": waiting,
+        "a bare timer for every request, no limiter": isolated(bare_timer, requests=asked)["cpu_s"],
+        "the limiter, no request waits": passing,
+    }
+    return Result(
+        "limits",
+        "Limits",
+        f"`generate_batch` of {requests:,} requests with rpm={RPM:,}, {WINDOW} in flight, as they came in at the "
+        f"endpoint over {seconds} s; the limiter's acquire, observe and settle by themselves, less the same loop "
+        "without one.",
+        ["CPU of one request", "µs", "of one under the limit"],
+        [[name, f"{1e6 * cpu:.1f}", f"{cpu / whole:.1%}"] for name, cpu in costs.items()],
+        [
+            Target(f"rate under rpm={RPM:,}, off the quota by", 100 * abs(rate / RPM - 1), 2, "%", at_least=False),
+            Target("limiter's share of the CPU, no request waits", 100 * passing / whole, 5, "%", at_least=False),
+            Target("limiter's share of the CPU, every request waits", 100 * waiting / whole, 5, "%", at_least=False),
+        ],
+        [f"{rate:,.0f} requests a minute came in; {limited['fullest']:,.0f} in the fullest second, of {RPM // 60:,}."],
+    )
+
+
+if __name__ == "__main__":
+    script(measure)

@@ -1,0 +1,44 @@
+"""Peak memory over the size of the input: `python -m benchmarks.memory`.
+
+`infermesh run` as a user starts it, from JSONL through one generate stage, each size in a process of its own; the
+endpoint is another's process and does not count. Nothing of infermesh is loaded here: see `jobs.peak_rss`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.endpoint import static_endpoint
+from benchmarks.harness import Result, Target, say, script
+from benchmarks.jobs import command, peak_rss, project
+
+
+def measure(quick: bool) -> Result:
+    """Every size once."""
+    sizes = (10_000, 100_000) if quick else (10_000, 200_000, 1_000_000)
+    peaks: dict[int, float] = {}
+    rows = []
+    with static_endpoint() as url:
+        for size in sizes:
+            say(f"{size:,} rows")
+            with tempfile.TemporaryDirectory() as folder:
+                project(Path(folder), url, size)
+                arguments = command("run", "+experiment=benchmark", "hydra.run.dir=outputs/it")
+                peaks[size], seconds = peak_rss(arguments, Path(folder))
+                database = (Path(folder) / "outputs" / "it" / "run.duckdb").stat().st_size / 1e6
+            rows.append([f"{size:,} rows", f"{peaks[size]:.0f}", f"{database:.0f}", f"{seconds:.1f}"])
+    growth = peaks[sizes[-1]] - peaks[sizes[0]]
+    return Result(
+        "memory",
+        "Memory",
+        "`infermesh run`, one generate stage, 64 in flight, DuckDB's memory limit as it ships (256 MB): the peak of "
+        "the process's resident memory.",
+        ["", "peak MB", "run.duckdb MB", "seconds"],
+        rows,
+        [Target(f"peak at {sizes[-1]:,} rows over that at {sizes[0]:,}", growth, 150, "MB", at_least=False)],
+    )
+
+
+if __name__ == "__main__":
+    script(measure)

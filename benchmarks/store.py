@@ -1,0 +1,167 @@
+"""What the store takes in: `python -m benchmarks.store`.
+
+An event loop puts the states of a generate stage, each with its row of `attempts`, as fast as the writer commits them,
+holding back at the runner's own backlog. A probe notes how late the loop's timers come meanwhile. Beside it a file of
+JSON lines, the least that anybody could do to keep the same values, and a commit for each row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Result, Target, isolated, rounds, script
+from benchmarks.jobs import LagProbe, idle
+
+WRITER, FILE, SINGLY = "group-commit writer", "JSON lines, no database", "a commit for each row"
+IDLE = "an idle loop"
+_BACKLOG = 20_000
+_TURN = 64  # rows put in one turn of the loop, as many as are in flight in a usual run
+
+
+def state(row_id: int) -> tuple[Any, ...]:
+    """A settled row of a generate stage."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    text = f"The capital of France is Paris, on the Seine. {row_id}"
+    answer = (text, None, None, "stop", None)
+    key = f"{row_id:032x}"
+    return (
+        row_id,
+        "done",
+        *answer,
+        None,
+        None,
+        1,
+        "d",
+        "static",
+        "chatcmpl-1",
+        key,
+        12,
+        11,
+        None,
+        0.0,
+        0.01,
+        now,
+        None,
+    )
+
+
+def attempt(row_id: int) -> tuple[Any, ...]:
+    """The request that it took."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    return ("s0", row_id, 1, "d", now, 0.0, 0.01, 200, None, 12, 11, None, 1)
+
+
+def open_tables(path: Path) -> Any:
+    """A database with a generate stage's table and ``attempts``; gives the connection and the tables' columns."""
+    from infermesh.stages.generate import Generate
+    from infermesh.store.database import connect
+    from infermesh.store.schema import ATTEMPTS, ATTEMPTS_DDL, StageTable
+
+    stage = StageTable("s0", Generate.columns)
+    connection = connect(path, {"memory_limit": "256MB", "threads": 2})
+    connection.execute(stage.ddl)
+    connection.execute(ATTEMPTS_DDL)
+    return connection, {"s0": stage.columns, "attempts": ATTEMPTS}
+
+
+def through_writer(states: int) -> dict[str, float]:
+    """Put so many states from an event loop; made for ``isolated``."""
+    from infermesh.execution import run_loop
+    from infermesh.store.writer import GroupWriter
+
+    async def put_all(connection: Any, tables: Any) -> tuple[float, LagProbe]:
+        room, probe, loop = asyncio.Event(), LagProbe(), asyncio.get_running_loop()
+
+        def committed(_: int) -> None:
+            loop.call_soon_threadsafe(room.set)
+
+        writer = GroupWriter(connection.cursor(), tables, on_commit=committed)
+        probe.start()
+        started = time.perf_counter()
+        for row_id in range(states):
+            writer.put("attempts", attempt(row_id))
+            writer.put("s0", state(row_id))
+            if not row_id % _TURN:
+                await asyncio.sleep(0)
+            while writer.backlog > _BACKLOG:
+                room.clear()
+                await room.wait()
+        await asyncio.to_thread(writer.close)
+        took = time.perf_counter() - started
+        probe.stop()
+        return took, probe
+
+    with tempfile.TemporaryDirectory() as folder:
+        connection, tables = open_tables(Path(folder) / "run.duckdb")
+        with connection:
+            measured: tuple[float, LagProbe] = run_loop(put_all(connection, tables))
+            for table in tables:
+                assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (states,)
+    took, probe = measured
+    return {"seconds": took / states} | probe.summary()
+
+
+def to_file(states: int) -> dict[str, float]:
+    """The same values as JSON lines."""
+    import orjson
+
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "states.jsonl", "wb") as lines:
+        started = time.perf_counter()
+        for row_id in range(states):
+            lines.write(orjson.dumps([attempt(row_id), state(row_id)]) + b"\n")
+        lines.flush()
+        return {"seconds": (time.perf_counter() - started) / states}
+
+
+def singly(states: int) -> dict[str, float]:
+    """A transaction for each row."""
+    with tempfile.TemporaryDirectory() as folder:
+        connection, tables = open_tables(Path(folder) / "run.duckdb")
+        inserts = {name: f"INSERT INTO {name} VALUES ({', '.join('?' * len(tables[name]))})" for name in tables}
+        with connection:
+            started = time.perf_counter()
+            for row_id in range(states):
+                connection.begin()
+                connection.execute(inserts["attempts"], attempt(row_id))
+                connection.execute(inserts["s0"], state(row_id))
+                connection.commit()
+            return {"seconds": (time.perf_counter() - started) / states}
+
+
+def measure(quick: bool) -> Result:
+    """The writer and what it is compared with."""
+    states, few, count = (20_000, 50, 2) if quick else (100_000, 500, 3)
+    ways: dict[str, Callable[[], dict[str, float]]] = {
+        WRITER: partial(isolated, through_writer, states=states),
+        FILE: partial(isolated, to_file, states=states),
+        SINGLY: partial(isolated, singly, states=few),
+        IDLE: partial(isolated, idle, seconds=2),
+    }
+    found = rounds(count, ways)
+    middle = {name: statistics.median([each["seconds"] for each in found[name]]) for name in ways if name != IDLE}
+    worst, idle_worst = (max(each["worst_ms"] for each in found[name]) for name in (WRITER, IDLE))
+    return Result(
+        "store",
+        "The store",
+        f"{states:,} states of a generate stage, each with its row of attempts, put from an event loop "
+        f"({few:,} singly); {count} rounds by turns; medians.",
+        ["", "states/s", "µs a state"],
+        [[name, f"{1 / each:,.0f}", f"{1e6 * each:.1f}"] for name, each in middle.items()],
+        [
+            Target("row states a second through the writer", 1 / middle[WRITER], 30_000),
+            Target("writing flat out: the event loop late by at most", worst, 20, "ms", at_least=False),
+        ],
+        [f"The timers of a loop that does nothing else, between the rounds, were late by at most {idle_worst:.1f} ms."],
+    )
+
+
+if __name__ == "__main__":
+    script(measure)

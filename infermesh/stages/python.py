@@ -1,0 +1,212 @@
+"""python: a row → what a function of the user's makes of it, sync or async."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import orjson
+
+from infermesh.config import PythonStage, nearest
+from infermesh.dispatch import Dispatcher
+from infermesh.errors import ConfigError, FunctionError, InputError, RequestError
+from infermesh.limits import make_limiter
+from infermesh.retry import RetryPolicy
+from infermesh.router import Deployment, Router
+from infermesh.stages.base import Prepared, StageContext, hashed, import_object, module_hash
+from infermesh.store import Column, StageTable
+from infermesh.templates import Template
+from infermesh.types import FunctionResult, Reply, Request
+
+DEPLOYMENT = "python"
+# What a second call would meet again.
+_LASTING = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError)
+
+
+class Python:
+    """See :class:`~infermesh.config.PythonStage` for its parameters.
+
+    A call goes through dispatch like a request: the function stands where a deployment's transport would.
+    """
+
+    batch_size = 1
+
+    def __init__(self, name: str, config: PythonStage, context: StageContext) -> None:
+        path = f"stages.{name}"
+        function = import_object(config.function, f"{path}.function")
+        if not callable(function):
+            raise ConfigError(f"{path}.function: '{config.function}' is a {type(function).__name__}, not a function.")
+        self.name = name
+        self.rows = config.rows
+        self.where = config.where
+        self.window = config.max_parallel_requests
+        self.templates: list[Template] = []
+        self.reads: Sequence[str] = tuple(config.reads)
+        self._hidden = frozenset(context.stages) - set(self.reads)
+        self._columns = config.columns
+        columns = {"value": "JSON"} if config.columns is None else config.columns
+        for column, kind in columns.items():
+            if kind.upper() not in _FITS:
+                hint = nearest(kind.upper(), _FITS)
+                raise ConfigError(f"{path}.columns.{column}: no column type '{kind}' of a python stage.{hint}")
+        self.table = StageTable(name, tuple(Column(column, kind.upper()) for column, kind in columns.items()))
+        self._call = _Function(config.function, function, self.window)
+        deployment = Deployment(DEPLOYMENT, self._call, make_limiter(None))
+        policy = RetryPolicy(max_retries=config.max_retries)
+        self._dispatcher = Dispatcher(Router([deployment], "simple-shuffle"), policy)
+        self._timeout = config.timeout
+        self.facts = {
+            "kind": "python",
+            "where": self.where,
+            "function": config.function,
+            "code": module_hash(function),
+            "reads": list(self.reads),
+            "columns": dict(sorted(columns.items())),
+        }
+        self.facts = {fact: value for fact, value in self.facts.items() if value is not None}
+        self.signature = hashed(sorted(self.facts.items()))
+
+    def stop(self) -> None:
+        """Call nothing more; rows that wait for a retry end with ``StoppedError``."""
+        self._dispatcher.stop()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._call.close()
+
+    def prepare(self, context: Mapping[str, Any]) -> Prepared:
+        """The row as the function gets it. The key is the hash of the row and of the function's code."""
+        row = {name: value for name, value in context.items() if name not in self._hidden}
+        try:
+            content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str)
+        except TypeError as error:
+            raise InputError(f"stages.{self.name}: the row cannot be hashed: {error}") from None
+        return Prepared(row, hashed((self.signature, content)))
+
+    async def answer(self, prepared: Sequence[Prepared]) -> Sequence[FunctionResult | RequestError]:
+        """Call it for one row."""
+        request = Request("function", prepared[0].request)
+        try:
+            result, metrics = await self._dispatcher.send(request, self._parse, self._timeout)
+        except RequestError as error:
+            return [error]
+        result.metrics = metrics
+        return [result]
+
+    def _parse(self, reply: Reply) -> tuple[FunctionResult, None]:
+        value: Any = reply.body
+        if self._columns is not None and not isinstance(value, Mapping):
+            raise FunctionError(f"expected a dict with {', '.join(self._columns)}, got {type(value).__name__}")
+        values = {"value": value} if self._columns is None else value
+        known = [column.name for column in self.table.outputs]
+        unknown = [str(name) for name in values if name not in known]
+        if unknown:
+            raise FunctionError(
+                f"it returned '{unknown[0]}', which is none of stages.{self.name}.columns: {', '.join(known)}"
+            )
+        return FunctionResult(
+            values=tuple(_stored(values.get(column.name), column) for column in self.table.outputs)
+        ), None
+
+    def outputs(self, result: FunctionResult) -> tuple[Any, ...]:
+        """The declared columns, or ``value``."""
+        return result.values
+
+
+def _stored(value: Any, column: Column) -> Any:
+    """A value as the table takes it: one that does not fit its column must not reach the writer."""
+    if value is None:
+        return None
+    if column.type == "JSON":
+        try:
+            return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+        except TypeError as error:
+            raise FunctionError(f"{column.name}: not JSON: {error}") from None
+    element, many = column.type.removesuffix("[]"), column.type.endswith("[]")
+    values = value if many and isinstance(value, list | tuple) else [value]
+    if (many and values is not value) or not all(_FITS[element](item) for item in values):
+        raise FunctionError(f"{column.name}: expected {column.type}, got {str(value)[:80]!r} ({type(value).__name__})")
+    return list(value) if many else value
+
+
+def _integer(bits: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+_SCALARS: dict[str, Callable[[Any], bool]] = {
+    "VARCHAR": _text,
+    "DOUBLE": _number,
+    "FLOAT": _number,
+    "BIGINT": _integer(64),
+    "INTEGER": _integer(32),
+    "BOOLEAN": lambda value: isinstance(value, bool),
+    "TIMESTAMP": lambda value: isinstance(value, dt.datetime),
+    "DATE": lambda value: isinstance(value, dt.date),
+}
+_FITS = {**_SCALARS, "JSON": _anything} | {f"{name}[]": fits for name, fits in _SCALARS.items()}
+
+
+class _Function:
+    """A transport to a function: async ones run on the event loop, others in threads."""
+
+    def __init__(self, spec: str, function: Any, threads: int) -> None:
+        self._spec = spec
+        self._function = function
+        call = function if inspect.isroutine(function) or isinstance(function, functools.partial) else function.__call__
+        self._is_async = inspect.iscoroutinefunction(call)
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    async def send(self, request: Request, timeout: float | None) -> Reply:
+        """Call it once. A call in a thread that takes too long is given up, and ends when it ends."""
+        row = request.payload
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                if self._is_async:
+                    value = await self._function(row)
+                else:
+                    if self._pool is None:
+                        self._pool = ThreadPoolExecutor(self._threads, f"infermesh-{self._spec}")
+                    value = await asyncio.get_running_loop().run_in_executor(self._pool, self._function, row)
+        except RequestError:
+            raise
+        except TimeoutError as error:
+            if limit.expired():
+                raise FunctionError(f"{self._spec}: no answer within {timeout:g} s", retryable=True) from None
+            raise self._failed(error) from error
+        except Exception as error:
+            raise self._failed(error) from error
+        return Reply(None, value, _no_header)
+
+    def _failed(self, error: Exception) -> FunctionError:
+        text = f"{self._spec}: {type(error).__name__}: {error}"
+        return FunctionError(text, retryable=not isinstance(error, _LASTING))
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def close(self) -> None:
+        """Let the threads end."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _no_header(name: str) -> str | None:
+    return None

@@ -1,0 +1,174 @@
+"""Reading the rows of a run that have a stage to go through yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import orjson
+
+from infermesh.store.ingest import row_columns
+from infermesh.store.schema import SOURCE, StageTable, live, quoted
+
+CHUNK = 1024
+_SETTLED = "(t.status = 'done' OR (t.status = 'skipped' AND t.error_type IS NULL))"
+_SETTLED_WITH_ERRORS = "t.status IS NOT NULL"
+
+
+@dataclass(slots=True)
+class StoredState:
+    """What a stage's table holds for a row."""
+
+    status: str
+    error_type: str | None
+    request_key: str | None
+    outputs: dict[str, Any]
+
+
+@dataclass(slots=True)
+class StoredRow:
+    """A row and the states of the stages that it has been through; ``error`` where the line was malformed."""
+
+    row_id: int
+    values: dict[str, Any]
+    error: str | None
+    states: dict[str, StoredState]
+
+
+class PendingRows:
+    """The rows of an origin that have a stage to go through yet, in chunks of neighbouring row_ids.
+
+    Parameters
+    ----------
+    origin
+        ``source``, or the sql stage whose rows they are.
+    tables
+        The stages over these rows.
+    needed
+        Stage → the output columns that later stages read.
+    stale
+        Stages whose declaration has changed, and what depends on them: all their rows are looked at again.
+    keep_errors
+        Count failed rows as settled.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        origin: str,
+        tables: Sequence[StageTable],
+        needed: Mapping[str, Iterable[str]],
+        *,
+        stale: Collection[str],
+        keep_errors: bool,
+    ) -> None:
+        self._connection = connection
+        self._origin = origin
+        self._rows, self._live = quoted(origin), live(origin)
+        self._tables = tables
+        self._needed = {name: list(columns) for name, columns in needed.items()}
+        columns = row_columns(connection, origin)
+        self._names = [column.name for column in columns]
+        self._json = [number for number, column in enumerate(columns, 1) if column.type == "JSON"]
+        self._json_outputs = {
+            (table.name, column.name) for table in tables for column in table.outputs if column.type == "JSON"
+        }
+        self._resumed = any(self._has_rows(table) for table in tables)
+        settled = _SETTLED_WITH_ERRORS if keep_errors else _SETTLED
+        if stale or not self._resumed:
+            condition = "true" if tables else "false"
+        else:
+            condition = " OR ".join(
+                f"NOT EXISTS (SELECT 1 FROM {quoted(table.name)} t WHERE t.row_id = s.row_id AND {settled})"
+                for table in tables
+            )
+        found = connection.execute(
+            f"SELECT DISTINCT s.row_id // {CHUNK} AS chunk FROM {self._rows} s WHERE ({condition}) AND {self._live} "
+            "ORDER BY chunk"
+        ).fetchall()
+        self.chunks = [chunk for (chunk,) in found]
+        self._sql = self._select()
+        self._stale = stale
+        self._settled = settled
+
+    @property
+    def total(self) -> int:
+        """Rows of the origin, settled ones among them."""
+        row = self._connection.execute(f"SELECT count(*) FROM {self._rows} s WHERE {self._live}").fetchone()
+        return int(row[0]) if row else 0
+
+    def settled_counts(self) -> dict[str, dict[str, int]]:
+        """Stage → status → rows whose stored state will stand."""
+        found: dict[str, dict[str, int]] = {}
+        for table in self._tables:
+            rows = (
+                []
+                if table.name in self._stale
+                else self._connection.execute(
+                    f"SELECT t.status, count(*) FROM {quoted(table.name)} t JOIN {self._rows} s USING (row_id) "
+                    f"WHERE {self._settled} AND {self._live} GROUP BY ALL"
+                ).fetchall()
+            )
+            found[table.name] = dict(rows)
+        return found
+
+    def _has_rows(self, table: StageTable) -> bool:
+        return self._connection.execute(f"SELECT 1 FROM {quoted(table.name)} LIMIT 1").fetchone() is not None
+
+    def _select(self) -> str:
+        select = ["s.row_id", *(f"s.{quoted(name)}" for name in self._names)]
+        joins = []
+        if self._origin == SOURCE:
+            select.append("e.error")
+            joins.append("LEFT JOIN source_errors e ON e.row_id = s.row_id")
+        else:
+            select.append("NULL")
+        if self._resumed:
+            for number, table in enumerate(self._tables):
+                alias = f"t{number}"
+                outputs = self._needed.get(table.name, [])
+                select += [f"{alias}.status", f"{alias}.error_type", f"{alias}.request_key"]
+                select += [f"{alias}.{quoted(output)}" for output in outputs]
+                joins.append(
+                    f"LEFT JOIN (SELECT * FROM {quoted(table.name)} WHERE row_id >= $low AND row_id < $high) {alias} "
+                    f"ON {alias}.row_id = s.row_id"
+                )
+        return (
+            f"SELECT {', '.join(select)} FROM {self._rows} s {' '.join(joins)} WHERE s.row_id >= $low AND "
+            f"s.row_id < $high AND {self._live} ORDER BY s.row_id"
+        )
+
+    def read(self, chunk: int) -> list[StoredRow]:
+        """The rows of a chunk, settled ones among them. Called from a thread of the reader's own."""
+        low = chunk * CHUNK
+        rows = self._connection.execute(self._sql, {"low": low, "high": low + CHUNK}).fetchall()
+        return [self._row(row) for row in rows]
+
+    def _row(self, row: tuple[Any, ...]) -> StoredRow:
+        if self._json:
+            changed = list(row)
+            for number in self._json:
+                if changed[number] is not None:
+                    changed[number] = orjson.loads(changed[number])
+            row = tuple(changed)
+        end = len(self._names) + 1
+        values = dict(zip(self._names, row[1:end], strict=True))
+        if self._origin != SOURCE:  # also as stage.column
+            values[self._origin] = {**values, "status": "done"}
+        states: dict[str, StoredState] = {}
+        if self._resumed:
+            at = end + 1
+            for table in self._tables:
+                outputs = self._needed.get(table.name, [])
+                status, error_type, key = row[at : at + 3]
+                at += 3
+                if status is not None:
+                    found = {}
+                    for name, value in zip(outputs, row[at : at + len(outputs)], strict=True):
+                        parse = value is not None and (table.name, name) in self._json_outputs
+                        found[name] = orjson.loads(value) if parse else value
+                    states[table.name] = StoredState(status, error_type, key, found)
+                at += len(outputs)
+        return StoredRow(row[0], values, row[end], states)

@@ -1,0 +1,191 @@
+"""A run's tables brought to what the declaration says now: changed stages, changed rows, the rows of sql stages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import orjson
+
+from infermesh.errors import ConfigError
+from infermesh.store.ingest import check_names, row_columns
+from infermesh.store.schema import SETTINGS, SOURCE, Column, QueryTable, StageTable, literal, live, quoted
+
+
+def put_aside(
+    connection: duckdb.DuckDBPyConnection, tables: Sequence[StageTable], queries: Sequence[QueryTable]
+) -> None:
+    """A stage whose kind has changed gets a new table; the old one, with its columns, stays under another name."""
+    wanted = {table.name: {column.name for column in table.columns} for table in tables}
+    for name in (*wanted, *(query.name for query in queries)):
+        found = {
+            column
+            for (column,) in connection.execute(
+                "SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [name]
+            ).fetchall()
+        }
+        fits = found <= wanted[name] if name in wanted else not found or "row_key" in found
+        if not fits:
+            for view in ("results", "progress"):
+                connection.execute(f"DROP VIEW IF EXISTS {view}")
+            old = quoted(f"{name}_until_{datetime.now(UTC):%Y%m%d_%H%M%S}")
+            connection.execute(f"ALTER TABLE {quoted(name)} RENAME TO {old}")
+
+
+def fit(connection: duckdb.DuckDBPyConnection, table: StageTable) -> None:
+    """Give a table that an earlier declaration made the columns that it has now."""
+    name = quoted(table.name)
+    present = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()]
+    if present == [column.name for column in table.columns]:
+        return
+    before = quoted(f"{table.name}__before")
+    values = [quoted(column.name) if column.name in present else "NULL" for column in table.columns]
+    connection.execute(f"ALTER TABLE {name} RENAME TO {before}")
+    connection.execute(table.ddl)
+    connection.execute(f"INSERT INTO {name} SELECT {', '.join(values)} FROM {before}")
+    connection.execute(f"DROP TABLE {before}")
+
+
+def merge(connection: duckdb.DuckDBPyConnection, table: str, now: str) -> tuple[int, int]:
+    """Take the rows of table ``now`` into ``table`` and drop it.
+
+    Rows are matched by ``row_key``; new ones join at the end, vanished ones are retired. A matched row has the same
+    content, so what is there stays where it is.
+
+    Returns
+    -------
+    tuple
+        Rows that are new (or back again), rows that are gone.
+    """
+    name, fresh = quoted(table), quoted(now)
+    was_live = _count(connection, f"SELECT count(*) FROM {name} s WHERE {live(table)}")
+    gone = _count(
+        connection,
+        f"SELECT count(*) FROM {name} s WHERE {live(table)} AND NOT EXISTS "
+        f"(SELECT 1 FROM {fresh} n WHERE n.row_key = s.row_key)",
+    )
+    _widen(connection, table, row_columns(connection, now))
+    connection.execute("DELETE FROM retired WHERE origin = ?", [table])
+    connection.execute(
+        f"INSERT INTO retired SELECT row_id, {literal(table)} FROM {name} s WHERE NOT EXISTS "
+        f"(SELECT 1 FROM {fresh} n WHERE n.row_key = s.row_key)"
+    )
+    connection.execute(
+        f"INSERT INTO {name} BY NAME SELECT (SELECT coalesce(max(row_id), -1) FROM {name}) + row_number() OVER () "
+        f"AS row_id, n.* EXCLUDE (row_id) FROM {fresh} n WHERE NOT EXISTS (SELECT 1 FROM {name} s WHERE "
+        f"s.row_key = n.row_key)"
+    )
+    if table == SOURCE:
+        connection.execute(
+            f"UPDATE source_errors SET row_id = s.row_id FROM {fresh} n, source s "
+            "WHERE n.row_id = source_errors.row_id AND s.row_key = n.row_key"
+        )
+    total = _count(connection, f"SELECT count(*) FROM {name} s WHERE {live(table)}")
+    connection.execute(f"DROP TABLE {fresh}")
+    return total - (was_live - gone), gone
+
+
+def _count(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> int:
+    row = connection.execute(sql, list(parameters)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _widen(connection: duckdb.DuckDBPyConnection, table: str, now: Sequence[Column]) -> None:
+    """Give a table of rows the columns and the types that its rows have now."""
+    before = {column.name: column.type for column in row_columns(connection, table)}
+    table = quoted(table)
+    for column in now:
+        name, old = quoted(column.name), before.get(column.name)
+        if old is None:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column.ddl}")
+        elif old != column.type:
+            if column.type == "JSON":
+                value = f"to_json({name})"
+            else:
+                value = f"{name} ->> '$'" if old == "JSON" else name
+                value = f"TRY_CAST({value} AS {column.type})"
+            connection.execute(f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {column.type} USING {value}")
+
+
+def tables_named(query: str, path: str) -> set[str]:
+    """The tables that a query names.
+
+    Raises
+    ------
+    ConfigError
+        It is not one SELECT.
+    """
+    with duckdb.connect(config=SETTINGS) as connection:
+        row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
+    tree = orjson.loads(row[0] if row else b"{}")
+    if tree.get("error"):
+        raise ConfigError(f"{path}: not a SELECT: {tree.get('error_message')}")
+    if len(tree["statements"]) != 1:
+        raise ConfigError(f"{path}: expected one SELECT, got {len(tree['statements'])} statements")
+    return set(_tables(tree))
+
+
+def _tables(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if node.get("type") == "BASE_TABLE":
+            yield node["table_name"]
+        for value in node.values():
+            yield from _tables(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _tables(value)
+
+
+def wrapped(query: QueryTable, origins: Mapping[str, str]) -> str:
+    """The query over what is there now: retired rows are out of every table that it names."""
+    named = ", ".join(
+        f"{quoted(name)} AS (SELECT * FROM main.{quoted(name)} s WHERE {live(origins.get(name, SOURCE))})"
+        for name in query.reads
+    )
+    return f"{f'WITH {named} ' if named else ''}SELECT * FROM ({query.query}\n)"
+
+
+def stamp_of(connection: duckdb.DuckDBPyConnection, query: QueryTable, origins: Mapping[str, str]) -> str:
+    """Changes when the query does, or the rows of a table that it names."""
+    parts = [query.query]
+    for name in query.reads:
+        origin = origins.get(name, SOURCE)
+        changing = "row_key" if name == origin else "status, finished_at, request_key"
+        row = connection.execute(
+            f"SELECT count(*), bit_xor(hash(row_id, {changing})) FROM {quoted(name)} s WHERE {live(origin)}"
+        ).fetchone()
+        parts.append(f"{name}|{row}")
+    return "\n".join(parts)
+
+
+def outline(connection: duckdb.DuckDBPyConnection, query: QueryTable, origins: Mapping[str, str]) -> list[Column]:
+    """Make a sql stage's table where there is none yet, without rows; its columns.
+
+    Raises
+    ------
+    ConfigError
+        The query does not bind: it names a table or column that is not there.
+    """
+    path = f"stages.{query.name}.query"
+    try:
+        found = connection.execute(f"DESCRIBE {wrapped(query, origins)}").fetchall()
+    except duckdb.Error as error:
+        tables = ", ".join((SOURCE, *(name for name in origins if name != query.name)))
+        raise ConfigError(f"{path}: {' '.join(str(error).split())[:600]} (tables: {tables})") from None
+    columns = [Column(row[0], row[1]) for row in found]
+    check_names([column.name for column in columns], path)
+    exists = _count(connection, "SELECT count(*) FROM duckdb_tables() WHERE table_name = ?", [query.name])
+    if not exists:
+        ddl = ", ".join(("row_id BIGINT", "row_key VARCHAR", *(column.ddl for column in columns)))
+        connection.execute(f"CREATE TABLE {quoted(query.name)} ({ddl})")
+    else:
+        _widen(connection, query.name, columns)
+    return columns
+
+
+def stage_tables(names: Collection[str], stages: Collection[str]) -> tuple[str, ...]:
+    """Of the tables that a query names, the source and the stages, spelt as they are declared."""
+    spelt = {name.lower(): name for name in (SOURCE, *stages)}
+    return tuple(sorted({spelt[name.lower()] for name in names if name.lower() in spelt}))

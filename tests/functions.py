@@ -1,0 +1,58 @@
+"""Functions for python stages, and what they were called with."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+from infermesh.errors import InputError
+
+calls: list[dict[str, Any]] = []
+together: list[int] = []
+_inside = 0
+_lock = threading.Lock()
+
+
+def length(row: dict[str, Any]) -> dict[str, Any]:
+    calls.append(row)
+    return {"chars": len(row["answers"]["text"]), "label": f"n={row['n']}"}
+
+
+async def doubled(row: dict[str, Any]) -> Any:
+    await asyncio.sleep(0)
+    return [row["n"], row["n"] * 2]
+
+
+def failing(row: dict[str, Any]) -> Any:
+    if row["n"] == 1:
+        raise ValueError("one is not allowed")
+    if row["n"] == 2:
+        raise InputError("two has no input")
+    return row["n"]
+
+
+def flaky(row: dict[str, Any]) -> Any:
+    calls.append(row)
+    if sum(call["n"] == row["n"] for call in calls) < 2:
+        raise ConnectionError("not this time")
+    return row["n"]
+
+
+def wrong(row: dict[str, Any]) -> Any:
+    return {"chars": "many"}
+
+
+def crowded(row: dict[str, Any]) -> None:
+    global _inside
+    with _lock:
+        _inside += 1
+        together.append(_inside)
+    time.sleep(0.005)  # the work
+    with _lock:
+        _inside -= 1
+
+
+async def endless(row: dict[str, Any]) -> Any:
+    await asyncio.Event().wait()
