@@ -208,6 +208,9 @@ def _time(plan: Plan) -> Iterator[str]:
     if all(stage.facts.rows == 0 for stage in found.stages):
         yield "time: none, nothing is left to send"
         return
+    if found.binding is None and found.unknown:
+        yield f"time: unknown: {'; '.join(found.unknown)}"
+        return
     if found.wall_s is None or found.binding is None:
         yield "time: unknown: no limit is set, and how long a request takes is not known (--latency SECONDS)"
         return

@@ -71,7 +71,7 @@ class PlannedRows:
                     self.filters[name] = RowFilter(stage.where, f"stages.{name}.where", columns or (), upstream)
 
     def reach(self, wave: Wave) -> bool:
-        """Make a wave's rows, where that takes no answers: its query reads the source, or what was made of it.
+        """Make a wave's rows, where that takes no new answers: its query reads what is there.
 
         Raises
         ------
@@ -82,7 +82,10 @@ class PlannedRows:
         if query is not None and self._made.issuperset(query.reads):
             self._store.materialize(query)
             self._made.add(query.name)
-        return wave.origin in self._made
+        if wave.origin not in self._made:
+            return False
+        self._made.update(name for name, stage in wave.graph.stages.items() if self.pending(stage) == 0)
+        return True
 
     def of_rows(self, stage: Stage) -> str | None:
         """A stage's condition where it names columns of its rows alone."""
