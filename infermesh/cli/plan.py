@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shlex
@@ -28,7 +29,6 @@ def run_plan(
 ) -> None:
     """Compose as ``infermesh run`` does, and print what the job would take."""
     overrides, config_dir = _arguments(argv)
-    logging.getLogger("infermesh").setLevel(logging.ERROR)  # a stand-in that does not parse is no matter here
     if sys.stderr.isatty():
         print("looking at the source …", file=sys.stderr)
     try:
@@ -37,7 +37,8 @@ def run_plan(
         load(composed.mapping)
         assert composed.folder is not None  # it has a name
         options = Options(show, sample, latency_s, output_tokens)
-        plan = make_plan(composed.mapping, composed.folder, roots=composed.roots, options=options)
+        with _quiet():
+            plan = make_plan(composed.mapping, composed.folder, roots=composed.roots, options=options)
     except InfermeshError as error:
         fail(str(error))
     for note in plan.notes:
@@ -47,6 +48,18 @@ def run_plan(
         sys.stdout.flush()
     else:
         _print(plan, argv)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A stand-in that does not parse is no matter for a warning."""
+    logger = logging.getLogger("infermesh")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _arguments(argv: list[str]) -> tuple[list[str], Path | None]:
