@@ -32,12 +32,13 @@ __all__ = [
     "assembled",
     "config_hash",
     "execute",
+    "outputs_of",
     "run_loop",
 ]
 
 logger = logging.getLogger("infermesh")
 
-_NOWHERE = "http://127.0.0.1:9/v1"
+NOWHERE = "http://127.0.0.1:9/v1"  # stands for the embedded simulator where nothing is asked of it
 
 
 def execute(
@@ -91,6 +92,7 @@ def execute(
             opened = True
             stack.callback(session.close)
             session.prepare(source, roots, redo)
+            session.restore_usage(outputs_of(folder))
         except BaseException:
             if fresh and opened:  # else it is another process's, which was a moment quicker
                 stack.close()
@@ -104,13 +106,18 @@ def execute(
         return outcome
 
 
+def outputs_of(folder: Path) -> Path:
+    """The folder that holds all runs: the one called ``outputs`` above a run's, else that of the working directory."""
+    return next((parent for parent in folder.absolute().parents if parent.name == "outputs"), Path.cwd() / "outputs")
+
+
 @contextlib.contextmanager
 def assembled(
-    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str], *, serving: bool = True
+    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str], *, simulator_url: str | None = None
 ) -> Iterator[tuple[Fleet, Pipeline]]:
     """What a declaration says, ready to be asked; the embedded simulator, where it asks for one, ends with it.
 
-    Without ``serving`` none is started, and nothing may be asked.
+    With a ``simulator_url`` that stands for the embedded simulator, none is started.
 
     Raises
     ------
@@ -119,10 +126,9 @@ def assembled(
     """
     with ExitStack() as stack:
         stack.enter_context(_importable(roots))
-        url = None
-        if experiment.uses_simulator:
-            url = stack.enter_context(SimulatorProcess(experiment.simulator)).url if serving else _NOWHERE
-        fleet = Fleet(experiment, simulator_url=url, environ=environ)
+        if experiment.uses_simulator and simulator_url is None:
+            simulator_url = stack.enter_context(SimulatorProcess(experiment.simulator)).url
+        fleet = Fleet(experiment, simulator_url=simulator_url, environ=environ)
         pipeline = build_stages(experiment, StageContext(fleet.models, roots))
         for stage in pipeline.stages.values():
             stack.callback(stage.close)

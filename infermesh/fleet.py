@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from infermesh.config import DeploymentEntry, Experiment, LimitsConfig, nearest
 from infermesh.errors import ConfigError
-from infermesh.limits import Limits, LocalRateLimiter, RateLimiter, make_limiter
+from infermesh.limits import DayUsage, Limits, LocalRateLimiter, RateLimiter, make_limiter
 from infermesh.model import Model
 from infermesh.pricing import Prices
 from infermesh.retry import RetryPolicy
@@ -45,6 +46,11 @@ class Fleet:
     ) -> None:
         accounts = {name: LocalRateLimiter(_limits(config)) for name, config in experiment.limits.items()}
         prices = Prices()
+        self._accounts = {
+            name: (accounts[name], [label for label, entry in experiment.deployments.items() if entry.limits == name])
+            for name in accounts
+        }
+        self._told: set[tuple[str, dt.date]] = set()
         self.deployments = {
             label: make_deployment(
                 label,
@@ -69,6 +75,62 @@ class Fleet:
                 timeout=model.timeout,
                 counts_tokens=any(_counts_tokens(entry, experiment) for entry in entries),
             )
+
+    def restore_usage(self, used: Mapping[str, DayUsage]) -> list[str]:
+        """Carry over what the present UTC day has used already: deployment's label → its count.
+
+        An account's count is the sum over its deployments.
+
+        Returns
+        -------
+        list
+            What was carried over, in words.
+        """
+        told = []
+        for name, limiter, labels in self._daily():
+            counts = [used[label] for label in labels if label in used]
+            requests, tokens = sum(count.requests for count in counts), sum(count.tokens for count in counts)
+            if requests:
+                limiter.used_today = DayUsage(counts[0].date, requests, tokens)
+                told.append(f"{name} has used {requests:,.0f} requests and {tokens:,.0f} tokens today")
+        return told
+
+    def used_up(self) -> list[str]:
+        """Quotas of the day that hold requests back now, in words; each is told once a day."""
+        told = []
+        for name, limiter, labels in self._daily():
+            used, quota = limiter.used_today, limiter.used_up
+            if used is None or quota is None or (name, used.date) in self._told:
+                continue
+            if any(self.deployments[label].waited_for for label in labels):
+                what = "requests wait for it (Ctrl-C stops the run; infermesh resume goes on with it later)"
+            elif any(self._replaced(label) for label in labels):
+                what = "other deployments take its share"
+            else:
+                continue
+            self._told.add((name, used.date))
+            most, count = getattr(limiter.limits, quota), used.requests if quota == "rpd" else used.tokens
+            told.append(f"{quota} of {name} is used up until 00:00 UTC ({count:,.0f} of {most:,.0f}): {what}")
+        return told
+
+    def _daily(self) -> Iterator[tuple[str, LocalRateLimiter, list[str]]]:
+        """Name, limiter and deployments of all that has a quota a day."""
+        for name, (limiter, labels) in self._accounts.items():
+            if limiter.used_today is not None:
+                yield f"account {name}", limiter, labels
+        for label, deployment in self.deployments.items():
+            if isinstance(deployment.limiter, LocalRateLimiter) and deployment.limiter.used_today is not None:
+                yield f"deployment {label}", deployment.limiter, [label]
+
+    def _replaced(self, label: str) -> bool:
+        """Whether another deployment of one of its models is at work."""
+        return any(
+            self.deployments[other].in_flight
+            for model in self.models.values()
+            if label in model.labels
+            for other in model.labels
+            if other != label
+        )
 
     def stop(self) -> None:
         """Send nothing more; requests that wait for their turn end with ``StoppedError``."""

@@ -85,6 +85,7 @@ class Model:
         self.params = dict(params or {})
         self.timeout = timeout
         self.identity = f"{endpoint}|{','.join(sorted(set(backends)))}"
+        self.labels = [deployment.label for deployment in deployments]
         self._counts_tokens = counts_tokens
         self._prices = {deployment.label: deployment.price for deployment in deployments}
         rng = rng or random.Random()

@@ -36,6 +36,7 @@ from infermesh.store.database import DATABASE, Redo, utcnow
 from infermesh.store.export import SinkReport
 from infermesh.store.filter import RowFilter
 from infermesh.store.reuse import EarlierAnswers
+from infermesh.store.usage import used_today
 
 logger = logging.getLogger("infermesh")
 
@@ -180,6 +181,13 @@ class RunSession:
         for line in opening(store, list(pipeline.stages), changes, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)
         self._control.opened(store.cursor)
+
+    def restore_usage(self, outputs: Path) -> None:
+        """Count to the quotas of the day what was used of them before, by this run and by those below ``outputs``."""
+        with self._store.cursor() as own:
+            used = used_today(self._experiment, own, outputs, self._folder, self._observer.note)
+        for told in self._fleet.restore_usage(used):
+            self._observer.note(told)
 
     def _check(self, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
@@ -342,6 +350,8 @@ class RunSession:
             await asyncio.sleep(_TICK_S)
             look()
             self._observer.tick(stats)
+            for told in self._fleet.used_up():
+                self._observer.note(told)
 
     def request_stop(self) -> None:
         """Drain, as the first Ctrl-C does. From any thread, at any time."""

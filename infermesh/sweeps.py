@@ -16,7 +16,7 @@ from infermesh.bench import Candidate, choose
 from infermesh.bench_plot import Picture, Point, render
 from infermesh.config import load
 from infermesh.errors import ConfigError, StoreError
-from infermesh.execution import DATABASE, assembled, config_hash
+from infermesh.execution import DATABASE, NOWHERE, assembled, config_hash
 from infermesh.sources import resolve
 from infermesh.store import Column
 from infermesh.store.figures import Figures, read_figures, read_stored, write_parquet
@@ -85,7 +85,7 @@ def is_complete(mapping: Mapping[str, Any], folder: Path, roots: Sequence[Path])
             return False
         if resolve(experiment.source, roots).fingerprint != stored.source_fingerprint:
             return False
-        with assembled(experiment, roots, os.environ, serving=False) as (_, graph):
+        with assembled(experiment, roots, os.environ, simulator_url=NOWHERE) as (_, graph):
             now = graph.signatures
     except (ConfigError, StoreError):  # whoever runs it will say so
         return False

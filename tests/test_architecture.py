@@ -58,6 +58,7 @@ LEVELS: dict[str, int] = {
     "bench_plot": 5,
     "launch": 5,
     "oneshot": 5,
+    "plan": 5,
     "report": 5,
     "api": 6,
     "sweeps": 6,
@@ -65,7 +66,12 @@ LEVELS: dict[str, int] = {
 }
 # These may be imported from anywhere, or import nothing: the facade, and what starts the command line.
 ASIDE = {"", "__main__", "simulator"}
-SIMULATOR_FOR = {"config": {"simulator.settings"}, "execution": {"simulator.process"}}
+SIMULATOR_FOR = {
+    "config": {"simulator.settings"},
+    "execution": {"simulator.process"},
+    "plan.rehearsal": {"simulator.answers", "simulator.errors", "simulator.settings"},  # pure: no server
+    "plan.gather": {"simulator.settings"},
+}
 # Third-party package → where it may be imported.
 HOMES: dict[str, set[str]] = {
     "hydra": {"cli", "compose"},

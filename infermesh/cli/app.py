@@ -60,6 +60,35 @@ def run(
     raise typer.Exit(run_hydra(list(context.args), env_file))
 
 
+@app.command(
+    rich_help_panel=RUNS,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: infermesh plan +experiment=quickstart --show 1",
+)
+def plan(
+    context: typer.Context,
+    show: Annotated[int, typer.Option("--show", help="Print so many requests of each stage in full.", min=0)] = 0,
+    sample: Annotated[int, typer.Option("--sample", help="Rows to render, spread over the source.", min=1)] = 200,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    latency: Annotated[
+        float | None, typer.Option("--latency", help="Seconds a request takes, where you know better.", min=0)
+    ] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option("--output-tokens", help="Tokens an answer has, where you know better.", min=1)
+    ] = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Say what a run would send, cost and take, and what it would wait for; sends nothing.
+
+    Takes +experiment=NAME and overrides as [bold]run[/] does. With [bold]hydra.run.dir=DIR[/] only what is pending in
+    the run there is counted.
+    """
+    from infermesh.cli.plan import run_plan
+
+    load_env(env_file)
+    run_plan(list(context.args), show, sample, json, latency, output_tokens)
+
+
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh resume outputs/quickstart/latest")
 def resume(run: RunArgument = None, env_file: EnvFile = None) -> None:
     """Go on with a run: what is settled is not sent again, what failed is tried again.

@@ -3,6 +3,7 @@
 The interface is :class:`RateLimiter`; :class:`LocalRateLimiter` keeps it within one process.
 """
 
+from infermesh.limits.bucket import steady_rate
 from infermesh.limits.compose import CompositeLimiter, NullLimiter, make_limiter
 from infermesh.limits.headers import parse_reset
 from infermesh.limits.local import LocalRateLimiter
@@ -18,4 +19,5 @@ __all__ = [
     "RateLimiter",
     "make_limiter",
     "parse_reset",
+    "steady_rate",
 ]

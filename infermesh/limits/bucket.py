@@ -7,7 +7,7 @@ import math
 
 from aiolimiter import AsyncLimiter
 
-__all__ = ["Bucket"]
+__all__ = ["Bucket", "steady_rate"]
 
 # Capacity is drawn in pieces of what accrues in this time, so that one timer serves all requests of the piece: at
 # 30,000 requests a minute 20 timers a second instead of 500, each of which would cost more than the request's
@@ -20,6 +20,21 @@ PACE = 0.995
 
 # Returned capacity that nobody claims for this long has left the server's window, and is worth nothing any more.
 CREDIT_LIFE_S = 60.0
+
+
+def steady_rate(per_minute: float, burst: float | None = None) -> float:
+    """Units a second that a :class:`Bucket` lets through in the long run."""
+    if burst is not None:
+        return PACE * per_minute / 60
+    piece, capacity = _sizes(per_minute)
+    return PACE * (per_minute + 1 - (capacity + piece - 1)) / 60
+
+
+def _sizes(per_minute: float) -> tuple[float, float]:
+    """What is drawn at once, and the capacity: room for one more piece's accrual, or a late timer would cost rate."""
+    accrual = per_minute / 60 * PIECE_S
+    piece = float(max(1, math.floor(accrual)))
+    return piece, piece + accrual
 
 
 class Bucket:
@@ -36,18 +51,10 @@ class Bucket:
     __slots__ = ("_capacity", "_limiter", "_piece", "_quota", "_rate", "_touched_at", "credit")
 
     def __init__(self, per_minute: float, burst: float | None = None) -> None:
-        accrual = per_minute / 60 * PIECE_S
         self._quota = per_minute
-        self._piece = float(max(1, math.floor(accrual)))
-        # Room for one more piece's accrual: a timer that fires late must not cost rate.
-        capacity = self._piece + accrual
-        at_once = capacity + self._piece - 1
-        if burst is None:
-            self._rate = PACE * (per_minute + 1 - at_once) / 60
-        else:
-            self._rate = PACE * per_minute / 60
-            capacity = max(capacity, burst)
-        self._capacity = capacity
+        self._piece, capacity = _sizes(per_minute)
+        self._rate = steady_rate(per_minute, burst)
+        self._capacity = capacity if burst is None else max(capacity, burst)
         self.credit = 0.0
         self._touched_at = 0.0
         self.rebind()

@@ -41,10 +41,16 @@ class DayCount:
 
         A request above the whole day's quota counts as the whole quota, so that it can go out on a fresh day.
         """
-        day = self._roll()
-        if self._requests + min(1.0, self._rpd) <= self._rpd and self._tokens + min(tokens, self._tpd) <= self._tpd:
+        if self.lacks(tokens) is None:
             return 0.0
-        return (day + 1) * DAY_S - self._wall()
+        return (self._day + 1) * DAY_S - self._wall()
+
+    def lacks(self, tokens: float) -> str | None:
+        """Which quota, ``rpd`` or ``tpd``, has no room today for a request of ``tokens``; ``None`` where it fits."""
+        self._roll()
+        if self._requests + min(1.0, self._rpd) > self._rpd:
+            return "rpd"
+        return "tpd" if self._tokens + min(tokens, self._tpd) > self._tpd else None
 
     def take(self, tokens: float) -> int:
         """Count one request; returns the day it belongs to."""

@@ -283,6 +283,13 @@ class LocalRateLimiter:
         if self._day is not None:
             self._day.used = usage
 
+    @property
+    def used_up(self) -> str | None:
+        """``rpd`` or ``tpd`` where the day has no room for the request at the head of the line, else ``None``."""
+        if self._day is None:
+            return None
+        return self._day.lacks(self._line[0].grant.size.tokens if self._line else 1.0)
+
 
 def _now() -> float:
     return asyncio.get_running_loop().time()

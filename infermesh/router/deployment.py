@@ -118,6 +118,11 @@ class Deployment:
             waiters.popleft()
         return self.in_flight < self.slots and not waiters
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether requests stand in line for a slot or for the limiter."""
+        return bool(self.limiter.waiting or any(waiter.live for waiter in self._waiters))
+
     def flows(self, now: float) -> bool:
         """Whether a request sent there now would go out at once, as far as can be told."""
         limiter = self.limiter

@@ -25,7 +25,7 @@ from infermesh.errors import (
 from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.errors import error_from_status, error_in_body, timed_out
 from infermesh.transports.sockets import Mark, close_marked, next_mark
-from infermesh.types import Reply, Request
+from infermesh.types import Operation, Reply, Request
 from infermesh.wire import request_body
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NativeTransport"]
 
-_PATHS = {
+_PATHS: dict[Operation, str] = {
     "chat_completion": "/chat/completions",
     "text_completion": "/completions",
     "responses": "/responses",
@@ -194,6 +194,11 @@ class NativeTransport:
         if self._pool is pool:
             self._pool = None
 
+    def url(self, operation: Operation) -> str:
+        """Where requests of this kind go."""
+        base, _, query = self.api_base.partition("?")
+        return base.rstrip("/") + _PATHS[operation] + (f"?{query}" if query else "")
+
     def _discard(self, pool: _Pool) -> None:
         self._retired.discard(pool)
         close_marked(pool.mark)
@@ -213,11 +218,8 @@ class NativeTransport:
         from pyreqwest.http import Url
 
         mark = next_mark()
-        base, _, query = self.api_base.partition("?")
         try:
-            self._urls = {
-                name: Url(base.rstrip("/") + path + (f"?{query}" if query else "")) for name, path in _PATHS.items()
-            }
+            self._urls = {operation: Url(self.url(operation)) for operation in _PATHS}
             builder = (
                 ClientBuilder()
                 .user_agent(f"infermesh/{_version()}")

@@ -1,0 +1,267 @@
+"""``infermesh plan``: the report goes to stdout, it is what was asked for; notes go to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from infermesh.cli.app import fail
+from infermesh.cli.progress import duration
+from infermesh.compose import check_chosen, compose
+from infermesh.config import load
+from infermesh.errors import ConfigError, InfermeshError
+from infermesh.plan import Options, Plan, QuotaFacts, Resource, StageEstimate, make_plan
+
+_HEADINGS = ("stage", "rows", "requests", "prompt tokens", "answer tokens", "cost", "a request takes")
+_MOST_RESOURCES = 6
+
+
+def run_plan(
+    argv: list[str], show: int, sample: int, json: bool, latency_s: float | None, output_tokens: int | None
+) -> None:
+    """Compose as ``infermesh run`` does, and print what the job would take."""
+    overrides, config_dir = _arguments(argv)
+    if sys.stderr.isatty():
+        print("looking at the source …", file=sys.stderr)
+    try:
+        composed = compose(overrides, config_dir=config_dir)
+        check_chosen(composed.mapping)
+        load(composed.mapping)
+        assert composed.folder is not None  # it has a name
+        options = Options(show, sample, latency_s, output_tokens)
+        with _quiet():
+            plan = make_plan(composed.mapping, composed.folder, roots=composed.roots, options=options)
+    except InfermeshError as error:
+        fail(str(error))
+    for note in plan.notes:
+        print(note, file=sys.stderr)
+    if json:
+        sys.stdout.buffer.write(orjson.dumps(as_json(plan), option=orjson.OPT_INDENT_2) + b"\n")
+        sys.stdout.flush()
+    else:
+        _print(plan, argv)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A stand-in that does not parse is no matter for a warning."""
+    logger = logging.getLogger("infermesh")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _arguments(argv: list[str]) -> tuple[list[str], Path | None]:
+    """Overrides, and the folder of ``--config-dir``."""
+    if not argv:
+        fail("which experiment? infermesh plan +experiment=NAME", code=2)
+    overrides: list[str] = []
+    config_dir, rest = None, iter(argv)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            config_dir = Path(value or next(rest, ""))
+        elif name in ("-m", "--multirun"):
+            fail("a plan looks at one job: leave -m out, and give one value for each key", code=2)
+        elif argument.startswith("-"):
+            fail(f"{argument}: no such option of plan; infermesh plan --help", code=2)
+        else:
+            overrides.append(argument)
+    if config_dir is not None and not config_dir.is_dir():
+        fail(str(ConfigError(f"--config-dir {config_dir}: no such folder")))
+    return overrides, config_dir
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Everything that is known, as plain values; ``null`` where something is not."""
+    found = plan.estimate
+    binding = found.binding
+    return {
+        "experiment": plan.experiment,
+        "folder": None if plan.folder is None else str(plan.folder),
+        "rows": plan.rows,
+        "wall_s": found.wall_s,
+        "wall_is_lower_bound": not found.complete,
+        "days": found.days,
+        "binding": None if binding is None else binding.name,
+        "requests": _sum(stage.requests for stage in found.stages),
+        "prompt_tokens": _sum(stage.prompt_tokens for stage in found.stages),
+        "completion_tokens": _sum(stage.completion_tokens for stage in found.stages),
+        "cost_usd": _sum(stage.cost_usd for stage in found.stages),
+        "stages": [
+            dataclasses.asdict(stage.facts)
+            | {
+                "requests": stage.requests,
+                "total_prompt_tokens": stage.prompt_tokens,
+                "total_completion_tokens": stage.completion_tokens,
+                "total_cost_usd": stage.cost_usd,
+            }
+            for stage in found.stages
+        ],
+        "resources": [dataclasses.asdict(resource) for resource in found.resources],
+        "quotas": [dataclasses.asdict(quota) for quota in plan.quotas.values()],
+        "shown": {
+            name: [{"deployment": sent.deployment, "url": sent.url, "payload": sent.payload} for sent in listed]
+            for name, listed in plan.requests.items()
+        },
+        "notes": plan.notes,
+    }
+
+
+def _sum(values: Iterator[float | None]) -> float | None:
+    listed = list(values)
+    return None if None in listed else sum(value or 0 for value in listed)
+
+
+def _print(plan: Plan, argv: Sequence[str]) -> None:
+    for name, listed in plan.requests.items():
+        for number, sent in enumerate(listed, 1):
+            print(f"{name}, request {number}: POST {sent.url} (deployment {sent.deployment})")
+            print(orjson.dumps(sent.payload, option=orjson.OPT_INDENT_2).decode())
+            print()
+    what = "a new run" if plan.folder is None else f"what is left to do in {plan.folder}"
+    print(f"{plan.experiment}: {what}, {plan.rows:,} rows. Nothing was sent.")
+    _table([_HEADINGS, *(_line(stage) for stage in plan.estimate.stages), _total(plan)])
+    for line in _remarks(plan.estimate.stages):
+        print(line)
+    print()
+    for line in _time(plan):
+        print(line)
+    print(f"\nrun it: infermesh run {shlex.join(argv)}")
+
+
+def _line(stage: StageEstimate) -> tuple[str, ...]:
+    facts = stage.facts
+    if facts.rows is None:
+        return (facts.name, "not known before the run", *[""] * (len(_HEADINGS) - 2))
+    sure = {"exact": "", "estimated": "about ", "at most": "at most "}.get(facts.certainty, "")
+    if not facts.deployments:
+        return (facts.name, f"{sure}{facts.rows:,}", f"none: {facts.kind}", *[""] * (len(_HEADINGS) - 3))
+    latency = "unknown" if facts.latency is None else f"{facts.latency.mean_s:.3g} s"
+    return (
+        facts.name,
+        f"{sure}{facts.rows:,}",
+        _number(stage.requests),
+        _number(stage.prompt_tokens),
+        _number(stage.completion_tokens),
+        _dollars(stage.cost_usd),
+        latency if facts.rows else "",
+    )
+
+
+def _total(plan: Plan) -> tuple[str, ...]:
+    figures = as_json(plan)
+    return (
+        "total",
+        "",
+        *(_number(figures[key]) for key in ("requests", "prompt_tokens", "completion_tokens")),
+        _dollars(figures["cost_usd"]),
+        "",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.0f}"
+
+
+def _dollars(value: float | None) -> str:
+    return "unknown" if value is None else f"${value:,.4f}" if value < 1 else f"${value:,.2f}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal, aligned lines elsewhere."""
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, heading in enumerate(rows[0]):
+            table.add_column(heading, justify="right" if number else "left")
+        for number, row in enumerate(rows[1:], 2):
+            table.add_row(*row, end_section=number == len(rows) - 1)
+        Console(highlight=False).print(table)
+        return
+    widths = [max(len(row[number]) for row in rows) for number in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print("  " + "  ".join(cells).rstrip())
+
+
+def _remarks(stages: Sequence[StageEstimate]) -> Iterator[str]:
+    """Whence the figures are, and what went wrong with the sample."""
+    sources: dict[str, list[str]] = {}
+    for stage in stages:
+        facts = stage.facts
+        if facts.rows and facts.tokens_source:
+            sources.setdefault(f"tokens: {facts.tokens_source}", []).append(facts.name)
+        if facts.rows and facts.latency is not None:
+            sources.setdefault(f"seconds: {facts.latency.source}", []).append(facts.name)
+    busy = sum(1 for stage in stages if stage.facts.rows)
+    for source, names in sorted(sources.items(), reverse=True):
+        yield f"  {source}" + ("" if len(names) == busy else f" ({', '.join(names)})")
+    for stage in stages:
+        if stage.facts.problem:
+            yield f"  {stage.facts.name}: {stage.facts.problem}"
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    found = plan.estimate
+    if all(stage.facts.rows == 0 for stage in found.stages):
+        yield "time: none, nothing is left to send"
+        return
+    if found.binding is None and found.unknown:
+        yield f"time: unknown: {'; '.join(found.unknown)}"
+        return
+    if found.wall_s is None or found.binding is None:
+        yield "time: unknown: no limit is set, and how long a request takes is not known (--latency SECONDS)"
+        return
+    bound = "about" if found.complete else "at least"
+    yield f"time: {bound} {_seconds(found.wall_s)}, bound by {found.binding.name}: {found.binding.detail}"
+    least = max(0.1, 0.01 * max((each.seconds for each in found.resources if each.days is None), default=0.0))
+    listed = [resource for resource in found.resources[1:] if resource.seconds >= least]
+    others = [f"{resource.name} {_seconds(resource.seconds)}" for resource in listed[:_MOST_RESOURCES]]
+    if others:
+        yield f"      alone would take: {', '.join(others)}"
+    if not found.complete:
+        slow = [stage.facts.name for stage in found.stages if stage.facts.rows and stage.facts.latency is None]
+        if slow:
+            yield (
+                f"      from the limits alone: how long a request of {', '.join(slow)} takes is not known; "
+                "--latency SECONDS says it, an earlier run of the experiment shows it"
+            )
+    for unknown in found.unknown:
+        yield f"      {unknown}"
+    yield from _days(found.resources, plan.quotas)
+
+
+def _days(resources: Sequence[Resource], quotas: dict[str, QuotaFacts]) -> Iterator[str]:
+    for resource in resources:
+        if resource.days is not None:
+            yield f"quota: {resource.name}: {resource.detail}: a job of {_plural(resource.days, 'day')}"
+    for quota in quotas.values():
+        for unit, limit, used in (("rpd", quota.rpd, quota.used_requests), ("tpd", quota.tpd, quota.used_tokens)):
+            if limit is not None and not any(
+                resource.days and resource.name.startswith(unit) and quota.name in resource.name
+                for resource in resources
+            ):
+                yield f"quota: {unit} of {quota.name}: {used:,.0f} of {limit:,.0f} used today, what is left suffices"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else duration(seconds)

@@ -1,0 +1,384 @@
+"""What a job will take: requests, tokens, dollars, seconds, and what holds it back. Pure: facts in, an estimate out.
+
+The model: every stage puts a load on what it shares with others (its window, its deployments' slots and quotas, the
+simulator's places, the client itself). Rows stream from stage to stage, so that the stages work side by side: the job
+takes as long as the most loaded of these, and the time in which the pipeline fills before it and drains behind it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from infermesh.limits import steady_rate
+from infermesh.plan.facts import DeploymentFacts, QuotaFacts, ServiceFacts, StageFacts
+
+__all__ = ["Estimate", "Resource", "StageEstimate", "estimate"]
+
+DAY_S = 86400.0
+# One process: rows, templates, requests and commits of `python -m benchmarks.run` on two slow cores.
+CLIENT_REQUESTS_PER_S = 2500.0
+# The embedded simulator is a Python web server in one process.
+SIMULATOR_REQUESTS_PER_S = 1500.0
+# How long a micro-batch waits for more texts, and a commit for the next tick.
+BATCH_LINGER_S = 0.25
+COMMIT_S = 0.1
+# Above so many sets of deployments only single ones and all together are looked at.
+_MOST_SETS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class StageEstimate:
+    """A stage's share of the job. ``None`` where it is not known."""
+
+    facts: StageFacts
+    requests: int | None
+    prompt_tokens: float | None
+    completion_tokens: float | None
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Something that holds the job back: the seconds that it alone takes, and ``wall_s`` with filling and draining.
+
+    ``days`` is how many UTC days a quota a day needs, where it needs more than what is left of today.
+    """
+
+    name: str
+    detail: str
+    seconds: float
+    wall_s: float
+    stages: tuple[str, ...]
+    days: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The whole job. ``wall_s`` is ``None`` where nothing is known that takes time; ``complete`` is false where the
+    latency of a stage is not known, so that it is a lower bound.
+    """
+
+    stages: list[StageEstimate]
+    resources: list[Resource]
+    wall_s: float | None
+    complete: bool
+    days: int | None = None
+    unknown: list[str] = field(default_factory=list)
+
+    @property
+    def binding(self) -> Resource | None:
+        """What the job waits for."""
+        return self.resources[0] if self.resources else None
+
+
+def estimate(
+    stages: Sequence[StageFacts],
+    deployments: Mapping[str, DeploymentFacts],
+    quotas: Mapping[str, QuotaFacts],
+    service: ServiceFacts | None = None,
+    *,
+    until_midnight_s: float = DAY_S,
+) -> Estimate:
+    """Estimate a job.
+
+    Parameters
+    ----------
+    stages
+        Each after those that it requires.
+    deployments, quotas
+        By label, and by the name that :class:`DeploymentFacts` gives.
+    service
+        The embedded simulator, where a deployment is one.
+    until_midnight_s
+        Seconds to the next UTC day.
+    """
+    model = _Model(stages, deployments, quotas, service, until_midnight_s)
+    found = model.resources()
+    if found:
+        # Rows that come one by one leave micro-batches half empty, so that there are more requests.
+        model.fill(_longest(found))
+        found = model.resources()
+    known = [stage for stage in stages if stage.rows is not None]
+    silent = [stage.name for stage in known if stage.rows and stage.deployments and stage.latency is None]
+    unknown = [f"{stage.name}: rows are not known before the run" for stage in stages if stage.rows is None]
+    days = max((resource.days for resource in found if resource.days), default=None)
+    wall = _longest(found) if found else None if silent else 0.0
+    return Estimate(model.shares(), found, wall, not silent and not unknown, days, unknown)
+
+
+class _Model:
+    """Loads on resources. ``_per_request`` is how many rows a stage's requests carry."""
+
+    def __init__(
+        self,
+        stages: Sequence[StageFacts],
+        deployments: Mapping[str, DeploymentFacts],
+        quotas: Mapping[str, QuotaFacts],
+        service: ServiceFacts | None,
+        until_midnight_s: float,
+    ) -> None:
+        self._stages = {stage.name: stage for stage in stages}
+        self._busy = [stage for stage in stages if stage.rows and stage.deployments]
+        self._deployments = deployments
+        self._quotas = quotas
+        self._service = service
+        self._until_midnight_s = until_midnight_s
+        self._per_request: dict[str, float] = {stage.name: stage.batch for stage in stages}
+
+    def fill(self, wall_s: float) -> None:
+        """Take in how full micro-batches will be at the pace of a job of so many seconds."""
+        for stage in self._busy:
+            if stage.batch > 1 and any(self._stages[other].rows for other in stage.requires if other in self._stages):
+                arriving = 1 + (stage.rows or 0) / max(wall_s, 1e-9) * BATCH_LINGER_S
+                self._per_request[stage.name] = min(stage.batch, arriving)
+
+    def requests(self, stage: StageFacts) -> int:
+        """How many requests a stage sends."""
+        return math.ceil((stage.rows or 0) / self._per_request[stage.name])
+
+    def shares(self) -> list[StageEstimate]:
+        """What each stage adds."""
+        found = []
+        for stage in self._stages.values():
+            rows = stage.rows
+            if rows is None:
+                found.append(StageEstimate(stage, None, None, None, None))
+                continue
+
+            def over(each: float | None, rows: int = rows) -> float | None:
+                return 0.0 if not rows else None if each is None else each * rows
+
+            sends = self.requests(stage) if stage.deployments else 0
+            found.append(
+                StageEstimate(
+                    stage, sends, over(stage.prompt_tokens), over(stage.completion_tokens), over(stage.cost_usd)
+                )
+            )
+        return found
+
+    def resources(self) -> list[Resource]:
+        """Everything that takes time, the longest first."""
+        found = [
+            *self._windows(),
+            *self._slots(),
+            *self._rates(),
+            *self._of_the_service(),
+            *self._client(),
+        ]
+        found += self._days(_longest(found))
+        found = [resource for resource in found if resource.seconds > 0]
+        return sorted(found, key=lambda resource: -resource.seconds)
+
+    def _resource(
+        self, name: str, detail: str, seconds: float, stages: Iterable[StageFacts], *, drains: bool = False
+    ) -> Resource:
+        """With the time before its first stage has rows, and behind its last."""
+        named = list(stages)
+        names = {stage.name for stage in named}
+        lead = min((self._before(stage) for stage in named), default=0.0)
+        last = [stage for stage in named if not self._followers(stage) & names] or named
+        trail = max((self._behind(stage) for stage in last), default=0.0)
+        own = max((_p95(stage) for stage in last), default=0.0) if drains else 0.0
+        return Resource(name, detail, seconds, seconds + lead + trail + own + COMMIT_S, tuple(sorted(names)))
+
+    def _before(self, stage: StageFacts) -> float:
+        """Seconds until the first row comes to a stage."""
+        above = [self._stages[name] for name in stage.requires if name in self._stages]
+        return max((self._before(other) + self._step(other) for other in above), default=0.0)
+
+    def _behind(self, stage: StageFacts) -> float:
+        """Seconds that the last row takes after it has left a stage."""
+        below = [other for other in self._busy if stage.name in other.requires]
+        return max((self._step(other) + self._behind(other) for other in below), default=0.0)
+
+    def _step(self, stage: StageFacts) -> float:
+        if not stage.rows or stage.latency is None:
+            return 0.0
+        return stage.latency.mean_s + (BATCH_LINGER_S if stage.batch > 1 else 0.0)
+
+    def _followers(self, stage: StageFacts) -> set[str]:
+        found: set[str] = set()
+        for other in self._stages.values():  # each after those that it requires
+            if stage.name in other.requires or found & set(other.requires):
+                found.add(other.name)
+        return found
+
+    def _windows(self) -> Iterable[Resource]:
+        for stage in self._busy:
+            if stage.latency is not None:
+                requests = self.requests(stage)
+                seconds = _rounds(requests * stage.latency.mean_s, requests, stage.window, [stage])
+                detail = (
+                    f"{requests:,} requests of {stage.latency.mean_s:.3g} s (mean), {stage.window} at once "
+                    f"(stages.{stage.name}.max_parallel_requests)"
+                )
+                yield self._resource(f"concurrency of stage {stage.name}", detail, seconds, [stage])
+
+    def _slots(self) -> Iterable[Resource]:
+        def slots(label: str) -> int | None:
+            return self._deployments[label].slots
+
+        timed = [stage for stage in self._busy if stage.latency is not None]
+        for labels, stages in _sets(timed, lambda label: slots(label) is not None):
+            total = sum(slots(label) or 0 for label in labels)
+            requests = sum(map(self.requests, stages))
+            work = sum(self.requests(stage) * stage.latency.mean_s for stage in stages if stage.latency)
+            detail = f"{requests:,} requests, {total} at once (deployments.{_joined(labels)}.max_parallel_requests)"
+            yield self._resource(
+                f"max_parallel_requests of {_deployments(labels)}",
+                detail,
+                _rounds(work, requests, total, stages),
+                stages,
+            )
+
+    def _of_the_service(self) -> Iterable[Resource]:
+        service = self._service
+        if service is None:
+            return
+        stages = [stage for stage in self._busy if all(self._deployments[name].embedded for name in stage.deployments)]
+        requests = sum(map(self.requests, stages))
+        if not requests:
+            return
+        if service.capacity is not None:
+            held = [(stage, stage.latency.hold_s) for stage in stages if stage.latency and stage.latency.hold_s]
+            work = sum(self.requests(stage) * seconds for stage, seconds in held)
+            if held:
+                at_work = [stage for stage, _ in held]
+                seconds = _rounds(work, requests, service.capacity, at_work)
+                detail = f"{requests:,} requests, {service.capacity} served at once (simulator.capacity)"
+                yield self._resource("capacity of the simulator", detail, seconds, at_work)
+        for unit, quota, amount in (
+            ("rpm", service.rpm, float(requests)),
+            ("tpm", service.tpm, sum(_tokens(stage) or 0.0 for stage in stages)),
+        ):
+            if quota is not None:
+                seconds = math.floor(max(amount - 1, 0) / quota) * 60.0  # a window's worth at once, then the next
+                detail = f"{amount:,.0f} {_unit(unit)}, {quota:,.0f} in any minute (simulator.{unit})"
+                yield self._resource(f"{unit} of the simulator", detail, seconds, stages, drains=True)
+        seconds = requests / SIMULATOR_REQUESTS_PER_S
+        yield self._resource("the simulator's own speed", f"{requests:,} requests", seconds, stages)
+
+    def _client(self) -> Iterable[Resource]:
+        requests = sum(map(self.requests, self._busy))
+        if requests:
+            detail = f"{requests:,} requests, some {CLIENT_REQUESTS_PER_S:,.0f} a second"
+            yield self._resource("the client's own speed", detail, requests / CLIENT_REQUESTS_PER_S, self._busy)
+
+    def _quota_sets(self, unit: str) -> Iterable[tuple[list[QuotaFacts], list[StageFacts]]]:
+        """Quotas that only together let some stages through, for ``rpm``, ``tpm``, ``rpd`` or ``tpd``."""
+
+        def quota(label: str) -> QuotaFacts | None:
+            name = self._deployments[label].quota
+            found = None if name is None else self._quotas[name]
+            return found if found is not None and getattr(found, unit) is not None else None
+
+        seen = set()
+        for labels, stages in _sets(self._busy, lambda label: quota(label) is not None):
+            names = {found.name: found for label in labels if (found := quota(label)) is not None}
+            key = (frozenset(names), frozenset(stage.name for stage in stages))
+            if key not in seen:
+                seen.add(key)
+                yield list(names.values()), stages
+
+    def _amount(self, unit: str, stages: Sequence[StageFacts]) -> float | None:
+        if unit.startswith("r"):
+            return float(sum(map(self.requests, stages)))
+        tokens = [_tokens(stage) for stage in stages]
+        return None if None in tokens else sum(token or 0.0 for token in tokens)
+
+    def _rates(self) -> Iterable[Resource]:
+        for unit, burst in (("rpm", "request_burst"), ("tpm", "token_burst")):
+            for quotas, stages in self._quota_sets(unit):
+                amount = self._amount(unit, stages)
+                if amount is None:
+                    continue
+                rate = sum(steady_rate(getattr(quota, unit), getattr(quota, burst)) for quota in quotas)
+                first = sum(max(getattr(quota, burst) or 0.0, 1.0) for quota in quotas)
+                limit = sum(getattr(quota, unit) for quota in quotas)
+                detail = f"{amount:,.0f} {_unit(unit)}, {limit:,.0f} a minute"
+                seconds = max(amount - first, 0.0) / rate
+                yield self._resource(f"{unit} of {_named(quotas)}", detail, seconds, stages, drains=True)
+
+    def _days(self, pace_s: float) -> Iterable[Resource]:
+        """Quotas a day: nothing where today's rest suffices, else whole days and the rest of the job on the last."""
+        for unit in ("rpd", "tpd"):
+            for quotas, stages in self._quota_sets(unit):
+                amount = self._amount(unit, stages)
+                if amount is None:
+                    continue
+                limit = sum(getattr(quota, unit) for quota in quotas)
+                used = sum(quota.used_requests if unit == "rpd" else quota.used_tokens for quota in quotas)
+                left = max(limit - used, 0.0)
+                if amount <= left:
+                    continue
+                later = math.ceil((amount - left) / limit - 1e-9)
+                last_day = (amount - left - (later - 1) * limit) / amount
+                days = later + (left > 0)
+                seconds = self._until_midnight_s + (later - 1) * DAY_S + last_day * pace_s
+                detail = f"{amount:,.0f} {_unit(unit)}, {limit:,.0f} a day, {used:,.0f} used today"
+                found = self._resource(f"{unit} of {_named(quotas)}", detail, seconds, stages)
+                yield replace(found, days=days)
+
+
+def _longest(resources: Iterable[Resource]) -> float:
+    return max((resource.wall_s for resource in resources), default=0.0)
+
+
+def _rounds(work_s: float, requests: int, at_once: int, stages: Sequence[StageFacts]) -> float:
+    """Seconds for so many busy seconds on ``at_once`` places: at the end some are idle while the slow ones finish."""
+    slowest = max(map(_p95, stages))
+    if requests <= at_once:
+        return slowest
+    mean = work_s / requests
+    return max(work_s / at_once + max(slowest - mean / 2, 0.0) * (1 - 1 / at_once), slowest)
+
+
+def _p95(stage: StageFacts) -> float:
+    return 0.0 if stage.latency is None else stage.latency.p95_s
+
+
+def _tokens(stage: StageFacts) -> float | None:
+    """Prompt and completion tokens of all of a stage's rows."""
+    if stage.prompt_tokens is None or stage.completion_tokens is None:
+        return None
+    return (stage.prompt_tokens + stage.completion_tokens) * (stage.rows or 0)
+
+
+def _sets(
+    stages: Sequence[StageFacts], limited: Callable[[str], bool]
+) -> Iterable[tuple[tuple[str, ...], list[StageFacts]]]:
+    """Sets of deployments and the stages that can use no others: together those cannot outrun together these.
+
+    A set with a deployment that is not limited limits nobody. (The min-cut of a transport problem, whose cuts are the
+    unions of the stages' sets.)
+    """
+    kinds = {frozenset(stage.deployments) for stage in stages}
+    kinds = {kind for kind in kinds if all(map(limited, kind))}
+    unions = set(kinds)
+    if len(kinds) <= _MOST_SETS:
+        for size in range(2, len(kinds) + 1):
+            unions |= {frozenset().union(*chosen) for chosen in itertools.combinations(kinds, size)}
+    elif kinds:
+        unions.add(frozenset().union(*kinds))
+    for union in sorted(unions, key=lambda labels: (len(labels), sorted(labels))):
+        yield tuple(sorted(union)), [stage for stage in stages if set(stage.deployments) <= union]
+
+
+def _unit(unit: str) -> str:
+    return "requests" if unit.startswith("r") else "tokens"
+
+
+def _joined(labels: Sequence[str]) -> str:
+    return labels[0] if len(labels) == 1 else "{" + ",".join(labels) + "}"
+
+
+def _deployments(labels: Sequence[str]) -> str:
+    return f"deployment {labels[0]}" if len(labels) == 1 else f"deployments {', '.join(labels)} together"
+
+
+def _named(quotas: Sequence[QuotaFacts]) -> str:
+    names = sorted(quota.name for quota in quotas)
+    return names[0] if len(names) == 1 else f"{', '.join(names)} together"

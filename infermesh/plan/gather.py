@@ -1,0 +1,399 @@
+"""The facts of a plan: what is pending, what its requests are like, what earlier runs have measured. Sends nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from infermesh.config import Experiment, LimitsConfig, ModelStageConfig, load
+from infermesh.execution import assembled, outputs_of
+from infermesh.fleet import Fleet
+from infermesh.limits import DayUsage
+from infermesh.plan.estimate import Estimate, estimate
+from infermesh.plan.facts import Certainty, DeploymentFacts, Latency, QuotaFacts, ServiceFacts, StageFacts
+from infermesh.plan.rehearsal import Rehearsal, Sent, StageRehearsal, rehearse
+from infermesh.plan.rows import PlannedRows
+from infermesh.simulator.settings import SimulatorSettings
+from infermesh.stages import Stage
+from infermesh.stages.build import Pipeline, Wave
+from infermesh.store.survey import Measured, measured
+from infermesh.store.usage import used_today
+from infermesh.types import TokenUsage
+
+__all__ = ["SIMULATOR_URL", "Options", "Plan", "make_plan"]
+
+SIMULATOR_URL = "http://simulator/v1"  # stands in requests that are shown; nothing is sent
+ASSUMED_OUTPUT_TOKENS = 256
+# The way to the embedded simulator and back, on one machine.
+_LOOPBACK_S = 0.004
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user says beyond the declaration.
+
+    ``show`` requests of each stage are kept in full, ``sample`` rows rendered. ``latency_s`` and ``output_tokens`` go
+    over what is known of requests and answers.
+    """
+
+    show: int = 0
+    sample: int = 200
+    latency_s: float | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A job before it is run. ``folder`` is the run that it would go on with, ``None`` for a new one."""
+
+    experiment: str
+    folder: Path | None
+    rows: int
+    estimate: Estimate
+    requests: dict[str, list[Sent]]
+    quotas: dict[str, QuotaFacts]
+    notes: list[str]
+
+
+def make_plan(
+    mapping: Mapping[str, Any],
+    folder: Path,
+    *,
+    roots: Sequence[Path],
+    options: Options | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Plan:
+    """Look at a job without doing it.
+
+    Parameters
+    ----------
+    mapping
+        The composed config.
+    folder
+        Where it would run; a run that is there would be gone on with.
+    roots
+        What relative paths are relative to, first match wins.
+
+    Raises
+    ------
+    ConfigError
+        The declaration is wrong, as ``infermesh run`` would say it.
+    StoreError
+        The run's database cannot be read, or another process is at it.
+    """
+    experiment, options = load(mapping), options or Options()
+    with ExitStack() as stack:
+        fleet, pipeline = stack.enter_context(assembled(experiment, roots, environ, simulator_url=SIMULATOR_URL))
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infermesh-plan-")))
+        rows, notes = PlannedRows(experiment, pipeline, folder, place), list[str]()
+        stack.callback(rows.close)
+        rows.prepare(roots, notes.append)
+        return _Planner(experiment, fleet, pipeline, rows, folder, options, notes).plan()
+
+
+class _Planner:
+    """Puts the facts together."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        fleet: Fleet,
+        pipeline: Pipeline,
+        rows: PlannedRows,
+        folder: Path,
+        options: Options,
+        notes: list[str],
+    ) -> None:
+        self._experiment = experiment
+        self._fleet = fleet
+        self._pipeline = pipeline
+        self._signatures = pipeline.signatures
+        self._rows = rows
+        self._folder = folder
+        self._options = options
+        self.notes = notes
+        outputs = outputs_of(folder)
+        self._embedded = {label for label, entry in experiment.deployments.items() if entry.api_base == "simulator"}
+        self._measured = measured(outputs, experiment.name, pipeline.stages, self.notes.append)
+        self._used = used_today(experiment, None, outputs, None, self.notes.append)
+
+    def plan(self) -> Plan:
+        """Rehearse, count, estimate; wave after wave, as a run goes."""
+        rehearsal = self._rehearsal()
+        waves: list[list[StageFacts]] = []
+        for wave in self._pipeline.waves:
+            if not self._rows.reach(wave):
+                unreached = [name for name in self._experiment.stages if name in (wave.origin, *wave.graph.stages)]
+                waves.append([StageFacts(name, self._kind(name), None, "unknown") for name in unreached])
+                continue
+            self._rehearse(rehearsal, wave)
+            waves.append([self._stage(stage, rehearsal.found[name], wave) for name, stage in wave.graph.stages.items()])
+        quotas = _quotas(self._experiment, self._used)
+        settings = self._experiment.simulator
+        service = ServiceFacts(settings.capacity, settings.rpm, settings.tpm) if self._embedded else None
+        midnight = 86400 - time.time() % 86400
+        shown = {name: found.requests[: self._options.show] for name, found in rehearsal.found.items()}
+        return Plan(
+            self._experiment.name,
+            self._folder if self._rows.resumed else None,
+            self._rows.total,
+            _in_turn(
+                [
+                    estimate(stages, self._deployments(), quotas, service, until_midnight_s=midnight)
+                    for stages in [[facts for stages in waves for facts in stages], *waves]
+                ]
+            ),
+            {name: listed for name, listed in shown.items() if listed},
+            quotas,
+            self.notes,
+        )
+
+    def _kind(self, name: str) -> str:
+        return self._experiment.stages[name].kind
+
+    def _rehearsal(self) -> Rehearsal:
+        expected = {name: self._expected(name)[0] for name in self._pipeline.stages}
+        return Rehearsal(
+            self._fleet,
+            (self._experiment.simulator, self._embedded),
+            {name: ASSUMED_OUTPUT_TOKENS if tokens is None else tokens for name, tokens in expected.items()},
+            self._options.show,
+        )
+
+    def _rehearse(self, rehearsal: Rehearsal, wave: Wave) -> None:
+        for name in wave.graph.stages:
+            rehearsal.at(name)
+        walk = rehearse(
+            rehearsal,
+            wave.graph,
+            self._rows.sample(wave, self._options.sample),
+            filters=self._rows.filters,
+            stale=self._rows.stale,
+            keep_errors=self._experiment.keep_errors,
+            earlier=self._rows.earlier,
+        )
+        asyncio.run(walk)
+
+    def _expected(self, name: str) -> tuple[float | None, str]:
+        """Completion tokens of a row's answer as far as they are known before anything is rendered, and whence."""
+        if self._options.output_tokens is not None:
+            return float(self._options.output_tokens), "--output-tokens"
+        before = self._measured.get(name)
+        if before is not None and before.completion_tokens is not None:
+            return before.completion_tokens, f"measured in {_shown(before.folder)}"
+        return None, ""
+
+    def _stage(self, stage: Stage, found: StageRehearsal, wave: Wave) -> StageFacts:
+        config = self._experiment.stages[stage.name]
+        rows, certainty = self._count(stage, found)
+        facts = StageFacts(
+            stage.name,
+            config.kind,
+            rows,
+            certainty,
+            stage.window,
+            stage.batch_size,
+            requires=tuple(sorted(wave.graph.requires[stage.name])),
+            problem=_problem(found),
+        )
+        if not isinstance(config, ModelStageConfig):
+            return facts
+        labels = tuple(self._experiment.models[config.model].deployments)
+        prompt, completion, source = self._tokens(stage, found, labels)
+        return replace(
+            facts,
+            deployments=labels,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            tokens_source=source,
+            cost_usd=self._cost(labels, prompt, completion),
+            latency=self._latency(stage, found, labels),
+        )
+
+    def _count(self, stage: Stage, found: StageRehearsal) -> tuple[int | None, Certainty]:
+        """How many rows a stage will send, and how sure that is."""
+        pending, by_answers = self._rows.pending(stage), self._rows.of_answers(stage)
+        if pending is None:  # a condition that can only be decided row by row
+            pending, by_answers = self._rows.total, True
+        looked_at = found.looked_at + (found.left_out if by_answers else 0)
+        going = found.sent + found.blind
+        if not looked_at:
+            return pending, "estimated" if pending else "exact"
+        guessed = found.on_stand_ins or found.blind > 0
+        if by_answers and guessed:
+            return math.ceil(pending * going / max(found.looked_at, 1)), "at most"
+        if looked_at == pending and not guessed:
+            return going, "exact"
+        # Of a changed stage's requests only those of the sample were compared with the stored ones.
+        compared = by_answers or stage.name in self._rows.stale
+        sure = going == looked_at and not compared and not found.blind and self._rows.earlier is None
+        return round(pending * going / looked_at), "exact" if sure else "estimated"
+
+    def _tokens(
+        self, stage: Stage, found: StageRehearsal, labels: Sequence[str]
+    ) -> tuple[float | None, float | None, str]:
+        """Prompt and completion tokens of a row, and whence they are known."""
+        requests, rendered = found.requests, found.answered
+        before = self._measured.get(stage.name)
+        if requests and rendered and set(labels) <= self._embedded:
+            prompt = sum(sent.counted_prompt_tokens for sent in requests) / rendered
+            return prompt, sum(sent.completion_tokens for sent in requests) / rendered, "as the simulator counts"
+        same = before is not None and before.signature == self._signatures[stage.name]
+        if before is not None and same and before.prompt_tokens is not None:
+            prompt, source = before.prompt_tokens, f"measured in {_shown(before.folder)}"
+        elif requests and rendered:
+            prompt, source = sum(sent.prompt_tokens for sent in requests) / rendered, "prompts: UTF-8 bytes / 4"
+        else:
+            return None, None, ""
+        completion, whence = self._expected(stage.name)
+        if self._experiment.stages[stage.name].kind != "generate":
+            completion, whence = completion or 0.0, ""
+        elif completion is None:
+            completion, whence = _unseen(self._experiment, requests, labels)
+        said = [source, *([f"answers: {whence}"] if whence and whence != source else [])]
+        return prompt, completion, "; ".join(said)
+
+    def _cost(self, labels: Sequence[str], prompt: float | None, completion: float | None) -> float | None:
+        """Dollars a row, over the deployments that may answer it."""
+        if prompt is None or completion is None:
+            return None
+        thousand = TokenUsage(round(prompt * 1000), round(completion * 1000))
+        one = TokenUsage(round(prompt), round(completion))
+        costs = []
+        for label in labels:
+            price = self._fleet.deployments[label].price
+            cost = None if price is None else price(one)
+            if price is None or cost is None:
+                return None
+            # Prices are a token's; a thousand rows at once lose nothing to rounding unless there are tiers.
+            many = (price(thousand) or 0.0) / 1000
+            costs.append(many if abs(many - cost) <= 0.05 * cost + 1e-6 else cost)
+        return sum(costs) / len(costs)
+
+    def _latency(self, stage: Stage, found: StageRehearsal, labels: Sequence[str]) -> Latency | None:
+        """How long a request takes: as the user says, as measured, as the embedded simulator is set."""
+        given = self._options.latency_s
+        if given is not None:
+            return Latency(given, given, "--latency")
+        before, embedded = self._measured.get(stage.name), set(labels) <= self._embedded
+        declared = _declared(self._experiment.simulator, found.requests) if embedded else None
+        if before is not None and (not embedded or self._comparable(before)):
+            source = f"measured in {_shown(before.folder)}"
+            window = (before.config.get("stages") or {}).get(stage.name, {}).get("max_parallel_requests")
+            if window is not None and window != stage.window:
+                source += f" with {window} at once"
+            return Latency(before.mean_s, before.p95_s, source, declared.hold_s if declared else None)
+        return declared
+
+    def _comparable(self, before: Measured) -> bool:
+        """Whether what was measured at an embedded simulator is its own time: set as now, and nobody waited in it."""
+        settings = self._experiment.simulator
+        if SimulatorSettings.model_validate(before.config.get("simulator") or {}) != settings:
+            return False
+        at_once = sum(stage.window for stage in self._pipeline.stages.values())
+        slots = [self._experiment.deployments[label].max_parallel_requests for label in self._embedded]
+        if None not in slots:
+            at_once = min(at_once, sum(slot or 0 for slot in slots))
+        return settings.capacity is None or at_once <= settings.capacity
+
+    def _deployments(self) -> dict[str, DeploymentFacts]:
+        found = {}
+        for label, entry in self._experiment.deployments.items():
+            quota = None
+            if entry.limits is not None:
+                quota = f"account {entry.limits}" if isinstance(entry.limits, str) else f"deployment {label}"
+            found[label] = DeploymentFacts(label, entry.max_parallel_requests, quota, label in self._embedded)
+        return found
+
+
+def _in_turn(estimates: Sequence[Estimate]) -> Estimate:
+    """The whole job, and its waves one after the other: where no quota a day decides, their times add up."""
+    whole, *waves = estimates
+    walls = [wave.wall_s for wave in waves if wave.wall_s]
+    if whole.days is not None or len(walls) < 2:
+        return whole
+    longest = max(waves, key=lambda wave: wave.wall_s or 0.0)
+    return replace(whole, wall_s=sum(walls), resources=longest.resources)
+
+
+def _quotas(experiment: Experiment, used: Mapping[str, DayUsage]) -> dict[str, QuotaFacts]:
+    """Every account and every deployment's own limits, with what today has used."""
+    found = {}
+    for name, config in experiment.limits.items():
+        labels = [label for label, entry in experiment.deployments.items() if entry.limits == name]
+        found[f"account {name}"] = _quota(f"account {name}", config, [used[label] for label in labels if label in used])
+    for label, entry in experiment.deployments.items():
+        if isinstance(entry.limits, LimitsConfig):
+            name = f"deployment {label}"
+            found[name] = _quota(name, entry.limits, [used[label]] if label in used else [])
+    return found
+
+
+def _quota(name: str, config: LimitsConfig, used: Sequence[DayUsage]) -> QuotaFacts:
+    return QuotaFacts(
+        name,
+        config.rpm,
+        config.tpm,
+        config.rpd,
+        config.tpd,
+        config.max_request_burst,
+        config.max_token_burst,
+        sum(count.requests for count in used),
+        sum(count.tokens for count in used),
+    )
+
+
+def _unseen(experiment: Experiment, requests: Sequence[Sent], labels: Sequence[str]) -> tuple[float, str]:
+    """The length of answers that nobody has seen."""
+    limits = [sent.output_limit for sent in requests if sent.output_limit is not None]
+    if limits:
+        return sum(limits) / len(limits), "at most max_tokens"
+    for label in labels:
+        own = experiment.deployments[label].limits
+        config = experiment.limits[own] if isinstance(own, str) else own
+        if config is not None and config.default_output_tokens is not None:
+            return float(config.default_output_tokens), "default_output_tokens"
+    return float(ASSUMED_OUTPUT_TOKENS), f"assumed {ASSUMED_OUTPUT_TOKENS} (--output-tokens says better)"
+
+
+def _declared(settings: SimulatorSettings, requests: Sequence[Sent]) -> Latency | None:
+    """What the embedded simulator takes: a lognormal time to the first token, then the answer's tokens.
+
+    The mean of a lognormal with median m and sigma s is m · exp(s² / 2), its 95th percentile m · exp(1.645 s).
+    """
+    if not requests:
+        return None
+    factors = {"embedding": settings.embedding_latency_factor, "transcription": settings.audio_latency_factor}
+    median = settings.latency_s * factors.get(requests[0].operation, 1.0)
+    decoding = 0.0
+    if settings.tokens_per_second is not None:
+        decoding = sum(sent.decoded_tokens for sent in requests) / len(requests) / settings.tokens_per_second
+    hold = median * math.exp(settings.latency_spread**2 / 2) + decoding
+    late = median * math.exp(1.645 * settings.latency_spread) + decoding
+    return Latency(hold + _LOOPBACK_S, late + _LOOPBACK_S, "the simulator's settings", hold)
+
+
+def _problem(found: StageRehearsal) -> str | None:
+    """Why sample rows would not be sent, or could not be rendered."""
+    if not found.reasons:
+        return None
+    reason, _ = max(found.reasons.items(), key=lambda item: item[1])
+    count, verb = sum(found.reasons.values()), "may get an error for an answer"
+    if found.blind:
+        count, verb = found.blind, "cannot be rendered on stand-ins"
+    elif found.lost:
+        count, verb = found.lost, "will not be sent"
+    return f"{count} of {found.looked_at} sample rows {verb}: {reason}"
+
+
+def _shown(folder: Path) -> str:
+    absolute, here = folder.absolute(), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
