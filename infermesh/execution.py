@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import hashlib
 import importlib.metadata
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,11 @@ from infermesh.stages.build import StageGraph
 from infermesh.store import Column, RunStore
 from infermesh.store.database import PendingRows, utcnow
 from infermesh.store.filter import RowFilter
+from infermesh.store.live import LiveServer
+from infermesh.store.schema import DATABASE as DATABASE
 
 logger = logging.getLogger("infermesh")
 
-DATABASE = "run.duckdb"
 _TICK_S = 0.25
 _DRAIN_S = 30.0
 
@@ -136,6 +138,7 @@ def execute(
         if sink is None:
             _point_latest(folder, experiment.name)
         stack.enter_context(_log_to(folder / "run.log"))
+        stack.enter_context(LiveServer(folder, session.cursor, session.request_stop))
         outcome: RunOutcome = run_loop(session.run())
         return outcome
 
@@ -205,6 +208,20 @@ class _Session:
         self._stale: set[str] = set()
         self._signatures: dict[str, str] = {}
         self._interrupts = 0
+        self._stop_lock = threading.Lock()
+        self._stop_asked = False
+        self._stop: Callable[[], object] | None = None
+
+    def cursor(self) -> Any:
+        """One more connection to the run's database."""
+        return self._store.cursor()
+
+    def request_stop(self) -> None:
+        """Drain, as the first Ctrl-C does. From any thread; before the first row it holds from then on."""
+        with self._stop_lock:
+            self._stop_asked = True
+            if self._stop is not None:
+                self._stop()
 
     def prepare(self, source: Any, roots: Sequence[Path]) -> None:
         """Load the source, check what is named against it, find what an edit has touched."""
@@ -353,15 +370,25 @@ class _Session:
             else:
                 work.cancel()
 
+        def asked() -> None:
+            if not self._interrupts:
+                interrupt()
+
+        numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = ()
+        for number in numbers:
             loop.add_signal_handler(number, interrupt)
+        with self._stop_lock:
+            self._stop = functools.partial(loop.call_soon_threadsafe, asked)
+            if self._stop_asked:
+                self._stop()
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            with self._stop_lock:
+                self._stop = None
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
     def close(self) -> None:

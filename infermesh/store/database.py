@@ -13,7 +13,7 @@ import duckdb
 import orjson
 
 from infermesh.config import StoreConfig
-from infermesh.errors import ConfigError, StoreError
+from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.sources import Source
 from infermesh.store.ingest import ingest, source_columns
 from infermesh.store.output import OutputTable
@@ -284,6 +284,10 @@ class RunStore:
         """Read the rows that are not settled. See :class:`PendingRows`."""
         return PendingRows(self._connection.cursor(), self._tables, needed, stale=stale, keep_errors=keep_errors)
 
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """One more connection to the database, for a thread of its own."""
+        return self._connection.cursor()
+
     def finish(
         self, status: str, elapsed_s: float, *, reason: str | None = None, signatures: Mapping[str, str] | None = None
     ) -> None:
@@ -426,8 +430,10 @@ def connect(
 
     Raises
     ------
+    StoreInUseError
+        Another process holds it.
     StoreError
-        Another process holds it, or the file is no DuckDB database.
+        The file is no DuckDB database.
     """
     try:
         return duckdb.connect(str(path), read_only=read_only, config={**SETTINGS, **(config or {})})
@@ -436,7 +442,7 @@ def connect(
         holder = re.search(r"\(PID (\d+)\)", text)
         if "lock" in text.lower():
             who = f"process {holder[1]}" if holder else "another process"
-            raise StoreError(
+            raise StoreInUseError(
                 f"{path} is in use by {who}: a run that is still going? Wait for it, or stop it."
             ) from None
         raise StoreError(f"{path} cannot be opened: {text[:400]}") from None
