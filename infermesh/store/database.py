@@ -440,7 +440,7 @@ def connect(
     except duckdb.Error as error:
         text = " ".join(str(error).split())
         holder = re.search(r"\(PID (\d+)\)", text)
-        if "lock" in text.lower():
+        if "lock" in text.lower() or "different configuration" in text:  # the latter is this very process
             who = f"process {holder[1]}" if holder else "another process"
             raise StoreInUseError(
                 f"{path} is in use by {who}: a run that is still going? Wait for it, or stop it."
