@@ -34,7 +34,8 @@ def ask_on(folder: Path) -> None:
     """Ask while the run goes on; prints how many answers there were, the processor's seconds and the slowest."""
     while not (folder / SOCKET).exists():
         time.sleep(0.005)
-    times, done = [], [0]
+    times: list[float] = []
+    done = [0]
     began = time.process_time()
     with open_run(folder) as reader:
         while is_live(folder):

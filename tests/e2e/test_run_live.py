@@ -97,7 +97,7 @@ def test_a_second_process_asks_all_the_time(project: Path, service: Simulator, l
 
 
 def test_the_commands_know_it_and_stop_drains_it(project: Path, service: Simulator, launch: Launch) -> None:
-    run = launch(*RUN, cwd=project)
+    run = launch(*RUN, "stages.a.max_parallel_requests=1", cwd=project)
     wait_until(lambda: totals(service)["answered"] >= 20, "20 answers")
     found = infermesh("status", cwd=project)
     assert found.returncode == 0, found.stderr
@@ -120,7 +120,7 @@ def test_the_commands_know_it_and_stop_drains_it(project: Path, service: Simulat
     assert found.returncode == 1
     assert "no run is going on" in found.stderr
     service.reset()
-    found = infermesh("resume", FOLDER, cwd=project)
+    found = infermesh(*RUN, cwd=project)
     assert found.returncode == 0, found.stderr
     assert totals(service)["received"] == 2 * ROWS - done
 

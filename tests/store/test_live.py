@@ -290,7 +290,12 @@ def test_stop_asks_and_waits_for_the_end(tmp_path: Path) -> None:
         asking = request_stop(folder)
         assert next(asking) > 0
         assert run.stops == 1
-        waiting = threading.Thread(target=lambda: (list(asking), ended.set()))
+
+        def wait() -> None:
+            list(asking)
+            ended.set()
+
+        waiting = threading.Thread(target=wait)
         waiting.start()
         assert not ended.is_set()
         with open_run(folder) as reader:
