@@ -4,7 +4,8 @@
 
     InfermeshError
     ├── ConfigError                  a declaration is wrong; nothing was sent
-    ├── StoreError                   run.duckdb is locked, damaged or of another version
+    ├── StoreError                   run.duckdb is damaged or of another version, or a query of it is wrong
+    │   └── StoreInUseError          another process holds it
     └── RequestError                 one request failed: status_code, retryable, retry_after, deployment, request_id
         ├── AuthenticationError      401: the key is missing or wrong
         ├── PermissionDeniedError    403: the key may not use this model
@@ -53,6 +54,7 @@ __all__ = [
     "ServerError",
     "StoppedError",
     "StoreError",
+    "StoreInUseError",
 ]
 
 
@@ -65,7 +67,11 @@ class ConfigError(InfermeshError):
 
 
 class StoreError(InfermeshError):
-    """A run database cannot be used: locked by another process, damaged, or written by another version."""
+    """A run database cannot be used: damaged, or written by another version. Or a query of it is wrong."""
+
+
+class StoreInUseError(StoreError):
+    """Another process holds the run database."""
 
 
 class RequestError(InfermeshError):

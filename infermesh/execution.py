@@ -22,7 +22,9 @@ from infermesh.sinks import Sink
 from infermesh.sources import resolve
 from infermesh.stages import StageContext, build_stages
 from infermesh.stages.build import Pipeline
-from infermesh.store.database import DATABASE, Redo
+from infermesh.store.database import Redo
+from infermesh.store.live import LiveServer
+from infermesh.store.schema import DATABASE
 
 __all__ = [
     "DATABASE",
@@ -88,6 +90,7 @@ def execute(
         fresh, opened = not (folder / DATABASE).exists(), False
         folder.mkdir(parents=True, exist_ok=True)
         try:
+            control = control or Control()
             session = RunSession(experiment, mapping, folder, pipeline, fleet, observer, sink, overrides, control)
             opened = True
             stack.callback(session.close)
@@ -102,6 +105,7 @@ def execute(
         if sink is None:
             _point_latest(folder, experiment.name)
         stack.enter_context(_log_to(folder / "run.log"))
+        stack.enter_context(LiveServer(folder, session.cursor, control.stop))
         outcome: RunOutcome = run_loop(session.run())
         return outcome
 

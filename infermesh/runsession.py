@@ -32,10 +32,11 @@ from infermesh.sinks import Sink
 from infermesh.sources import Source
 from infermesh.stages.build import Pipeline, Wave
 from infermesh.store import SOURCE, Column, GroupWriter, PendingRows, RunStore, StageTable
-from infermesh.store.database import DATABASE, Redo, utcnow
+from infermesh.store.database import Redo, utcnow
 from infermesh.store.export import SinkReport
 from infermesh.store.filter import RowFilter
 from infermesh.store.reuse import EarlierAnswers
+from infermesh.store.schema import DATABASE
 from infermesh.store.usage import used_today
 
 logger = logging.getLogger("infermesh")
@@ -353,13 +354,9 @@ class RunSession:
             for told in self._fleet.used_up():
                 self._observer.note(told)
 
-    def request_stop(self) -> None:
-        """Drain, as the first Ctrl-C does. From any thread, at any time."""
-        if self._loop is None:
-            self._stops += 1  # before the first row
-        else:
-            with contextlib.suppress(RuntimeError):  # the loop has just ended
-                self._loop.call_soon_threadsafe(self._stop)
+    def cursor(self) -> Any:
+        """One more connection to the run's database, for a thread of its own."""
+        return self._store.cursor()
 
     def _stop(self, reason: str | None = None) -> None:
         """First: drain. Second, or after half a minute: stop at once."""

@@ -136,8 +136,12 @@ def sql(
         list[str] | None, typer.Option("--runs", help="Ask these runs as one: a quoted glob of folders; repeatable.")
     ] = None,
     outputs: OutputsOption = Path("outputs"),
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", min=0.001, help="Seconds for the query; 30 on a run that goes on, else no limit."),
+    ] = None,
 ) -> None:
-    """Ask a run's tables, or those of many runs; data alone goes to stdout."""
+    """Ask a run's tables, also while it goes on, or those of many runs; data alone goes to stdout."""
     if every or runs:
         from infermesh.cli.compare import sql_across
 
@@ -145,7 +149,7 @@ def sql(
         return
     from infermesh.cli.query import run_sql
 
-    run_sql(query, run, format)
+    run_sql(query, run, format, timeout)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh diff RUN_A RUN_B --stage summaries --format jsonl")
@@ -187,6 +191,19 @@ def status(run: RunArgument = None) -> None:
     from infermesh.cli.query import show_status
 
     show_status(run)
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh stop outputs/quickstart/latest")
+def stop(
+    run: Annotated[
+        str | None, typer.Argument(help="A run's folder or id; the one that goes on where none is named.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended.")] = True,
+) -> None:
+    """Stop a run that goes on, as its first Ctrl-C would: rows already sent are waited for and kept."""
+    from infermesh.cli.query import stop_run
+
+    stop_run(run, wait)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --outputs outputs")

@@ -1,4 +1,4 @@
-"""``infermesh sql``, ``status`` and ``runs``: reading runs that nobody is writing to."""
+"""``infermesh sql``, ``status``, ``runs`` and ``stop``: runs seen from outside, whether they go on or not."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from infermesh.cli.output import FORMATS, rows, write_csv, write_json, write_jso
 from infermesh.cli.runs import RunInfo, describe, find_run, run_folders
 from infermesh.config import nearest
 from infermesh.errors import StoreError
-from infermesh.execution import DATABASE
-from infermesh.store.database import connect
+from infermesh.store.reader import RunReader, is_live, open_run, request_stop
 
 
-def run_sql(query: str, run: str | None, format: str | None) -> None:
+def run_sql(query: str, run: str | None, format: str | None, timeout: float | None = None) -> None:
     """Run a query on a run's database and write its rows to stdout."""
     if format is not None and format not in FORMATS:
         fail(f"--format {format}: no such format.{nearest(format, list(FORMATS))}", code=2)
     folder = find_run(run)
     format = format or ("table" if sys.stdout.isatty() else "csv")
-    with _open(folder) as connection:
+    with _open(folder) as reader:
         try:
             if format == "parquet":
-                write_parquet(connection, query)
+                write_parquet(*reader.prepare(query, timeout=timeout))
                 return
-            connection.execute(query)
+            connection = reader.execute(query, timeout=timeout)
             columns = [(column[0], str(column[1])) for column in connection.description or ()]
             write = {"table": write_table, "csv": write_csv, "json": write_json, "jsonl": write_jsonl}[format]
             write(columns, rows(connection))
-        except duckdb.Error as error:
+        except (StoreError, duckdb.Error) as error:
             fail(f"{' '.join(str(error).split())} (in {folder})")
     sys.stdout.flush()
 
 
-def _open(folder: Path) -> duckdb.DuckDBPyConnection:
+def _open(folder: Path) -> RunReader:
     try:
-        return connect(folder / DATABASE, read_only=True)
+        return open_run(folder)
     except StoreError as error:
         fail(str(error))
 
@@ -48,14 +47,13 @@ def show_status(run: str | None) -> None:
     folder = find_run(run)
     info = describe(folder)
     print(f"{info.experiment}  {info.status}  {folder}")
-    if info.status in ("running", "damaged", "empty"):
+    if info.status == "empty" or not info.answers:
         if info.status == "running":
-            print("a process holds its database; its progress is on that process's terminal or in its log")
+            print("a process holds its database and does not answer: it loads its source, or is ending. Ask again soon")
         return
-    with _open(folder) as connection:
-        connection.execute("SELECT * FROM progress")
+    with _open(folder) as reader:
         stages: dict[str, dict[str, int]] = {}
-        for stage, status, rows in connection.fetchall():
+        for stage, status, rows in reader.execute("SELECT * FROM progress").fetchall():
             stages.setdefault(stage, {})[status] = rows
         for stage, counts in stages.items():
             total = sum(counts.values())
@@ -63,20 +61,22 @@ def show_status(run: str | None) -> None:
                 f"{counts[key]} {key}" for key in ("done", "error", "skipped", "pending") if key in counts
             )
             print(f"  {stage}: {words} of {total}")
-        row = connection.execute(
+        row = reader.execute(
             "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost_usd) FROM attempts"
         ).fetchone()
         if row is not None:
             cost = "" if row[3] is None else f", ${row[3]:.4f}"
             print(f"  {row[0]} requests, {(row[1] or 0) + (row[2] or 0)} tokens{cost}")
-        for stage in stages:
-            found = connection.execute(
+        for stage in (name for name, counts in stages.items() if "error" in counts):
+            found = reader.execute(
                 f"SELECT error_type, count(*) AS rows, any_value(error) FROM \"{stage}\" WHERE status = 'error' "
                 "GROUP BY ALL ORDER BY rows DESC LIMIT 5"
             ).fetchall()
             for kind, rows, example in found:
                 print(f"  failed: {rows} × {stage}: {kind}: {' '.join((example or '').split())[:160]}")
-    if info.unfinished or info.failed:
+    if info.status == "running":
+        print(f"  stop: infermesh stop {folder}")
+    elif info.unfinished or info.failed:
         print(f"  resume: infermesh resume {folder}")
 
 
@@ -95,3 +95,35 @@ def _line(info: RunInfo) -> str:
     cost = "" if info.cost_usd is None else f"  ${info.cost_usd:.4f}"
     counts = f"{info.done} done, {info.failed} failed, {info.pending} pending"
     return f"{started}  {info.experiment:<16} {info.status:<12} {counts}{cost}  {info.folder}"
+
+
+def stop_run(run: str | None, wait: bool) -> None:
+    """Ask a run that goes on to drain, and tell how it ended."""
+    folder = _running(run)
+    asking = request_stop(folder)
+    try:
+        process = next(asking)
+        if not wait:
+            print(f"{folder}: asked to stop (process {process})", file=sys.stderr)
+            return
+        print(f"{folder}: stopping (process {process}); rows already sent are waited for", file=sys.stderr)
+        for _ in asking:
+            pass
+    except StoreError as error:
+        fail(str(error))
+    info = describe(folder)
+    print(f"{folder}: {info.status}: {info.done} done, {info.failed} failed, {info.pending} pending", file=sys.stderr)
+    if info.unfinished or info.failed:
+        print(f"  resume: infermesh resume {folder}", file=sys.stderr)
+
+
+def _running(run: str | None) -> Path:
+    """The run that a user names; for ``None`` the one that goes on."""
+    if run is not None:
+        return find_run(run)
+    going = [folder for folder in run_folders() if is_live(folder)]
+    if not going:
+        fail("no run is going on below outputs/")
+    if len(going) > 1:
+        fail(f"{len(going)} runs are going on, say which one: {', '.join(map(str, going))}", code=2)
+    return going[0]

@@ -7,16 +7,19 @@ from datetime import datetime
 from pathlib import Path
 
 from infermesh.cli.app import fail
-from infermesh.errors import StoreError
+from infermesh.errors import StoreError, StoreInUseError
 from infermesh.execution import DATABASE
-from infermesh.store.database import connect
+from infermesh.store.reader import RunReader, open_run
 
 OUTPUTS = Path("outputs")
 
 
 @dataclass(slots=True)
 class RunInfo:
-    """One run as ``infermesh runs`` lists it; ``status`` is ``running`` while a process holds it."""
+    """One run as ``infermesh runs`` lists it.
+
+    ``status`` is ``running`` while a process holds it; ``answers`` is false where that one cannot be asked.
+    """
 
     folder: Path
     run_id: str = "?"
@@ -27,6 +30,7 @@ class RunInfo:
     failed: int = 0
     pending: int = 0
     cost_usd: float | None = None
+    answers: bool = True
 
     @property
     def unfinished(self) -> bool:
@@ -48,28 +52,31 @@ def describe(folder: Path) -> RunInfo:
     """Read a run's summary. A run whose process was killed counts as ``killed``."""
     info = RunInfo(folder)
     try:
-        connection = connect(folder / DATABASE, read_only=True)
+        with open_run(folder) as reader:
+            _fill(info, reader)
     except StoreError as error:
-        info.status = "running" if "in use" in str(error) else "damaged"
+        info.status = "running" if isinstance(error, StoreInUseError) else "damaged"
+        info.answers = False
         info.experiment = folder.parent.name  # as run folders are laid out; the database cannot be asked
-        return info
-    with connection:
-        tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-        row = None
-        if "run" in tables:
-            row = connection.execute("SELECT run_id, experiment, status, started_at FROM run").fetchone()
-        if row is None:
-            info.status = "empty"
-            return info
-        info.run_id, info.experiment, info.status, info.started_at = row
-        if info.status == "running":
-            info.status = "killed"  # nobody holds the file, so nobody is at it
-        counts = dict(connection.execute("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY ALL").fetchall())
-        info.done, info.failed = counts.get("done", 0), counts.get("error", 0)
-        info.pending = counts.get("pending", 0)
-        cost = connection.execute("SELECT sum(cost_usd) FROM attempts").fetchone()
-        info.cost_usd = cost[0] if cost else None
     return info
+
+
+def _fill(info: RunInfo, reader: RunReader) -> None:
+    tables = {name for (name,) in reader.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    row = None
+    if "run" in tables:
+        row = reader.execute("SELECT run_id, experiment, status, started_at FROM run").fetchone()
+    if row is None:
+        info.status = "empty"
+        return
+    info.run_id, info.experiment, info.status, info.started_at = row
+    if info.status == "running" and not reader.live:
+        info.status = "killed"  # nobody holds the file, so nobody is at it
+    counts = dict(reader.execute("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY ALL").fetchall())
+    info.done, info.failed = counts.get("done", 0), counts.get("error", 0)
+    info.pending = counts.get("pending", 0)
+    cost = reader.execute("SELECT sum(cost_usd) FROM attempts").fetchone()
+    info.cost_usd = cost[0] if cost else None
 
 
 def find_run(name: str | None) -> Path:

@@ -13,7 +13,7 @@ import duckdb
 import orjson
 
 from infermesh.config import SinkConfig, StoreConfig
-from infermesh.errors import ConfigError, StoreError
+from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.sources import Source
 from infermesh.store.export import SinkReport, check_sinks, write_sinks
 from infermesh.store.ingest import ingest, query_rows, row_columns
@@ -35,8 +35,6 @@ from infermesh.store.schema import (
     views,
 )
 from infermesh.store.writer import GroupWriter
-
-DATABASE = "run.duckdb"
 
 
 def utcnow() -> datetime:
@@ -346,8 +344,10 @@ def connect(
 
     Raises
     ------
+    StoreInUseError
+        Another process holds it.
     StoreError
-        Another process holds it, or the file is no DuckDB database.
+        The file is no DuckDB database.
     """
     try:
         return duckdb.connect(str(path), read_only=read_only, config={**SETTINGS, **(config or {})})
@@ -359,7 +359,7 @@ def unusable(path: Path, error: duckdb.Error) -> StoreError:
     """What to say of a run's database that DuckDB does not open."""
     text = " ".join(str(error).split())
     holder = re.search(r"\(PID (\d+)\)", text)
-    if "lock" in text.lower():
+    if "lock" in text.lower() or "different configuration" in text:  # the latter is this very process
         who = f"process {holder[1]}" if holder else "another process"
-        return StoreError(f"{path} is in use by {who}: a run that is still going? Wait for it, or stop it.")
+        return StoreInUseError(f"{path} is in use by {who}: a run that is still going? Wait for it, or stop it.")
     return StoreError(f"{path} cannot be opened: {text[:400]}")

@@ -11,8 +11,8 @@ import duckdb
 
 from infermesh.config import Experiment
 from infermesh.errors import ConfigError
-from infermesh.store.database import DATABASE, RunStore
-from infermesh.store.schema import StageTable, literal, quoted
+from infermesh.store.database import RunStore
+from infermesh.store.schema import DATABASE, StageTable, literal, quoted
 
 _CARRIED = ("model_id", "request_id", "prompt_tokens", "completion_tokens")
 

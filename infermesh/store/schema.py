@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+DATABASE = "run.duckdb"
 SCHEMA_VERSION = 2
 # A name in a user's SQL is a table of the run, never a variable of ours; and no thread looks at Python's frames for it
 # while it holds a lock of the database.

@@ -14,7 +14,8 @@ import orjson
 from infermesh.config import Experiment
 from infermesh.errors import StoreError
 from infermesh.limits import DayUsage
-from infermesh.store.database import DATABASE, connect
+from infermesh.store.database import connect
+from infermesh.store.schema import DATABASE
 
 __all__ = ["databases", "day_limited", "used_today"]
 

@@ -1,0 +1,141 @@
+"""A run that is asked by other processes while it goes on, stopped by one, and killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infermesh.simulator import Simulator
+from tests.support import (
+    COMMAND_S,
+    ask,
+    environment,
+    experiment,
+    generate,
+    infermesh,
+    texts,
+    totals,
+    wait_until,
+    write_experiment,
+    write_jsonl,
+)
+
+ROWS = 150
+FOLDER = "outputs/here"
+RUN = ("run", "+experiment=mine", f"hydra.run.dir={FOLDER}")
+# Asks every 100 ms until the run's end; prints each answer's counts.
+ASKER = """
+import json, sys, threading
+from pathlib import Path
+from infermesh.store.reader import open_run
+pause = threading.Event()
+with open_run(Path(sys.argv[1])) as reader:
+    while reader.live:
+        (row,) = reader.execute(
+            "SELECT (SELECT count(*) FROM a), (SELECT count(DISTINCT row_id) FROM a), (SELECT count(*) FROM b), "
+            "(SELECT count(*) FROM b WHERE row_id NOT IN (SELECT row_id FROM a)), "
+            "(SELECT sum(rows)::BIGINT FROM progress WHERE stage = 'a')"
+        ).fetchall()
+        print(json.dumps(row), flush=True)
+        pause.wait(0.1)
+"""
+
+Launch = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def service(start_simulator: Callable[..., Simulator]) -> Simulator:
+    return start_simulator(latency_s=0.1)
+
+
+@pytest.fixture
+def project(tmp_path: Path, service: Simulator) -> Path:
+    write_jsonl(tmp_path / "rows.jsonl", texts(ROWS))
+    stages: dict[str, Any] = {
+        "a": generate(max_parallel_requests=6),
+        "b": generate("{{ a.text }} Once more.", max_parallel_requests=6),
+    }
+    write_experiment(tmp_path, experiment(service.url, stages))
+    return tmp_path
+
+
+def test_a_second_process_asks_all_the_time(project: Path, service: Simulator, launch: Launch) -> None:
+    run = launch(*RUN, cwd=project)
+    wait_until((project / FOLDER / "run.sock").exists, "the socket")
+    asker = subprocess.run(
+        [sys.executable, "-c", ASKER, FOLDER],
+        cwd=project,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
+    )
+    _, err = run.communicate(timeout=COMMAND_S)
+    assert (asker.returncode, asker.stderr) == (0, "")
+    assert run.returncode == 0, err
+    seen = [json.loads(line) for line in asker.stdout.splitlines()]
+    assert len(seen) >= 5
+    firsts, seconds = [row[0] for row in seen], [row[2] for row in seen]
+    assert firsts == sorted(firsts)
+    assert seconds == sorted(seconds)
+    assert any(0 < first < ROWS for first in firsts)
+    for first, distinct, _, orphans, total in seen:
+        assert first == distinct
+        assert orphans == 0
+        assert total == ROWS
+    assert seen[-1][0] == seen[-1][2] == ROWS
+    assert totals(service)["received"] == 2 * ROWS
+    assert not (project / FOLDER / "run.sock").exists()
+
+
+def test_the_commands_know_it_and_stop_drains_it(project: Path, service: Simulator, launch: Launch) -> None:
+    run = launch(*RUN, "stages.a.max_parallel_requests=1", cwd=project)
+    wait_until(lambda: totals(service)["answered"] >= 20, "20 answers")
+    found = infermesh("status", cwd=project)
+    assert found.returncode == 0, found.stderr
+    assert f"of {ROWS}" in found.stdout
+    assert "infermesh stop" in found.stdout
+    listed = infermesh("runs", cwd=project).stdout
+    assert " running " in listed
+    assert " 0 done" not in listed
+    run_id = infermesh("sql", "SELECT run_id FROM run", cwd=project).stdout.split()[1]
+    found = infermesh("stop", run_id, cwd=project)
+    assert (found.returncode, found.stdout) == (0, ""), found.stderr
+    assert "interrupted" in found.stderr
+    _, err = run.communicate(timeout=COMMAND_S)
+    assert run.returncode == 130, err
+    assert totals(service)["abandoned"] == 0
+    ((done,),) = ask(project / FOLDER, "SELECT (SELECT count(*) FROM a) + (SELECT count(*) FROM b)")
+    assert 20 <= done == totals(service)["received"] < 2 * ROWS
+
+    found = infermesh("stop", cwd=project)
+    assert found.returncode == 1
+    assert "no run is going on" in found.stderr
+    service.reset()
+    found = infermesh(*RUN, cwd=project)
+    assert found.returncode == 0, found.stderr
+    assert totals(service)["received"] == 2 * ROWS - done
+
+
+def test_a_killed_runs_socket_is_in_nobodys_way(project: Path, service: Simulator, launch: Launch) -> None:
+    run = launch(*RUN, cwd=project)
+    wait_until(lambda: totals(service)["answered"] >= 20, "20 answers")
+    run.send_signal(signal.SIGKILL)
+    run.wait(COMMAND_S)
+    assert (project / FOLDER / "run.sock").exists()
+    assert "killed" in infermesh("status", cwd=project).stdout
+    found = infermesh("sql", "SELECT count(*) AS c FROM source", cwd=project)
+    assert (found.returncode, found.stdout) == (0, f"c\n{ROWS}\n"), found.stderr
+    assert infermesh("stop", FOLDER, cwd=project).returncode == 1
+    found = infermesh("resume", FOLDER, cwd=project)
+    assert found.returncode == 0, found.stderr
+    assert ask(project / FOLDER, "SELECT count(*) FROM b WHERE status = 'done'") == [(ROWS,)]
+    assert not (project / FOLDER / "run.sock").exists()
