@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+from infermesh.collector import unhurried
 from infermesh.loopthread import Call, Hop, LoopThread
 from infermesh.types import BatchResult, StreamItem
 from infermesh.window import Channel, run_window
@@ -93,7 +94,8 @@ class Job(Generic[I, R]):
                 else:
                     settle(index, outcome, None)
 
-        await run_window(pull, handle if group is None else handle_group, self.window)
+        with unhurried():
+            await run_window(pull, handle if group is None else handle_group, self.window)
 
 
 @dataclass(slots=True)

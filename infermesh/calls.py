@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar, get_args
 
 from infermesh.audio import read_audio
@@ -15,7 +16,8 @@ from infermesh.batches import Work
 from infermesh.errors import ConfigError, InputError, RequestError
 from infermesh.model import Model, OnInvalid
 from infermesh.structured import ResponseFormat
-from infermesh.types import EmbeddingResult, Endpoint, GenerationResult, TranscriptionResult
+from infermesh.types import EmbeddingResult, Endpoint, GenerationResult, Request, TranscriptionResult
+from infermesh.wire import PromptForm
 
 __all__ = ["Operations", "check_choice", "check_timeout"]
 
@@ -62,8 +64,19 @@ class Operations:
         system, timeout = chosen["system"], check_timeout(chosen["timeout"])
         model, slots = self._model, self._slots
 
+        def make(input: Any) -> Request:
+            return model.generation_request(_checked(input), wire, system=system, endpoint=endpoint)
+
+        @cache
+        def form() -> PromptForm | None:
+            try:
+                return PromptForm(make)
+            except ValueError:  # a system message before the prompt, in one text
+                return None
+
         async def one(input: Any) -> GenerationResult:
-            request = model.generation_request(_checked(input), wire, system=system, endpoint=endpoint)
+            known = form() if type(input) is str else None
+            request = make(input) if known is None else known.request(input)
             ask = model.generate(request, parse, on_invalid=on_invalid, timeout=timeout)
             return await (ask if slots is None else slots.turn(ask))
 

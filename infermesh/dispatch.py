@@ -193,7 +193,11 @@ class _Call:
             self.grant.settle(usage.prompt_tokens, usage.completion_tokens)
         lease.succeeded(now - self._sent)
         self._record(deployment, now, reply.status_code, None, usage)
-        return value, self._metrics(deployment.label, now)
+        attempts = self._attempts
+        if len(attempts) > 1:
+            return value, self._metrics(deployment.label, now)
+        only = attempts[0]
+        return value, RequestMetrics(only.deployment, only.queue_s, only.service_s, now - self._started, 0, attempts)
 
     def fail(self, lease: Lease, error: RequestError) -> float:
         """Book a failed attempt and end its lease.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from infermesh.collector import unhurried
 from infermesh.config import Experiment, load
 from infermesh.control import Control
 from infermesh.fleet import Fleet
@@ -140,21 +140,14 @@ def assembled(
 
 
 def run_loop(main: Any) -> Any:
-    """Run a coroutine on a loop of its own, uvloop's where there is one.
-
-    Rows make many objects and few cycles: with the collector's usual thresholds it would stop the loop for tens of
-    milliseconds every second, to find next to nothing.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 50)
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    else:
-        return uvloop.run(main)
-    finally:
-        gc.set_threshold(*before)
+    """Run a coroutine on a loop of its own, uvloop's where there is one, without hurry in collecting garbage."""
+    with unhurried():
+        try:
+            import uvloop
+        except ImportError:
+            return asyncio.run(main)
+        else:
+            return uvloop.run(main)
 
 
 def _point_latest(folder: Path, experiment: str) -> None:

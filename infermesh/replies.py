@@ -89,6 +89,16 @@ def _first_choice(body: dict[str, Any], reply: Reply, expected: str) -> dict[str
 
 
 def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
+    try:  # what nearly every answer looks like
+        choice = body["choices"][0]
+        message = choice["message"]
+        text, reason = message["content"], choice["finish_reason"]
+        get = message.get
+        rest = get("reasoning_content") or get("reasoning") or get("tool_calls")
+        if type(text) is str and text and type(reason) is str and not rest:
+            return GenerationResult(output_text=text, finish_reason=reason)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        pass
     expected = "a chat completion with choices[0].message"
     choice = _first_choice(body, reply, expected)
     message = choice.get("message")

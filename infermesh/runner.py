@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -28,6 +28,7 @@ from infermesh.window import Channel, run_window
 
 logger = logging.getLogger("infermesh")
 
+_EPOCH = datetime(1970, 1, 1)  # of UTC, as the tables keep it: without a time zone
 _MAX_BACKLOG = 20_000
 _SIFT_BATCH = 512
 _SIFT_PAUSE = 128  # rows made ready without letting others run
@@ -140,6 +141,8 @@ class Runner:
         self._room = asyncio.Event()
         self._fed = False
         self._stopping = False
+        self._fresh = {name: len(graph.requires[name]) for name in graph.stages}
+        self._first = [name for name, count in self._fresh.items() if not count]
         self._empty = {
             name: {column.name: None for column in stage.table.outputs} | {"status": "skipped"}
             for name, stage in graph.stages.items()
@@ -201,6 +204,13 @@ class Runner:
 
     def _admit(self, row: Row) -> None:
         graph = self._graph
+        if not row.states:
+            row.open = len(graph.stages)
+            row.waiting = dict(self._fresh)
+            self._active += 1
+            for name in self._first:
+                self._submit(name, row)
+            return
         unsettled = [name for name in graph.stages if not self._take_stored(row, name)]
         if not unsettled:
             return
@@ -231,8 +241,7 @@ class Runner:
         return self._keep_errors
 
     def _submit(self, name: str, row: Row) -> None:
-        failed = self._graph.requires[name] & row.failed.keys()
-        if failed:
+        if row.failed and (failed := self._graph.requires[name] & row.failed.keys()):
             reason = "; ".join(f"{other}: {row.failed[other]}" for other in sorted(failed))
             self._settle(self._graph.stages[name], row, "skipped", error=("upstream", reason))
         elif row.error is not None:
@@ -438,7 +447,7 @@ class Runner:
                 cost,
                 metrics.queue_s if metrics is not None else None,
                 metrics.service_s if metrics is not None else None,
-                datetime.now(UTC).replace(tzinfo=None),
+                _EPOCH + timedelta(0, time.time()),
                 reused.run_id if reused is not None else None,
             ),
             replaces=name in row.states,
@@ -497,7 +506,7 @@ class Runner:
                     row_id,
                     attempt.attempt,
                     attempt.deployment,
-                    datetime.fromtimestamp(attempt.started_at, UTC).replace(tzinfo=None),
+                    _EPOCH + timedelta(0, attempt.started_at),
                     attempt.queue_s,
                     attempt.service_s,
                     attempt.status_code,

@@ -7,7 +7,8 @@ Completions, Responses, Embeddings and Audio), https://platform.openai.com/docs/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -24,6 +25,7 @@ from infermesh.replies import (
 from infermesh.types import Audio, Endpoint, Request
 
 __all__ = [
+    "PromptForm",
     "apportion",
     "embedding_request",
     "estimate_tokens",
@@ -323,13 +325,59 @@ def request_key(request: Request, *extra: str) -> str:
     extra
         What else decides the answer, such as the model's name. Order matters.
     """
-    digest = blake2b(digest_size=16)
-    parts = [request.operation.encode(), payload_bytes(request)]
-    if request.audio is not None:
-        parts.append(blake2b(request.audio.data, digest_size=32).digest())
-    parts.extend(text.encode("utf-8", "surrogatepass") for text in extra)
-    for part in parts:
-        # The length keeps ("ab", "c") apart from ("a", "bc").
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
+    payload = payload_bytes(request)
+    head, tail = _frame(request.operation, extra)
+    if request.audio is None:
+        content = b"".join((head, len(payload).to_bytes(8, "little"), payload, tail))
+    else:
+        clip = _counted(blake2b(request.audio.data, digest_size=32).digest())
+        content = b"".join((head, _counted(payload), clip, tail))
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def _counted(part: bytes) -> bytes:
+    """The length keeps ("ab", "c") apart from ("a", "bc")."""
+    return len(part).to_bytes(8, "little") + part
+
+
+@lru_cache(maxsize=256)
+def _frame(operation: str, extra: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """What stands before and after the payload in the content of a key."""
+    after = b"".join(_counted(text.encode("utf-8", "surrogatepass")) for text in extra)
+    return _counted(operation.encode()), after
+
+
+class PromptForm:
+    """Requests that differ in their prompt alone: what they have in common is made, checked and encoded once.
+
+    Parameters
+    ----------
+    make
+        Makes the request of a prompt. Raises ``InputError`` where the parameters are wrong.
+
+    Raises
+    ------
+    ValueError
+        The prompt does not stand in the request as it is.
+    """
+
+    _MARK = "\ue000prompt\ue000"  # of the private use area, so that nobody's parameters hold it
+
+    def __init__(self, make: Callable[[str], Request]) -> None:
+        request = make(self._MARK)
+        self._head, self._tail = payload_bytes(request).split(orjson.dumps(self._MARK))  # ValueError: not just once
+        self._operation = request.operation
+        self._output_tokens = request.output_tokens
+        self._payload = request.payload
+        self._field = _INPUT_FIELD[request.operation]
+
+    def request(self, prompt: str) -> Request:
+        """The request of this prompt. Raises ``InputError`` where it has no JSON form."""
+        before = self._payload[self._field]
+        given: Any = prompt if isinstance(before, str) else [*before[:-1], {**before[-1], "content": prompt}]
+        request = Request(self._operation, {**self._payload, self._field: given}, output_tokens=self._output_tokens)
+        try:
+            request.encoded = b"".join((self._head, orjson.dumps(prompt), self._tail))
+        except TypeError as error:
+            raise InputError(f"the request cannot be written as JSON: {error}") from None
+        return request

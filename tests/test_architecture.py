@@ -19,6 +19,7 @@ LEVELS: dict[str, int] = {
     "errors": 0,
     "types": 0,
     "audio": 1,
+    "collector": 1,
     "config": 1,
     "control": 1,
     "hub": 1,

@@ -17,7 +17,7 @@ from infermesh.store import Column, StageTable
 from infermesh.structured import ResponseFormat, to_json
 from infermesh.templates import Template, load_template
 from infermesh.types import Endpoint, GenerationResult, Request
-from infermesh.wire import request_key
+from infermesh.wire import PromptForm, request_key
 
 
 class Generate(ModelStage):
@@ -48,6 +48,7 @@ class Generate(ModelStage):
         self._format = _response_format(config.response_format, f"{path}.response_format", context.roots)
         if self._format is None and config.parse_json:
             self._format = ResponseFormat.any_json()
+        self._form: PromptForm | None = None
         self.sign(
             prompt=self._prompt and self._prompt.source,
             messages=self._messages and self._messages.source,
@@ -61,6 +62,11 @@ class Generate(ModelStage):
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared:
         """Render the prompt and build the request."""
+        if self._system is None and self._prompt is not None:
+            if self._form is None:
+                self._form = PromptForm(lambda prompt: self._request(prompt, None))
+            request = self._form.request(self._prompt.render(context))
+            return Prepared(request, request_key(request, self._identity))
         system = self._system.render(context) if self._system else None
         endpoint: Endpoint | None = None
         carried: tuple[str | None, ...] = ()
@@ -76,10 +82,13 @@ class Generate(ModelStage):
             content = self._messages.evaluate(context)
             if not isinstance(content, str | list | dict):
                 raise InputError(f"{self._messages.path}: expected a list of messages, got {type(content).__name__}.")
-        request = self.model.generation_request(
+        request = self._request(content, system, endpoint)
+        return Prepared(request, request_key(request, self._identity), carried)
+
+    def _request(self, content: Any, system: str | None, endpoint: Endpoint | None = None) -> Request:
+        return self.model.generation_request(
             content, self.params, system=system, response_format=self._format, endpoint=endpoint
         )
-        return Prepared(request, request_key(request, self._identity), carried)
 
     async def answer(self, prepared: Sequence[Prepared]) -> Sequence[GenerationResult | RequestError]:
         """One request for one row."""
