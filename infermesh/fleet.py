@@ -161,13 +161,14 @@ def make_deployment(
             output_cost_per_token=config.output_cost_per_token,
         )
 
+    given = config.input_cost_per_token is not None or config.output_cost_per_token is not None
     return Deployment(
         label,
         make_transport(config, label=label, environ=environ),
         limiter,
         max_parallel_requests=config.max_parallel_requests,
         weight=config.weight,
-        price=price,
+        price=price if given or prices.listed(config.model) else None,
     )
 
 

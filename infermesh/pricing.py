@@ -69,6 +69,12 @@ class Prices:
     def __init__(self) -> None:
         self._known: dict[str, _Calculation | None] = {}
 
+    @staticmethod
+    def listed(model: str) -> bool:
+        """Whether the list may know a price: not for models of one's own servers."""
+        prefix, slash, _ = model.partition("/")
+        return not slash or prefix in _PROVIDERS
+
     def cost(
         self,
         model: str,

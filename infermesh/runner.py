@@ -365,11 +365,11 @@ class Runner:
         finally:
             stats.in_flight -= len(rows)
         seen: RequestMetrics | None = None
-        for row, result in zip(rows, results, strict=True):
-            if result.metrics is not None and result.metrics is not seen:
-                seen = result.metrics
-                self._log_attempts(stage.name, row.row_id, seen)
         for row, item, result in zip(rows, prepared, results, strict=True):
+            metrics = result.metrics
+            if metrics is not None and metrics is not seen:
+                seen = metrics
+                self._log_attempts(stage.name, row.row_id, metrics)
             if not isinstance(result, RequestError):
                 outputs = stage.outputs(result)
                 self._settle(stage, row, "done", outputs + item.carried, key=item.key, result=result)
