@@ -162,13 +162,16 @@ def make_deployment(
         )
 
     given = config.input_cost_per_token is not None or config.output_cost_per_token is not None
+    listed = prices.listed(config.model)
+    if listed and not given:
+        prices.prefetch()
     return Deployment(
         label,
         make_transport(config, label=label, environ=environ),
         limiter,
         max_parallel_requests=config.max_parallel_requests,
         weight=config.weight,
-        price=price if given or prices.listed(config.model) else None,
+        price=price if given or listed else None,
     )
 
 

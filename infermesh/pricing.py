@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +70,14 @@ class Prices:
     """The cost of answers. A model is looked up once; from then on a call is three multiplications."""
 
     def __init__(self) -> None:
+        self._fetching = False
         self._known: dict[str, _Calculation | None] = {}
+
+    def prefetch(self) -> None:
+        """Load the list in a thread: its import takes a quarter of a second, which the first answer need not wait for."""
+        if not self._fetching:
+            self._fetching = True
+            threading.Thread(target=_load, name="infermesh-prices", daemon=True).start()
 
     @staticmethod
     def listed(model: str) -> bool:
@@ -117,6 +127,11 @@ class Prices:
         if output_cost is None:
             return input_part + (self.cost(model, TokenUsage(0, usage.completion_tokens)) or 0.0)
         return input_part + usage.completion_tokens * output_cost
+
+
+def _load() -> None:
+    with contextlib.suppress(Exception):
+        importlib.import_module("genai_prices.data_snapshot").get_snapshot()
 
 
 def _resolve(model: str) -> _Calculation | None:
