@@ -74,7 +74,7 @@ class Prices:
         self._known: dict[str, _Calculation | None] = {}
 
     def prefetch(self) -> None:
-        """Load the list in a thread: its import takes a quarter of a second, which the first answer need not wait for."""
+        """Load the list in a thread: it takes a quarter of a second, which the first answer need not wait for."""
         if not self._fetching:
             self._fetching = True
             threading.Thread(target=_load, name="infermesh-prices", daemon=True).start()
