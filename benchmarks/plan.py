@@ -20,7 +20,7 @@ from typing import Any
 from infermesh.compose import compose, shipped_project
 from infermesh.execution import execute
 from infermesh.plan import Plan, make_plan
-from infermesh.runner import RunStats
+from infermesh.runstats import RunStats
 
 
 class Silent:

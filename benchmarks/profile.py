@@ -193,7 +193,8 @@ def parsing(count: int) -> dict[str, float]:
 def running(count: int) -> dict[str, float]:
     """The runner over a stage that answers at once and a writer that keeps nothing."""
     from infermesh.execution import run_loop
-    from infermesh.runner import Runner, RunStats, StageStats
+    from infermesh.runner import Runner
+    from infermesh.runstats import RunStats, StageStats
     from infermesh.stages import Prepared
     from infermesh.stages.build import StageGraph
     from infermesh.store.pending import CHUNK, StoredRow

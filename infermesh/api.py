@@ -21,7 +21,7 @@ from infermesh.config import load
 from infermesh.errors import ConfigError, StoreError
 from infermesh.execution import DATABASE, EXIT_CODES, Observer, RunOutcome
 from infermesh.launch import launch
-from infermesh.runner import RunStats
+from infermesh.runstats import RunStats
 from infermesh.store.database import connect
 from infermesh.store.result import Result, html_table
 

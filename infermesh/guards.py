@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from infermesh.config import GuardsConfig
-from infermesh.runner import RunStats
+from infermesh.runstats import RunStats
 
 LEAST_ROWS = 20  # an error rate of fewer rows says little
 

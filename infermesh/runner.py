@@ -10,13 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 
 from infermesh.errors import InputError, RequestError, StoppedError
+from infermesh.runstats import RunStats
 from infermesh.stages import Prepared, Stage
 from infermesh.stages.build import StageGraph
 from infermesh.store import GroupWriter, PendingRows, StoredRow
@@ -34,45 +34,6 @@ _SIFT_BATCH = 512
 _SIFT_PAUSE = 128  # rows made ready without letting others run
 _BATCH_LINGER_S = 0.25  # half-empty micro-batches cost requests; a full one never waits
 _SIFT_LINGER_S = 0.002
-
-
-@dataclass(slots=True)
-class StageStats:
-    """Counts of one stage, earlier sessions included; ``in_flight`` is rows with a request out or waiting."""
-
-    total: int = 0
-    done: int = 0
-    failed: int = 0
-    skipped: int = 0
-    in_flight: int = 0
-
-    @property
-    def settled(self) -> int:
-        """Rows with a final state."""
-        return self.done + self.failed + self.skipped
-
-
-@dataclass(slots=True)
-class RunStats:
-    """What the progress display shows. All but ``stages`` is this session's.
-
-    ``settled`` counts row states, ``errors`` those that failed, ``rows`` the rows that have been through all their
-    stages. ``kept`` counts states whose request was found unchanged, ``reused`` those taken from earlier runs.
-    """
-
-    stages: dict[str, StageStats]
-    started: float = field(default_factory=time.monotonic)
-    requests: int = 0
-    settled: int = 0
-    rows: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    retries: int = 0
-    rate_limited: int = 0
-    cost_usd: float | None = None
-    errors: int = 0
-    kept: int = 0
-    reused: int = 0
 
 
 class Row:

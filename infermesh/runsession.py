@@ -27,7 +27,8 @@ from infermesh.errors import StoreError
 from infermesh.explain import changed, opening
 from infermesh.fleet import Fleet
 from infermesh.guards import Guards
-from infermesh.runner import Runner, RunStats, StageStats
+from infermesh.runner import Runner
+from infermesh.runstats import RunStats, StageStats
 from infermesh.sinks import Sink
 from infermesh.sources import Source
 from infermesh.stages.build import Pipeline, Wave

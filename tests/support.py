@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 
 from infermesh.execution import DATABASE, RunOutcome, execute
-from infermesh.runner import RunStats
+from infermesh.runstats import RunStats
 
 DEADLINE_S = 20.0
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from infermesh.errors import ConfigError, StoreError
-from infermesh.runner import Row, RunStats
+from infermesh.runner import Row
+from infermesh.runstats import RunStats
 from infermesh.simulator import Simulator
 from infermesh.store import GroupWriter, RunStore
 from tests.support import Lab, Watch, embed, experiment, generate, texts, totals, transcribe, wav

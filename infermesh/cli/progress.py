@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from infermesh.execution import Observer
-from infermesh.runner import RunStats
+from infermesh.runstats import RunStats
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -23,7 +23,7 @@ from infermesh.cli.progress import PlainLines, duration, make_observer, short
 from infermesh.control import Control
 from infermesh.errors import StoreError
 from infermesh.execution import DATABASE
-from infermesh.runner import RunStats
+from infermesh.runstats import RunStats
 from infermesh.store.figures import read_stored
 from infermesh.sweeps import (
     RULE,

@@ -19,7 +19,7 @@ def launch() -> Iterator[Launch]:
     """Start ``infermesh …`` in a folder; what still runs after the test is killed."""
     with ExitStack() as stack:
 
-        def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+        def start(*arguments: str, cwd: Path, start_new_session: bool = False) -> subprocess.Popen[str]:
             process = subprocess.Popen(
                 command(*arguments),
                 cwd=cwd,
@@ -28,6 +28,7 @@ def launch() -> Iterator[Launch]:
                 stderr=subprocess.PIPE,
                 stdin=subprocess.DEVNULL,
                 text=True,
+                start_new_session=start_new_session,
             )
             stack.enter_context(process)
             stack.callback(process.kill)

@@ -7,8 +7,8 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ import duckdb
 import pytest
 
 from infermesh.simulator import Simulator
+from tests.e2e.conftest import Launch
 from tests.support import (
     COMMAND_S,
     ask,
-    command,
     embed,
-    environment,
     experiment,
     generate,
     infermesh,
@@ -36,7 +35,6 @@ from tests.support import (
 ROWS = 40
 KEY = "stages.a.max_parallel_requests"
 Start = Callable[..., Simulator]
-Launch = Callable[..., "subprocess.Popen[str]"]
 
 
 def make_project(root: Path, url: str, rows: int = ROWS, **sections: Any) -> None:
@@ -54,26 +52,9 @@ def table(root: Path, columns: str, folder: str = "outputs/s") -> list[tuple[Any
 
 
 @pytest.fixture
-def group() -> Iterator[Launch]:
+def group(launch: Launch) -> Launch:
     """Start ``infermesh …`` in a process group of its own, as a shell does: Ctrl-C goes to all of it."""
-    with ExitStack() as stack:
-
-        def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                command(*arguments),
-                cwd=cwd,
-                env=environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            return process
-
-        yield start
+    return partial(launch, start_new_session=True)
 
 
 def test_the_table_the_figures_and_the_plot(tmp_path: Path, start_simulator: Start) -> None:
