@@ -139,3 +139,22 @@ def test_a_killed_runs_socket_is_in_nobodys_way(project: Path, service: Simulato
     assert found.returncode == 0, found.stderr
     assert ask(project / FOLDER, "SELECT count(*) FROM b WHERE status = 'done'") == [(ROWS,)]
     assert not (project / FOLDER / "run.sock").exists()
+
+
+def test_it_is_exported(project: Path, service: Simulator, launch: Launch) -> None:
+    run = launch(*RUN, "stages.a.max_parallel_requests=1", cwd=project)
+    wait_until(lambda: totals(service)["answered"] >= 20, "20 answers")
+    found = infermesh("export", FOLDER, "r.csv", "--columns", "n,a_status", "--where", "a_status = 'done'", cwd=project)
+    assert found.returncode == 0, found.stderr
+    assert "the run goes on" in found.stderr
+    lines = (project / "r.csv").read_text().splitlines()
+    assert lines[0] == "n,a_status"
+    assert 0 < len(lines) - 1 < ROWS
+    assert lines[1:] == [f"{n},done" for n in range(len(lines) - 1)]
+    query = "SELECT sum(n) AS total, count(*) AS rows FROM source"
+    assert infermesh("export", FOLDER, "s.jsonl", "--sql", query, cwd=project).returncode == 0
+    assert json.loads((project / "s.jsonl").read_text()) == {"total": sum(range(ROWS)), "rows": ROWS}
+    found = infermesh("export", FOLDER, "t.csv", "--columns", "a_txt", cwd=project)
+    assert (found.returncode, "Did you mean 'a_text'?" in found.stderr) == (1, True)
+    assert infermesh("stop", FOLDER, cwd=project).returncode == 0
+    assert run.wait(COMMAND_S) == 130
