@@ -19,13 +19,13 @@ import duckdb
 import orjson
 import yaml
 
+from infermesh.descriptors import SPARE, allow_files
 from infermesh.errors import StoreError
 from infermesh.store.attached import LiveTables, attach
 from infermesh.store.schema import SETTINGS, quoted
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 _FLOATS = ("FLOAT", "DOUBLE")
-_SPARE_FILES = 256  # descriptors that the process needs besides the databases
 _CATALOG_WORDS = re.compile(r"\b(show|describe|pragma|information_schema|duckdb_\w+|pg_catalog)\b", re.IGNORECASE)
 
 
@@ -74,7 +74,7 @@ class RunUnion:
         self.runs: list[AttachedRun] = []
         self.left_out: list[str] = []
         folders = list(folders)
-        _allow_files(len(folders) + _SPARE_FILES)
+        allow_files(len(folders) + SPARE)
         for number, folder in enumerate(folders):
             run = AttachedRun(f"run_{number}", folder)
             try:
@@ -337,16 +337,3 @@ def _cast(value: str, kind: str, common: str) -> str:
     if common == "JSON":
         return f"CASE WHEN {value} IS NOT NULL THEN to_json({value}) END"
     return f"CAST({value} AS {common})"
-
-
-def _allow_files(wanted: int) -> None:
-    """Let the process open that many files, as far as the system lets it."""
-    try:
-        import resource
-    except ImportError:  # not on Windows, which has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
