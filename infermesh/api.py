@@ -7,7 +7,7 @@ import html
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +18,12 @@ from dotenv import dotenv_values
 from infermesh.background import Work, claimed, live
 from infermesh.compose import check_chosen, compose, roots
 from infermesh.config import load
-from infermesh.errors import ConfigError, StoreError
+from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.execution import DATABASE, EXIT_CODES, Observer, RunOutcome
 from infermesh.launch import launch
 from infermesh.runstats import RunStats
-from infermesh.store.database import connect
-from infermesh.store.result import Result, html_table
+from infermesh.store.reader import RunReader, request_stop
+from infermesh.store.result import Ask, Result, html_table
 
 __all__ = ["Run", "open_run", "run"]
 
@@ -166,11 +166,16 @@ class Run:
                 return "running"
             return "failed" if self.outcome is None else self.outcome.status
         try:
-            status = str(self._one("SELECT status FROM run"))
-        except StoreError as error:
-            if "in use" in str(error):
-                return "running"
-            raise
+            with self._reader() as reader:
+                row = reader.execute("SELECT status FROM run").fetchone()
+                live = reader.live
+        except StoreInUseError:
+            return "running"
+        if row is None:
+            raise self._empty()
+        status = str(row[0])
+        if live:
+            return "running"
         # Nobody holds the file, so nobody is at it.
         return {"running": "killed", "crashed": "failed"}.get(status, status)
 
@@ -195,10 +200,12 @@ class Run:
     def sql(self, query: str) -> Result:
         """Ask the run's tables with one SELECT, while it goes on too; what is committed is seen.
 
+        A run that goes on in another process answers with at most 256 MB, within 30 seconds.
+
         Raises
         ------
         StoreError
-            The query is wrong, the run has no tables, or another process holds them.
+            The query is wrong or too large, the run has no tables, or the process that holds them does not answer.
         """
         return Result(query, self._reading, str(self.folder))
 
@@ -240,10 +247,12 @@ class Run:
         Raises
         ------
         StoreError
-            The run is not this process's.
+            The run is not this process's, and no other process is at it.
         """
         if self._work is None:
-            raise StoreError(f"{self.folder}: only a run that was started in this process can be stopped from it")
+            with closing(request_stop(self.folder)) as asking:
+                next(asking)
+            return
         self._work.control.stop()
 
     def wait(self, timeout: float | None = None) -> Run:
@@ -294,12 +303,15 @@ class Run:
     def _one(self, query: str) -> Any:
         row = self.sql(query).fetchone()
         if row is None:
-            raise StoreError(f"{self.folder / DATABASE} holds no run: it ended before its source was loaded")
+            raise self._empty()
         return row[0]
 
+    def _empty(self) -> StoreError:
+        return StoreError(f"{self.folder / DATABASE} holds no run: it ended before its source was loaded")
+
     @contextmanager
-    def _reading(self) -> Iterator[Any]:
-        """A connection that reads the run's database, wherever the run is."""
+    def _reading(self) -> Iterator[Ask]:
+        """Whom to ask the run's tables, wherever the run is."""
         work = self._work
         if work is not None:
             if work.here and not work.control.ready.is_set():
@@ -307,14 +319,16 @@ class Run:
             work.control.ready.wait()
             with work.control.reading() as connection:
                 if connection is not None:
-                    yield connection
+                    yield lambda query: (connection, query)
                     return
             work.future.exception()  # it is closing its database
+        with self._reader() as reader:
+            yield reader.prepare
+
+    def _reader(self) -> RunReader:
         if not (self.folder / DATABASE).exists():
             raise StoreError(f"{self.folder}: the run has no database: it ended before its source was loaded")
-        # A run that another process holds refuses here; a way to ask that process belongs in this place.
-        with connect(self.folder / DATABASE, read_only=True) as connection:
-            yield connection
+        return RunReader(self.folder)
 
 
 def _new_folder(mapping: Mapping[str, Any]) -> Path:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from infermesh.collector import unhurried
-from infermesh.config import Experiment, load
+from infermesh.config import Experiment, ModelStageConfig, load
 from infermesh.control import Control
+from infermesh.descriptors import allow_requests
 from infermesh.fleet import Fleet
 from infermesh.runsession import EXIT_CODES, Observer, RunOutcome, RunSession, config_hash
 from infermesh.simulator.process import SimulatorProcess
@@ -84,6 +85,8 @@ def execute(
         The database cannot be opened or written.
     """
     experiment = load(mapping)
+    if (told := allow_requests(_requests_at_once(experiment))) is not None:
+        observer.note(told)
     with ExitStack() as stack:
         fleet, pipeline = stack.enter_context(assembled(experiment, roots, environ))
         source = resolve(experiment.source, roots)
@@ -108,6 +111,15 @@ def execute(
         stack.enter_context(LiveServer(folder, session.cursor, control.stop))
         outcome: RunOutcome = run_loop(session.run())
         return outcome
+
+
+def _requests_at_once(experiment: Experiment) -> int:
+    """The most that can be in flight: what the stages' windows hold, or the deployments' slots."""
+    windows = sum(
+        stage.max_parallel_requests for stage in experiment.stages.values() if isinstance(stage, ModelStageConfig)
+    )
+    slots = [entry.max_parallel_requests for entry in experiment.deployments.values()]
+    return min(windows, sum(slot if slot is not None else windows for slot in slots))
 
 
 def outputs_of(folder: Path) -> Path:
@@ -179,7 +191,7 @@ def _importable(roots: Sequence[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = logging.FileHandler(path, encoding="utf-8")  # now: later there may be no descriptor left
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     before = logger.disabled, logger.level
     logger.disabled = False  # composing a config may have silenced every logger there was

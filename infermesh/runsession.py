@@ -36,6 +36,7 @@ from infermesh.store import SOURCE, Column, GroupWriter, PendingRows, RunStore, 
 from infermesh.store.database import Redo, utcnow
 from infermesh.store.export import SinkReport
 from infermesh.store.filter import RowFilter
+from infermesh.store.reader import ask_run
 from infermesh.store.reuse import EarlierAnswers
 from infermesh.store.schema import DATABASE
 from infermesh.store.usage import used_today
@@ -187,7 +188,7 @@ class RunSession:
     def restore_usage(self, outputs: Path) -> None:
         """Count to the quotas of the day what was used of them before, by this run and by those below ``outputs``."""
         with self._store.cursor() as own:
-            used = used_today(self._experiment, own, outputs, self._folder, self._observer.note)
+            used = used_today(self._experiment, own, outputs, self._folder, self._observer.note, live=ask_run)
         for told in self._fleet.restore_usage(used):
             self._observer.note(told)
 

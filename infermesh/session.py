@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 import weakref
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from infermesh.batches import FromLoop, FromThread, Inputs, Job, Side, Watch, Work, collect, drive, fill
 from infermesh.calls import Operations
+from infermesh.descriptors import allow_requests
 from infermesh.errors import ConfigError
 from infermesh.loopthread import LoopThread, import_for_good
 from infermesh.router import Deployment
@@ -27,6 +29,10 @@ STREAM_WINDOW = 64
 LOOK_AHEAD = 2
 # Seconds that a client which nobody closed may take to end; the interpreter waits for it when it exits.
 PATIENCE_S = 5.0
+# Requests at once to be ready for where nothing bounds them.
+UNBOUNDED = 16_384
+
+logger = logging.getLogger("infermesh")
 
 
 class Session:
@@ -78,6 +84,9 @@ class Session:
             if self._closed:
                 raise RuntimeError("the client is closed: open it again with `with client:`, or make another")
             if self._open is None:
+                told = allow_requests(self._window or UNBOUNDED)
+                if told is not None and self._window is not None:
+                    logger.warning("%s", told)
                 thread = LoopThread("infermesh-client")
                 self._open = thread, self._make_operations()
                 self._finalizer = weakref.finalize(self, _abandon, thread, self._deployments)

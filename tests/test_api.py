@@ -170,7 +170,7 @@ def test_a_live_run_answers_and_stops(slow: tuple[dict[str, Any], Simulator]) ->
     assert run.sql("SELECT count(*) FROM a WHERE status = 'done'").fetchone() == (done,)
     found = infermesh.open_run(run.folder / "run.duckdb")
     assert (found.status, found.run_id, found.outcome) == ("interrupted", run.run_id, None)
-    with pytest.raises(StoreError, match="started in this process"):
+    with pytest.raises(StoreError, match="no run is going on there"):
         found.stop()
     assert infermesh.run(config=config, folder="r").status == "done"
     assert totals(simulator)["received"] == 60
@@ -354,3 +354,28 @@ def test_a_script_that_ends_drains_its_run(project: Path, start_simulator: Start
     assert totals(simulator)["abandoned"] == 0
     run = infermesh.open_run("outputs/mine/latest")
     assert run.status == "interrupted"
+
+
+def test_a_run_of_another_process_is_asked_and_stopped(project: Path, start_simulator: Start) -> None:
+    simulator = start_simulator(latency_s=0.1)
+    write_experiment(project, experiment(simulator.url, {"a": generate(max_parallel_requests=1)}))
+    with script(project, wait=True) as process:
+        wait_until(lambda: totals(simulator)["answered"] >= 3, "3 answers")
+        run = infermesh.open_run("outputs/mine/latest")
+        assert (run.status, run.exit_code) == ("running", None)
+        count = run.sql("SELECT count(*) AS c, sum(row_id) AS s FROM a WHERE status = 'done'")
+        assert (count.columns, count.types) == (["c", "s"], ["BIGINT", "HUGEINT"])
+        seen = wait_until(lambda: (count.fetchone() or (0,))[0], "a committed row")
+        assert 0 < seen < 20
+        assert len(run.results("rows")) == 20
+        assert "running; a: " in repr(run)
+        with pytest.raises(StoreError, match="expected one SELECT"):
+            run.sql("DELETE FROM a")
+        with pytest.raises(StoreError, match="nope"):
+            run.sql("SELECT nope FROM a")
+        run.stop()
+        _, err = process.communicate(timeout=COMMAND_S)
+    assert process.returncode == 0, err
+    assert totals(simulator)["abandoned"] == 0
+    assert run.status == "interrupted"
+    assert count.fetchone() == (totals(simulator)["answered"], sum(range(totals(simulator)["answered"])))

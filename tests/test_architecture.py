@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "infermesh"
 
 # A name stands for the module or folder and all within it.
 LEVELS: dict[str, int] = {
+    "descriptors": 0,
     "errors": 0,
     "types": 0,
     "audio": 1,

@@ -19,6 +19,7 @@ from infermesh.cli.oneshot_compose import as_flags, compose, refuse_secrets
 from infermesh.cli.oneshot_run import ASKS, leave_quietly, row_input
 from infermesh.cli.options import GenerateOptions, InputOptions, LimitOptions, ModelOptions, SweepOptions
 from infermesh.config import SourceConfig
+from infermesh.descriptors import allow_requests
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.execution import run_loop
 from infermesh.oneshot import opened
@@ -78,6 +79,8 @@ class Bench:
         print(f"{len(levels)} levels × {requests} requests, {warmup} to warm up", file=sys.stderr)
         if requests < 2 * max(levels):
             print(f"{requests} requests are few for c={max(levels)}: raise --requests", file=sys.stderr)
+        if (told := allow_requests(max(levels))) is not None:
+            print(told, file=sys.stderr)
         with opened(mapping, [Path.cwd()]) as desk:
             measured: list[Level] = run_loop(
                 sweep(desk, rows, levels, requests=requests, warmup=warmup, report=_report)

@@ -44,21 +44,27 @@ def sql_across(
     if not folders:
         fail(f"there is no run below {outputs}/" if every else f"no run matches {', '.join(patterns)}")
     with RunUnion(folders, DATABASE) as union:
-        for line in union.left_out[:_NOTES]:
-            print(f"left out: {line}", file=sys.stderr)
-        if len(union.left_out) > _NOTES:
-            print(f"left out: {len(union.left_out) - _NOTES} more", file=sys.stderr)
-        if not union.runs:
-            fail(f"none of {len(folders)} runs can be asked")
         try:
             union.prepare(query)
+            told = _say_left_out(union.left_out)
+            if not union.runs:
+                fail(f"none of {len(folders)} runs can be asked")
             try:
                 write_query(union.connection, query, chosen)
             except duckdb.CatalogException:
                 union.make_views()  # the message is to name the nearest of all tables
+                _say_left_out(union.left_out[told:])
                 write_query(union.connection, query, chosen)
         except duckdb.Error as error:
             fail(f"{' '.join(str(error).split())} (in {len(union.runs)} runs)")
+
+
+def _say_left_out(lines: Sequence[str]) -> int:
+    for line in lines[:_NOTES]:
+        print(f"left out: {line}", file=sys.stderr)
+    if len(lines) > _NOTES:
+        print(f"left out: {len(lines) - _NOTES} more", file=sys.stderr)
+    return len(lines)
 
 
 def _matching(pattern: str) -> list[Path]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from infermesh.cli.app import fail
 from infermesh.cli.runs import find_run
 from infermesh.errors import InfermeshError
-from infermesh.execution import DATABASE
-from infermesh.store.database import connect
 from infermesh.store.export import WrittenFile, export, file_format, table_query
+from infermesh.store.reader import open_run
 
 _MEMORY = "1GB"  # for DuckDB; beyond it, it spills to disk
 
@@ -32,11 +31,15 @@ def export_run(
         file_format(out)
         if out.exists() and not overwrite:
             fail(f"{out} is there already: --overwrite replaces it")
-        with connect(find_run(run) / DATABASE, {"memory_limit": _MEMORY}, read_only=True) as connection:
+        with open_run(find_run(run)) as reader:
             chosen = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
             labels = ("--table", "--columns", "--where")
-            query = sql if sql is not None else table_query(connection, table or "results", chosen, where, labels)
-            rows = export(connection, query, out)
+            query = sql if sql is not None else table_query(reader, table or "results", chosen, where, labels)
+            connection, asked = reader.prepare(query if isinstance(query, str) else query.sql)
+            connection.execute(f"SET memory_limit = '{_MEMORY}'")
+            if reader.live:
+                print("the run goes on: what it has committed by now is written", file=sys.stderr)
+            rows = export(connection, asked if reader.live else query, out)
     except InfermeshError as error:
         fail(str(error))
     print(f"written {WrittenFile(out, rows, out.stat().st_size)}", file=sys.stderr)

@@ -24,6 +24,7 @@ from infermesh.plan.rows import PlannedRows
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
 from infermesh.stages.build import Pipeline, Wave
+from infermesh.store.reader import ask_run
 from infermesh.store.survey import Measured, measured
 from infermesh.store.usage import used_today
 from infermesh.types import TokenUsage
@@ -123,7 +124,7 @@ class _Planner:
         outputs = outputs_of(folder)
         self._embedded = {label for label, entry in experiment.deployments.items() if entry.api_base == "simulator"}
         self._measured = measured(outputs, experiment.name, pipeline.stages, self.notes.append)
-        self._used = used_today(experiment, None, outputs, None, self.notes.append)
+        self._used = used_today(experiment, None, outputs, None, self.notes.append, live=ask_run)
 
     def plan(self) -> Plan:
         """Rehearse, count, estimate; wave after wave, as a run goes."""

@@ -1,6 +1,7 @@
 """Many runs in one database: each is attached for reading, and a view a table name unions them.
 
-The union goes by column name. ``run_id`` and what was set otherwise in one run than in another come first.
+The union goes by column name. ``run_id`` and what was set otherwise in one run than in another come first. The tables
+that a query names are copied from a run that goes on.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import duckdb
 import orjson
 import yaml
 
+from infermesh.descriptors import SPARE, allow_files
 from infermesh.errors import StoreError
-from infermesh.store.database import unusable
+from infermesh.store.attached import LiveTables, attach
 from infermesh.store.schema import SETTINGS, quoted
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 _FLOATS = ("FLOAT", "DOUBLE")
-_SPARE_FILES = 256  # descriptors that the process needs besides the databases
 _CATALOG_WORDS = re.compile(r"\b(show|describe|pragma|information_schema|duckdb_\w+|pg_catalog)\b", re.IGNORECASE)
 
 
@@ -38,6 +39,7 @@ class AttachedRun:
     experiment: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     config: Any = None
+    live: LiveTables | None = None
 
     def setting(self, key: str) -> Any:
         """What a key was in this run: the override's value, else that of the composed config."""
@@ -72,16 +74,18 @@ class RunUnion:
         self.runs: list[AttachedRun] = []
         self.left_out: list[str] = []
         folders = list(folders)
-        _allow_files(len(folders) + _SPARE_FILES)
+        allow_files(len(folders) + SPARE)
         for number, folder in enumerate(folders):
             run = AttachedRun(f"run_{number}", folder)
             try:
-                attach(self.connection, folder / database, run.catalog)
+                run.live = attach(self.connection, folder / database, run.catalog)
             except StoreError as error:
                 self.left_out.append(str(error))
             else:
                 self.runs.append(run)
+        self._live = [run.live for run in self.runs if run.live is not None]
         self._columns = self._read_columns()
+        self._fill(["run"])
         self._read_runs()
         self.labels = self._find_labels()
         self._made: set[str] = set()
@@ -95,21 +99,38 @@ class RunUnion:
         """Make the views that a query can mean: with hundreds of runs each of them takes a while."""
         lowered = query.lower()
         everything = _CATALOG_WORDS.search(query) is not None
+        self._fill(table for table in self.tables if table in lowered)
         self._make(table for table in self.tables if everything or table in lowered)
 
     def make_views(self) -> None:
         """Make every view."""
+        self._fill(self.tables)
         self._make(self.tables)
 
     def close(self) -> None:
         """Close all databases."""
         self.connection.close()
+        for live in self._live:
+            live.close()
 
     def __enter__(self) -> RunUnion:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _fill(self, tables: Iterable[str]) -> None:
+        """Copy these tables of the runs that go on. One that does not give them is left out."""
+        tables = list(tables)
+        for run in list(self.runs):
+            if run.live is None:
+                continue
+            try:
+                run.live.fill(tables)
+            except StoreError as error:
+                self.left_out.append(f"{run.folder}, which goes on: {error}")
+                self.runs.remove(run)
+                del self._columns[run.catalog]
 
     def _read_columns(self) -> dict[str, dict[str, dict[str, str]]]:
         """Catalog → table → column → type; tables in lower case."""
@@ -220,21 +241,6 @@ def in_memory() -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config={**SETTINGS, "temp_directory": str(spill)})
 
 
-def attach(connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> None:
-    """Attach a run's database for reading.
-
-    Raises
-    ------
-    StoreError
-        Another process holds it, it is missing, or it is no DuckDB database.
-    """
-    file = str(path).replace("'", "''")
-    try:
-        connection.execute(f"ATTACH '{file}' AS {quoted(catalog)} (READ_ONLY)")
-    except duckdb.Error as error:
-        raise unusable(path, error) from None
-
-
 def label_names(keys: Sequence[str], taken: Iterable[str]) -> dict[str, str]:
     """Each dotted key's column: its shortest suffix that no other key shares and that is not taken (lower case)."""
     taken = set(taken)
@@ -331,16 +337,3 @@ def _cast(value: str, kind: str, common: str) -> str:
     if common == "JSON":
         return f"CASE WHEN {value} IS NOT NULL THEN to_json({value}) END"
     return f"CAST({value} AS {common})"
-
-
-def _allow_files(wanted: int) -> None:
-    """Let the process open that many files, as far as the system lets it."""
-    try:
-        import resource
-    except ImportError:  # not on Windows, which has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

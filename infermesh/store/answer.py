@@ -23,6 +23,14 @@ _REFUSAL = (
     "SUMMARIZE, EXPLAIN"
 )
 
+# Table functions that do something: a transaction that only reads lets them pass, and DuckDB does not tell them from
+# others (duckdb_functions() knows side effects of scalar functions alone). Also within a string, which query() may run.
+_DOES = re.compile(
+    r"""\b((?:force_)?checkpoint|(?:enable|disable|truncate|create|destroy|register|deregister)_\w+"""
+    r"""|json_execute_serialized_sql)["\s]*\(""",
+    re.IGNORECASE,
+)
+
 
 def bare(sql: str) -> str:
     """A query without the semicolon at its end."""
@@ -42,6 +50,10 @@ def write_answer(cursor: duckdb.DuckDBPyConnection, sql: str, file: Path) -> lis
     DuckDB writes the file itself, so Python's other threads go on meanwhile, the event loop among them. Types that
     Parquet does not keep are there as text.
 
+    Functions that do something, such as ``checkpoint()``, which can break the run's own commit, are known by their
+    names. That is against mishaps: a name that is put together within ``query(…)`` gets through, and whoever may ask
+    at all is the run's own user.
+
     Raises
     ------
     ValueError
@@ -53,6 +65,8 @@ def write_answer(cursor: duckdb.DuckDBPyConnection, sql: str, file: Path) -> lis
     kinds = duckdb.StatementType
     if len(statements) != 1 or statements[0].type not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
         raise ValueError(f"{_REFUSAL}; not {_told(statements)}")
+    if (does := _DOES.search(sql)) is not None:
+        raise ValueError(f"{_REFUSAL}; {does[1]}() does something: wait for the run's end")
     statement = statements[0]
     cursor.execute("BEGIN TRANSACTION READ ONLY")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ from infermesh.store.schema import (
     views,
 )
 from infermesh.store.writer import GroupWriter
+
+_READERS_S = 1.0  # a run that starts waits so long for those who read the closed database
 
 
 def utcnow() -> datetime:
@@ -73,7 +76,7 @@ class RunStore:
 
     def __init__(self, path: Path, config: StoreConfig) -> None:
         self.path = path
-        self._connection = connect(path, {"memory_limit": config.memory_limit, "threads": config.threads})
+        self._connection = _connect_to_write(path, {"memory_limit": config.memory_limit, "threads": config.threads})
         self._interval = config.commit_interval
         self._tables: list[StageTable] = []
         self._origins: dict[str, str] = {}
@@ -353,6 +356,19 @@ def connect(
         return duckdb.connect(str(path), read_only=read_only, config={**SETTINGS, **(config or {})})
     except duckdb.Error as error:
         raise unusable(path, error) from None
+
+
+def _connect_to_write(path: Path, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
+    """Open for writing; a query of another process on the closed run is waited for, a process that writes is not."""
+    until = time.monotonic() + _READERS_S
+    while True:
+        try:
+            return connect(path, config)
+        except StoreInUseError:
+            connect(path, read_only=True).close()  # refused in the same words, where a run holds it
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def unusable(path: Path, error: duckdb.Error) -> StoreError:

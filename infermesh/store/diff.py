@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from infermesh.store.across import attach, in_memory
+from infermesh.store.across import in_memory
+from infermesh.store.attached import LiveTables, attach
 from infermesh.store.export import json_value
 from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, SOURCE, literal, quoted, results_view
 
@@ -55,6 +56,8 @@ class StageDiff:
 class RunDiff:
     """Two runs' databases, attached for reading; a context manager that closes them.
 
+    Of a run that goes on, what is compared is copied, a table after the other: its counts are of about one moment.
+
     Parameters
     ----------
     first, second
@@ -72,19 +75,24 @@ class RunDiff:
     def __init__(self, first: Path, second: Path, keys: Mapping[str, str] | None = None) -> None:
         self._keys = dict(keys or {})
         self._compared: dict[str, StageDiff] = {}
+        self._live_tables: list[LiveTables] = []
         self.connection = in_memory()
         try:
             for path, side in zip((first, second), SIDES, strict=True):
-                attach(self.connection, path, side)
+                if (live := attach(self.connection, path, side)) is not None:
+                    self._live_tables.append(live)
+                    live.fill(["run", "sessions", "retired", "attempts"])
             self._tables = {side: self._read_tables(side) for side in SIDES}
             self._declared = {side: self._read_stages(side) for side in SIDES}
         except BaseException:
-            self.connection.close()
+            self.close()
             raise
 
     def close(self) -> None:
         """Close the databases."""
         self.connection.close()
+        for live in self._live_tables:
+            live.close()
 
     def __enter__(self) -> RunDiff:
         return self
@@ -131,6 +139,9 @@ class RunDiff:
         """Match a stage's rows, count them, and add up what it took."""
         if stage in self._compared:
             return self._compared[stage]
+        for live in self._live_tables:
+            live.fill([stage])
+            live.fill([self._key_table(stage)], ["row_id", "row_key"])
         columns = self.answers(stage)
         matched = quoted(f"matched_{stage}")
         packed = ", ".join(f"{quoted(column)} := t.{quoted(column)}" for column in columns)

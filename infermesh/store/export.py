@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 
@@ -99,8 +99,16 @@ class TableQuery:
         return f"SELECT {self.select} FROM {self.source} WHERE {condition} ORDER BY row_id"
 
 
+class Asked(Protocol):
+    """What answers SQL: a connection, or a reader of a run."""
+
+    def execute(self, query: str, /) -> duckdb.DuckDBPyConnection:
+        """Run a query; what it gives holds the rows."""
+        ...
+
+
 def table_query(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Asked,
     table: str,
     columns: Sequence[str] | None,
     where: str | None,
@@ -131,7 +139,7 @@ def table_query(
     query = TableQuery(select, source, where, by_row=present[0] == "row_id")
     try:
         connection.execute(f"DESCRIBE {query.sql}")
-    except duckdb.Error as error:
+    except (duckdb.Error, StoreError) as error:
         raise ConfigError(f"{labels[2]}: {_short(error)}") from None
     return query
 
@@ -353,5 +361,5 @@ def _size(count: float) -> str:
     return f"{count:.3g} GB"
 
 
-def _short(error: duckdb.Error) -> str:
+def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:400]

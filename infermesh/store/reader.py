@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,16 @@ def is_live(folder: Path) -> bool:
         return False
 
 
-def request_stop(folder: Path) -> Iterator[int]:
+def ask_run(folder: Path, sql: str) -> list[tuple[Any, ...]] | None:
+    """A small query's rows, wherever the run is; ``None`` where a process holds it and does not answer soon."""
+    try:
+        with RunReader(folder) as reader:
+            return reader.execute(sql, timeout=_CONNECT_S).fetchall()
+    except StoreError:
+        return None
+
+
+def request_stop(folder: Path) -> Generator[int]:
     """Ask the live run in ``folder`` to stop as its first Ctrl-C would; gives its process id, then waits for its end.
 
     ``next()`` on it asks; to exhaust it is to wait until the run has let go of its database.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from infermesh.errors import StoreError
+from infermesh.store.answer import bare
 
 if TYPE_CHECKING:
     import pandas
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 _SHOWN = 20
+
+# Takes a query; gives a connection, and the query that has its rows there.
+Ask = Callable[[str], tuple[duckdb.DuckDBPyConnection, str]]
 
 
 class Result:
@@ -28,7 +32,7 @@ class Result:
     query
         One SELECT.
     reading
-        Opens the run's database for reading; it is closed again after each use.
+        Opens the run for reading, in this process or in another; it is closed again after each use.
     place
         Where the run is, for messages.
 
@@ -43,29 +47,28 @@ class Result:
         The query is wrong, or would write.
     """
 
-    def __init__(
-        self, query: str, reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]], place: str
-    ) -> None:
+    def __init__(self, query: str, reading: Callable[[], AbstractContextManager[Ask]], place: str) -> None:
         self.query = query
         self._reading = reading
         self._place = place
-        with self._connected() as connection:
-            statements = connection.extract_statements(query)
-            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+        with self._connected() as ask:
+            if [statement.type for statement in duckdb.extract_statements(query)] != [duckdb.StatementType.SELECT]:
                 raise StoreError(f"expected one SELECT: {_line(query)}")
-            relation = connection.sql(query)
+            # Another process would send the rows along with their names.
+            connection, named = ask(f"SELECT * FROM (\n{bare(query)}\n) LIMIT 0")
+            relation = connection.sql(named)
             self.columns: list[str] = list(relation.columns)
             self.types: list[str] = [str(kind) for kind in relation.types]
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """All rows as tuples."""
-        with self._connected() as connection:
-            return connection.execute(self.query).fetchall()
+        with self._asked() as (connection, query):
+            return connection.execute(query).fetchall()
 
     def fetchone(self) -> tuple[Any, ...] | None:
         """The first row; ``None`` where there is none."""
-        with self._connected() as connection:
-            return connection.execute(self.query).fetchone()
+        with self._asked() as (connection, query):
+            return connection.execute(query).fetchone()
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows as dicts by column name."""
@@ -74,43 +77,48 @@ class Result:
     def arrow(self) -> pyarrow.Table:
         """All rows as an Arrow table. Raises ``ImportError`` without pyarrow."""
         _need("pyarrow", "arrow()")
-        with self._connected() as connection:
-            table: pyarrow.Table = connection.sql(self.query).to_arrow_table()
+        with self._asked() as (connection, query):
+            table: pyarrow.Table = connection.sql(query).to_arrow_table()
         return table
 
     def df(self) -> pandas.DataFrame:
         """All rows as a pandas frame. Raises ``ImportError`` without pandas."""
         _need("pandas", "df()")
-        with self._connected() as connection:
-            frame: pandas.DataFrame = connection.sql(self.query).df()
+        with self._asked() as (connection, query):
+            frame: pandas.DataFrame = connection.sql(query).df()
         return frame
 
     def pl(self) -> polars.DataFrame:
         """All rows as a polars frame. Raises ``ImportError`` without polars, or without pyarrow, which it goes by."""
         _need("polars", "pl()")
         _need("pyarrow", "pl()")
-        with self._connected() as connection:
-            frame: polars.DataFrame = connection.sql(self.query).pl()
+        with self._asked() as (connection, query):
+            frame: polars.DataFrame = connection.sql(query).pl()
         return frame
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return iter(self.fetchall())
 
     def __repr__(self) -> str:
-        with self._connected() as connection:
-            return str(connection.sql(self.query))
+        with self._asked() as (connection, query):
+            return str(connection.sql(query))
 
     def _repr_html_(self) -> str:
-        with self._connected() as connection:
-            rows = connection.execute(self.query).fetchmany(_SHOWN + 1)
+        with self._asked() as (connection, query):
+            rows = connection.execute(query).fetchmany(_SHOWN + 1)
         text = html_table(self.columns, rows[:_SHOWN])
         return text + (f"<p>the first {_SHOWN} rows</p>" if len(rows) > _SHOWN else "")
 
     @contextmanager
-    def _connected(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self._reading() as connection:
+    def _asked(self) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+        with self._connected() as ask:
+            yield ask(self.query)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Ask]:
+        with self._reading() as ask:
             try:
-                yield connection
+                yield ask
             except duckdb.Error as error:
                 raise StoreError(f"{_line(str(error))} (in {self._place})") from None
 

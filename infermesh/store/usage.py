@@ -12,7 +12,7 @@ import duckdb
 import orjson
 
 from infermesh.config import Experiment
-from infermesh.errors import StoreError
+from infermesh.errors import StoreError, StoreInUseError
 from infermesh.limits import DayUsage
 from infermesh.store.database import connect
 from infermesh.store.schema import DATABASE
@@ -125,7 +125,7 @@ def _runs(
             with connect(database, read_only=True) as connection:
                 yield lambda sql, connection=connection: connection.execute(sql).fetchall()  # type: ignore[misc]
         except StoreError as error:
-            if "in use" not in str(error):
+            if not isinstance(error, StoreInUseError):
                 note(f"{folder}: not counted to today's quotas: {error}")
             elif live is not None and live(folder, _CONFIG) is not None:
                 yield lambda sql, folder=folder: live(folder, sql) or ()  # type: ignore[misc]

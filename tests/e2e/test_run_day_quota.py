@@ -126,3 +126,14 @@ def test_another_deployment_takes_over(project: Path, service: Simulator, launch
     assert process.wait(COMMAND_S) == 0
     counts = ask(project / "outputs/two/a", "SELECT deployment, count(*) FROM attempts GROUP BY ALL ORDER BY ALL")
     assert counts == [("d", 3), ("e", 27)]
+
+
+def test_a_run_that_goes_on_is_asked(project: Path, service: Simulator, launch: Launch) -> None:
+    first = Notes(launch("run", "+experiment=mine", "hydra.run.dir=outputs/mine/a", cwd=project))
+    first.until("used up")
+    wait_until(lambda: totals(service)["answered"] == RPD, "the whole quota")
+    other = Notes(launch("run", "+experiment=yours", "hydra.run.dir=outputs/yours/a", cwd=project))
+    assert f"deployment d has used {RPD} requests" in other.until("today")
+    other.until("used up")
+    assert other.stop() == first.stop() == 130
+    assert totals(service)["received"] == RPD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -139,3 +140,53 @@ def test_a_killed_runs_socket_is_in_nobodys_way(project: Path, service: Simulato
     assert found.returncode == 0, found.stderr
     assert ask(project / FOLDER, "SELECT count(*) FROM b WHERE status = 'done'") == [(ROWS,)]
     assert not (project / FOLDER / "run.sock").exists()
+
+
+def test_it_is_exported(project: Path, service: Simulator, launch: Launch) -> None:
+    run = launch(*RUN, "stages.a.max_parallel_requests=1", cwd=project)
+    wait_until(lambda: totals(service)["answered"] >= 20, "20 answers")
+    found = infermesh("export", FOLDER, "r.csv", "--columns", "n,a_status", "--where", "a_status = 'done'", cwd=project)
+    assert found.returncode == 0, found.stderr
+    assert "the run goes on" in found.stderr
+    lines = (project / "r.csv").read_text().splitlines()
+    assert lines[0] == "n,a_status"
+    assert 0 < len(lines) - 1 < ROWS
+    assert lines[1:] == [f"{n},done" for n in range(len(lines) - 1)]
+    query = "SELECT sum(n) AS total, count(*) AS rows FROM source"
+    assert infermesh("export", FOLDER, "s.jsonl", "--sql", query, cwd=project).returncode == 0
+    assert json.loads((project / "s.jsonl").read_text()) == {"total": sum(range(ROWS)), "rows": ROWS}
+    found = infermesh("export", FOLDER, "t.csv", "--columns", "a_txt", cwd=project)
+    assert (found.returncode, "Did you mean 'a_text'?" in found.stderr) == (1, True)
+    assert infermesh("stop", FOLDER, cwd=project).returncode == 0
+    assert run.wait(COMMAND_S) == 130
+
+
+def test_it_is_one_of_many_and_one_of_two(project: Path, service: Simulator, launch: Launch) -> None:
+    done = infermesh("run", "+experiment=mine", "hydra.run.dir=outputs/whole", cwd=project)
+    assert done.returncode == 0, done.stderr
+    before = totals(service)["answered"]
+    run = launch(*RUN, "stages.a.max_parallel_requests=1", cwd=project)
+    wait_until(lambda: totals(service)["answered"] >= before + 20, "20 answers")
+    query = (
+        "SELECT max_parallel_requests AS slots, status, count(*) AS c, count(text) AS texts FROM run JOIN a "
+        "USING (run_id, max_parallel_requests) GROUP BY ALL ORDER BY slots"
+    )
+    query = query.replace("status", "run.status")
+    found = infermesh("sql", "--all", query, "--format", "jsonl", cwd=project)
+    assert (found.returncode, found.stderr) == (0, "")
+    live, whole = map(json.loads, found.stdout.splitlines())
+    assert whole == {"slots": 6, "status": "done", "c": ROWS, "texts": ROWS}
+    assert (live["slots"], live["status"]) == (1, "running")
+    assert 0 < live["c"] == live["texts"] < ROWS
+    found = infermesh("sql", "--all", "SELECT count(*) FROM aa", cwd=project)
+    assert (found.returncode, 'Did you mean "a"?' in found.stderr) == (1, True)
+
+    found = infermesh("diff", "outputs/whole", FOLDER, "--stage", "a", "--format", "jsonl", cwd=project)
+    assert (found.returncode, found.stdout) == (0, ""), found.stderr
+    counts = re.search(r"a: (\d+) rows in both; (\d+) same answer, 0 different answer, (\d+) only in A\n", found.stderr)
+    assert counts is not None, found.stderr
+    both, same, only = map(int, counts.groups())
+    assert live["c"] <= both == same < ROWS
+    assert both + only == ROWS
+    assert infermesh("stop", FOLDER, cwd=project).returncode == 0
+    assert run.wait(COMMAND_S) == 130

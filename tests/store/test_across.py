@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import duckdb
 import pytest
 
 from infermesh.store.across import RunUnion, label_names
+from infermesh.store.schema import RUN_DDL
 
 RUN = "run_id VARCHAR, experiment VARCHAR, config JSON, started_at TIMESTAMP"
 
@@ -218,3 +222,88 @@ class TestLeftOut:
                 assert len(union.left_out) == 59
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+# A process at a run: holds its database and answers, with answers of so many bytes at most, until its stdin is closed.
+HOLDER = """
+import sys
+from pathlib import Path
+from infermesh.store import live
+from infermesh.store.database import connect
+folder = Path(sys.argv[1])
+live.LIMIT_BYTES = int(sys.argv[2])
+connection = connect(folder / "run.duckdb")
+with live.LiveServer(folder, connection.cursor, lambda: None):
+    print("ready", flush=True)
+    sys.stdin.read()
+connection.close()
+"""
+
+
+@contextmanager
+def held(folder: Path, limit_bytes: int = 1 << 20) -> Iterator[subprocess.Popen[str]]:
+    arguments = [sys.executable, "-c", HOLDER, str(folder), str(limit_bytes)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.stdin.close()
+
+
+def two_runs(root: Path) -> list[Path]:
+    """Runs ``x`` and ``y``; a table ``t`` of 1000 rows in each, and a small one ``u``."""
+    folders = []
+    for name in ("x", "y"):
+        folder = root / name
+        folder.mkdir()
+        with duckdb.connect(str(folder / "run.duckdb")) as connection:
+            connection.execute(RUN_DDL)
+            connection.execute(
+                "INSERT INTO run (run_id, experiment, status, config) VALUES (?, 'e', 'running', '{}')", [name]
+            )
+            connection.execute(
+                "CREATE TABLE t AS SELECT range AS row_id, [range] AS l, md5(range::VARCHAR) AS s FROM range(1000)"
+            )
+            connection.execute("CREATE TABLE u AS SELECT 1::HUGEINT AS big, '{}'::JSON AS j, NULL::FLOAT[] AS v")
+        folders.append(folder)
+    return folders
+
+
+def test_a_live_run_gives_what_is_asked_for(tmp_path: Path) -> None:
+    folders = two_runs(tmp_path)
+    with held(folders[0]), RunUnion(folders, "run.duckdb") as union:
+        assert union.left_out == []
+        query = "SELECT run_id, count(*), sum(l[1])::BIGINT FROM t GROUP BY ALL ORDER BY ALL"
+        union.prepare(query)
+        total = sum(range(1000))
+        assert union.connection.execute(query).fetchall() == [("x", 1000, total), ("y", 1000, total)]
+        union.prepare("FROM u")
+        found = union.connection.execute("SELECT DISTINCT * EXCLUDE (run_id) FROM u")
+        assert [str(column[1]) for column in found.description or ()] == ["HUGEINT", "JSON", "FLOAT[]"]
+        assert found.fetchall() == [(1, "{}", None)]
+
+
+def test_a_live_table_that_is_too_large_leaves_its_run_out(tmp_path: Path) -> None:
+    folders = two_runs(tmp_path)
+    with held(folders[0], 5000), RunUnion(folders, "run.duckdb") as union:
+        union.prepare("FROM u")
+        assert union.connection.execute("SELECT run_id FROM u ORDER BY 1").fetchall() == [("x",), ("y",)]
+    with held(folders[0], 5000), RunUnion(folders, "run.duckdb") as union:
+        union.prepare("FROM t")
+        assert union.connection.execute("SELECT DISTINCT run_id FROM t").fetchall() == [("y",)]
+        (line,) = union.left_out
+        assert line.startswith(f"{folders[0]}, which goes on: the answer is larger than ")
+
+
+def test_a_live_run_that_ends_meanwhile_is_read_from_its_file(tmp_path: Path) -> None:
+    folders = two_runs(tmp_path)
+    with held(folders[0]) as process, RunUnion(folders, "run.duckdb") as union:
+        union.prepare("FROM u")
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(20) == 0
+        union.prepare("FROM t, u")
+        for table, rows in (("t", 1000), ("u", 1)):
+            found = union.connection.execute(f"SELECT run_id, count(*) FROM {table} GROUP BY ALL ORDER BY ALL")
+            assert found.fetchall() == [("x", rows), ("y", rows)]

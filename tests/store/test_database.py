@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import duckdb
 import pytest
 
 from infermesh.config import SourceConfig, StoreConfig
-from infermesh.errors import ConfigError, StoreError
+from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.sources import resolve
-from infermesh.store import Column, RunStore, StageTable
+from infermesh.store import Column, RunStore, StageTable, database
 from infermesh.store.database import connect
 from tests.support import DEADLINE_S, texts, write_jsonl
 
@@ -253,3 +254,74 @@ class TestOpening:
         with pytest.raises(ConfigError, match=r"stages\.answers.*'Answers'.*Rename the stage"):
             prepare(store, tmp_path)
         store.close()
+
+
+@contextmanager
+def open_elsewhere(path: Path, *, read_only: bool) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the database open until its stdin is closed."""
+    code = (
+        f"import duckdb, sys; c = duckdb.connect({str(path)!r}, read_only={read_only}); print('open', flush=True); "
+        "sys.stdin.read(); c.close()"
+    )
+    arguments = [sys.executable, "-c", code]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.stdin.close()
+
+
+class Tries:
+    """Counts how often a database is opened, for writing and for reading."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.writing = self.reading = 0
+        self.before: Any = lambda: None
+        self._connect = database.connect
+        monkeypatch.setattr(database, "connect", self)
+
+    def __call__(self, path: Path, config: Any = None, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
+        self.reading += read_only
+        self.writing += not read_only
+        self.before()
+        return self._connect(path, config, read_only=read_only)
+
+
+def test_a_reader_that_ends_soon_is_waited_for(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.close()
+    monkeypatch.setattr(database, "_READERS_S", DEADLINE_S)
+    tries = Tries(monkeypatch)
+    with open_elsewhere(store.path, read_only=True) as process:
+
+        def end_at_the_third() -> None:
+            if tries.writing == 3 and process.stdin is not None and not process.stdin.closed:
+                process.stdin.close()
+                process.wait(DEADLINE_S)
+
+        tries.before = end_at_the_third
+        again = RunStore(store.path, StoreConfig())
+    assert (tries.writing, tries.reading) == (3, 2)
+    assert again.total() == 4
+    again.close()
+
+
+def test_a_reader_that_stays_is_not_waited_for_for_ever(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.close()
+    monkeypatch.setattr(database, "_READERS_S", 0.1)
+    with (
+        open_elsewhere(store.path, read_only=True) as process,
+        pytest.raises(StoreInUseError, match=f"process {process.pid}"),
+    ):
+        RunStore(store.path, StoreConfig())
+
+
+def test_a_writer_is_not_waited_for(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.close()
+    tries = Tries(monkeypatch)
+    with (
+        open_elsewhere(store.path, read_only=False) as process,
+        pytest.raises(StoreInUseError, match=f"process {process.pid}"),
+    ):
+        RunStore(store.path, StoreConfig())
+    assert (tries.writing, tries.reading) == (1, 1)

@@ -146,6 +146,32 @@ def test_nothing_else_is_done(run: Live, sql: str) -> None:
     run.connection.execute("INSERT INTO t VALUES (1, 'the run writes on')")
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "FROM checkpoint()",
+        "SELECT 1 FROM t, main.\"Force_Checkpoint\" ('run')",
+        "EXPLAIN ANALYZE FROM checkpoint()",
+        "WITH x AS (FROM enable_logging()) FROM x",
+        "FROM disable_profiling()",
+        "FROM truncate_duckdb_logs()",
+        "FROM query('FROM checkpoint()')",
+        "FROM json_execute_serialized_sql(json_serialize_sql('FROM t'))",
+        "PIVOT (SELECT * FROM t, checkpoint()) ON (i % 2) USING count(*)",
+    ],
+)
+def test_a_function_that_does_something_is_refused(run: Live, sql: str) -> None:
+    run.connection.execute("INSERT INTO t VALUES (1000, 'in the log')")
+    log = run.folder / f"{DATABASE}.wal"
+    before = log.stat().st_size
+    with open_run(run.folder) as reader:
+        with pytest.raises(StoreError, match="does something"):
+            reader.execute(sql)
+        assert reader.execute("SELECT i AS checkpoint FROM query('FROM t') ORDER BY 1 LIMIT 1").fetchall() == [(0,)]
+    assert log.stat().st_size == before > 0
+    assert run.connection.execute("SELECT current_setting('enable_logging')").fetchall() == [(False,)]
+
+
 @pytest.mark.parametrize("sql", ["SELECT * FROM resulst", "SELEC 1", "SELECT nn\nFROM t", "SELECT i,\n s::INT\nFROM t"])
 def test_an_error_is_told_as_on_the_file(run: Live, sql: str) -> None:
     with pytest.raises(duckdb.Error) as direct:
