@@ -86,7 +86,7 @@ def _run(url: str, rows: Path, folder: Path) -> float:
 
 def measure(quick: bool) -> Result:
     """Both services, a run alone and a run asked by turns."""
-    slow_rows, static_rows, count = (2_000, 10_000, 1) if quick else (3_200, 20_000, 3)
+    slow_rows, static_rows, count = 2_000, 10_000, 1 if quick else 3
     with ExitStack() as stack:
         slow = stack.enter_context(SimulatorProcess(SimulatorSettings(latency_s=LATENCY_S)))
         static = stack.enter_context(static_endpoint())

@@ -73,7 +73,7 @@ def shapes(root: Path, quick: bool = False) -> Iterator[Shape]:
     """The jobs, over rows that are written to ``root``; of the quick ones each is planned once."""
     sentence = "The parcel came late and the box was open, but nothing was missing. "
     with open(root / "rows.jsonl", "w", encoding="utf-8") as rows:
-        for n in range(160 if quick else 240):
+        for n in range(160 if quick else 180):
             rows.write(json.dumps({"n": n, "text": f"Number {n}. {sentence * (1 + n % 7)}"}) + "\n")
     slow = {"latency_s": 0.2, "latency_spread": 0.4}
     yield Shape("concurrency", declared("concurrency", {"a": generate(8)}, simulator=slow), 1 if quick else 2)
@@ -90,14 +90,14 @@ def shapes(root: Path, quick: bool = False) -> Iterator[Shape]:
         "c": {"kind": "embed", "text": "{{ b.text }}", "micro_batch_size": 8},
     }
     yield Shape("chain, decoding", declared("chain", chain, simulator={**slow, "tokens_per_second": 150}))
-    yield Shape("quickstart, 300 rows", quickstart(root), 2)
+    yield Shape("quickstart, 180 rows", quickstart(root), 2)
 
 
 def quickstart(root: Path) -> dict[str, Any]:
-    """The shipped experiment over five copies of its tickets."""
+    """The shipped experiment over three copies of its tickets."""
     lines = (shipped_project() / "pipelines/quickstart/data/tickets.jsonl").read_text(encoding="utf-8").splitlines()
     with open(root / "tickets.jsonl", "w", encoding="utf-8") as rows:
-        for copy in range(5):
+        for copy in range(3):
             for line in lines:
                 ticket = json.loads(line)
                 rows.write(json.dumps({**ticket, "subject": f"{ticket['subject']} ({copy})"}) + "\n")
