@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import profile, store
+from benchmarks import live, plan, profile, store
 from benchmarks.__main__ import SCRIPTS, page
 from benchmarks.endpoint import ANSWER, Arrivals, arrivals, static_endpoint, watching_endpoint
 from benchmarks.harness import (
@@ -242,3 +242,27 @@ def test_the_store_keeps_every_state_of_the_benchmark() -> None:
     found = store.through_writer(2_100)  # which counts the rows itself
     assert found["seconds"] > 0
     assert store.singly(2)["seconds"] > 0
+
+
+def test_an_asked_run_is_answered_while_it_goes_on() -> None:
+    with watching_endpoint(delay_s=0.1) as url:
+        found = live.one(url, rows=400, asked=True)
+        assert found["answers"]
+        assert all(math.isfinite(found[name]) and found[name] > 0 for name in ("seconds", "cpu_s", "cpu_share"))
+        assert live.one(url, rows=20, asked=False).keys() == {"seconds"}
+
+
+def test_a_shape_is_planned_and_run(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(20)))
+    stages = {"a": plan.generate(4)}
+    shape = plan.Shape("few", plan.declared("few", stages, simulator={"latency_s": 0.01}), 2)
+    first, again = plan.planned(shape, tmp_path)
+    assert (first.name, again.name) == ("few", "few, again")
+    assert first.truth_tokens == again.truth_tokens > 0
+    assert all(math.isfinite(found.ratio) and found.ratio > 0 for found in (first, again))
+    assert len(first.row()) == 6
+
+
+def test_every_shape_is_a_valid_declaration(tmp_path: Path) -> None:
+    found = [shape.name for shape in plan.shapes(tmp_path) if load(shape.mapping)]
+    assert len(found) == len(set(found)) > len(list(plan.shapes(tmp_path, quick=True)))

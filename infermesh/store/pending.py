@@ -107,8 +107,8 @@ class PendingRows:
                 []
                 if table.name in self._stale
                 else self._connection.execute(
-                    f"SELECT t.status, count(*) FROM {quoted(table.name)} t JOIN {self._rows} s USING (row_id) "
-                    f"WHERE {self._settled} AND {self._live} GROUP BY ALL"
+                    f"SELECT status, count(*) FROM (FROM {quoted(table.name)} t WHERE {self._settled}) s "
+                    f"WHERE {self._live} GROUP BY ALL"
                 ).fetchall()
             )
             found[table.name] = dict(rows)

@@ -150,26 +150,39 @@ def views(origins: Mapping[str, Sequence[Column]], stages: Sequence[StageTable])
         for origin, columns in origins.items()
     ]
     counts: list[str] = []
+    position = 0
     for origin in origins:
         if origin != SOURCE:
             asked = f"EXISTS (SELECT 1 FROM materialized WHERE stage = {literal(origin)})"
             state = f"CASE WHEN {asked} THEN 'done' ELSE 'pending' END"
-            counts.append(
-                f"SELECT {len(counts)} AS position, {literal(origin)} AS stage, {state} AS status, count(*) AS rows "
-                f"FROM {quoted(origin)} s WHERE {live(origin)}"
-            )
+            counts += _counted(position, origin, origin, state, origin, 1)
+            position += 1
         for stage in stages:
             if stage.origin == origin:
-                counts.append(
-                    f"SELECT {len(counts)} AS position, {literal(stage.name)} AS stage, coalesce(t.status, 'pending') "
-                    f"AS status, count(*) AS rows FROM {quoted(origin)} s LEFT JOIN {quoted(stage.name)} t "
-                    f"ON t.row_id = s.row_id WHERE {live(origin)} GROUP BY ALL"
-                )
+                counts += _counted(position, stage.name, origin, "'pending'", origin, 1)
+                counts += _counted(position, stage.name, stage.name, "'pending'", origin, -1)
+                counts += _counted(position, stage.name, stage.name, "coalesce(s.status, 'pending')", origin, 1)
+                position += 1
     made.append(
-        f"CREATE OR REPLACE VIEW progress AS SELECT stage, status, rows FROM ({' UNION ALL '.join(counts)}) "
+        "CREATE OR REPLACE VIEW progress AS SELECT stage, status, sum(rows)::BIGINT AS rows FROM "
+        f"({' UNION ALL '.join(counts)}) GROUP BY position, stage, status HAVING sum(rows) <> 0 "
         "ORDER BY position, status"
     )
     return made
+
+
+def _counted(position: int, stage: str, table: str, status: str, origin: str, sign: int) -> list[str]:
+    """Queries of a table's rows by status, times ``sign``: all of them, less those that are retired.
+
+    Nothing is joined with the whole table, which would take memory for each of its rows; where no row is retired
+    DuckDB does not even read the second.
+    """
+    retired = f"s.row_id IN (SELECT row_id FROM retired WHERE origin = {literal(origin)})"
+    return [
+        f"SELECT {position} AS position, {literal(stage)} AS stage, {status} AS status, {times} * count(*) AS rows "
+        f"FROM {quoted(table)} s {where} GROUP BY ALL"
+        for times, where in ((sign, ""), (-sign, f"WHERE {retired}"))
+    ]
 
 
 def _results(origin: str, columns: Sequence[Column], stages: Sequence[StageTable]) -> str:

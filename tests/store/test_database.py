@@ -136,6 +136,35 @@ class TestTables:
             "vectors": {"skipped": 1, "pending": 3},
         }
 
+    def test_progress_is_what_a_join_with_the_source_would_count(self, store: RunStore, tmp_path: Path) -> None:
+        put(store, *(("answers", state(ANSWERS, row, ("done", "error", "skipped")[row])) for row in range(3)))
+        put(store, ("vectors", state(VECTORS, 3, "done")))
+        store.close()
+        write_jsonl(tmp_path / "rows.jsonl", [*texts(6)[2:], {"n": 7, "text": "new"}])  # 0 and 1 are retired
+        store = RunStore(tmp_path / "run.duckdb", StoreConfig())
+        prepare(store, tmp_path)
+        assert store.source_change == (3, 2)
+        joined = " UNION ALL ".join(
+            f"SELECT {number} AS position, '{name}' AS stage, coalesce(t.status, 'pending') AS status, "
+            f"count(*) AS rows FROM source s LEFT JOIN {name} t USING (row_id) "
+            "WHERE s.row_id NOT IN (SELECT row_id FROM retired WHERE origin = 'source') GROUP BY ALL"
+            for number, name in enumerate(("answers", "vectors"))
+        )
+        with store.cursor() as cursor:
+            expected = cursor.execute(
+                f"SELECT stage, status, rows FROM ({joined}) ORDER BY position, status"
+            ).fetchall()
+            found = cursor.execute("FROM progress")
+            assert [column[1] for column in found.description or ()] == ["VARCHAR", "VARCHAR", "BIGINT"]
+            assert found.fetchall() == expected
+        assert expected == [
+            ("answers", "pending", 4),
+            ("answers", "skipped", 1),
+            ("vectors", "done", 1),
+            ("vectors", "pending", 4),
+        ]
+        store.close()
+
     @pytest.mark.parametrize("column", ["answers_text", "answers_status", "vectors_embedding"])
     def test_a_source_column_named_as_a_results_column(self, tmp_path: Path, column: str) -> None:
         write_jsonl(tmp_path / "rows.jsonl", [{column: "mine"}])
