@@ -158,6 +158,16 @@ class TestOwnExperiment:
         assert "resuming" in found.stderr
         assert len(run_folders(project)) == 1
 
+    def test_the_link_to_the_latest_run_is_followed(self, project: Path, simulator: Simulator) -> None:
+        assert infermesh("run", "+experiment=mine", cwd=project).returncode == 0
+        simulator.reset()
+        found = infermesh("run", "+experiment=mine", "hydra.run.dir=outputs/mine/latest", cwd=project)
+        assert found.returncode == 0, found.stderr
+        assert totals(simulator)["received"] == 0
+        (folder,) = run_folders(project)
+        assert (project / "outputs" / "mine" / "latest").resolve() == folder
+        assert f"resume {folder.relative_to(project)} " in found.stderr
+
     def test_overrides_need_no_plus(self, project: Path) -> None:
         found = infermesh(
             "run", "+experiment=mine", "stages.answers.max_parallel_requests=1", "models.llama.params.seed=7",

@@ -29,7 +29,7 @@ from infermesh.config import nearest
 from infermesh.control import Control
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.execution import DATABASE, Observer, RunOutcome
-from infermesh.launch import launch
+from infermesh.launch import fixed, launch, made
 from infermesh.store.database import Redo, connect
 from infermesh.store.output import read_record
 
@@ -85,6 +85,10 @@ class _Job:
         folder = Path(hydra_config.runtime.output_dir)
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
+        folder = fixed(folder)
+        named = any("hydra.run.dir" in override for override in hydra_config.overrides.hydra)
+        if self._sweep is None and not named and (folder / DATABASE).exists():
+            folder = made(folder)
         mapping, places = plain(config), roots(Path.cwd(), self._config_dir)
         overrides = list(hydra_config.overrides.task)
         if self._sweep is None:
