@@ -62,13 +62,17 @@ class EarlierAnswers:
                 note(f"reuse: {experiment.reuse}: there is no earlier run of {experiment.name} to take answers from")
             return None
         answers = cls(store.cursor(), tables)
+        taken = 0
         for run in runs:
             try:
                 answers.take(run)
+                taken += 1
             except duckdb.Error as error:
                 note(f"reuse: {run.parent} is left out: {' '.join(str(error).split())[:200]}")
+            if experiment.reuse == "latest" and taken:
+                break
         told = ", ".join(f"{rows} for {name}" for name, rows in answers.found.items() if rows)
-        which = "the latest run" if len(runs) == 1 else f"{len(runs)} earlier runs"
+        which = "the latest run" if taken == 1 else f"{taken} earlier runs"
         note(f"reuse: {experiment.reuse}: answers of {which}: {told or 'none that these stages could use'}")
         return answers if any(answers.found.values()) else None
 
@@ -139,7 +143,7 @@ def _earlier_runs(experiment: Experiment, folder: Path) -> list[Path]:
         home = next((parent for parent in folder.absolute().parents if parent.name == experiment.name), None)
         found = [] if home is None else _databases(home)
         found = [path for path in found if path.resolve() != own]
-        return found[:1] if experiment.reuse == "latest" else found
+        return found
     named = [Path(match) for match in glob.glob(experiment.reuse)] or [Path(experiment.reuse)]
     found = [path for name in named for path in _databases(name)]
     if not found:
