@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ class EarlierAnswers:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, tables: Sequence[StageTable]) -> None:
         self._connection = connection
+        self._lock = threading.Lock()  # several stages ask at once; a temporary table is its connection's alone
         self._tables = {table.name: table for table in tables}
         self.found: dict[str, int] = dict.fromkeys(self._tables, 0)
 
@@ -120,12 +122,12 @@ class EarlierAnswers:
         return self.found.get(stage, 0) > 0
 
     def look_up(self, stage: str, keys: Sequence[str]) -> dict[str, Answer]:
-        """request_key → answer, of those that are there. Called from one thread at a time."""
+        """request_key → answer, of those that are there; from any thread."""
         outputs = self._tables[stage].outputs
         select = ", ".join([*(quoted(column.name) for column in outputs), *_CARRIED, "run_id", "request_key"])
-        rows = self._connection.execute(
-            f"SELECT {select} FROM {_name(stage)} WHERE request_key IN (SELECT unnest(?::VARCHAR[]))", [list(keys)]
-        ).fetchall()
+        query = f"SELECT {select} FROM {_name(stage)} WHERE request_key IN (SELECT unnest(?::VARCHAR[]))"
+        with self._lock:
+            rows = self._connection.execute(query, [list(keys)]).fetchall()
         count = len(outputs)
         return {row[-1]: Answer(row[:count], *row[count:-1]) for row in rows}
 
