@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -217,6 +218,25 @@ class TestOwnExperiment:
         assert "content_filter" in found.stderr
         (folder,) = run_folders(project)
         assert f"infermesh resume {folder.relative_to(project)}" in found.stderr
+
+    def test_a_guard_ends_with_4_and_the_command_that_goes_on_without_it(
+        self, project: Path, start_simulator: Start
+    ) -> None:
+        simulator = start_simulator(faults={"server_error": 1.0})
+        mapping = experiment(simulator.url, {"answers": generate()}, source={"path": "data/rows.jsonl"})
+        mapping["stages"]["chunks"] = {"kind": "sql", "query": "SELECT text AS chunk FROM answers"}
+        mapping["stages"]["vectors"] = {"model": "m", **embed("{{ chunks.chunk }}")}
+        write_experiment(project, mapping)
+        found = infermesh("run", "+experiment=mine", "models.m.max_retries=0", "guards.max_errors=1", cwd=project)
+        assert found.returncode == 4, found.stderr
+        (folder,) = run_folders(project)
+        assert "chunks: not asked yet" in infermesh("status", cwd=project).stdout
+        assert "s+ left" in found.stderr  # nobody knows how many rows the query makes
+        (line,) = [line for line in found.stderr.splitlines() if line.startswith("  go on ")]
+        argv = shlex.split(line.removeprefix("  go on "))
+        assert argv[-2:] == ["guards.max_errors=null", f"hydra.run.dir={folder.relative_to(project)}"]
+        assert infermesh(*argv[1:], cwd=project).returncode == 3
+        assert len(run_folders(project)) == 1
 
     def test_a_config_folder_elsewhere(self, project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
         """Paths are looked up from the working directory, then from the folder that the configs came from."""
