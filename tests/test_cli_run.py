@@ -232,6 +232,7 @@ class TestOwnExperiment:
         (folder,) = run_folders(project)
         assert "chunks: not asked yet" in infermesh("status", cwd=project).stdout
         assert "s+ left" in found.stderr  # nobody knows how many rows the query makes
+        assert infermesh("resume", cwd=project).returncode == 4  # it is unfinished, and keeps its guard
         (line,) = [line for line in found.stderr.splitlines() if line.startswith("  go on ")]
         argv = shlex.split(line.removeprefix("  go on "))
         assert argv[-2:] == ["guards.max_errors=null", f"hydra.run.dir={folder.relative_to(project)}"]

@@ -166,6 +166,6 @@ class LiveTable:
             bar = ProgressBar(total=max(stage.total, 1), completed=stage.settled, width=20)
             failed = Text(str(stage.failed), style="red" if stage.failed else "")
             table.add_row(
-                name, bar, str(stage.done), failed, str(stage.skipped), str(stage.in_flight), str(stage.total)
+                name, bar, str(stage.done), failed, str(stage.skipped), str(stage.in_flight), str(stage.total or "–")
             )
         return Group(table, Text(summary(stats, self._rates)))

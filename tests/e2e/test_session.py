@@ -124,9 +124,7 @@ def test_only_what_an_edit_touches_is_sent(project: Path, simulator: Simulator) 
     assert sent(simulator) == (0, 0, 0)
 
 
-def test_a_sweep_that_is_gone_on_with_sends_only_the_rest(
-    tmp_path: Path, simulator: Simulator, launch: Launch
-) -> None:
+def test_a_sweep_that_is_gone_on_with_sends_only_the_rest(tmp_path: Path, simulator: Simulator, launch: Launch) -> None:
     count = 120
     write_jsonl(tmp_path / "rows.jsonl", rows(count))
     write_experiment(tmp_path, experiment(simulator.url, {"answers": generate()}))
