@@ -16,6 +16,7 @@ from infermesh.simulator import Simulator
 from tests.support import (
     COMMAND_S,
     ask,
+    command,
     embed,
     environment,
     experiment,
@@ -168,6 +169,16 @@ class TestOwnExperiment:
         (folder,) = run_folders(project)
         assert (project / "outputs" / "mine" / "latest").resolve() == folder
         assert f"resume {folder.relative_to(project)} " in found.stderr
+
+    def test_runs_that_begin_together_have_folders_of_their_own(self, project: Path) -> None:
+        arguments = command("run", "+experiment=mine")
+        started = [
+            subprocess.Popen(arguments, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
+            for _ in range(4)
+        ]
+        said = [process.communicate(timeout=COMMAND_S)[1] for process in started]
+        assert [process.returncode for process in started] == [0] * 4, said
+        assert len(run_folders(project)) == 4
 
     def test_overrides_need_no_plus(self, project: Path) -> None:
         found = infermesh(

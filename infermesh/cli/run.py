@@ -89,8 +89,11 @@ class _Job:
             folder = folder.relative_to(Path.cwd())
         folder = fixed(folder)
         named = any("hydra.run.dir" in override for override in hydra_config.overrides.hydra)
-        if self._sweep is None and not named and (folder / DATABASE).exists():
-            folder = made(folder)
+        if self._sweep is None and not named:
+            try:
+                (folder / ".hydra").mkdir(parents=True)
+            except FileExistsError:  # another run began in the same second
+                folder = made(folder)
         mapping, places = plain(config), roots(Path.cwd(), self._config_dir)
         overrides = list(hydra_config.overrides.task)
         if self._sweep is None:
