@@ -20,7 +20,7 @@ from infermesh.compose import check_chosen, compose, roots
 from infermesh.config import load
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.execution import DATABASE, EXIT_CODES, Observer, RunOutcome
-from infermesh.launch import launch
+from infermesh.launch import fixed, launch, made
 from infermesh.runstats import RunStats
 from infermesh.store.reader import RunReader, request_stop
 from infermesh.store.result import Ask, Result, html_table
@@ -78,6 +78,8 @@ def run(
     """
     if config is not None and (experiment is not None or overrides or config_dir is not None):
         raise ConfigError("give either config, or an experiment with its overrides and config_dir")
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides: expected a list of overrides, got the text {overrides!r}")
     changed: list[str] | None = None
     if config is not None:
         mapping, places, home = _plain(config), roots(Path.cwd(), None), None
@@ -85,12 +87,16 @@ def run(
         chosen = [*([] if experiment is None else [f"+experiment={experiment}"]), *overrides]
         composed = compose(chosen, config_dir=None if config_dir is None else Path(config_dir))
         mapping, places, home, changed = composed.mapping, composed.roots, composed.folder, composed.overrides
-    target = Path(folder) if folder is not None else home or _new_folder(mapping)
-    target = target.absolute()
     if rows is not None:
-        mapping = {**mapping, "source": {"path": str(target / ROWS), "format": "jsonl"}}
+        mapping = {**mapping, "source": {"path": ROWS, "format": "jsonl"}}
     check_chosen(mapping)
     load(mapping)
+    if folder is None and not any("hydra.run.dir" in override for override in overrides):
+        target = made((home or _new_folder(mapping)).absolute())
+    else:
+        target = fixed(Path(folder or home or _new_folder(mapping)).absolute())
+    if rows is not None:
+        mapping["source"]["path"] = str(target / ROWS)
     work = Work(target)
     with claimed(work):
         if rows is not None:
@@ -356,7 +362,7 @@ def _environment(env: Mapping[str, str] | str | Path | None) -> Mapping[str, str
 
 def _write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the rows beside the database; what was there stays until all are written."""
-    fresh = not folder.exists()
+    fresh = not folder.exists() or not any(folder.iterdir())
     if (folder / ROWS).exists() and not (folder / DATABASE).exists():
         raise ConfigError(f"{folder / ROWS} is there, and no run: it would be overwritten. Give another folder.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -402,5 +402,9 @@ def _references(experiment: Experiment) -> Iterator[str]:
             yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit."
         elif name.lower() in RESERVED_TABLES:
             yield f"stages.{name}: '{name}' is a table of every run. Choose another name."
+        elif (origin := seen.get(name.lower().removesuffix("_results"), name)) != name and isinstance(
+            experiment.stages[origin], SqlStage
+        ):
+            yield f"stages.{name}: '{name}' is the view over the rows of stages.{origin}. Choose another name."
         if isinstance(stage, ModelStageConfig) and stage.model not in experiment.models:
             yield f"stages.{name}.model: no model '{stage.model}'.{nearest(stage.model, experiment.models)}"

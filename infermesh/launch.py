@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import threading
@@ -21,6 +22,24 @@ from infermesh.loopthread import import_for_good
 from infermesh.store.database import Redo
 
 _OURS = frozenset({".hydra", "run.log"})
+
+
+def fixed(folder: Path) -> Path:
+    """The folder that a path over ``latest`` means now: the link moves when a run starts."""
+    if "latest" not in folder.parts:
+        return folder
+    real = folder.resolve()
+    return real.relative_to(Path.cwd()) if not folder.is_absolute() and real.is_relative_to(Path.cwd()) else real
+
+
+def made(folder: Path) -> Path:
+    """Make ``folder``, or ``folder-2`` and so on where it is taken: two runs may start within a second."""
+    for number in itertools.count(2):
+        taken = folder if number == 2 else folder.with_name(f"{folder.name}-{number - 1}")
+        with contextlib.suppress(FileExistsError):
+            taken.mkdir(parents=True)
+            return taken
+    raise AssertionError("unreachable")
 
 
 def launch(

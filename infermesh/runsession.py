@@ -180,7 +180,9 @@ class RunSession:
             rows = store.redo(redo, self._signatures | dict.fromkeys(self._stale, ""))
             self._observer.note(f"retry: {rows} rows of {redo.stage} are sent again")
             changes |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
-        self._earlier = EarlierAnswers.of(self._experiment, self._folder, store, tables, self._observer.note)
+        # What is to be done again is asked for anew, not taken from another run.
+        able = [table for table in tables if redo is None or table.name != redo.stage]
+        self._earlier = EarlierAnswers.of(self._experiment, self._folder, store, able, self._observer.note)
         for line in opening(store, list(pipeline.stages), changes, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)
         self._control.opened(store.cursor)

@@ -231,6 +231,19 @@ def test_several_at_once_from_threads(project: Path, simulator: Simulator) -> No
     assert totals(simulator)["answered"] == 60
 
 
+def test_each_run_has_a_folder_of_its_own(project: Path) -> None:
+    runs = [infermesh.run("mine", ["source.limit=1"]) for _ in range(3)]  # within a second or two
+    assert len({run.folder for run in runs}) == 3
+    assert [run.status for run in runs] == ["done"] * 3
+
+
+def test_the_link_to_the_latest_run_is_followed(project: Path, simulator: Simulator) -> None:
+    first = infermesh.run("mine")
+    simulator.reset()
+    again = infermesh.run("mine", folder=project / "outputs" / "mine" / "latest")
+    assert (again.folder, again.status, totals(simulator)["received"]) == (first.folder, "done", 0)
+
+
 def test_keys(tmp_path: Path, start_simulator: Start) -> None:
     config = experiment(start_simulator(api_key="correct-horse").url, {"a": generate()})
     config["deployments"]["d"]["api_key_env"] = "SERVICE_KEY"

@@ -55,6 +55,15 @@ def test_json(project: Path) -> None:
     assert figures["shown"] == {}
 
 
+def test_a_function_takes_no_tokens(project: Path, simulator: Simulator) -> None:
+    mapping = declared(simulator)
+    mapping["stages"]["scores"] = {"kind": "python", "function": "tests.functions:length", "reads": ["a"]}
+    write_experiment(project, mapping)
+    found = here("plan", "+experiment=mine", "--json", cwd=project)
+    figures = json.loads(found.stdout)
+    assert (figures["requests"], figures["prompt_tokens"], figures["completion_tokens"]) == (12, 132, 600)
+
+
 def test_what_is_left_of_a_run(project: Path, simulator: Simulator) -> None:
     run = "hydra.run.dir=outputs/here"
     assert here("run", "+experiment=mine", "source.limit=4", run, cwd=project).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from infermesh.simulator import Simulator
 from tests.support import (
     COMMAND_S,
     ask,
+    command,
     embed,
     environment,
     experiment,
@@ -158,6 +160,26 @@ class TestOwnExperiment:
         assert "resuming" in found.stderr
         assert len(run_folders(project)) == 1
 
+    def test_the_link_to_the_latest_run_is_followed(self, project: Path, simulator: Simulator) -> None:
+        assert infermesh("run", "+experiment=mine", cwd=project).returncode == 0
+        simulator.reset()
+        found = infermesh("run", "+experiment=mine", "hydra.run.dir=outputs/mine/latest", cwd=project)
+        assert found.returncode == 0, found.stderr
+        assert totals(simulator)["received"] == 0
+        (folder,) = run_folders(project)
+        assert (project / "outputs" / "mine" / "latest").resolve() == folder
+        assert f"resume {folder.relative_to(project)} " in found.stderr
+
+    def test_runs_that_begin_together_have_folders_of_their_own(self, project: Path) -> None:
+        arguments = command("run", "+experiment=mine")
+        started = [
+            subprocess.Popen(arguments, cwd=project, env=environment(), stderr=subprocess.PIPE, text=True)
+            for _ in range(4)
+        ]
+        said = [process.communicate(timeout=COMMAND_S)[1] for process in started]
+        assert [process.returncode for process in started] == [0] * 4, said
+        assert len(run_folders(project)) == 4
+
     def test_overrides_need_no_plus(self, project: Path) -> None:
         found = infermesh(
             "run", "+experiment=mine", "stages.answers.max_parallel_requests=1", "models.llama.params.seed=7",
@@ -207,6 +229,26 @@ class TestOwnExperiment:
         assert "content_filter" in found.stderr
         (folder,) = run_folders(project)
         assert f"infermesh resume {folder.relative_to(project)}" in found.stderr
+
+    def test_a_guard_ends_with_4_and_the_command_that_goes_on_without_it(
+        self, project: Path, start_simulator: Start
+    ) -> None:
+        simulator = start_simulator(faults={"server_error": 1.0})
+        mapping = experiment(simulator.url, {"answers": generate()}, source={"path": "data/rows.jsonl"})
+        mapping["stages"]["chunks"] = {"kind": "sql", "query": "SELECT text AS chunk FROM answers"}
+        mapping["stages"]["vectors"] = {"model": "m", **embed("{{ chunks.chunk }}")}
+        write_experiment(project, mapping)
+        found = infermesh("run", "+experiment=mine", "models.m.max_retries=0", "guards.max_errors=1", cwd=project)
+        assert found.returncode == 4, found.stderr
+        (folder,) = run_folders(project)
+        assert "chunks: not asked yet" in infermesh("status", cwd=project).stdout
+        assert "s+ left" in found.stderr  # nobody knows how many rows the query makes
+        assert infermesh("resume", cwd=project).returncode == 4  # it is unfinished, and keeps its guard
+        (line,) = [line for line in found.stderr.splitlines() if line.startswith("  go on ")]
+        argv = shlex.split(line.removeprefix("  go on "))
+        assert argv[-2:] == ["guards.max_errors=null", f"hydra.run.dir={folder.relative_to(project)}"]
+        assert infermesh(*argv[1:], cwd=project).returncode == 3
+        assert len(run_folders(project)) == 1
 
     def test_a_config_folder_elsewhere(self, project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
         """Paths are looked up from the working directory, then from the folder that the configs came from."""

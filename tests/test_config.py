@@ -228,11 +228,18 @@ class TestNames:
         (problem,) = problems(mapping)
         assert problem.startswith(f"stages.{name}: a stage's name is a table's name")
 
-    @pytest.mark.parametrize("name", ["run", "source", "attempts", "Results", "progress", "retired", "source_errors"])
+    @pytest.mark.parametrize("name", ["run", "source", "attempts", "Results", "progress", "retired", "sessions"])
     def test_a_table_of_every_run_is_no_name_for_a_stage(self, name: str) -> None:
         mapping = edited(lambda found: found["stages"].update({name: dict(VALID["stages"]["summaries"])}))
         (problem,) = problems(mapping)
         assert problem.startswith(f"stages.{name}: '{name}' is a table of every run.")
+
+    def test_the_view_over_a_query_is_no_name_for_a_stage(self) -> None:
+        mapping = edited(lambda found: found["stages"].update(chunks={"kind": "sql", "query": "FROM source"}))
+        mapping["stages"]["chunks_results"] = dict(VALID["stages"]["summaries"])
+        assert problems(mapping) == [
+            "stages.chunks_results: 'chunks_results' is the view over the rows of stages.chunks. Choose another name."
+        ]
 
     def test_stages_that_differ_in_case_only(self) -> None:
         """SQL does not tell them apart: they would be one table."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infermesh.errors import ConfigError, StoreError
-from infermesh.execution import execute
+from infermesh.execution import DATABASE, execute
 from infermesh.simulator import Simulator
 from infermesh.store.database import Redo
 from tests import functions
@@ -300,6 +300,7 @@ class TestPythonStages:
             ({"kind": "python", "function": "tests.functions:calls"}, r"is a list, not a function"),
             (python("length", reads=["answer"]), r"stages\.scores\.reads: no stage 'answer'.*'answers'"),
             (python("length", columns={"a": "DOUBL"}), r"stages\.scores\.columns\.a: no column type 'DOUBL'.*'DOUBLE'"),
+            (python("length", columns={"Status": "BIGINT"}), r"columns\.Status: every stage's table has such a column"),
             (python("length", rows="answers"), r"stages\.scores\.rows: expected 'source' or a sql stage"),
         ],
     )
@@ -337,6 +338,17 @@ class TestReuse:
             == 25
         )
         assert any("reuse: latest" in note and "20 for answers" in note for note in watch.notes)
+
+    def test_the_latest_that_nobody_holds(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows(texts(3))
+        mapping = experiment(simulator.url, {"answers": generate()})
+        elsewhere(lab, "first", mapping)
+        damaged = lab.root / "outputs" / "lab" / "second" / DATABASE
+        damaged.parent.mkdir()
+        damaged.write_bytes(b"no database")
+        watch = Watch()
+        assert lab.run(mapping | {"reuse": "latest"}, watch=watch).reused == 3
+        assert any("second is left out" in note for note in watch.notes)
 
     def test_none_is_the_default(self, lab: Lab, simulator: Simulator) -> None:
         lab.rows(texts(3))
@@ -393,6 +405,15 @@ class TestRetry:
         assert totals(simulator, "embeddings")["received"] == 0  # the simulator gave the same answers again
         assert lab.one("SELECT count(*) FROM answers") == 10
         assert lab.one("SELECT count(*) FROM attempts WHERE stage = 'answers'") == 12
+
+    def test_another_runs_answers_do_not_stand_for_them(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows(texts(5))
+        mapping = experiment(simulator.url, {"answers": generate()}, reuse="latest")
+        elsewhere(lab, "first", mapping)
+        assert lab.run(mapping).reused == 5
+        simulator.reset()
+        assert again(lab, mapping, Redo("answers", "row_id < 2")).reused == 0
+        assert totals(simulator)["received"] == 2
 
     def test_a_condition_that_does_not_bind(self, lab: Lab, simulator: Simulator) -> None:
         lab.rows(texts(2))

@@ -65,9 +65,10 @@ class Rates:
     def left(self, stats: RunStats) -> str:
         """Time left, ``?`` while nothing has settled."""
         pending = sum(stage.total - stage.settled for stage in stats.stages.values())
+        more = "+" if any(not stage.total for stage in stats.stages.values()) else ""  # rows that no query has made yet
         if not pending:
-            return "0s"
-        return duration(pending / self.states) if self.states > 0 else "?"
+            return f"0s{more}"
+        return f"{duration(pending / self.states)}{more}" if self.states > 0 else "?"
 
 
 def summary(stats: RunStats, rates: Rates) -> str:
@@ -165,6 +166,6 @@ class LiveTable:
             bar = ProgressBar(total=max(stage.total, 1), completed=stage.settled, width=20)
             failed = Text(str(stage.failed), style="red" if stage.failed else "")
             table.add_row(
-                name, bar, str(stage.done), failed, str(stage.skipped), str(stage.in_flight), str(stage.total)
+                name, bar, str(stage.done), failed, str(stage.skipped), str(stage.in_flight), str(stage.total or "–")
             )
         return Group(table, Text(summary(stats, self._rates)))

@@ -60,7 +60,7 @@ def show_status(run: str | None) -> None:
             words = ", ".join(
                 f"{counts[key]} {key}" for key in ("done", "error", "skipped", "pending") if key in counts
             )
-            print(f"  {stage}: {words} of {total}")
+            print(f"  {stage}: {words} of {total}" if total or "pending" not in counts else f"  {stage}: not asked yet")
         row = reader.execute(
             "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost_usd) FROM attempts"
         ).fetchone()

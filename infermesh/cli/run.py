@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
+import yaml
 
 from infermesh.cli.app import fail
 from infermesh.cli.progress import make_observer
@@ -29,7 +31,7 @@ from infermesh.config import nearest
 from infermesh.control import Control
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.execution import DATABASE, Observer, RunOutcome
-from infermesh.launch import launch
+from infermesh.launch import fixed, launch, made
 from infermesh.store.database import Redo, connect
 from infermesh.store.output import read_record
 
@@ -85,6 +87,13 @@ class _Job:
         folder = Path(hydra_config.runtime.output_dir)
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
+        folder = fixed(folder)
+        named = any("hydra.run.dir" in override for override in hydra_config.overrides.hydra)
+        if self._sweep is None and not named:
+            try:
+                (folder / ".hydra").mkdir(parents=True)
+            except FileExistsError:  # another run began in the same second
+                folder = made(folder)
         mapping, places = plain(config), roots(Path.cwd(), self._config_dir)
         overrides = list(hydra_config.overrides.task)
         if self._sweep is None:
@@ -217,12 +226,24 @@ def _closing(outcome: RunOutcome, brief: bool) -> str:
             f'            infermesh sql "select row_id, error_type, error from {stage} '
             f"where status = 'error'\" --run {outcome.folder}"
         )
-    if outcome.status != "done":
+    if outcome.status == "stopped":
+        lines.append(f"  go on     {_without_guard(outcome)}")
+    elif outcome.status != "done":
         again = "tries the failed rows again" if outcome.status == "failed_rows" else "sends only what is left"
         lines.append(f"  resume    infermesh resume {outcome.folder}   ({again})")
     else:
         lines.append(f"  resume    infermesh resume {outcome.folder}   (nothing is left to send)")
     return "\n".join(lines)
+
+
+def _without_guard(outcome: RunOutcome) -> str:
+    """The command that goes on after a guard: ``resume`` would keep the guard."""
+    guard = (outcome.reason or "guards").split()[0]
+    kept = outcome.folder / ".hydra" / "overrides.yaml"
+    overrides = yaml.safe_load(kept.read_text(encoding="utf-8")) if kept.exists() else ["+experiment=NAME"]
+    named = ["+" + item if item.startswith("experiment=") else item for item in overrides or ()]
+    others = [item for item in named if item.lstrip("+").partition("=")[0] not in (guard, "hydra.run.dir")]
+    return shlex.join(["infermesh", "run", *others, f"{guard}=null", f"hydra.run.dir={outcome.folder}"])
 
 
 def _list_experiments() -> None:

@@ -35,7 +35,7 @@ class RunInfo:
     @property
     def unfinished(self) -> bool:
         """Whether rows are left and no process is at them."""
-        return self.status in ("interrupted", "crashed", "killed")
+        return self.status in ("interrupted", "stopped", "crashed", "killed")
 
 
 def run_folders(outputs: Path = OUTPUTS) -> list[Path]:

@@ -148,8 +148,8 @@ class _Model:
                 found.append(StageEstimate(stage, None, None, None, None))
                 continue
 
-            def over(each: float | None, rows: int = rows) -> float | None:
-                return 0.0 if not rows else None if each is None else each * rows
+            def over(each: float | None, rows: int = rows, stage: StageFacts = stage) -> float | None:
+                return 0.0 if not rows or not stage.deployments else None if each is None else each * rows
 
             sends = self.requests(stage) if stage.deployments else 0
             found.append(

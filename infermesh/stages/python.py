@@ -24,6 +24,7 @@ from infermesh.templates import Template
 from infermesh.types import FunctionResult, Reply, Request
 
 DEPLOYMENT = "python"
+_OWN = frozenset(column.name for column in StageTable("", ()).columns)
 # What a second call would meet again.
 _LASTING = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError)
 
@@ -51,6 +52,10 @@ class Python:
         self._columns = config.columns
         columns = {"value": "JSON"} if config.columns is None else config.columns
         for column, kind in columns.items():
+            if column.lower() in _OWN:
+                raise ConfigError(
+                    f"{path}.columns.{column}: every stage's table has such a column. Choose another name."
+                )
             if kind.upper() not in _FITS:
                 hint = nearest(kind.upper(), _FITS)
                 raise ConfigError(f"{path}.columns.{column}: no column type '{kind}' of a python stage.{hint}")

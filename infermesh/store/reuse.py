@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ class EarlierAnswers:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, tables: Sequence[StageTable]) -> None:
         self._connection = connection
+        self._lock = threading.Lock()  # several stages ask at once; a temporary table is its connection's alone
         self._tables = {table.name: table for table in tables}
         self.found: dict[str, int] = dict.fromkeys(self._tables, 0)
 
@@ -62,13 +64,17 @@ class EarlierAnswers:
                 note(f"reuse: {experiment.reuse}: there is no earlier run of {experiment.name} to take answers from")
             return None
         answers = cls(store.cursor(), tables)
+        taken = 0
         for run in runs:
             try:
                 answers.take(run)
+                taken += 1
             except duckdb.Error as error:
                 note(f"reuse: {run.parent} is left out: {' '.join(str(error).split())[:200]}")
+            if experiment.reuse == "latest" and taken:
+                break
         told = ", ".join(f"{rows} for {name}" for name, rows in answers.found.items() if rows)
-        which = "the latest run" if len(runs) == 1 else f"{len(runs)} earlier runs"
+        which = "the latest run" if taken == 1 else f"{taken} earlier runs"
         note(f"reuse: {experiment.reuse}: answers of {which}: {told or 'none that these stages could use'}")
         return answers if any(answers.found.values()) else None
 
@@ -116,12 +122,12 @@ class EarlierAnswers:
         return self.found.get(stage, 0) > 0
 
     def look_up(self, stage: str, keys: Sequence[str]) -> dict[str, Answer]:
-        """request_key → answer, of those that are there. Called from one thread at a time."""
+        """request_key → answer, of those that are there; from any thread."""
         outputs = self._tables[stage].outputs
         select = ", ".join([*(quoted(column.name) for column in outputs), *_CARRIED, "run_id", "request_key"])
-        rows = self._connection.execute(
-            f"SELECT {select} FROM {_name(stage)} WHERE request_key IN (SELECT unnest(?::VARCHAR[]))", [list(keys)]
-        ).fetchall()
+        query = f"SELECT {select} FROM {_name(stage)} WHERE request_key IN (SELECT unnest(?::VARCHAR[]))"
+        with self._lock:
+            rows = self._connection.execute(query, [list(keys)]).fetchall()
         count = len(outputs)
         return {row[-1]: Answer(row[:count], *row[count:-1]) for row in rows}
 
@@ -139,7 +145,7 @@ def _earlier_runs(experiment: Experiment, folder: Path) -> list[Path]:
         home = next((parent for parent in folder.absolute().parents if parent.name == experiment.name), None)
         found = [] if home is None else _databases(home)
         found = [path for path in found if path.resolve() != own]
-        return found[:1] if experiment.reuse == "latest" else found
+        return found
     named = [Path(match) for match in glob.glob(experiment.reuse)] or [Path(experiment.reuse)]
     found = [path for name in named for path in _databases(name)]
     if not found:

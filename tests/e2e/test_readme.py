@@ -7,7 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from pydantic import BaseModel
+
+from infermesh.config import (
+    RESERVED_TABLES,
+    STAGE_KINDS,
+    Experiment,
+    GuardsConfig,
+    SinkConfig,
+    SourceConfig,
+    StoreConfig,
+)
+from infermesh.runsession import EXIT_CODES
+from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, COMMON_DDL
+
 README = Path(__file__).resolve().parents[2] / "README.md"
+DOCS = README.parent / "docs"
 
 
 def infermesh(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -50,3 +66,37 @@ def test_the_experiment_it_writes_out_runs(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     counted = infermesh("sql", "select count(*) as n from answers where status = 'done'", folder=tmp_path)
     assert counted.stdout == "n\n2\n"
+
+
+def told() -> str:
+    """What the reference says: configuration.md and the page on pipelines."""
+    return "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("configuration.md", "pipelines.md"))
+
+
+@pytest.mark.parametrize(
+    "model", [SourceConfig, GuardsConfig, SinkConfig, StoreConfig, Experiment, *STAGE_KINDS.values()]
+)
+def test_every_key_is_explained(model: type[BaseModel]) -> None:
+    text = told()
+    assert [key for key in model.model_fields if not re.search(rf"`(?:\w+\.)*{key}(?:\.\w+)?`|### {key}", text)] == []
+
+
+def test_every_table_column_and_error_is_explained() -> None:
+    text = told()
+    columns = re.findall(r"(\w+) (?:VARCHAR|BIGINT|INTEGER|JSON|TIMESTAMP|DOUBLE)", " ".join(COMMON_DDL))
+    assert columns
+    named = {*columns, *(column.name for column in (*BEFORE_OUTPUTS, *AFTER_OUTPUTS)), *RESERVED_TABLES}
+    assert sorted(name for name in named if f"`{name}`" not in text) == []
+    assert [code for code in EXIT_CODES.values() if f"| {code} |" not in text] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")))])
+def test_links_lead_somewhere(page: str) -> None:
+    file = DOCS.parent / page
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)", file.read_text(encoding="utf-8")):
+        there = file.parent / target if target else file
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{target}#{anchor}"
