@@ -150,12 +150,15 @@ def views(origins: Mapping[str, Sequence[Column]], stages: Sequence[StageTable])
         for origin, columns in origins.items()
     ]
     counts: list[str] = []
+    queries = ", ".join(literal(origin) for origin in origins if origin != SOURCE)
     position = 0
     for origin in origins:
         if origin != SOURCE:
             asked = f"EXISTS (SELECT 1 FROM materialized WHERE stage = {literal(origin)})"
             state = f"CASE WHEN {asked} THEN 'done' ELSE 'pending' END"
             counts += _counted(position, origin, origin, state, origin, 1)
+            # A sql stage has its line also without rows: it says whether the query has been asked.
+            counts.append(f"SELECT {position} AS position, {literal(origin)} AS stage, {state} AS status, 0 AS rows")
             position += 1
         for stage in stages:
             if stage.origin == origin:
@@ -165,7 +168,8 @@ def views(origins: Mapping[str, Sequence[Column]], stages: Sequence[StageTable])
                 position += 1
     made.append(
         "CREATE OR REPLACE VIEW progress AS SELECT stage, status, sum(rows)::BIGINT AS rows FROM "
-        f"({' UNION ALL '.join(counts)}) GROUP BY position, stage, status HAVING sum(rows) <> 0 "
+        f"({' UNION ALL '.join(counts)}) GROUP BY position, stage, status "
+        f"HAVING sum(rows) <> 0 OR stage IN ({queries or 'NULL'}) "
         "ORDER BY position, status"
     )
     return made
