@@ -228,6 +228,11 @@ class RunSession:
 
     async def run(self) -> RunOutcome:
         """Send what is pending; returns when it is settled and committed, or drained after a stop."""
+        # Up to the last word in the database: an interrupt in between would leave a run that looks killed.
+        with self._signals():
+            return await self._run()
+
+    async def _run(self) -> RunOutcome:
         store, observer = self._store, self._observer
         self._loop = loop = asyncio.get_running_loop()
         started = time.monotonic()
@@ -250,8 +255,7 @@ class RunSession:
         ticker = asyncio.create_task(self._tick(stats, guards))
         observer.start(stats)
         try:
-            with self._signals():
-                await asyncio.wait([work])
+            await asyncio.wait([work])
         finally:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)

@@ -616,6 +616,16 @@ class TestInterrupts:
         assert totals(simulator)["received"] == 400 - done
         assert lab.one("SELECT status FROM run") == "done"
 
+    def test_one_that_comes_when_all_is_settled_changes_nothing(self, lab: Lab, simulator: Simulator) -> None:
+        class Late(Watch):
+            def stop(self, stats: RunStats) -> None:
+                super().stop(stats)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        lab.rows(texts(3))
+        outcome = lab.run(experiment(simulator.url, {"answers": generate()}), watch=Late())
+        assert (outcome.status, lab.one("SELECT status FROM run")) == ("done", "done")
+
     def test_the_second_drops_what_is_in_flight(self, lab: Lab, start_simulator: Start) -> None:
         hanging = start_simulator(faults={"hang": 1.0})
         lab.rows(texts(20))
