@@ -153,7 +153,11 @@ class RunStore:
             for view in views(origins, tables):
                 connection.execute(view)
             check_sinks(connection, sinks or {})
-            values = {**record, "status": "running", "finished_at": None, "source_fingerprint": fingerprint}
+            values = {
+                **record,
+                **{"status": "running", "finished_at": None, "source_fingerprint": fingerprint},
+                "schema_version": SCHEMA_VERSION,  # an older database has been brought to it
+            }
             if not self.is_new:
                 del values["run_id"], values["started_at"]
                 if values.get("overrides") is None:
@@ -161,7 +165,6 @@ class RunStore:
                 assignments = ", ".join(f"{name} = ?" for name in values)
                 connection.execute(f"UPDATE run SET {assignments}", list(values.values()))
             else:
-                values["schema_version"] = SCHEMA_VERSION
                 names, marks = ", ".join(values), ", ".join("?" * len(values))
                 connection.execute(f"INSERT INTO run ({names}) VALUES ({marks})", list(values.values()))
             connection.execute(
