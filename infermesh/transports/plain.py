@@ -1,0 +1,384 @@
+"""HTTP/1.1 on the event loop's own thread, for endpoints that are asked over plain ``http://`` without a proxy.
+
+These are one's own replicas, with many requests and short answers. A client that lives in a thread of its own hands
+each answer over the interpreter's lock, which costs more than the rest of the request; here bytes go from the socket to
+llhttp (httptools) in one callback. The protocol: RFC 9112. What is not plain (TLS, proxies, HTTP/2, credentials in the
+URL) is left to :mod:`infermesh.transports.reqwest`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import zlib
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from aiohappyeyeballs import start_connection
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from infermesh.errors import APIConnectionError, MalformedResponseError, RequestError
+from infermesh.redaction import origin
+from infermesh.transports.errors import timed_out
+from infermesh.transports.http import (
+    CONNECT_TIMEOUT_S,
+    KEEPALIVE_IDLE_S,
+    KEEPALIVE_INTERVAL_S,
+    Answer,
+    client_closed,
+    connection_failed,
+)
+from infermesh.types import Operation
+
+__all__ = ["PlainClient", "speaks_plainly"]
+
+_IDLE_S = 60.0
+_ADDRESSES_S = 10.0
+_HAPPY_EYEBALLS_S = 0.25  # RFC 8305, section 8
+_COPIED = 65_536  # a body up to this size is sent in one piece with its head
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_TARGET = re.compile(r"[\x21-\x7e]*")
+# Headers that change how a message is framed or who it is for.
+_FRAMING = frozenset(
+    ("connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade")
+)
+
+
+def speaks_plainly(url: str, headers: Mapping[str, str]) -> bool:
+    """Whether :class:`PlainClient` can ask this URL with these headers, under the process's proxy settings."""
+    parts = urlsplit(url)
+    try:
+        host = parts.hostname or ""
+        parts.port  # noqa: B018 - raises for what is no port
+    except ValueError:
+        return False
+    proxies = getproxies()
+    return (
+        parts.scheme == "http"
+        and "@" not in parts.netloc
+        and not parts.fragment
+        and _TARGET.fullmatch(url) is not None
+        and not (_FRAMING & {name.lower() for name in headers})
+        and all(_TOKEN.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers.items())
+        and (not ({"http", "all"} & proxies.keys()) or bool(proxy_bypass(host)))
+    )
+
+
+class PlainClient:
+    """Connections to one ``http://`` origin. See :class:`~infermesh.transports.http.HttpClient`.
+
+    Parameters
+    ----------
+    label
+        The deployment's label, for messages.
+    api_base
+        Its base URL, for messages.
+    urls
+        Where the requests of each operation go: all of one origin.
+    headers
+        Sent with each request.
+    """
+
+    def __init__(self, label: str, api_base: str, urls: Mapping[Operation, str], headers: Mapping[str, str]) -> None:
+        self.label = label
+        self.api_base = api_base
+        parts = urlsplit(next(iter(urls.values())))
+        self._host, self._port = parts.hostname or "", parts.port or 80
+        common = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._heads = {
+            operation: f"POST {_target(url)} HTTP/1.1\r\nhost: {parts.netloc}\r\n{common}content-length: ".encode()
+            for operation, url in urls.items()
+        }
+        self.loop = asyncio.get_running_loop()
+        self._idle: dict[_Connection, None] = {}  # an ordered set: the most recently used last
+        self._open: set[_Connection] = set()
+        self._reaper: asyncio.TimerHandle | None = None
+        self._lookup: asyncio.Task[list[Any]] | None = None
+        self._resolved_at = 0.0
+        self._turn = 0
+        self._closed = False
+
+    async def post(self, operation: Operation, content: bytes, timeout: float | None) -> Answer:
+        """Post JSON. See :class:`~infermesh.transports.http.HttpClient`."""
+        message = b"%b%d\r\n\r\n" % (self._heads[operation], len(content))
+        left = timeout
+        if self._idle:
+            connection, _ = self._idle.popitem()
+        else:
+            started = self.loop.time()
+            connection = await self._connect(timeout)
+            if timeout is not None:
+                left = max(timeout - (self.loop.time() - started), 0.001)
+        answer = connection.ask(message, content)
+        if left is not None:
+            connection.expect_within(left, timeout)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            connection.abandon(answer)
+            raise
+
+    async def aclose(self) -> None:
+        """Close every connection. A request in flight fails."""
+        self._closed = True
+        for connection in list(self._open):
+            connection.fail(client_closed(self.label, "was"))
+        if self._reaper is not None:
+            self._reaper.cancel()
+
+    async def _connect(self, timeout: float | None) -> _Connection:
+        if self._closed:
+            raise client_closed(self.label)
+        patience = CONNECT_TIMEOUT_S if timeout is None else min(timeout, CONNECT_TIMEOUT_S)
+        try:
+            async with asyncio.timeout(patience):
+                addresses = await self._addresses()
+                opened = await start_connection(addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1)
+                try:
+                    _tune(opened)
+                    _, connection = await self.loop.create_connection(lambda: _Connection(self), sock=opened)
+                except BaseException:
+                    opened.close()
+                    raise
+        except TimeoutError:
+            raise timed_out(self.label, patience, f" (no connection to {origin(self.api_base)})") from None
+        except socket.gaierror as error:
+            raise self.broken(f"dns error: {error.strerror}") from None
+        except OSError as error:
+            cause = f"{os.strerror(error.errno)}: {error}" if error.errno else str(error)
+            raise self.broken(cause) from None
+        if self._closed:
+            connection.close()
+            raise client_closed(self.label, "was")
+        return connection
+
+    async def _addresses(self) -> list[Any]:
+        """The host's addresses, each time from another one on: a name may stand for several replicas."""
+        now = self.loop.time()
+        if self._lookup is None or (self._lookup.done() and now - self._resolved_at > _ADDRESSES_S):
+            self._resolved_at = now
+            self._lookup = self.loop.create_task(self._resolve())
+        # One lookup serves all who wait for it; who is cancelled leaves it to the others.
+        found = await asyncio.shield(self._lookup)
+        self._turn += 1
+        first = self._turn % len(found)
+        return found[first:] + found[:first]
+
+    async def _resolve(self) -> list[Any]:
+        try:
+            return list(await self.loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM))
+        except OSError:
+            self._resolved_at = -_ADDRESSES_S  # asked again by the next one
+            raise
+
+    def made(self, connection: _Connection) -> None:
+        """A connection was made."""
+        self._open.add(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        """A connection is closed."""
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+
+    def broken(self, cause: str) -> APIConnectionError:
+        """The error for a connection that broke."""
+        return connection_failed(self.label, self.api_base, cause)
+
+    def malformed(self, what: str) -> MalformedResponseError:
+        """The error for an answer that cannot be read."""
+        return MalformedResponseError(
+            f"{self.label}: the answer of {origin(self.api_base)} {what}: check that api_base has the right scheme and "
+            "port, and any proxy between here and the server",
+            deployment=self.label,
+        )
+
+    def released(self, connection: _Connection) -> None:
+        """Take back a connection whose answer is complete."""
+        connection.idle_since = self.loop.time()
+        self._idle[connection] = None
+        if self._reaper is None:
+            self._reaper = self.loop.call_later(_IDLE_S / 2, self._reap)
+
+    def _reap(self) -> None:
+        """Close the connections that nobody has needed for a while."""
+        oldest = self.loop.time() - _IDLE_S
+        for connection in [one for one in self._idle if one.idle_since < oldest]:
+            connection.close()
+        self._reaper = self.loop.call_later(_IDLE_S / 2, self._reap) if self._idle else None
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, which serves one request at a time."""
+
+    def __init__(self, client: PlainClient) -> None:
+        self.idle_since = 0.0
+        self._client = client
+        self._transport: Any = None
+        self._parser = HttpResponseParser(self)
+        self._answer: asyncio.Future[Answer] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._parts: list[bytes] = []
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._begun = self._complete = self._reusable = False
+
+    def ask(self, message: bytes, content: bytes) -> asyncio.Future[Answer]:
+        """Send one request; the future gets its answer, or a ``RequestError``."""
+        self._answer = answer = self._client.loop.create_future()
+        self._parts, self._headers = [], []
+        self._begun = self._complete = False
+        if len(content) <= _COPIED:
+            self._transport.write(message + content)
+        else:
+            self._transport.writelines((message, content))
+        return answer
+
+    def expect_within(self, left: float, timeout: float | None) -> None:
+        """End the request in ``left`` seconds; the error says ``timeout``."""
+        self._timer = self._client.loop.call_later(left, self._expire, timeout)
+
+    def abandon(self, answer: asyncio.Future[Answer]) -> None:
+        """Close the connection, unless the request that is no longer waited for has ended already."""
+        if self._answer is answer:
+            self._end()
+            self.close()
+        elif not answer.cancelled():
+            answer.exception()  # seen: asyncio need not report it
+
+    def fail(self, error: RequestError) -> None:
+        """End the request there may be with an error, and close the connection."""
+        answer = self._end()
+        if answer is not None and not answer.done():
+            answer.set_exception(error)
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, at once."""
+        self._client.lost(self)
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        self._transport = transport
+        self._client.made(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        if self._answer is None:  # nothing was asked: a server that says why it is about to close
+            self.close()
+            return
+        self._begun = True
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if not self._complete:
+                self.fail(self._client.malformed(f"is not HTTP ({error})"))
+                return
+            self._reusable = False
+        if self._complete:
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        if self._answer is not None and exc is None and self._parts and not self._is_framed():
+            self._finish()  # a body of unknown length ends with the connection (RFC 9112, section 6.3)
+            return
+        if self._begun:
+            cause = "the connection broke off"
+        else:
+            cause = str(exc) if exc else "the connection closed before message completed"
+        self.fail(self._client.broken(cause))
+
+    # What llhttp has found.
+
+    def on_message_begin(self) -> None:
+        """A second answer to one request: what follows cannot be trusted."""
+        if self._complete:
+            raise ValueError("an answer that nobody asked for")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header line."""
+        self._headers.append((name, value))
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """The end of an answer, or of an interim one (RFC 9110, section 15.2)."""
+        if self._parser.get_status_code() < 200:
+            self._headers = []
+            return
+        self._complete = True
+        self._reusable = self._parser.should_keep_alive()
+
+    def _is_framed(self) -> bool:
+        return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+
+    def _end(self) -> asyncio.Future[Answer] | None:
+        """The request there may be is over."""
+        answer, self._answer = self._answer, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return answer
+
+    def _finish(self) -> None:
+        """Hand over the answer, and the connection for the next request if it can be used again."""
+        answer = self._end()
+        parts, header = self._parts, _Headers(self._headers).get
+        status = self._parser.get_status_code()
+        if self._reusable and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
+            self._client.released(self)
+        else:
+            self.close()
+        if answer is None or answer.done():
+            return
+        try:
+            data = _decoded(parts[0] if len(parts) == 1 else b"".join(parts), header("content-encoding"))
+        except (ValueError, zlib.error) as error:
+            answer.set_exception(self._client.malformed(f"cannot be decoded ({error})"))
+        else:
+            answer.set_result(Answer(status, data, header))
+
+    def _expire(self, timeout: float | None) -> None:
+        self.fail(timed_out(self._client.label, timeout))
+
+
+class _Headers(list[tuple[bytes, bytes]]):
+    """Header lines as they came."""
+
+    def get(self, name: str) -> str | None:
+        """The first value of that name, in whatever case."""
+        wanted = name.lower().encode()
+        for found, value in self:
+            if found.lower() == wanted:
+                return value.decode("latin-1")
+        return None
+
+
+def _target(url: str) -> str:
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def _tune(connection: socket.socket) -> None:
+    """Send small packets at once, and find out about a peer that has vanished while an answer is waited for."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in (("TCP_KEEPIDLE", KEEPALIVE_IDLE_S), ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S)):
+        if hasattr(socket, option):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+
+
+def _decoded(data: bytes, encoding: str | None) -> bytes:
+    """The body without its content coding: none was asked for, a gateway may have chosen one anyway."""
+    if encoding is None or encoding.lower() == "identity":
+        return data
+    if encoding.lower() in ("gzip", "x-gzip", "deflate"):
+        return zlib.decompress(data, 32 + zlib.MAX_WBITS)
+    raise ValueError(f"content-encoding {encoding!r}")
