@@ -85,6 +85,8 @@ HOMES: dict[str, set[str]] = {
     "datasets": {"hub"},
     "litellm": {"transports"},
     "pyreqwest": {"transports"},
+    "httptools": {"transports"},
+    "aiohappyeyeballs": {"transports"},
     "aiolimiter": {"limits"},
     "genai_prices": {"pricing"},
     "jinja2": {"templates"},

@@ -37,6 +37,11 @@ class NativeTransport:
     pyreqwest for everything else and for forms. Connections are not limited here (limits are another layer's), idle
     ones are kept, redirects are not followed, and each request goes out once.
 
+    Attributes
+    ----------
+    plain
+        Whether the loop's own client is used where it can be. Read at the first request.
+
     Parameters
     ----------
     label
@@ -52,8 +57,6 @@ class NativeTransport:
     missing_key
         Where the endpoint needs a key and there is none: the environment variable to name. Each :meth:`send` then
         raises :class:`~infermesh.errors.AuthenticationError` and sends nothing.
-    plain
-        Whether the loop's own client may be used where it can.
 
     Raises
     ------
@@ -70,7 +73,6 @@ class NativeTransport:
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         missing_key: str | None = None,
-        plain: bool = True,
     ) -> None:
         self.label = label
         self.model = model
@@ -79,7 +81,7 @@ class NativeTransport:
         self._headers = dict(headers or {})
         self._missing_key = missing_key
         self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers))))
-        self._plain = plain
+        self.plain = True
         self._client: HttpClient | None = None
         self._form_client: PyreqwestClient | None = None
         self._closed = False
@@ -130,7 +132,7 @@ class NativeTransport:
 
     def _connect(self) -> HttpClient:
         self._check_open()
-        if self._plain and speaks_plainly(self.api_base, self._all_headers()):
+        if self.plain and speaks_plainly(self.api_base, self._all_headers()):
             self._client = PlainClient(self.label, self.api_base, self._urls(), self._all_headers())
         else:
             self._client = self._connect_for_forms()

@@ -29,7 +29,7 @@ from infermesh.errors import (
     ServerError,
 )
 from infermesh.structured import ResponseFormat
-from infermesh.transports import make_transport
+from infermesh.transports import NativeTransport, make_transport
 from infermesh.transports.litellm import _import_litellm
 from infermesh.types import Audio, DeploymentConfig, Request, TokenUsage, ToolCall, Transport
 
@@ -41,7 +41,7 @@ pytestmark = [
 ]
 
 HAS_MCP = importlib.util.find_spec("mcp") is not None
-KINDS = ("native", "litellm-vllm", "litellm-openai")
+KINDS = ("native", "native-pyreqwest", "litellm-vllm", "litellm-openai")
 Make = Callable[..., Transport]
 
 
@@ -57,13 +57,16 @@ async def make() -> AsyncIterator[Make]:
     made: list[Transport] = []
 
     def build(kind: str, base: str, operation: str = "", **config: Any) -> Transport:
-        if operation == "responses" and kind != "native" and not HAS_MCP:
+        if operation == "responses" and kind.startswith("litellm") and not HAS_MCP:
             pytest.skip("LiteLLM's responses endpoint needs the package mcp")
         prefix = "openai" if kind == "litellm-openai" else "hosted_vllm"
         transport: Any = kind.partition("-")[0]
         deployment = DeploymentConfig(f"{prefix}/m", base, KEY, transport=transport, **config)
-        made.append(make_transport(deployment, label="gpu-0", environ={}))
-        return made[-1]
+        one = make_transport(deployment, label="gpu-0", environ={})
+        if isinstance(one, NativeTransport):
+            one.plain = kind == "native"  # plain http:// is pyreqwest's only behind a proxy
+        made.append(one)
+        return one
 
     yield build
     for transport in made:
@@ -142,7 +145,7 @@ class TestAnswers:
 
     @pytest.mark.skipif(HAS_MCP, reason="LiteLLM finds the package mcp")
     async def test_responses_without_mcp(self, kind: str, make: Make, loopback: Loopback) -> None:
-        if kind != "native":
+        if kind.startswith("litellm"):
             error = await error_of(make(kind, loopback.url()), REQUESTS["responses"]())
             assert (type(error), loopback.requests) == (InputError, [])
             assert "litellm[mcp]" in str(error)
@@ -178,7 +181,7 @@ class TestAnswers:
         request = wire.transcription_request(CLIP, {"response_format": "text"})
         result = await result_of(make(kind, loopback.url()), request)
         # LiteLLM keeps the line break.
-        assert result.text == ("Good morning." if kind == "native" else result.text.strip() + "\n")
+        assert result.text == ("Good morning." if kind.startswith("native") else result.text.strip() + "\n")
 
     async def test_structured_output(self, kind: str, make: Make, loopback: Loopback) -> None:
         schema = {
@@ -291,7 +294,7 @@ class TestFailures:
 
     async def test_an_error_that_calls_itself_a_success(self, kind: str, make: Make, loopback: Loopback) -> None:
         error = await error_of(make(kind, loopback.url("error200")), chat())
-        if kind == "native":  # LiteLLM makes up a status
+        if kind.startswith("native"):  # LiteLLM makes up a status
             assert (type(error), error.status_code) == (MalformedResponseError, 200)
         assert KEY not in str(error)
         assert "hunter2" not in str(error)

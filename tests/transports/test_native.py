@@ -28,7 +28,9 @@ async def transport(loopback: Loopback) -> AsyncIterator[NativeTransport]:
     await made.aclose()
 
 
-async def test_headers_and_query(transport: NativeTransport, loopback: Loopback) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+async def test_headers_and_query(plain: bool, transport: NativeTransport, loopback: Loopback) -> None:
+    transport.plain = plain
     await transport.send(chat(), None)
     sent = loopback.headers[0]
     assert sent["user-agent"].startswith("infermesh/")
@@ -52,6 +54,7 @@ def test_transcript_format(model: str, form: str) -> None:
 
 async def test_a_cancelled_request_spares_the_others(loopback: Loopback) -> None:
     transport = NativeTransport(label="a", model="m", api_base=loopback.url("hang"))
+    transport.plain = False
     kept, dropped = (asyncio.create_task(transport.send(chat(), 30.0)) for _ in range(2))
     while loopback.open_requests < 2:
         loopback.arrived.clear()
@@ -85,8 +88,10 @@ async def test_a_key_that_is_no_header() -> None:
     assert "sk-" not in str(caught.value)
 
 
-async def test_names_that_do_not_resolve() -> None:
+@pytest.mark.parametrize("plain", [False, True])
+async def test_names_that_do_not_resolve(plain: bool) -> None:
     transport = NativeTransport(label="a", model="m", api_base="http://nowhere.invalid/v1")
+    transport.plain = plain
     with pytest.raises(APIConnectionError, match=r"nowhere\.invalid.*resolved"):
         await transport.send(chat(), 5.0)
     await transport.aclose()

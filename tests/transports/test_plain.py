@@ -1,0 +1,341 @@
+"""The event loop's own HTTP client, against a server that answers byte by byte what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from infermesh.errors import APIConnectionError, MalformedResponseError, RequestError, RequestTimeoutError
+from infermesh.transports.http import Answer
+from infermesh.transports.plain import PlainClient, speaks_plainly
+
+BODY = b'{"ok": true}'
+OK = b"HTTP/1.1 200 OK\r\nX-Request-ID: r-1\r\ncontent-length: 12\r\n\r\n" + BODY
+
+
+class Server:
+    """Answers each request with the next of ``answers``, or the last again; ``None`` closes, ``...`` says nothing."""
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = [OK]
+        self.connections = 0
+        self.open = 0
+        self.requests: list[bytes] = []
+        self.changed = asyncio.Condition()
+        self.port = 0
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open += 1
+        self._writers.append(writer)
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+            self.open -= 1
+            await self.tell()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if not (isinstance(answer, bytes) and answer.startswith(b"HTTP/1.1 413")):
+            head += await reader.readexactly(length)
+        self.requests.append(head)
+        await self.tell()
+        if answer is ...:
+            await reader.read()
+            return False
+        if answer is None:
+            return False
+        writer.write(answer)
+        await writer.drain()
+        return b"connection: close" not in answer and not answer.startswith(b"HTTP/1.0")
+
+    async def tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def until(self, met: Callable[[], bool]) -> None:
+        async with self.changed:
+            await asyncio.wait_for(self.changed.wait_for(met), 10.0)
+
+    def hang_up(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    listening = await asyncio.start_server(made.serve, "127.0.0.1", 0, limit=2**22)
+    made.port = listening.sockets[0].getsockname()[1]
+    yield made
+    made.hang_up()
+    listening.close()
+    await listening.wait_closed()
+    await made.until(lambda: not made.open)
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[PlainClient]:
+    made = of(server.url)
+    yield made
+    await made.aclose()
+
+
+def of(url: str, **headers: str) -> PlainClient:
+    return PlainClient("gpu-0", url, {"chat_completion": url + "/chat/completions?a=b"}, headers)
+
+
+def post(client: PlainClient, content: bytes = b"{}", timeout: float | None = 10.0) -> Awaitable[Answer]:
+    return client.post("chat_completion", content, timeout)
+
+
+async def failure(client: PlainClient, timeout: float = 10.0) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        await post(client, timeout=timeout)
+    return caught.value
+
+
+async def test_one_request(server: Server) -> None:
+    client = of(server.url, accept="x/y")
+    answer = await post(client, b'{"a": 1}')
+    assert (answer.status, answer.data) == (200, BODY)
+    assert (answer.header("x-request-id"), answer.header("X-REQUEST-ID"), answer.header("nope")) == ("r-1", "r-1", None)
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert head.split(b"\r\n") == [
+        b"POST /v1/chat/completions?a=b HTTP/1.1",
+        f"host: 127.0.0.1:{server.port}".encode(),
+        b"accept: x/y",
+        b"content-length: 8",
+    ]
+    assert body == b'{"a": 1}'
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{"ok"\r\n7\r\n: true}\r\n0\r\n\r\n',
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nc;x=y\r\n" + BODY + b"\r\n0\r\ntrailer: 1\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nlink: <a>\r\n\r\n" + OK,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\ncontent-length: %d\r\n\r\n%b"
+        % (len(gzip.compress(BODY, mtime=0)), gzip.compress(BODY, mtime=0)),
+        b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\nconnection: close\r\n\r\n" + BODY,
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + BODY,
+        b"HTTP/1.0 200 OK\r\n\r\n" + BODY,
+    ],
+    ids=["chunked", "trailers", "early-hints", "continue", "gzip", "close", "until-the-end", "http-1.0"],
+)
+async def test_ways_to_frame_an_answer(answer: bytes, server: Server, client: PlainClient) -> None:
+    server.answers = [answer]
+    for _ in range(2):
+        found = await post(client)
+        assert (found.status, found.data) == (200, BODY)
+    ends = b"connection: close" in answer or answer.startswith(b"HTTP/1.0")
+    assert server.connections == (2 if ends else 1)
+
+
+async def test_answers_in_pieces(server: Server, client: PlainClient) -> None:
+    big = orjson.dumps({"x": "y" * 3_000_000})
+    server.answers = [b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(big), big)]
+    assert (await post(client, big)).data == big
+    assert server.requests[0].endswith(big)
+
+
+async def test_connections_are_kept_and_as_many_as_needed(server: Server, client: PlainClient) -> None:
+    for _ in range(3):
+        await asyncio.gather(*[post(client) for _ in range(5)])
+    assert (server.connections, len(server.requests)) == (5, 15)
+
+
+async def test_a_kept_connection_that_the_server_has_closed(server: Server, client: PlainClient) -> None:
+    await post(client)
+    server.hang_up()
+    await server.until(lambda: not server.open)
+    await asyncio.sleep(0)
+    assert (await post(client)).status == 200
+    assert server.connections == 2
+
+
+async def test_what_nobody_asked_for_is_not_an_answer(server: Server, client: PlainClient) -> None:
+    late = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"
+    server.answers = [OK + late, OK]
+    assert (await post(client)).data == BODY
+    assert (await post(client)).status == 200
+    assert server.connections == 2
+
+
+async def test_an_answer_before_the_request_was_read(server: Server, client: PlainClient) -> None:
+    refusal = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    server.answers = [refusal, OK]
+    with contextlib.suppress(APIConnectionError):  # the server's reset may overtake its answer
+        assert (await post(client, b"x" * 20_000_000)).status == 413
+    assert (await post(client)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "said"),
+    [
+        (None, APIConnectionError, "closed the connection without an answer"),
+        (b"HTTP/1.1 200 OK\r\ncontent-le\0connection: close", MalformedResponseError, "is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\nconnection: close\r\n\r\n{", APIConnectionError, "broke before"),
+        (b"HTTP/1.1 200 OK\r\nconnection: close", APIConnectionError, "broke before"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", MalformedResponseError, "scheme"),
+        (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", MalformedResponseError, "not HTTP"),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 1\r\n\r\nx",
+            MalformedResponseError,
+            "cannot be decoded .*br",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 1\r\n\r\nx",
+            MalformedResponseError,
+            "cannot be decoded",
+        ),
+    ],
+)
+async def test_broken_answers(
+    answer: bytes | None, expected: type[RequestError], said: str, server: Server, client: PlainClient
+) -> None:
+    server.answers = [answer, OK]
+    with pytest.raises(expected, match=said) as caught:
+        await post(client)
+    assert f"gpu-0: {'the answer of ' if expected is MalformedResponseError else ''}http://" in str(caught.value)
+    assert caught.value.retryable
+    assert (await post(client)).status == 200
+
+
+async def test_a_timeout_closes_the_connection(server: Server, client: PlainClient) -> None:
+    server.answers = [..., OK]
+    error = await failure(client, timeout=0.05)
+    assert isinstance(error, RequestTimeoutError)
+    assert "0.05 s" in str(error)
+    await server.until(lambda: not server.open)
+    assert (await post(client)).status == 200
+
+
+async def test_a_timeout_while_connecting() -> None:
+    with socket.socket() as full:  # its queue takes one connection, and nobody accepts
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        fillers = [socket.socket() for _ in range(3)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        client = of(f"http://127.0.0.1:{full.getsockname()[1]}/v1")
+        error = await failure(client, timeout=0.1)
+        assert isinstance(error, RequestTimeoutError)
+        assert "no connection to" in str(error)
+        await client.aclose()
+        for filler in fillers:
+            filler.close()
+
+
+async def test_a_cancelled_request_closes_its_connection_alone(server: Server, client: PlainClient) -> None:
+    server.answers = [..., ..., OK]
+    dropped, kept = (asyncio.ensure_future(post(client)) for _ in range(2))
+    await server.until(lambda: len(server.requests) == 2)
+    dropped.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dropped
+    await server.until(lambda: server.open == 1)
+    assert not kept.done()
+    assert (await post(client)).status == 200
+    await client.aclose()
+    with pytest.raises(APIConnectionError, match="closed") as caught:
+        await kept
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("soon", [False, True])
+async def test_cancelled_as_the_answer_comes(soon: bool, server: Server, client: PlainClient) -> None:
+    """The connection may serve the next request by then, and is left alone."""
+    released = client.released
+
+    def cancelling(connection: Any) -> None:
+        released(connection)
+        client.loop.call_soon(asking.cancel) if soon else asking.cancel()
+
+    client.released = cancelling  # type: ignore[method-assign]
+    asking = asyncio.ensure_future(post(client))
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    client.released = released  # type: ignore[method-assign]
+    assert (await post(client)).status == 200
+    assert server.connections == 1
+
+
+async def test_idle_connections_are_closed_in_the_end(
+    server: Server, client: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infermesh.transports.plain._IDLE_S", 0.1)
+    await post(client)
+    await server.until(lambda: not server.open)
+
+
+async def test_a_name_with_several_addresses(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take turns, one that refuses is passed over, and the name is looked up once for all who wait."""
+    with socket.socket() as closed:  # bound, not listening
+        closed.bind(("127.0.0.1", 0))
+        asked: list[str] = []
+
+        async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+            asked.append(host)
+            await asyncio.sleep(0)
+            stream = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+            return [(*stream, closed.getsockname()), (*stream, ("127.0.0.1", server.port))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        client = of("http://replicas.invalid:1/v1")
+        await asyncio.gather(*[post(client) for _ in range(6)])
+        await client.aclose()
+    assert (server.connections, asked) == (6, ["replicas.invalid"])
+
+
+@pytest.mark.parametrize(
+    ("url", "headers", "expected"),
+    [
+        ("http://gpu-0:8000/v1", {}, True),
+        ("http://[::1]:8000/v1?api-version=1", {"x-team": "a b"}, True),
+        ("https://api.example.com/v1", {}, False),
+        ("http://user:secret@gpu-0/v1", {}, False),
+        ("http://gpu-0/v1", {"x": "a\r\nb: c"}, False),
+        ("http://gpu-0/v1", {"x y": "a"}, False),
+        ("http://gpu-0/v1", {"Host": "other"}, False),
+        ("http://gpu-0/v1", {"x": "ö"}, False),
+        ("http://gpu-0/ö", {}, False),
+        ("http://gpu-0:port/v1", {}, False),
+    ],
+)
+def test_what_is_plain(url: str, headers: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert speaks_plainly(url, headers) is expected
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+def test_proxies_are_left_to_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://proxy:3128")
+    assert not speaks_plainly("http://gpu-0:8000/v1", {})
+    monkeypatch.setenv("no_proxy", "gpu-0,.cluster.local")
+    assert speaks_plainly("http://gpu-0:8000/v1", {})
+    assert speaks_plainly("http://a.cluster.local/v1", {})
+    assert not speaks_plainly("http://elsewhere/v1", {})
