@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterator
 
 # Rows make many objects and few cycles: with the usual thresholds a collection would stop the event loop for tens or
-# hundreds of milliseconds, again and again, to find next to nothing.
-_THRESHOLDS = (50_000, 20, 50)
+# hundreds of milliseconds, again and again, to find next to nothing. The youngest generation is small, since looking
+# through objects that have left the processor's cache takes a microsecond each.
+_THRESHOLDS = (10_000, 100, 50)
 
 _lock = threading.Lock()
 _inside = 0

@@ -74,7 +74,7 @@ def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
     model = body.get("model")
     result.model_id = model if isinstance(model, str) else None
     result.token_usage = usage_of(body)
-    result.raw_response = body
+    result.raw_body = reply.data or body
     return result
 
 
@@ -337,7 +337,7 @@ def parse_transcription(reply: Reply) -> TranscriptionResult:
         request_id=_request_id(reply),
         model_id=_text_or_none(body.get("model")),
         token_usage=usage_of(body),
-        raw_response=body,
+        raw_body=reply.data or body,
         text=text,
         language=language_code(language) if isinstance(language, str) and language else None,
         duration_s=seconds,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args, overload
 
+import orjson
+
 from infermesh.errors import ConfigError
 
 Endpoint = Literal["chat_completion", "text_completion", "responses"]
@@ -44,12 +46,14 @@ class Request:
 class Reply:
     """A successful answer as it came: the decoded body, and a case-insensitive header lookup.
 
-    ``status_code`` is ``None`` where no server answered, but a function.
+    ``status_code`` is ``None`` where no server answered, but a function; ``data`` is the JSON that ``body`` was read
+    from, where there is one.
     """
 
     status_code: int | None
     body: dict[str, Any]
     header: Callable[[str], str | None]
+    data: bytes | None = None
 
 
 class Transport(Protocol):
@@ -130,7 +134,13 @@ class _Result:
     token_usage: TokenUsage | None = None
     cost: float | None = None
     metrics: RequestMetrics | None = None
-    raw_response: dict[str, Any] | None = field(default=None, repr=False)
+    raw_body: bytes | dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def raw_response(self) -> dict[str, Any] | None:
+        """The answer as it came, decoded at each access: a million results hold bytes, not trees of objects."""
+        body = self.raw_body
+        return orjson.loads(body) if isinstance(body, bytes) else body
 
 
 @dataclass(slots=True)

@@ -116,7 +116,7 @@ class NativeTransport:
         # A response of the Responses API always has the key, and its own status.
         if "error" in body and body["error"] and operation != "responses":
             raise error_in_body(status, body, header, self.label, secrets=self._secrets)
-        return Reply(status, body, header)
+        return Reply(status, body, header, data)
 
     async def aclose(self) -> None:
         """Close every connection. A request in flight fails."""

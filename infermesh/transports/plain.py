@@ -39,6 +39,7 @@ __all__ = ["PlainClient", "speaks_plainly"]
 _IDLE_S = 60.0
 _ADDRESSES_S = 10.0
 _HAPPY_EYEBALLS_S = 0.25  # RFC 8305, section 8
+_CONNECTING = 64  # at once: thousands would hold up the event loop
 _COPIED = 65_536  # a body up to this size is sent in one piece with its head
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
@@ -97,6 +98,7 @@ class PlainClient:
         self.loop = asyncio.get_running_loop()
         self._idle: dict[_Connection, None] = {}  # an ordered set: the most recently used last
         self._open: set[_Connection] = set()
+        self._connecting = asyncio.Semaphore(_CONNECTING)
         self._reaper: asyncio.TimerHandle | None = None
         self._lookup: asyncio.Task[list[Any]] | None = None
         self._resolved_at = 0.0
@@ -136,7 +138,7 @@ class PlainClient:
             raise client_closed(self.label)
         patience = CONNECT_TIMEOUT_S if timeout is None else min(timeout, CONNECT_TIMEOUT_S)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience), self._connecting:
                 addresses = await self._addresses()
                 opened = await start_connection(addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1)
                 try:

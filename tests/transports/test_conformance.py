@@ -98,7 +98,7 @@ def parse(request: Request, reply: Any) -> Any:
 async def result_of(transport: Transport, request: Request) -> Any:
     result = parse(request, await transport.send(request, 10.0))
     for one in result if isinstance(result, list) else [result]:
-        one.raw_response = None  # LiteLLM's is its own reading
+        one.raw_body = None  # LiteLLM's is its own reading
     return result
 
 
