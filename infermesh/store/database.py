@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ from infermesh.store.schema import (
     Column,
     QueryTable,
     StageTable,
+    literal,
     live,
     quoted,
     views,
@@ -79,6 +81,7 @@ class RunStore:
 
     def __init__(self, path: Path, config: StoreConfig) -> None:
         self.path = path
+        self._memory_limit = config.memory_limit
         limits = {"memory_limit": config.memory_limit, "threads": config.threads}
         self._connection = _connect_to_write(path, {**limits, **_CHECKPOINT})
         self._interval = config.commit_interval
@@ -344,6 +347,11 @@ class RunStore:
 
     def close(self) -> None:
         """Close the database; DuckDB writes its log into the file."""
+        # That takes memory of its own: let go of what is cached first. A limit that cannot be kept frees all it can.
+        with contextlib.suppress(duckdb.Error):
+            self._connection.execute("SET memory_limit = '1MB'")
+        with contextlib.suppress(duckdb.Error):
+            self._connection.execute(f"SET memory_limit = {literal(self._memory_limit)}")
         self._connection.close()
 
 
