@@ -212,7 +212,7 @@ class CoarseLoop(VirtualLoop):
     def time(self) -> float:
         return math.floor(1000 * super().time()) / 1000
 
-    def call_at(self, when: float, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+    def call_at(self, when: float, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:  # type: ignore[override]
         return super().call_at(round(1000 * when) / 1000, *args, **kwargs)
 
 
