@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 import random
 from typing import Any
 
@@ -16,6 +17,7 @@ from infermesh.limits import (
     NullLimiter,
     RateLimiter,
     make_limiter,
+    steady_rate,
 )
 from tests.fakes import VirtualLoop, advance, header, now, settle, virtual, worst_window
 
@@ -138,6 +140,103 @@ async def test_first_come_first_served() -> None:
     limiter = local(rpm=600)
     times = await crowd(limiter, [(0, 0)] * 100)
     assert times == sorted(times)
+
+
+@pytest.mark.parametrize("rpm", [1, 60, 90])
+@virtual
+async def test_a_low_rate_lets_one_through_at_a_time(rpm: float) -> None:
+    times = await crowd(local(rpm=rpm), [(0, 0)] * 12)
+    apart = 1 / steady_rate(rpm)
+    assert times[0] == 0
+    assert times[1:] == pytest.approx([n * apart for n in range(1, 12)], abs=max(0.002, 0.08 * apart))
+    assert worst_window(times, 0.9 * apart) == 1
+    assert times[-1] - times[1] == pytest.approx(10 * apart, abs=0.002)
+
+
+@pytest.mark.parametrize("rpm", [600, 30_000, 600_000])
+@virtual
+async def test_a_loop_that_was_busy_lets_no_burst_follow(rpm: float) -> None:
+    limiter = local(rpm=rpm)
+    times: list[float] = []
+
+    async def one() -> None:
+        await limiter.acquire()
+        times.append(now())
+
+    tasks = [asyncio.create_task(one()) for _ in range(round(rpm / 60 * 2))]
+    for _ in range(5):
+        await asyncio.sleep(0.07)
+        advance(3)  # in which nothing ran, and quota enough for all accrued
+    await asyncio.gather(*tasks)
+    at_once = max(2.0, rpm / 60 * 0.1 + 1)  # two pieces
+    for window in (0, 0.05, 0.5):
+        assert worst_window(times, window) <= at_once + rpm / 60 * window + 1
+
+
+@virtual
+async def test_a_line_has_one_timer() -> None:
+    loop = asyncio.get_running_loop()
+    limiter = local(rpm=600, tpm=60_000, rpd=1000)
+    call_at, pending, most = loop.call_at, set[asyncio.TimerHandle](), 0
+
+    def watching(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        nonlocal most
+        timer = call_at(*args, **kwargs)
+        pending.difference_update([old for old in pending if old.cancelled() or old.when() <= now()])
+        pending.add(timer)
+        most = max(most, len(pending))
+        return timer
+
+    loop.call_at = watching  # type: ignore[method-assign,assignment]
+    tasks = [asyncio.create_task(limiter.acquire(100, 50)) for _ in range(100)]
+    await settle()
+    assert limiter.waiting > 90
+    for number, task in enumerate(tasks):
+        if number % 3:
+            task.cancel()
+    limiter.pause(0.3)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert most == 1
+    limiter.pause(60)
+    last = asyncio.create_task(limiter.acquire())
+    await settle()
+    assert limiter.waiting == 1
+    last.cancel()
+    await settle()
+    assert all(timer.cancelled() or timer.when() <= now() for timer in pending)
+
+
+class CoarseLoop(VirtualLoop):
+    """Tells the time in whole milliseconds and rounds its timers to them, as uvloop does."""
+
+    def time(self) -> float:
+        return math.floor(1000 * super().time()) / 1000
+
+    def call_at(self, when: float, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:  # type: ignore[override]
+        return super().call_at(round(1000 * when) / 1000, *args, **kwargs)
+
+
+@pytest.mark.parametrize("rpm", [601, 30_011, 601_007])
+def test_whole_milliseconds_make_no_timer_ring_in_vain(rpm: float) -> None:
+    timers = 0
+
+    async def main() -> float:
+        nonlocal timers
+        loop, limiter = asyncio.get_running_loop(), local(rpm=rpm)
+        call_at = loop.call_at
+
+        def counting(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+            nonlocal timers
+            timers += 1
+            return call_at(*args, **kwargs)
+
+        loop.call_at = counting  # type: ignore[method-assign,assignment]
+        return max(await crowd(limiter, [(0, 0)] * round(rpm / 6)))
+
+    with asyncio.Runner(loop_factory=CoarseLoop) as runner:
+        seconds = runner.run(main())
+    assert seconds == pytest.approx(10, rel=0.03)
+    assert timers <= seconds / max(0.05, 60 / rpm) + 2
 
 
 # --- tokens per minute
@@ -295,6 +394,25 @@ async def test_in_the_long_run_the_actual_tokens_keep_the_rate() -> None:
     assert used / (now() - start) == pytest.approx(10_000, rel=0.05)
 
 
+@virtual
+async def test_nobody_overtakes_a_large_request() -> None:
+    limiter = local(tpm=60_000)
+    order: list[int] = []
+
+    async def one(number: int, tokens: int) -> float:
+        await limiter.acquire(tokens, 0)
+        order.append(number)
+        return now()
+
+    start = now()
+    sizes = [19_970, 10, 10, 3000, 10, 10]
+    times = await asyncio.gather(*(one(*size) for size in enumerate(sizes)))
+    assert order == sorted(order)
+    assert times[0] - start == pytest.approx(20, rel=0.01)
+    assert times[2] == times[0]  # what its last piece left over
+    assert times[3] - start == pytest.approx(23, rel=0.01)
+
+
 # --- days
 
 
@@ -431,6 +549,58 @@ async def test_a_large_request_cancelled_half_way_returns_its_pieces() -> None:
     start = now()
     await limiter.acquire(9800, 0)
     assert now() - start < 0.2
+
+
+@pytest.mark.parametrize("victims", [[0], [3], [9], [0, 1, 2], [0, 4, 9], list(range(10))])
+@virtual
+async def test_a_waiter_that_is_cancelled_passes_its_turn_on(victims: list[int]) -> None:
+    limiter = local(rpm=600)
+    await limiter.acquire()
+    start, apart = now(), 1 / steady_rate(600)
+    got: dict[int, float] = {}
+
+    async def one(number: int) -> None:
+        await limiter.acquire()
+        got[number] = now() - start
+
+    tasks = [asyncio.create_task(one(number)) for number in range(10)]
+    await asyncio.sleep(apart / 4)
+    assert limiter.waiting == 10
+    for victim in victims:
+        tasks[victim].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    left = [number for number in range(10) if number not in victims]
+    assert list(got) == left
+    # The bucket holds one and a half: half of the first wait is over before it begins.
+    assert list(got.values()) == pytest.approx([(n + 0.5) * apart for n in range(len(left))], abs=0.002)
+    assert limiter.waiting == 0
+    await limiter.acquire()  # it left nothing taken
+    assert now() - start == pytest.approx((len(left) + 0.5) * apart, abs=0.002)
+
+
+@virtual
+async def test_a_small_request_behind_a_large_one_that_is_cancelled_goes_at_once() -> None:
+    limiter = local(tpm=60_000)
+    large = asyncio.create_task(limiter.acquire(50_000, 0))
+    small = asyncio.create_task(limiter.acquire(5000, 0))
+    await asyncio.sleep(10)
+    start = now()
+    large.cancel()
+    await small
+    assert now() == start
+
+
+@virtual
+async def test_a_refund_ends_a_long_wait() -> None:
+    limiter = local(rpm=1)
+    grant = await limiter.acquire()
+    waiting = asyncio.create_task(limiter.acquire())
+    await asyncio.sleep(5)
+    assert not waiting.done()
+    start = now()
+    grant.refund()
+    await waiting
+    assert now() == start
 
 
 @pytest.mark.parametrize("victim", [1, 24, 25, 26])

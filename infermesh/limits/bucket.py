@@ -7,11 +7,11 @@ import math
 
 from aiolimiter import AsyncLimiter
 
-__all__ = ["Bucket", "steady_rate"]
+__all__ = ["PIECE_S", "Bucket", "steady_rate"]
 
-# Capacity is drawn in pieces of what accrues in this time, so that one timer serves all requests of the piece: at
-# 30,000 requests a minute 20 timers a second instead of 500, each of which would cost more than the request's
-# bookkeeping.
+# Capacity is drawn in pieces of what accrues in this time, and the line's timer serves all requests of a piece. Shorter
+# pieces are dear: under a quota the process sleeps between them, and waking it up costs 0.1 ms and more. At 30,000
+# requests a minute a request of a batch took a third more CPU with pieces of 20 ms, and twice as much with 10 ms.
 PIECE_S = 0.05
 
 # A server that counts a strict sliding minute sees requests with the network's jitter added: two that left 60.1 s
@@ -48,46 +48,83 @@ class Bucket:
     and such an item may overshoot a strict window by its own size.)
     """
 
-    __slots__ = ("_capacity", "_limiter", "_piece", "_quota", "_rate", "_touched_at", "credit")
+    __slots__ = (
+        "_capacity",
+        "_empty_at",
+        "_lead_s",
+        "_limiter",
+        "_loop",
+        "_piece",
+        "_rate",
+        "_touched_at",
+        "credit",
+        "quota",
+    )
 
     def __init__(self, per_minute: float, burst: float | None = None) -> None:
-        self._quota = per_minute
+        self.quota = per_minute  # units per minute as declared
         self._piece, capacity = _sizes(per_minute)
         self._rate = steady_rate(per_minute, burst)
         self._capacity = capacity if burst is None else max(capacity, burst)
+        # The limiter has room for a whole piece again this long before it has leaked empty.
+        self._lead_s = (self._capacity - self._piece) / self._rate
         self.credit = 0.0
         self._touched_at = 0.0
-        self.rebind()
+        self._empty_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def rebind(self) -> None:
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start over on another event loop; the account stays."""
+        self._loop = loop
         self._limiter = AsyncLimiter(self._capacity, self._capacity / self._rate)
+        self._empty_at = 0.0
 
     @property
-    def quota(self) -> float:
-        """Units per minute as declared."""
-        return self._quota
+    def ready_at(self) -> float:
+        """Loop time at which the next piece can be drawn."""
+        return self._empty_at - self._lead_s
 
     def covers(self, amount: float) -> bool:
-        """Whether ``amount`` units are there; the caller takes them from ``credit``."""
+        """Whether ``amount`` units are there; the caller takes them from ``credit``.
+
+        Draws what they lack. Where that is not enough the pieces stay in the account, so that asking again at each
+        ``ready_at`` gathers any amount.
+        """
         if self.credit > self._piece and asyncio.get_running_loop().time() - self._touched_at > CREDIT_LIFE_S:
             self.credit = self._piece
-        return self.credit >= amount
+        return self.credit >= amount or self._draw(amount)
 
-    async def fill(self, amount: float) -> None:
-        """Wait until ``amount`` units are there. Cancelled, it leaves what it drew in the account."""
-        time = asyncio.get_running_loop().time
-        while not self.covers(amount):
-            missing = amount - self.credit
-            draw = self._piece
-            if missing < draw and not self._limiter.has_capacity(draw) and self._limiter.has_capacity(missing):
+    def _draw(self, amount: float) -> bool:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._move_to(loop)
+        limiter, now = self._limiter, loop.time()
+        while self.credit < amount:
+            draw, missing = self._piece, amount - self.credit
+            if limiter.has_capacity(draw):
+                self.credit += draw
+            elif missing < draw and limiter.has_capacity(missing):
                 draw = missing  # the rest of a burst, which is no whole piece
-            await self._limiter.acquire(draw)
-            self.credit += draw
-            self._touched_at = time()
+                self.credit = amount
+            else:
+                return False
+            _take(limiter, draw)
+            self._touched_at = now
+            # The limiter knows what it holds, and only its own waiters hear when it will hold more.
+            self._empty_at = max(self._empty_at, now) + draw / self._rate
+        return True
 
     def give(self, amount: float) -> None:
         """Return ``amount`` units; negative, book them as a debt."""
-        self.credit = min(max(self.credit + amount, -self._quota), self._quota)
+        self.credit = min(max(self.credit + amount, -self.quota), self.quota)
         if amount > 0:
             self._touched_at = asyncio.get_running_loop().time()
+
+
+def _take(limiter: AsyncLimiter, amount: float) -> None:
+    """Take capacity that is there: the coroutine then ends in its first step, and a task for it is spared."""
+    try:
+        limiter.acquire(amount).send(None)
+    except StopIteration:
+        return
+    raise RuntimeError(f"aiolimiter had room for {amount} and yet waits")

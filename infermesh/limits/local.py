@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from infermesh.limits.bucket import Bucket
+from infermesh.limits.bucket import PIECE_S, Bucket
 from infermesh.limits.day import DayCount
 from infermesh.limits.estimate import TokenEstimate
 from infermesh.limits.gates import Gates, Size
@@ -19,6 +20,7 @@ __all__ = ["LocalGrant", "LocalRateLimiter"]
 # Midnight is on the wall clock and timers are on another: a long wait is taken in steps, so that they cannot drift
 # apart.
 LONGEST_STEP_S = 60.0
+SHORTEST_STEP_S = 0.001
 
 _ONE_REQUEST = Size(1, 0, 0, 0)
 _SMALLEST = Size(1, 1, 1, 1)
@@ -27,7 +29,9 @@ _SMALLEST = Size(1, 1, 1, 1)
 class LocalGrant:
     """What one request reserved. See :class:`~infermesh.limits.Grant`."""
 
-    __slots__ = ("_limiter", "day", "estimated", "open_ended", "size")
+    __slots__ = ("_limiter", "day", "estimated", "open_ended", "size", "turn")
+
+    turn: asyncio.Future[None]  # of a request that stands in line: done once it may go out
 
     def __init__(self, limiter: LocalRateLimiter, size: Size, estimated: int, open_ended: bool) -> None:
         self._limiter: LocalRateLimiter | None = limiter
@@ -49,21 +53,11 @@ class LocalGrant:
             limiter._refund(self)
 
 
-class _Waiter:
-    """A place in the line. ``turn`` is true once served, false once the waiter is the head and serves itself."""
-
-    __slots__ = ("grant", "turn")
-
-    def __init__(self, grant: LocalGrant, turn: asyncio.Future[bool] | None) -> None:
-        self.grant = grant
-        self.turn = turn
-
-
 class LocalRateLimiter:
     """Keeps one deployment or account under its :class:`~infermesh.limits.Limits`, inside one event loop.
 
     Requests are let through in the order in which they came, whatever their size, so that small ones never starve a
-    large one: only the head of the line waits for the buckets, and serves those behind it from what it drew too much.
+    large one. The line has a single timer, set for when its head may have room: it lets through all who fit by then.
     A request larger than a bucket is drawn in pieces, and one larger than a whole minute's (or day's) quota waits for
     that quota instead of failing: the server decides about the rest, and overuse is paid by the next requests.
 
@@ -84,10 +78,11 @@ class LocalRateLimiter:
         self._gates = Gates(limits, self._day, wall)
         self._estimate = TokenEstimate(limits.default_output_tokens)
         self._counts_tokens = limits.tpm is not None or limits.tpd is not None
-        self._line: deque[_Waiter] = deque()
+        self._line: deque[LocalGrant] = deque()
         self._paused_until = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._alarm: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake_at = 0.0  # the timer's time; only told of while there is one
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> LocalGrant | None:
         """Permission for a request of this size, if it fits every quota now and nobody stands in line."""
@@ -98,9 +93,20 @@ class LocalRateLimiter:
 
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> LocalGrant:
         """Wait until one request of this size fits every quota. Cancelled, it leaves nothing taken."""
-        grant = self._sized(prompt_tokens, output_tokens)
-        if self._line or not self._admit(grant):
-            await self._stand_in_line(grant)
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._move_to(loop)
+        grant, line = self._sized(prompt_tokens, output_tokens), self._line
+        if line or not self._admit(grant):
+            grant.turn = turn = loop.create_future()
+            line.append(grant)
+            if self._timer is None:
+                self._set_timer()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._leave(grant)
+                raise
         return grant
 
     def _sized(self, prompt_tokens: int, output_tokens: int | None) -> LocalGrant:
@@ -113,20 +119,20 @@ class LocalRateLimiter:
         return LocalGrant(self, size, prompt_tokens, open_ended)
 
     def _admit(self, grant: LocalGrant) -> bool:
-        """Take the request from every quota if it fits all of them now."""
-        if self._requests is not None and not self._requests.covers(1):
+        """Take the request from every quota if it fits all of them now, drawing what it lacks."""
+        requests, tokens, need = self._requests, self._tokens, 0.0
+        fits = requests is None or requests.covers(1)
+        if tokens is not None:
+            need = min(grant.size.tokens, tokens.quota)
+            fits = tokens.covers(need) and fits
+        if not fits:
             return False
-        need = 0.0
-        if self._tokens is not None:
-            need = min(grant.size.tokens, self._tokens.quota)
-            if not self._tokens.covers(need):
-                return False
         if (self._paused_until or self._gates.active or self._day is not None) and self._held_for(grant.size) > 0:
             return False
-        if self._requests is not None:
-            self._requests.credit -= 1
-        if self._tokens is not None:
-            self._tokens.credit -= need
+        if requests is not None:
+            requests.credit -= 1
+        if tokens is not None:
+            tokens.credit -= need
         if self._day is not None:
             grant.day = self._day.take(grant.size.tokens)
         if self._gates.active:
@@ -144,81 +150,61 @@ class LocalRateLimiter:
         today = 0.0 if self._day is None else self._day.held_for(size.tokens)
         return max(until - now, today)
 
-    async def _stand_in_line(self, grant: LocalGrant) -> None:
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._move_to(loop)
-        mine = _Waiter(grant, loop.create_future() if self._line else None)
-        self._line.append(mine)
-        if mine.turn is not None:
-            try:
-                served = await mine.turn
-            except asyncio.CancelledError:
-                self._leave(mine, mine.turn)
-                raise
-            if served:
-                return
-        try:
-            await self._wait_at_head(grant)
-        finally:
-            self._line.popleft()
-            self._serve()
-
-    async def _wait_at_head(self, grant: LocalGrant) -> None:
-        while not self._admit(grant):
-            if self._requests is not None:
-                await self._requests.fill(1)
-            if self._tokens is not None:
-                await self._tokens.fill(min(grant.size.tokens, self._tokens.quota))
-            held = self._held_for(grant.size)
-            if held > 0:
-                await self._sleep(min(held, LONGEST_STEP_S))
-
     def _serve(self) -> None:
-        """Let through whoever fits from the front of the line, and make the next one its head."""
+        """Let through whoever fits from the front of the line, and see to it that the next one's time is not missed."""
         line = self._line
         while line:
-            waiter = line[0]
-            assert waiter.turn is not None
-            if waiter.turn.done():  # cancelled in this very turn of the loop; it leaves without us
-                line.popleft()
-            elif self._admit(waiter.grant):
-                line.popleft()
-                waiter.turn.set_result(True)
-            else:
-                waiter.turn.set_result(False)
+            grant = line[0]
+            if not grant.turn.done():  # cancelled in this very turn of the loop, it leaves without us
+                if not self._admit(grant):
+                    break
+                grant.turn.set_result(None)
+            line.popleft()
+        self._set_timer()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._serve()
+
+    def _set_timer(self) -> None:
+        """Have the line served when its head may have room. A timer that rings sooner stays, and sets the next one."""
+        timer, at = self._timer, self._head_fits_at() if self._line else math.inf
+        if timer is not None:
+            if self._wake_at <= at < math.inf:
                 return
-
-    def _leave(self, waiter: _Waiter, turn: asyncio.Future[bool]) -> None:
-        if turn.cancelled():
-            with suppress(ValueError):  # the head may have dropped it already
-                self._line.remove(waiter)
-        elif turn.result():
-            self._refund(waiter.grant)
-        else:
-            self._line.popleft()
-            self._serve()
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait at the head of the line, until the time is over or something was returned."""
-        loop = asyncio.get_running_loop()
-        self._alarm = alarm = loop.create_future()
-        timer = loop.call_later(seconds, _ring, alarm)
-        try:
-            await alarm
-        finally:
             timer.cancel()
-            self._alarm = None
+            self._timer = None
+        if self._line:
+            self._wake_at = at
+            self._timer = asyncio.get_running_loop().call_at(at, self._tick)
+
+    def _head_fits_at(self) -> float:
+        """Loop time at which to look at the head of the line again."""
+        grant, now, at = self._line[0], _now(), math.inf
+        if self._requests is not None and self._requests.credit < 1:
+            at = self._requests.ready_at
+        if self._tokens is not None and self._tokens.credit < min(grant.size.tokens, self._tokens.quota):
+            at = min(at, self._tokens.ready_at)
+        if at == math.inf:
+            at = now + min(self._held_for(grant.size), LONGEST_STEP_S)
+        # uvloop knows whole milliseconds only, and a timer that rings just before its time has to ring twice.
+        return math.ceil(1000 * max(at, now + SHORTEST_STEP_S)) / 1000
+
+    def _leave(self, grant: LocalGrant) -> None:
+        """Take a cancelled request out of the line, or return what it had got in the same turn of the loop."""
+        line = self._line
+        if not grant.turn.cancelled():
+            self._refund(grant)
+        elif line and line[0] is not grant:  # whose turn it is stays the same
+            with suppress(ValueError):  # the line may have dropped it already
+                line.remove(grant)
+            return
+        self._serve()
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Serve another event loop: whoever stood in line on the old one is gone with it."""
-        if self._loop is not None:
-            self._line.clear()
-            self._alarm = None
-            for bucket in (self._requests, self._tokens):
-                if bucket is not None:
-                    bucket.rebind()
-        self._loop = loop
+        self._loop, self._timer = loop, None
+        self._line.clear()
 
     def _settle(self, grant: LocalGrant, prompt_tokens: int, completion_tokens: int) -> None:
         if not self._counts_tokens:
@@ -240,13 +226,17 @@ class LocalRateLimiter:
             self._tokens.give(min(grant.size.tokens, self._tokens.quota) - used_tokens)
         if self._day is not None:
             self._day.give(grant.day, requests, grant.size.tokens - used_tokens)
-        if self._alarm is not None:
-            _ring(self._alarm)
+        self._returned()
+
+    def _returned(self) -> None:
+        """Let whoever now fits through at once, where the next look at the line is far."""
+        if self._line and self._wake_at - _now() > PIECE_S:
+            self._serve()
 
     def observe(self, header: Header) -> None:
         """Read a reply's rate-limit headers; without any it costs next to nothing."""
-        if self._gates.observe(header, _now) and self._alarm is not None:
-            _ring(self._alarm)
+        if self._gates.observe(header, _now):
+            self._returned()
 
     def pause(self, seconds: float) -> None:
         """Let nobody through for so long."""
@@ -288,13 +278,8 @@ class LocalRateLimiter:
         """``rpd`` or ``tpd`` where the day has no room for the request at the head of the line, else ``None``."""
         if self._day is None:
             return None
-        return self._day.lacks(self._line[0].grant.size.tokens if self._line else 1.0)
+        return self._day.lacks(self._line[0].size.tokens if self._line else 1.0)
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _ring(alarm: asyncio.Future[None]) -> None:
-    if not alarm.done():
-        alarm.set_result(None)
