@@ -50,7 +50,6 @@ with open_run(Path(sys.argv[1])) as reader:
 """
 
 
-
 @pytest.fixture
 def service(start_simulator: Callable[..., Simulator]) -> Simulator:
     return start_simulator(latency_s=0.08)
