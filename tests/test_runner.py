@@ -296,6 +296,24 @@ class TestWhere:
         assert totals(simulator)["received"] == 0
 
 
+class TestMicroBatches:
+    def test_the_last_one_does_not_wait_for_more(
+        self, lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("infermesh.runner._BATCH_LINGER_S", 30.0)
+        lab.rows(texts(5))
+        stages = {
+            "first": embed(),
+            "texts": generate(where="n < 3"),
+            "vectors": embed("{{ texts.text }}", where="texts.text is not null"),
+            "more": embed("{{ n }} {{ vectors.status }}"),
+        }
+        outcome = lab.run(experiment(simulator.url, stages))
+        assert outcome.counts["more"] == {"done": 5}
+        assert outcome.elapsed_s < 15
+        assert totals(simulator, "embeddings")["received"] <= 5
+
+
 class TestFailures:
     def test_a_failed_row_skips_what_depends_on_it_and_nothing_else(self, lab: Lab, start_simulator: Start) -> None:
         simulator = start_simulator(filter_marker="number 2 ")

@@ -51,7 +51,7 @@ def test_a_replica_that_dies_in_the_middle_costs_no_item(strategy: Any) -> None:
 
 
 def test_a_strict_server_never_says_no_and_the_pace_is_kept() -> None:
-    count = 300
+    count = 500
     with (
         start(rpm=RPM) as service,
         LMClient(MODEL, api_base=service.url, rpm=RPM, max_parallel_requests=32) as client,
