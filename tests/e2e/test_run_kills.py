@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from infermesh.simulator import Simulator
+from tests.e2e.conftest import Launch
 from tests.support import (
     COMMAND_S,
     ask,
@@ -31,7 +32,6 @@ ROWS = 100
 RUN = ("run", "+experiment=mine", "hydra.run.dir=outputs/here")
 
 Start = Callable[..., Simulator]
-Launch = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
