@@ -30,7 +30,7 @@ class Shell:
         return [sys.executable, "-m", "infermesh", *self.arguments(arguments, model)]
 
     def here(self, *arguments: str, model: bool = True) -> subprocess.CompletedProcess[str]:
-        """The same in this process, where neither streams, imports nor the exit code are the point."""
+        """The same in this process, where neither streams nor signals are the point."""
         return here(*self.arguments(arguments, model), cwd=self.folder, **self.environ)
 
     def run(self, *arguments: str, stdin: str = "", model: bool = True) -> subprocess.CompletedProcess[str]:
