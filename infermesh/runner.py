@@ -32,7 +32,7 @@ _EPOCH = datetime(1970, 1, 1)  # of UTC, as the tables keep it: without a time z
 _MAX_BACKLOG = 20_000
 _SIFT_BATCH = 512
 _SIFT_PAUSE = 128  # rows made ready without letting others run
-_BATCH_LINGER_S = 0.25  # half-empty micro-batches cost requests; a full one never waits
+_BATCH_LINGER_S = 0.25  # half-empty micro-batches cost requests; a full one and the last never wait
 _SIFT_LINGER_S = 0.002
 
 
@@ -100,7 +100,6 @@ class Runner:
         self._limit = max(2 * CHUNK, 2 * sum(stage.window * stage.batch_size for stage in graph.stages.values()))
         self._active = 0
         self._room = asyncio.Event()
-        self._fed = False
         self._stopping = False
         self._fresh = {name: len(graph.requires[name]) for name in graph.stages}
         self._first = [name for name, count in self._fresh.items() if not count]
@@ -120,11 +119,13 @@ class Runner:
     async def run(self, rows: PendingRows) -> None:
         """Take every pending row through its stages; returns when all are settled, or drained after :meth:`stop`."""
         async with asyncio.TaskGroup() as group:
-            for name, stage in self._graph.stages.items():
-                group.create_task(self._work(stage), name=f"stage-{name}")
+            ends = {"": group.create_task(self._feed(rows), name="feeder")}
+            for name, stage in self._graph.stages.items():  # each after those it requires
+                before = [ends[""], *(ends[other] for other in self._graph.requires[name])]
+                ends[name] = group.create_task(self._work(stage), name=f"stage-{name}")
+                group.create_task(self._seal(name, before), name=f"seal-{name}")
             for name in self._gates:
                 group.create_task(self._sift(name), name=f"gate-{name}")
-            group.create_task(self._feed(rows), name="feeder")
 
     def stop(self) -> None:
         """Admit nothing more and let what is in flight finish; rows between stages stay pending."""
@@ -136,6 +137,11 @@ class Runner:
     def committed(self) -> None:
         """Tell the feeder that the writer has caught up some; called on the event loop."""
         self._room.set()
+
+    async def _seal(self, name: str, before: Sequence[asyncio.Task[None]]) -> None:
+        """Close a stage's channel once nothing more can come: its last micro-batch goes as it is."""
+        await asyncio.wait(before)
+        self._gates.get(name, self._channels[name]).close()
 
     async def _feed(self, rows: PendingRows) -> None:
         chunks = iter(rows.chunks)
@@ -159,9 +165,6 @@ class Runner:
         finally:
             if ahead is not None:
                 await asyncio.wait([ahead])  # a thread cannot be cancelled; the connection must outlive it
-            self._fed = True
-            if not self._active:
-                self._close()
 
     def _admit(self, row: Row) -> None:
         graph = self._graph
@@ -219,6 +222,7 @@ class Runner:
             try:
                 rows = await gate.get_batch(_SIFT_BATCH, _SIFT_LINGER_S)
             except StopAsyncIteration:
+                channel.close()
                 return
             if name in self._filters:
                 rows = await self._passing(name, rows)
@@ -430,8 +434,6 @@ class Runner:
             self._active -= 1
             if self._active < self._limit:
                 self._room.set()
-            if self._fed and not self._active:
-                self._close()
             return
         if self._stopping:
             return
@@ -440,10 +442,6 @@ class Runner:
                 row.waiting[follower] -= 1
                 if not row.waiting[follower]:
                     self._submit(follower, row)
-
-    def _close(self) -> None:
-        for channel in (*self._gates.values(), *self._channels.values()):
-            channel.close()
 
     def _log_attempts(self, stage: str, row_id: int, metrics: RequestMetrics) -> None:
         """One ``attempts`` row for each request sent; a request that carried several rows names the first."""

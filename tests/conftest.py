@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 from infermesh.simulator import Simulator, SimulatorSettings
 from tests.support import Lab
+
+# Some hundred commands are started: the first one compiles the package, not each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import duckdb
 
@@ -169,7 +170,7 @@ def environment(**variables: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.endswith(("_KEY", "_TOKEN")) and not name.startswith("HYDRA")
+        if not name.endswith(("_KEY", "_TOKEN")) and not name.startswith(("HYDRA", "INFERMESH_"))
     }
     return kept | {"NO_COLOR": "1", "COLUMNS": "200", "PYTHONWARNINGS": "error::ResourceWarning"} | variables
 
@@ -188,13 +189,14 @@ def infermesh(*arguments: str, cwd: Path, **variables: str) -> subprocess.Comple
     )
 
 
-def here(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The same in this process, for commands whose streams and signals are not the point: it is ten times as quick."""
+def here(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for commands whose streams and signals are not the point: it is much quicker."""
     from infermesh.cli.app import app
 
     raw = io.BytesIO(), io.BytesIO()
     out, err = (io.TextIOWrapper(each, encoding="utf-8", write_through=True) for each in raw)
-    with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+    environ = mock.patch.dict(os.environ, environment(**variables), clear=True)
+    with chdir(cwd), environ, redirect_stdout(out), redirect_stderr(err):
         try:
             app(list(arguments), prog_name="infermesh")
             code = 0

@@ -185,7 +185,7 @@ def test_stopped_before_its_first_request(slow: tuple[dict[str, Any], Simulator]
 
 
 async def test_awaited_without_blocking_the_loop(slow: tuple[dict[str, Any], Simulator]) -> None:
-    config, _ = slow
+    config = slow[0] | {"source": {"path": "rows.jsonl", "limit": 8}}
     turns = 0
 
     async def other() -> None:
@@ -208,7 +208,7 @@ async def test_waited_for_where_a_loop_runs(project: Path) -> None:
 
 
 async def test_a_cancelled_await_leaves_the_run(slow: tuple[dict[str, Any], Simulator]) -> None:
-    config, _ = slow
+    config = slow[0] | {"source": {"path": "rows.jsonl", "limit": 20}}
     run = infermesh.run(config=config, folder="r", wait=False)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(run, 0.05)
@@ -258,38 +258,41 @@ def test_keys(tmp_path: Path, start_simulator: Start) -> None:
         infermesh.run(config=config, rows=texts(2), folder=tmp_path / "none", env="nowhere")
 
 
-class TestTables:
-    @pytest.fixture
-    def run(self, project: Path) -> Run:
-        return infermesh.run("mine")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    with Simulator() as service:
+        config = experiment(service.url, {"a": generate(max_parallel_requests=4)})
+        return infermesh.run(config=config, rows=texts(20), folder=tmp_path_factory.mktemp("run"))
 
-    def test_arrow(self, run: Run) -> None:
+
+class TestTables:
+    def test_arrow(self, finished: Run) -> None:
         pytest.importorskip("pyarrow")
-        table = run.results()
+        table = finished.results()
         assert table.num_rows == 20
         assert table.column("a_status").to_pylist() == ["done"] * 20
 
-    def test_pandas(self, run: Run) -> None:
+    def test_pandas(self, finished: Run) -> None:
         pytest.importorskip("pandas")
-        assert list(run.results("pandas")["n"]) == list(range(20))
+        assert list(finished.results("pandas")["n"]) == list(range(20))
 
-    def test_polars(self, run: Run) -> None:
+    def test_polars(self, finished: Run) -> None:
         pytest.importorskip("polars")
-        assert run.results("polars").shape[0] == 20
+        assert finished.results("polars").shape[0] == 20
 
-    def test_a_package_that_is_missing_is_named(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_package_that_is_missing_is_named(self, finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(ImportError, match="pip install pyarrow"):
-            run.results()
+            finished.results()
         with pytest.raises(ImportError, match="pip install pandas"):
-            run.sql("SELECT 1").df()
+            finished.sql("SELECT 1").df()
 
-    def test_an_unknown_format(self, run: Run) -> None:
+    def test_an_unknown_format(self, finished: Run) -> None:
         with pytest.raises(ValueError, match="expected one of arrow"):
-            run.results("csv")  # type: ignore[arg-type]
+            finished.results("csv")  # type: ignore[arg-type]
 
-    def test_a_result(self, run: Run) -> None:
-        result = run.sql("SELECT n, text FROM source ORDER BY n")
+    def test_a_result(self, finished: Run) -> None:
+        result = finished.sql("SELECT n, text FROM source ORDER BY n")
         assert (result.columns, result.types) == (["n", "text"], ["BIGINT", "VARCHAR"])
         assert result.fetchone() == (0, "Parcel number 0 came late.")
         assert len(list(result)) == 20
@@ -297,9 +300,9 @@ class TestTables:
         assert "<th>n</th>" in result._repr_html_()
 
     @pytest.mark.parametrize("query", ["SELECT * FROM nowhere", "SELEC 1", "SELECT 1; SELECT 2", "DROP TABLE a", ""])
-    def test_a_wrong_query(self, run: Run, query: str) -> None:
+    def test_a_wrong_query(self, finished: Run, query: str) -> None:
         with pytest.raises(StoreError):
-            run.sql(query)
+            finished.sql(query)
 
 
 def test_there_is_no_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -101,9 +102,18 @@ class TestQuickstart:
         assert folder.parent == root / "outputs" / "quickstart"
         assert {path.name for path in root.iterdir()} == {"outputs"}
 
+    def test_the_readmes_similarity_search_gives_what_it_says(self, finished: Finished) -> None:
+        readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+        block = re.search(r"```console\n\$ infermesh sql \"(.*?)\"\n(.*?)```", readme, re.DOTALL)
+        assert block is not None
+        query, shown = block.groups()
+        asked = here("sql", query, "--format", "table", cwd=finished[0], COLUMNS="100")
+        found, told = ([line.rstrip() for line in text.splitlines() if line.strip()] for text in (asked.stdout, shown))
+        assert found == told
+
     def test_the_command_that_it_names_works(self, finished: Finished) -> None:
         root, _ = finished
-        found = infermesh("sql", "select count(*) as n from results", cwd=root)
+        found = here("sql", "select count(*) as n from results", cwd=root)
         assert (found.returncode, found.stdout) == (0, "n\n60\n")
 
 
@@ -151,19 +161,19 @@ class TestOwnExperiment:
 
     def test_the_same_folder_is_resumed(self, project: Path, simulator: Simulator) -> None:
         arguments = ("run", "+experiment=mine", "hydra.run.dir=outputs/here")
-        assert infermesh(*arguments, cwd=project).returncode == 0
+        assert here(*arguments, cwd=project).returncode == 0
         simulator.reset()
         write_jsonl(project / "data" / "rows.jsonl", texts(8))
-        found = infermesh(*arguments, "stages.vectors.where='n < 100'", cwd=project)
+        found = here(*arguments, "stages.vectors.where='n < 100'", cwd=project)
         assert found.returncode == 0, found.stderr
         assert totals(simulator)["received"] == 1  # the two new rows' vectors; both are skipped by the other stage
         assert "resuming" in found.stderr
         assert len(run_folders(project)) == 1
 
     def test_the_link_to_the_latest_run_is_followed(self, project: Path, simulator: Simulator) -> None:
-        assert infermesh("run", "+experiment=mine", cwd=project).returncode == 0
+        assert here("run", "+experiment=mine", cwd=project).returncode == 0
         simulator.reset()
-        found = infermesh("run", "+experiment=mine", "hydra.run.dir=outputs/mine/latest", cwd=project)
+        found = here("run", "+experiment=mine", "hydra.run.dir=outputs/mine/latest", cwd=project)
         assert found.returncode == 0, found.stderr
         assert totals(simulator)["received"] == 0
         (folder,) = run_folders(project)
@@ -181,7 +191,7 @@ class TestOwnExperiment:
         assert len(run_folders(project)) == 4
 
     def test_overrides_need_no_plus(self, project: Path) -> None:
-        found = infermesh(
+        found = here(
             "run", "+experiment=mine", "stages.answers.max_parallel_requests=1", "models.llama.params.seed=7",
             "source.limit=2", "keep_errors=true", "deployments.gpu-1.weight=2", "store.threads=1", cwd=project,
         )  # fmt: skip
@@ -193,7 +203,7 @@ class TestOwnExperiment:
         assert ask(folder, "SELECT count(*) FROM results") == [(2,)]
 
     def test_a_sweep_makes_a_run_for_each_value(self, project: Path, simulator: Simulator) -> None:
-        found = infermesh("run", "-m", "+experiment=mine", "stages.answers.max_parallel_requests=2,4", cwd=project)
+        found = here("run", "-m", "+experiment=mine", "stages.answers.max_parallel_requests=2,4", cwd=project)
         assert found.returncode == 0, found.stderr
         folders = run_folders(project)
         windows = {
@@ -241,19 +251,19 @@ class TestOwnExperiment:
         found = infermesh("run", "+experiment=mine", "models.m.max_retries=0", "guards.max_errors=1", cwd=project)
         assert found.returncode == 4, found.stderr
         (folder,) = run_folders(project)
-        assert "chunks: not asked yet" in infermesh("status", cwd=project).stdout
+        assert "chunks: not asked yet" in here("status", cwd=project).stdout
         assert "s+ left" in found.stderr  # nobody knows how many rows the query makes
-        assert infermesh("resume", cwd=project).returncode == 4  # it is unfinished, and keeps its guard
+        assert here("resume", cwd=project).returncode == 4  # it is unfinished, and keeps its guard
         (line,) = [line for line in found.stderr.splitlines() if line.startswith("  go on ")]
         argv = shlex.split(line.removeprefix("  go on "))
         assert argv[-2:] == ["guards.max_errors=null", f"hydra.run.dir={folder.relative_to(project)}"]
-        assert infermesh(*argv[1:], cwd=project).returncode == 3
+        assert here(*argv[1:], cwd=project).returncode == 3
         assert len(run_folders(project)) == 1
 
     def test_a_config_folder_elsewhere(self, project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
         """Paths are looked up from the working directory, then from the folder that the configs came from."""
         elsewhere = tmp_path_factory.mktemp("elsewhere")
-        found = infermesh("run", "--config-dir", str(project / "conf"), "+experiment=mine", cwd=elsewhere)
+        found = here("run", "--config-dir", str(project / "conf"), "+experiment=mine", cwd=elsewhere)
         assert found.returncode == 0, found.stderr
         assert len(run_folders(elsewhere)) == 1
 
@@ -357,17 +367,17 @@ class TestSecrets:
 
     def test_a_key_of_a_file(self, guarded: Path) -> None:
         (guarded / ".env").write_text(f"# keys\nMY_SERVICE_KEY={SECRET}\n")
-        found = infermesh("run", "--env-file", ".env", "+experiment=mine", cwd=guarded)
+        found = here("run", "--env-file", ".env", "+experiment=mine", cwd=guarded)
         assert found.returncode == 3, found.stderr
         assert self.holds_secret(guarded) == [guarded / ".env"]
 
     def test_the_environment_goes_before_the_file(self, guarded: Path) -> None:
         (guarded / ".env").write_text("MY_SERVICE_KEY=another\n")
-        found = infermesh("run", "--env-file", ".env", "+experiment=mine", cwd=guarded, MY_SERVICE_KEY=SECRET)
+        found = here("run", "--env-file", ".env", "+experiment=mine", cwd=guarded, MY_SERVICE_KEY=SECRET)
         assert found.returncode == 3, found.stderr
 
     def test_a_wrong_key_is_told_without_being_shown(self, guarded: Path) -> None:
-        found = infermesh("run", "+experiment=mine", cwd=guarded, MY_SERVICE_KEY="wrong-but-secret-too")
+        found = here("run", "+experiment=mine", cwd=guarded, MY_SERVICE_KEY="wrong-but-secret-too")
         assert found.returncode == 3
         assert "authentication" in found.stderr
         assert "wrong-but-secret-too" not in found.stderr
@@ -376,6 +386,6 @@ class TestSecrets:
         ]
 
     def test_no_such_file(self, guarded: Path) -> None:
-        found = infermesh("run", "--env-file", "none.env", "+experiment=mine", cwd=guarded)
+        found = here("run", "--env-file", "none.env", "+experiment=mine", cwd=guarded)
         assert found.returncode == 2
         assert "none.env" in found.stderr

@@ -37,7 +37,7 @@ with LMClient("hosted_vllm/any", api_base=sys.argv[1], max_parallel_requests=int
 
 @pytest.fixture
 def service(start_simulator: Callable[..., Simulator]) -> Simulator:
-    return start_simulator(latency_s=1.0)
+    return start_simulator(latency_s=0.5)
 
 
 def limited(*arguments: str, cwd: Path, soft: int, hard: int | None = None) -> subprocess.CompletedProcess[str]:

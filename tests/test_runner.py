@@ -202,59 +202,50 @@ class TestBounds:
         assert 1000 < max(seen) < 2400
 
 
+CONDITIONS = {
+    "n > 1": {2, 3},
+    "kind = 'x' and not flag": {2},
+    "kind is null": {1},
+    "kind = 'x'": {0, 2},
+    "tags::JSON->>0 = 'red'": {0},
+    "json_extract_string(meta, '$.size') = 'L'": {2},
+    "n in (1, 3) -- a comment": {1, 3},
+    "text like '%number 2%' or N = 0": {0, 2},
+    "position = 7": {3},
+    '"odd name" = 1': {1},
+    "len(list_filter([n], lambda x: x > 2)) = 1": {3},
+    "n = (select max(v) from (values (1), (2)) as t(v))": {2},
+    "first.text is not null": {0, 1},
+    "first.status = 'skipped'": {2, 3},
+    "first.status = 'done' and n > 0": {1},
+    "contains(first.text, 'number 1')": {1},
+}
+
+
+@pytest.fixture(scope="module")
+def conditions(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A run with a stage for each condition, over source columns and over those of a stage before."""
+    lab = Lab(tmp_path_factory.mktemp("where"))
+    lab.rows(
+        [
+            {"n": 0, "text": "number 0", "kind": "x", "flag": True, "tags": ["red"], "odd name": 0, "position": 1},
+            {"n": 1, "text": "number 1", "kind": None, "flag": False, "tags": [], "odd name": 1, "position": 2},
+            {"n": 2, "text": "number 2", "kind": "x", "flag": False, "meta": {"size": "L"}, "position": 3},
+            {"n": 3, "text": "number 3", "kind": "y", "flag": None, "meta": {"size": "S"}, "position": 7},
+        ]
+    )
+    stages = {f"s{number}": generate(where=where) for number, where in enumerate(CONDITIONS)}
+    with Simulator() as service:
+        lab.run(experiment(service.url, {"first": generate(where="n < 2"), **stages}))
+    return lab
+
+
 class TestWhere:
-    def run(self, lab: Lab, simulator: Simulator, where: str) -> set[int]:
-        """The numbers of the rows that pass, of 4."""
-        lab.run(experiment(simulator.url, {"a": generate(where=where)}))
-        statuses = lab.statuses("a")
+    @pytest.mark.parametrize("where", CONDITIONS)
+    def test_conditions(self, conditions: Lab, where: str) -> None:
+        statuses = conditions.statuses(f"s{list(CONDITIONS).index(where)}")
         assert set(statuses.values()) <= {"done", "skipped"}
-        return {n for n, status in statuses.items() if status == "done"}
-
-    @pytest.mark.parametrize(
-        ("where", "passing"),
-        [
-            ("n > 1", {2, 3}),
-            ("kind = 'x' and not flag", {2}),
-            ("kind is null", {1}),
-            ("kind = 'x'", {0, 2}),
-            ("tags::JSON->>0 = 'red'", {0}),
-            ("json_extract_string(meta, '$.size') = 'L'", {2}),
-            ("n in (1, 3) -- a comment", {1, 3}),
-            ("text like '%number 2%' or N = 0", {0, 2}),
-            ("position = 7", {3}),
-            ('"odd name" = 1', {1}),
-            ("len(list_filter([n], lambda x: x > 2)) = 1", {3}),
-            ("n = (select max(v) from (values (1), (2)) as t(v))", {2}),
-        ],
-    )
-    def test_conditions_over_source_columns(
-        self, lab: Lab, simulator: Simulator, where: str, passing: set[int]
-    ) -> None:
-        lab.rows(
-            [
-                {"n": 0, "text": "number 0", "kind": "x", "flag": True, "tags": ["red"], "odd name": 0, "position": 1},
-                {"n": 1, "text": "number 1", "kind": None, "flag": False, "tags": [], "odd name": 1, "position": 2},
-                {"n": 2, "text": "number 2", "kind": "x", "flag": False, "meta": {"size": "L"}, "position": 3},
-                {"n": 3, "text": "number 3", "kind": "y", "flag": None, "meta": {"size": "S"}, "position": 7},
-            ]
-        )
-        assert self.run(lab, simulator, where) == passing
-
-    @pytest.mark.parametrize(
-        ("where", "passing"),
-        [
-            ("a.text is not null", {0, 1}),
-            ("a.status = 'skipped'", {2, 3}),
-            ("a.status = 'done' and n > 0", {1}),
-            ("contains(a.text, 'number 1')", {1}),
-        ],
-    )
-    def test_conditions_over_upstream_columns(
-        self, lab: Lab, simulator: Simulator, where: str, passing: set[int]
-    ) -> None:
-        lab.rows(texts(4))
-        lab.run(experiment(simulator.url, {"a": generate(where="n < 2"), "b": generate(where=where)}))
-        assert {n for n, status in lab.statuses("b").items() if status == "done"} == passing
+        assert {n for n, status in statuses.items() if status == "done"} == CONDITIONS[where]
 
     def test_conditions_over_parsed_output(self, lab: Lab, simulator: Simulator) -> None:
         lab.rows(texts(3))
@@ -303,6 +294,24 @@ class TestWhere:
             lab.run(experiment(simulator.url, {"a": generate(), "b": generate(where=where)}))
         assert words in str(caught.value)
         assert totals(simulator)["received"] == 0
+
+
+class TestMicroBatches:
+    def test_the_last_one_does_not_wait_for_more(
+        self, lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("infermesh.runner._BATCH_LINGER_S", 30.0)
+        lab.rows(texts(5))
+        stages = {
+            "first": embed(),
+            "texts": generate(where="n < 3"),
+            "vectors": embed("{{ texts.text }}", where="texts.text is not null"),
+            "more": embed("{{ n }} {{ vectors.status }}"),
+        }
+        outcome = lab.run(experiment(simulator.url, stages))
+        assert outcome.counts["more"] == {"done": 5}
+        assert outcome.elapsed_s < 15
+        assert totals(simulator, "embeddings")["received"] <= 5
 
 
 class TestFailures:

@@ -192,12 +192,14 @@ class _Model:
     def _behind(self, stage: StageFacts) -> float:
         """Seconds that the last row takes after it has left a stage."""
         below = [other for other in self._busy if stage.name in other.requires]
-        return max((self._step(other) + self._behind(other) for other in below), default=0.0)
+        return max(
+            (self._step(other, 0.0) + self._behind(other) for other in below), default=0.0
+        )  # the last batch never waits
 
-    def _step(self, stage: StageFacts) -> float:
+    def _step(self, stage: StageFacts, linger_s: float = BATCH_LINGER_S) -> float:
         if not stage.rows or stage.latency is None:
             return 0.0
-        return stage.latency.mean_s + (BATCH_LINGER_S if stage.batch > 1 else 0.0)
+        return stage.latency.mean_s + (linger_s if stage.batch > 1 else 0.0)
 
     def _followers(self, stage: StageFacts) -> set[str]:
         found: set[str] = set()

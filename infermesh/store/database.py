@@ -134,7 +134,8 @@ class RunStore:
         }
         connection.begin()
         try:
-            put_aside(connection, tables, queries)
+            if not self.is_new:
+                put_aside(connection, tables, queries)
             for ddl in (*COMMON_DDL, *(table.ddl for table in tables)):
                 connection.execute(ddl)
             for migration in MIGRATIONS:

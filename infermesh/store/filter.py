@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import duckdb
@@ -13,7 +14,8 @@ from infermesh.errors import ConfigError, InputError
 from infermesh.store.schema import SETTINGS, Column, StageTable, quoted
 
 
-def column_references(condition: str, path: str) -> set[tuple[str, ...]]:
+@lru_cache(maxsize=256)  # asked for the graph, the plan and the filter, and each asking opens a database
+def column_references(condition: str, path: str) -> frozenset[tuple[str, ...]]:
     """The columns that a condition names: ``("audio",)``, ``("transcripts", "text")``.
 
     Raises
@@ -26,7 +28,7 @@ def column_references(condition: str, path: str) -> set[tuple[str, ...]]:
     tree = orjson.loads(row[0] if row else b"{}")
     if tree.get("error"):
         raise ConfigError(f"{path}: not a SQL condition: {tree.get('error_message')} in: {condition}")
-    return set(_columns(tree))
+    return frozenset(_columns(tree))
 
 
 def _columns(node: Any) -> Iterator[tuple[str, ...]]:

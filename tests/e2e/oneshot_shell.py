@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support import wait_until
+from tests.support import environment, here, wait_until
 
 RUN_S = 60.0
 
@@ -22,12 +21,17 @@ class Shell:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.url = url
-        self.environ = {name: value for name, value in os.environ.items() if not name.startswith("INFERMESH_")}
-        self.environ["COLUMNS"] = "100"
+        self.environ = environment(COLUMNS="100")
+
+    def arguments(self, arguments: Sequence[str], model: bool = True) -> list[str]:
+        return [*arguments, *(["--model", "hosted_vllm/any", "--api-base", self.url] if model else [])]
 
     def argv(self, arguments: Sequence[str], *, model: bool = True) -> list[str]:
-        given = ["--model", "hosted_vllm/any", "--api-base", self.url] if model else []
-        return [sys.executable, "-m", "infermesh", *arguments, *given]
+        return [sys.executable, "-m", "infermesh", *self.arguments(arguments, model)]
+
+    def here(self, *arguments: str, model: bool = True) -> subprocess.CompletedProcess[str]:
+        """The same in this process, where neither streams nor signals are the point."""
+        return here(*self.arguments(arguments, model), cwd=self.folder, **self.environ)
 
     def run(self, *arguments: str, stdin: str = "", model: bool = True) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

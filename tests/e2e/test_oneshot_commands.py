@@ -1,4 +1,4 @@
-"""The commands as users know them, each as a process against the simulated service."""
+"""The commands as users know them, against the simulated service; as processes where streams or codes are the point."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TestOneAnswer:
         assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
 
     def test_a_text(self, shell: Shell) -> None:
-        done = shell.run("embed", "--text", "hello world")
+        done = shell.here("embed", "--text", "hello world")
         assert done.returncode == 0, done.stderr
         assert len(json.loads(done.stdout)) == 64
 
@@ -40,7 +40,7 @@ class TestOneAnswer:
         (shell.folder / "recording.wav").write_bytes(wav("Good morning."))
         done = shell.run("transcribe", "recording.wav")
         assert (done.returncode, done.stdout) == (0, "Good morning.\n")
-        done = shell.run("transcribe", "recording.wav", "missing.wav")
+        done = shell.here("transcribe", "recording.wav", "missing.wav")
         assert done.returncode == 3
         first, second = rows(done.stdout)
         assert (first["path"], first["text"], first["language"]) == ("recording.wav", "Good morning.", "en")
@@ -50,14 +50,14 @@ class TestOneAnswer:
         (shell.folder / "shape.json").write_text(
             json.dumps({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})
         )
-        done = shell.run("generate", "--prompt", "A number.", "--response-format", "shape.json", "--parse-json")
+        done = shell.here("generate", "--prompt", "A number.", "--response-format", "shape.json", "--parse-json")
         assert done.returncode == 0, done.stderr
         assert isinstance(json.loads(done.stdout)["n"], int)
 
     def test_replicas(self, shell: Shell, start_simulator: Callable[..., Simulator]) -> None:
         other = start_simulator()
         bases = ("--api-base", shell.url, "--api-base", other.url, "--api-base", other.url)
-        done = shell.run("generate", "--model", "llama-3-8b", *bases, "--prompt", "Hello", model=False)
+        done = shell.here("generate", "--model", "llama-3-8b", *bases, "--prompt", "Hello", model=False)
         assert (done.returncode, done.stdout) == (0, "Hello\n")
 
     def test_a_toml_file_of_deployments(self, shell: Shell) -> None:
@@ -65,14 +65,14 @@ class TestOneAnswer:
         entry = '[deployments.gpu-{n}]\nmodel = "hosted_vllm/meta-llama/Meta-Llama-3-8B-Instruct"\napi_base = "{url}"\n'
         toml.write_text("# two\n" + "".join(entry.format(n=n, url=shell.url) for n in range(2)))
         asked = ("generate", "--model", "llama-3-8b", "--deployments-toml", "deployments.toml", "--prompt", "Hello")
-        done = shell.run(*asked, "--routing-strategy", "least-busy", model=False)
+        done = shell.here(*asked, "--routing-strategy", "least-busy", model=False)
         assert (done.returncode, done.stdout) == (0, "Hello\n")
         toml.write_text(entry.format(n=0, url=shell.url) + "max_paralel_requests = 3\n")
-        done = shell.run(*asked, model=False)
+        done = shell.here(*asked, model=False)
         assert done.returncode == 1
         assert "max_paralel_requests: unknown key. Did you mean 'max_parallel_requests'?" in done.stderr
         toml.write_text(entry.format(n=0, url=shell.url) + f'api_key = "{KEY}"\n')
-        done = shell.run(*asked, model=False)
+        done = shell.here(*asked, model=False)
         assert done.returncode == 1
         assert "api_key_env" in done.stderr
         assert KEY not in done.stderr
@@ -90,7 +90,7 @@ class TestOneAnswer:
 
     @pytest.mark.parametrize("flag", ["--api-key", "--prompt", "--system"])
     def test_a_key_on_the_command_line(self, shell: Shell, simulator: Simulator, flag: str) -> None:
-        done = shell.run("generate", *(("--prompt", "x") if flag != "--prompt" else ()), flag, KEY)
+        done = shell.here("generate", *(("--prompt", "x") if flag != "--prompt" else ()), flag, KEY)
         assert done.returncode == 2
         assert "visible to" in done.stderr
         assert KEY not in done.stderr
@@ -109,7 +109,7 @@ class TestOneAnswer:
         ],
     )
     def test_usage(self, shell: Shell, arguments: tuple[str, ...], says: str) -> None:
-        done = shell.run(*arguments)
+        done = shell.here(*arguments)
         assert done.returncode == 2, done.stderr
         assert says in done.stderr
         assert not list(shell.folder.iterdir())
@@ -140,15 +140,15 @@ class TestFiles:
         assert found[0]["finish_reason"] == "stop"
         assert "line 4" in found[3]["error"]
         assert "prompt, messages, responses_input" in found[4]["error"]
-        asked = shell.run("sql", "select count(*) as n from results", "--run", "out.jsonl.infermesh", model=False)
+        asked = shell.here("sql", "select count(*) as n from results", "--run", "out.jsonl.infermesh", model=False)
         assert asked.stdout == "n\n5\n"
-        resumed = shell.run("resume", "out.jsonl.infermesh", model=False)
+        resumed = shell.here("resume", "out.jsonl.infermesh", model=False)
         assert resumed.returncode == 1
         assert "--resume" in resumed.stderr
 
     def test_csv_parquet_and_stdin(self, shell: Shell) -> None:
         (shell.folder / "in.csv").write_text('text,n\n"one, two",1\nthree,2,4\nfour,3\n')
-        done = shell.run("embed", "--input-jsonl", "in.csv", "--output-jsonl", "out.parquet")
+        done = shell.here("embed", "--input-jsonl", "in.csv", "--output-jsonl", "out.parquet")
         assert done.returncode == 3, done.stderr
         with duckdb.connect() as connection:
             found = connection.execute(
@@ -156,9 +156,9 @@ class TestFiles:
             ).fetchall()
         assert found == [(0, 64, None), (1, None, "malformed_input"), (2, 64, None)]
         (shell.folder / "in.csv").write_text('text,n\n"one, two",1\nthree,2\nfour,3\n')
-        done = shell.run("embed", "--input-jsonl", "in.csv", "--output-jsonl", "out.parquet", "--resume")
+        done = shell.here("embed", "--input-jsonl", "in.csv", "--output-jsonl", "out.parquet", "--resume")
         assert done.returncode == 0, done.stderr
-        done = shell.run("embed", "--input-jsonl", "out.parquet", "--text", "{{ request_id }}")
+        done = shell.here("embed", "--input-jsonl", "out.parquet", "--text", "{{ request_id }}")
         assert done.returncode == 0, done.stderr
         assert {len(row["embedding"]) for row in rows(done.stdout)} == {64}  # type: ignore[arg-type]
         command = ("generate", "--input-jsonl", "-", "--output-jsonl", "piped.jsonl")
@@ -171,14 +171,14 @@ class TestFiles:
         for name in ("a", "b"):
             (shell.folder / f"{name}.wav").write_bytes(wav(f"Clip {name}."))
         write_jsonl(shell.folder / "in.jsonl", [{"path": "a.wav"}, {"path": "none.wav"}])
-        done = shell.run("transcribe", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl")
+        done = shell.here("transcribe", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl")
         assert done.returncode == 3, done.stderr
         first, second = shell.lines("out.jsonl")
         assert (first["path"], first["text"], first["language"]) == ("a.wav", "Clip a.", "en")
         assert first["duration_s"] > 0
         assert second["path"] == "none.wav"
         assert second["error_type"] == "input"
-        done = shell.run("transcribe", "a.wav", "b.wav", "--output-jsonl", "clips.jsonl")
+        done = shell.here("transcribe", "a.wav", "b.wav", "--output-jsonl", "clips.jsonl")
         assert done.returncode == 0, done.stderr
         assert [row["text"] for row in shell.lines("clips.jsonl")] == ["Clip a.", "Clip b."]
 
@@ -186,13 +186,13 @@ class TestFiles:
         write_jsonl(shell.folder / "in.jsonl", [{"name": "Ada"}, {"name": "Bo"}])
         shell.environ["INFERMESH_CHECKPOINT_DIR"] = str(shell.folder / "kept")
         files = ("--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl")
-        done = shell.run("generate", "--prompt", "Hello {{ name }}.", *files)
+        done = shell.here("generate", "--prompt", "Hello {{ name }}.", *files)
         assert done.returncode == 0, done.stderr
         assert [row["output_text"] for row in shell.lines("out.jsonl")] == ["Hello Ada.", "Hello Bo."]
         (folder,) = (shell.folder / "kept").iterdir()
         assert folder.name.startswith("out.jsonl-")
         assert not (shell.folder / "out.jsonl.infermesh").exists()
-        changed = shell.run("generate", "--prompt", "Bye {{ name }}.", *files, "--resume")
+        changed = shell.here("generate", "--prompt", "Bye {{ name }}.", *files, "--resume")
         assert changed.returncode == 1
         assert "prompt: 'Hello {{ name }}.' → 'Bye {{ name }}.'" in changed.stderr
 
@@ -242,7 +242,7 @@ class TestBench:
         write_jsonl(
             shell.folder / "in.jsonl", [{"text": "one", "path": "a.wav"}, "broken", {"text": "two", "path": "a.wav"}]
         )
-        done = shell.run("bench", kind, "--input-jsonl", "in.jsonl", "--requests", "4", "--concurrency", "1,2")
+        done = shell.here("bench", kind, "--input-jsonl", "in.jsonl", "--requests", "4", "--concurrency", "1,2")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("err=0/4") == 2
 
@@ -252,7 +252,7 @@ class TestBench:
 )
 def test_help_fits_a_screen(shell: Shell, command: str) -> None:
     shell.environ["COLUMNS"] = "80"
-    done = shell.run(*command.split(), "--help", model=False)
+    done = shell.here(*command.split(), "--help", model=False)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert len(lines) <= 60
@@ -262,6 +262,6 @@ def test_help_fits_a_screen(shell: Shell, command: str) -> None:
 
 def test_parsing_asks_nothing_of_the_server(shell: Shell) -> None:
     write_jsonl(shell.folder / "in.jsonl", [{"prompt": "[1, 2]"}, {"prompt": "words"}])
-    done = shell.run("generate", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl", "--parse-json")
+    done = shell.here("generate", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl", "--parse-json")
     assert done.returncode == 0, done.stderr
     assert [row["output_parsed"] for row in shell.lines("out.jsonl")] == [[1, 2], None]

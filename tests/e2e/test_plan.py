@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.support import experiment, generate, infermesh, run_folders, texts, write_experiment, write_jsonl
+from tests.support import experiment, generate, here, infermesh, run_folders, texts, write_experiment, write_jsonl
 
 TOLERANCE = 0.25  # benchmarks/plan.py holds it to 0.15, on a machine that does nothing else
 SERVICE = {"latency_s": 0.15, "latency_spread": 0.3}
 
 
 def planned(project: Path) -> dict[str, Any]:
-    found = infermesh("plan", "+experiment=mine", "--json", cwd=project)
+    found = here("plan", "+experiment=mine", "--json", cwd=project)
     assert found.returncode == 0, found.stderr
     figures: dict[str, Any] = json.loads(found.stdout)
     return figures

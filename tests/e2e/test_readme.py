@@ -38,23 +38,6 @@ def infermesh(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]
     )
 
 
-def lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.splitlines() if line.strip()]
-
-
-def test_the_similarity_search_gives_what_the_readme_says(tmp_path: Path) -> None:
-    block = re.search(
-        r"```console\n\$ infermesh sql \"(.*?)\"\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
-    )
-    assert block is not None
-    query, shown = block.groups()
-    ran = infermesh("run", "+experiment=quickstart", folder=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout == ""
-    asked = infermesh("sql", query, "--format", "table", folder=tmp_path)
-    assert lines(asked.stdout) == lines(shown)
-
-
 def test_the_experiment_it_writes_out_runs(tmp_path: Path) -> None:
     block = re.search(r"```yaml\n(# @package _global_.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from infermesh.simulator import Simulator
+from tests.e2e.conftest import Launch
 from tests.support import (
     COMMAND_S,
     ask,
@@ -26,7 +27,6 @@ from tests.support import (
 
 RPD = 20
 Start = Callable[..., Simulator]
-Launch = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tests.support import (
     embed,
     experiment,
     generate,
+    here,
     infermesh,
     run_folders,
     texts,
@@ -74,7 +75,7 @@ def test_every_row_is_settled(
         simulator.close()
         with Simulator() as recovered:
             urls = [f"deployments.{label}.api_base={recovered.url}" for label in labels]
-            again = infermesh("run", "+experiment=mine", f"hydra.run.dir={folder}", *urls, cwd=tmp_path)
+            again = here("run", "+experiment=mine", f"hydra.run.dir={folder}", *urls, cwd=tmp_path)
             assert again.returncode == 0, again.stderr
             assert totals(recovered, "chat")["received"] == failed
         assert ask(folder, "SELECT count(*) FROM results WHERE a_status = 'done' AND v_status = 'done'") == [(ROWS,)]

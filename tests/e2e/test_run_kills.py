@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from infermesh.simulator import Simulator
+from tests.e2e.conftest import Launch
 from tests.support import (
     COMMAND_S,
     ask,
@@ -31,7 +32,6 @@ ROWS = 100
 RUN = ("run", "+experiment=mine", "hydra.run.dir=outputs/here")
 
 Start = Callable[..., Simulator]
-Launch = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_killed_again_and_again(project: Path, service: Simulator, launch: Launc
         wait_until(lambda target=target: totals(service)["answered"] >= target, "50 answers more")  # type: ignore[misc]
         kill(process)
         assert len(settled(folder)) > 20 * number
-    assert infermesh(*RUN, cwd=project).returncode == 0
+    assert here(*RUN, cwd=project).returncode == 0
     assert len(settled(folder)) == 2 * ROWS
     assert ask(folder, "SELECT count(*), count(DISTINCT row_id) FROM a") == [(ROWS, ROWS)]
     assert ask(folder, "SELECT count(*), count(DISTINCT row_id) FROM b") == [(ROWS, ROWS)]
@@ -117,7 +117,7 @@ def test_killed_while_it_loads(project: Path, service: Simulator, launch: Launch
     kill(process)
     write_jsonl(project / "rows.jsonl", texts(20))
     service.reset()
-    found = infermesh(*RUN, cwd=project)
+    found = here(*RUN, cwd=project)
     assert found.returncode == 0, found.stderr
     assert ask(folder, "SELECT count(*), count(DISTINCT n) FROM results WHERE b_status = 'done'") == [(20, 20)]
     assert totals(service)["received"] <= 40 + 16
@@ -136,7 +136,7 @@ def test_two_runs_do_not_share_a_folder(
     assert totals(service)["received"] == 0
     assert process.poll() is None
     kill(process)
-    assert infermesh(*RUN, cwd=project).returncode == 0
+    assert here(*RUN, cwd=project).returncode == 0
     assert len(settled(project / "outputs" / "here")) == 2 * ROWS
 
 

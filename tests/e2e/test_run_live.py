@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from infermesh.simulator import Simulator
+from tests.e2e.conftest import Launch
 from tests.support import (
     COMMAND_S,
     ask,
     environment,
     experiment,
     generate,
-    infermesh,
+    here,
     texts,
     totals,
     wait_until,
@@ -28,7 +29,7 @@ from tests.support import (
     write_jsonl,
 )
 
-ROWS = 150
+ROWS = 120
 FOLDER = "outputs/here"
 RUN = ("run", "+experiment=mine", f"hydra.run.dir={FOLDER}")
 # Asks every 100 ms until the run's end; prints each answer's counts.
@@ -48,12 +49,10 @@ with open_run(Path(sys.argv[1])) as reader:
         pause.wait(0.1)
 """
 
-Launch = Callable[..., "subprocess.Popen[str]"]
-
 
 @pytest.fixture
 def service(start_simulator: Callable[..., Simulator]) -> Simulator:
-    return start_simulator(latency_s=0.1)
+    return start_simulator(latency_s=0.08)
 
 
 @pytest.fixture
@@ -100,15 +99,15 @@ def test_a_second_process_asks_all_the_time(project: Path, service: Simulator, l
 def test_the_commands_know_it_and_stop_drains_it(project: Path, service: Simulator, launch: Launch) -> None:
     run = launch(*RUN, "stages.a.max_parallel_requests=1", cwd=project)
     wait_until(lambda: totals(service)["answered"] >= 20, "20 answers")
-    found = infermesh("status", cwd=project)
+    found = here("status", cwd=project)
     assert found.returncode == 0, found.stderr
     assert f"of {ROWS}" in found.stdout
     assert "infermesh stop" in found.stdout
-    listed = infermesh("runs", cwd=project).stdout
+    listed = here("runs", cwd=project).stdout
     assert " running " in listed
     assert " 0 done" not in listed
-    run_id = infermesh("sql", "SELECT run_id FROM run", cwd=project).stdout.split()[1]
-    found = infermesh("stop", run_id, cwd=project)
+    run_id = here("sql", "SELECT run_id FROM run", cwd=project).stdout.split()[1]
+    found = here("stop", run_id, cwd=project)
     assert (found.returncode, found.stdout) == (0, ""), found.stderr
     assert "interrupted" in found.stderr
     _, err = run.communicate(timeout=COMMAND_S)
@@ -117,11 +116,11 @@ def test_the_commands_know_it_and_stop_drains_it(project: Path, service: Simulat
     ((done,),) = ask(project / FOLDER, "SELECT (SELECT count(*) FROM a) + (SELECT count(*) FROM b)")
     assert 20 <= done == totals(service)["received"] < 2 * ROWS
 
-    found = infermesh("stop", cwd=project)
+    found = here("stop", cwd=project)
     assert found.returncode == 1
     assert "no run is going on" in found.stderr
     service.reset()
-    found = infermesh(*RUN, cwd=project)
+    found = here(*RUN, cwd=project)
     assert found.returncode == 0, found.stderr
     assert totals(service)["received"] == 2 * ROWS - done
 
@@ -132,11 +131,11 @@ def test_a_killed_runs_socket_is_in_nobodys_way(project: Path, service: Simulato
     run.send_signal(signal.SIGKILL)
     run.wait(COMMAND_S)
     assert (project / FOLDER / "run.sock").exists()
-    assert "killed" in infermesh("status", cwd=project).stdout
-    found = infermesh("sql", "SELECT count(*) AS c FROM source", cwd=project)
+    assert "killed" in here("status", cwd=project).stdout
+    found = here("sql", "SELECT count(*) AS c FROM source", cwd=project)
     assert (found.returncode, found.stdout) == (0, f"c\n{ROWS}\n"), found.stderr
-    assert infermesh("stop", FOLDER, cwd=project).returncode == 1
-    found = infermesh("resume", FOLDER, cwd=project)
+    assert here("stop", FOLDER, cwd=project).returncode == 1
+    found = here("resume", FOLDER, cwd=project)
     assert found.returncode == 0, found.stderr
     assert ask(project / FOLDER, "SELECT count(*) FROM b WHERE status = 'done'") == [(ROWS,)]
     assert not (project / FOLDER / "run.sock").exists()
@@ -145,7 +144,7 @@ def test_a_killed_runs_socket_is_in_nobodys_way(project: Path, service: Simulato
 def test_it_is_exported(project: Path, service: Simulator, launch: Launch) -> None:
     run = launch(*RUN, "stages.a.max_parallel_requests=1", cwd=project)
     wait_until(lambda: totals(service)["answered"] >= 20, "20 answers")
-    found = infermesh("export", FOLDER, "r.csv", "--columns", "n,a_status", "--where", "a_status = 'done'", cwd=project)
+    found = here("export", FOLDER, "r.csv", "--columns", "n,a_status", "--where", "a_status = 'done'", cwd=project)
     assert found.returncode == 0, found.stderr
     assert "the run goes on" in found.stderr
     lines = (project / "r.csv").read_text().splitlines()
@@ -153,16 +152,16 @@ def test_it_is_exported(project: Path, service: Simulator, launch: Launch) -> No
     assert 0 < len(lines) - 1 < ROWS
     assert lines[1:] == [f"{n},done" for n in range(len(lines) - 1)]
     query = "SELECT sum(n) AS total, count(*) AS rows FROM source"
-    assert infermesh("export", FOLDER, "s.jsonl", "--sql", query, cwd=project).returncode == 0
+    assert here("export", FOLDER, "s.jsonl", "--sql", query, cwd=project).returncode == 0
     assert json.loads((project / "s.jsonl").read_text()) == {"total": sum(range(ROWS)), "rows": ROWS}
-    found = infermesh("export", FOLDER, "t.csv", "--columns", "a_txt", cwd=project)
+    found = here("export", FOLDER, "t.csv", "--columns", "a_txt", cwd=project)
     assert (found.returncode, "Did you mean 'a_text'?" in found.stderr) == (1, True)
-    assert infermesh("stop", FOLDER, cwd=project).returncode == 0
+    assert here("stop", FOLDER, cwd=project).returncode == 0
     assert run.wait(COMMAND_S) == 130
 
 
 def test_it_is_one_of_many_and_one_of_two(project: Path, service: Simulator, launch: Launch) -> None:
-    done = infermesh("run", "+experiment=mine", "hydra.run.dir=outputs/whole", cwd=project)
+    done = here("run", "+experiment=mine", "hydra.run.dir=outputs/whole", cwd=project)
     assert done.returncode == 0, done.stderr
     before = totals(service)["answered"]
     run = launch(*RUN, "stages.a.max_parallel_requests=1", cwd=project)
@@ -172,21 +171,21 @@ def test_it_is_one_of_many_and_one_of_two(project: Path, service: Simulator, lau
         "USING (run_id, max_parallel_requests) GROUP BY ALL ORDER BY slots"
     )
     query = query.replace("status", "run.status")
-    found = infermesh("sql", "--all", query, "--format", "jsonl", cwd=project)
+    found = here("sql", "--all", query, "--format", "jsonl", cwd=project)
     assert (found.returncode, found.stderr) == (0, "")
     live, whole = map(json.loads, found.stdout.splitlines())
     assert whole == {"slots": 6, "status": "done", "c": ROWS, "texts": ROWS}
     assert (live["slots"], live["status"]) == (1, "running")
     assert 0 < live["c"] == live["texts"] < ROWS
-    found = infermesh("sql", "--all", "SELECT count(*) FROM aa", cwd=project)
+    found = here("sql", "--all", "SELECT count(*) FROM aa", cwd=project)
     assert (found.returncode, 'Did you mean "a"?' in found.stderr) == (1, True)
 
-    found = infermesh("diff", "outputs/whole", FOLDER, "--stage", "a", "--format", "jsonl", cwd=project)
+    found = here("diff", "outputs/whole", FOLDER, "--stage", "a", "--format", "jsonl", cwd=project)
     assert (found.returncode, found.stdout) == (0, ""), found.stderr
     counts = re.search(r"a: (\d+) rows in both; (\d+) same answer, 0 different answer, (\d+) only in A\n", found.stderr)
     assert counts is not None, found.stderr
     both, same, only = map(int, counts.groups())
     assert live["c"] <= both == same < ROWS
     assert both + only == ROWS
-    assert infermesh("stop", FOLDER, cwd=project).returncode == 0
+    assert here("stop", FOLDER, cwd=project).returncode == 0
     assert run.wait(COMMAND_S) == 130

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infermesh.simulator import Simulator
 from tests.e2e.conftest import Launch
-from tests.support import ask, experiment, generate, infermesh, totals, wait_until, write_experiment, write_jsonl
+from tests.support import ask, experiment, generate, here, infermesh, totals, wait_until, write_experiment, write_jsonl
 
 DOCUMENTS, PARTS = 60, 4
 STAGES = {
@@ -74,15 +74,15 @@ def test_rows_chosen_in_sql_are_done_again(tmp_path: Path, simulator: Simulator)
     mapping = experiment(simulator.url, {"answers": generate()})
     write_experiment(tmp_path, mapping)
     write_jsonl(tmp_path / "rows.jsonl", [{"n": n, "text": f"Text {n}."} for n in range(20)])
-    assert infermesh("run", "+experiment=mine", cwd=tmp_path).returncode == 0
+    assert here("run", "+experiment=mine", cwd=tmp_path).returncode == 0
     simulator.reset()
-    shown = infermesh("retry", "--stage", "answers", "--where", "row_id < 3", "--dry-run", cwd=tmp_path)
+    shown = here("retry", "--stage", "answers", "--where", "row_id < 3", "--dry-run", cwd=tmp_path)
     assert (shown.returncode, shown.stdout) == (0, "")
     assert "3 rows of answers where row_id < 3" in shown.stderr
     assert totals(simulator)["received"] == 0
-    assert infermesh("retry", "--stage", "answers", "--where", "row_id < 3", cwd=tmp_path).returncode == 0
+    assert here("retry", "--stage", "answers", "--where", "row_id < 3", cwd=tmp_path).returncode == 0
     assert totals(simulator)["received"] == 3
-    wrong = infermesh("retry", "--stage", "answer", cwd=tmp_path)
+    wrong = here("retry", "--stage", "answer", cwd=tmp_path)
     assert (wrong.returncode, wrong.stderr.strip()) == (
         2,
         "error: --stage answer: no such stage over rows. Did you mean 'answers'?",

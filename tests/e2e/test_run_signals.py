@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from infermesh.simulator import Simulator
+from tests.e2e.conftest import Launch
 from tests.support import (
     COMMAND_S,
     ask,
-    command,
     embed,
-    environment,
     experiment,
     generate,
     here,
@@ -31,13 +29,6 @@ from tests.support import (
 ROWS = 120
 
 Start = Callable[..., Simulator]
-Launch = Callable[[Path], "subprocess.Popen[str]"]
-
-
-@pytest.fixture(name="launch")
-def launch_mine(launch: Callable[..., subprocess.Popen[str]]) -> Launch:
-    """Start the experiment of a folder."""
-    return lambda root: launch("run", "+experiment=mine", cwd=root)
 
 
 def make_project(root: Path, url: str, timeout: float | None = None) -> Path:
@@ -55,7 +46,7 @@ def test_the_first_signal_drains(
 ) -> None:
     simulator = start_simulator(latency_s=0.05)
     folder = make_project(tmp_path, simulator.url)
-    process = launch(tmp_path)
+    process = launch("run", "+experiment=mine", cwd=tmp_path)
     wait_until(lambda: totals(simulator, "chat")["answered"] >= 30, "30 answers")
     process.send_signal(number)
     out, err = process.communicate(timeout=COMMAND_S)
@@ -83,7 +74,7 @@ def test_the_second_signal_ends_at_once(tmp_path: Path, start_simulator: Start, 
     """Nothing is ever answered: only the second Ctrl-C can end it so soon."""
     simulator = start_simulator(faults={"hang": 1.0})
     folder = make_project(tmp_path, simulator.url)
-    process = launch(tmp_path)
+    process = launch("run", "+experiment=mine", cwd=tmp_path)
     assert process.stderr is not None
     wait_until(lambda: totals(simulator)["in_flight"] == 10, "10 requests in flight")
     process.send_signal(signal.SIGINT)
@@ -100,21 +91,10 @@ def test_the_second_signal_ends_at_once(tmp_path: Path, start_simulator: Start, 
 def test_an_interrupted_sweep_starts_no_further_job(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:
     simulator = start_simulator(latency_s=0.05)
     make_project(tmp_path, simulator.url)
-    process = subprocess.Popen(
-        command("run", "-m", "+experiment=mine", "stages.a.max_parallel_requests=5,6"),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            wait_until(lambda: totals(simulator, "chat")["answered"] >= 5, "5 answers")
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=COMMAND_S)
-        finally:
-            process.kill()
+    process = launch("run", "-m", "+experiment=mine", "stages.a.max_parallel_requests=5,6", cwd=tmp_path)
+    wait_until(lambda: totals(simulator, "chat")["answered"] >= 5, "5 answers")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=COMMAND_S)
     assert process.returncode == 130, err
     assert "job 1" not in err
     assert len(run_folders(tmp_path)) == 1

@@ -23,6 +23,7 @@ from tests.support import (
     embed,
     experiment,
     generate,
+    here,
     infermesh,
     run_folders,
     texts,
@@ -44,7 +45,7 @@ def make_project(root: Path, url: str, rows: int = ROWS, **sections: Any) -> Non
 
 
 def sweep(root: Path, *overrides: str, folder: str = "outputs/s") -> subprocess.CompletedProcess[str]:
-    return infermesh("run", "-m", "+experiment=mine", *overrides, f"hydra.sweep.dir={folder}", cwd=root)
+    return here("run", "-m", "+experiment=mine", *overrides, f"hydra.sweep.dir={folder}", cwd=root)
 
 
 def table(root: Path, columns: str, folder: str = "outputs/s") -> list[tuple[Any, ...]]:
@@ -60,7 +61,7 @@ def group(launch: Launch) -> Launch:
 def test_the_table_the_figures_and_the_plot(tmp_path: Path, start_simulator: Start) -> None:
     simulator = start_simulator(latency_s=0.05, tokens_per_second=2000)
     make_project(tmp_path, simulator.url)
-    found = sweep(tmp_path, f"{KEY}=1,8")
+    found = infermesh("run", "-m", "+experiment=mine", f"{KEY}=1,8", "hydra.sweep.dir=outputs/s", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout == ""
     assert f"sweep over {KEY}\n2 jobs, figures of stage a, " in found.stderr

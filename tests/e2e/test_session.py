@@ -20,6 +20,7 @@ from tests.support import (
     embed,
     experiment,
     generate,
+    here,
     infermesh,
     totals,
     transcribe,
@@ -29,7 +30,7 @@ from tests.support import (
     write_jsonl,
 )
 
-ROWS = 1000
+ROWS = 200
 CLIPS = 4
 RUN = ("run", "+experiment=mine", "hydra.run.dir=outputs/mine/one")
 ONE = Path("outputs/mine/one")
@@ -76,7 +77,7 @@ def test_only_what_an_edit_touches_is_sent(project: Path, simulator: Simulator) 
     folder = project / ONE
 
     def go(*overrides: str) -> str:
-        ended = infermesh(*RUN, *overrides, cwd=project)
+        ended = here(*RUN, *overrides, cwd=project)
         assert ended.returncode == 0, ended.stderr
         return ended.stderr
 
@@ -102,7 +103,7 @@ def test_only_what_an_edit_touches_is_sent(project: Path, simulator: Simulator) 
     go(shorter)
     assert sent(simulator) == (1, 1, 1)
     assert results(folder) == ROWS + 1
-    write_jsonl(project / "rows.jsonl", [*rows(ROWS)[:500], *rows(ROWS)[501:]])
+    write_jsonl(project / "rows.jsonl", [*rows(ROWS)[:100], *rows(ROWS)[101:]])
     go(shorter)
     assert sent(simulator) == (0, 0, 0)
     assert results(folder) == ROWS - 1
@@ -111,7 +112,7 @@ def test_only_what_an_edit_touches_is_sent(project: Path, simulator: Simulator) 
 
     # Another run takes the answers that are there; what was retired is an answer, too.
     write_jsonl(project / "rows.jsonl", rows(ROWS))
-    ended = infermesh("run", "+experiment=mine", shorter, "reuse=latest", cwd=project)
+    ended = here("run", "+experiment=mine", shorter, "reuse=latest", cwd=project)
     assert ended.returncode == 0, ended.stderr
     assert sent(simulator) == (0, 0, 0)
 
@@ -119,7 +120,7 @@ def test_only_what_an_edit_touches_is_sent(project: Path, simulator: Simulator) 
     retried = infermesh("retry", str(ONE), "--stage", "summaries", "--where", "row_id < 3", cwd=project)
     assert retried.returncode == 0, retried.stderr
     assert sent(simulator) == (0, 3, 0)  # the row that came back to the source has its answers still
-    planned = infermesh("plan", *RUN[1:], shorter, "--json", cwd=project)
+    planned = here("plan", *RUN[1:], shorter, "--json", cwd=project)
     assert json.loads(planned.stdout)["requests"] == 0, planned.stdout
     assert sent(simulator) == (0, 0, 0)
 
@@ -140,7 +141,7 @@ def test_a_sweep_that_is_gone_on_with_sends_only_the_rest(tmp_path: Path, simula
     done = totals(simulator)["answered"]
     assert count < done < 2 * count
     simulator.reset()
-    ended = infermesh(*sweep, cwd=tmp_path)
+    ended = here(*sweep, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert totals(simulator)["received"] == 3 * count - done
     for job in range(3):
