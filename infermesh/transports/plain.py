@@ -50,6 +50,7 @@ _COPIED = 65_536  # a body up to this size is sent in one piece with its head
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
 _ANNOUNCED = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
+_HOST = re.compile(r"[0-9A-Za-z._:-]+")
 _TARGET = re.compile(r"[\x21-\x7e]*")
 # Headers that change how a message is framed or who it is for.
 _FRAMING = frozenset(
@@ -59,8 +60,8 @@ _FRAMING = frozenset(
 
 def speaks_plainly(url: str, headers: Mapping[str, str]) -> bool:
     """Whether :class:`PlainClient` can ask this URL with these headers, under the process's proxy settings."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         host = parts.hostname or ""
         parts.port  # noqa: B018 - raises for what is no port
     except ValueError:
@@ -69,6 +70,7 @@ def speaks_plainly(url: str, headers: Mapping[str, str]) -> bool:
     return (
         parts.scheme == "http"
         and "@" not in parts.netloc
+        and _HOST.fullmatch(host) is not None
         and not parts.fragment
         and _TARGET.fullmatch(url) is not None
         and not (_FRAMING & {name.lower() for name in headers})
@@ -250,7 +252,7 @@ class _Connection(asyncio.Protocol):
         self.kept_until = 0.0
         self._client = client
         self._transport: Any = None
-        self._parser = HttpResponseParser(self)
+        self._parser: Any = HttpResponseParser(self)
         self._answer: asyncio.Future[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
@@ -260,7 +262,6 @@ class _Connection(asyncio.Protocol):
     def ask(self, message: bytes, content: bytes) -> asyncio.Future[Answer]:
         """Send one request; the future gets its answer, or a ``RequestError``."""
         self._answer = answer = self._client.loop.create_future()
-        self._parts, self._headers = [], []
         self._begun = self._complete = False
         if len(content) <= _COPIED:
             self._transport.write(message + content)
@@ -321,12 +322,10 @@ class _Connection(asyncio.Protocol):
         """Called by the event loop."""
         if self._begun and self._answer is not None and exc is None and self._ends_with_connection():
             self._finish()
-            return
-        if self._begun:
-            cause = "the connection broke off"
         else:
-            cause = str(exc) if exc else "the connection closed before message completed"
-        self.fail(self._client.broken(cause))
+            said = str(exc) if exc else "the connection closed before message completed"
+            self.fail(self._client.broken("the connection broke off" if self._begun else said))
+        self._parser = None  # it refers to this object, and would leave both to the garbage collector
 
     # What llhttp has found.
 
@@ -375,6 +374,7 @@ class _Connection(asyncio.Protocol):
         """Hand over the answer, and the connection for the next request if it can be used again."""
         answer = self._end()
         parts, header = self._parts, _Headers(self._headers).get
+        self._parts, self._headers = [], []  # an idle connection holds nobody's answer
         status = self._parser.get_status_code()
         if self.kept_s < 0:
             self.kept_s = _keeps(header("keep-alive"))

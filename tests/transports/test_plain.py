@@ -196,6 +196,19 @@ async def test_what_nobody_asked_for_is_not_an_answer(server: Server, client: Pl
     assert server.connections == 2
 
 
+async def test_closed_connections_leave_no_garbage(server: Server, client: PlainClient) -> None:
+    server.answers = [OK.replace(b"content", b"connection: close\r\ncontent")]
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await post(client)
+        await server.until(lambda: not server.open)
+        assert not [one for one in gc.get_objects() if isinstance(one, _Connection)]
+    finally:
+        gc.enable()
+
+
 async def test_an_answer_before_the_request_was_read(server: Server, client: PlainClient) -> None:
     refusal = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     server.answers = [refusal, OK]
@@ -481,6 +494,9 @@ async def test_a_name_with_several_addresses(server: Server, monkeypatch: pytest
         ("http://gpu-0/v1", {"x": "ö"}, False),
         ("http://gpu-0/ö", {}, False),
         ("http://gpu-0:port/v1", {}, False),
+        ("http://:8000/v1", {}, False),
+        ("http://[::1/v1", {}, False),
+        ("http://[fe80::1%eth0]:8000/v1", {}, False),
     ],
 )
 def test_what_is_plain(url: str, headers: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
