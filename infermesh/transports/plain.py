@@ -184,7 +184,8 @@ class PlainClient:
             await self.loop.create_connection(lambda: connection, sock=opened)
         except BaseException:
             self.lost(connection)  # uvloop does not say so
-            opened.close()
+            with suppress(OSError):  # uvloop before 0.23 has closed it, and Python's socket does not know
+                opened.close()
             raise
         return connection
 
