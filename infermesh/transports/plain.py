@@ -14,6 +14,7 @@ import re
 import socket
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -36,13 +37,20 @@ from infermesh.types import Operation
 
 __all__ = ["PlainClient", "speaks_plainly"]
 
-_IDLE_S = 60.0
+# How long a server keeps an idle connection that does not say (`Keep-Alive: timeout=`): uvicorn's, Node's and
+# cpp-httplib's default. A request on a connection that is being closed is lost, so it is left alone a fifth earlier.
+_KEEP_ALIVE_S = 5.0
+_KEEP_ALIVE_USED = 0.8
+_IDLE_S = 60.0  # at most, whatever the server says
+_REAP_S = 0.25
 _ADDRESSES_S = 10.0
 _HAPPY_EYEBALLS_S = 0.25  # RFC 8305, section 8
 _CONNECTING = 64  # at once: thousands would hold up the event loop
 _COPIED = 65_536  # a body up to this size is sent in one piece with its head
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
+_ANNOUNCED = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
+_HOST = re.compile(r"[0-9A-Za-z._:-]+")
 _TARGET = re.compile(r"[\x21-\x7e]*")
 # Headers that change how a message is framed or who it is for.
 _FRAMING = frozenset(
@@ -52,8 +60,8 @@ _FRAMING = frozenset(
 
 def speaks_plainly(url: str, headers: Mapping[str, str]) -> bool:
     """Whether :class:`PlainClient` can ask this URL with these headers, under the process's proxy settings."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         host = parts.hostname or ""
         parts.port  # noqa: B018 - raises for what is no port
     except ValueError:
@@ -62,6 +70,7 @@ def speaks_plainly(url: str, headers: Mapping[str, str]) -> bool:
     return (
         parts.scheme == "http"
         and "@" not in parts.netloc
+        and _HOST.fullmatch(host) is not None
         and not parts.fragment
         and _TARGET.fullmatch(url) is not None
         and not (_FRAMING & {name.lower() for name in headers})
@@ -72,6 +81,10 @@ def speaks_plainly(url: str, headers: Mapping[str, str]) -> bool:
 
 class PlainClient:
     """Connections to one ``http://`` origin. See :class:`~infermesh.transports.http.HttpClient`.
+
+    An idle connection is used again only while the server surely keeps it: for four fifths of the time that its
+    ``Keep-Alive`` header announces, or of 5 s. One that the server closes under a request all the same fails that
+    request, which is not sent a second time here: the server may have worked on it (RFC 9110, section 9.2.2).
 
     Parameters
     ----------
@@ -89,7 +102,7 @@ class PlainClient:
         self.label = label
         self.api_base = api_base
         parts = urlsplit(next(iter(urls.values())))
-        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._host, self._port = parts.hostname or "", 80 if parts.port is None else parts.port
         common = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._heads = {
             operation: f"POST {_target(url)} HTTP/1.1\r\nhost: {parts.netloc}\r\n{common}content-length: ".encode()
@@ -99,6 +112,7 @@ class PlainClient:
         self._idle: dict[_Connection, None] = {}  # an ordered set: the most recently used last
         self._open: set[_Connection] = set()
         self._connecting = asyncio.Semaphore(_CONNECTING)
+        self._waiting: set[asyncio.Timeout] = set()
         self._reaper: asyncio.TimerHandle | None = None
         self._lookup: asyncio.Task[list[Any]] | None = None
         self._resolved_at = 0.0
@@ -130,6 +144,9 @@ class PlainClient:
         self._closed = True
         for connection in list(self._open):
             connection.fail(client_closed(self.label, "was"))
+        for limit in self._waiting:
+            if not limit.expired():
+                limit.reschedule(self.loop.time())
         if self._reaper is not None:
             self._reaper.cancel()
 
@@ -137,26 +154,39 @@ class PlainClient:
         if self._closed:
             raise client_closed(self.label)
         patience = CONNECT_TIMEOUT_S if timeout is None else min(timeout, CONNECT_TIMEOUT_S)
+        limit = asyncio.timeout(patience)
+        self._waiting.add(limit)
         try:
-            async with asyncio.timeout(patience), self._connecting:
-                addresses = await self._addresses()
-                opened = await start_connection(addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1)
-                try:
-                    _tune(opened)
-                    _, connection = await self.loop.create_connection(lambda: _Connection(self), sock=opened)
-                except BaseException:
-                    opened.close()
-                    raise
+            async with limit, self._connecting:
+                # One may have come back by now.
+                connection = self._idle.popitem()[0] if self._idle else await self._open_another()
         except TimeoutError:
+            if self._closed:
+                raise client_closed(self.label, "was") from None
             raise timed_out(self.label, patience, f" (no connection to {origin(self.api_base)})") from None
         except socket.gaierror as error:
             raise self.broken(f"dns error: {error.strerror}") from None
-        except OSError as error:
-            cause = f"{os.strerror(error.errno)}: {error}" if error.errno else str(error)
-            raise self.broken(cause) from None
-        if self._closed:
-            connection.close()
-            raise client_closed(self.label, "was")
+        except (OSError, RuntimeError) as error:  # uvloop raises the one or the other
+            known = isinstance(error, OSError) and error.errno
+            raise self.broken(f"{os.strerror(known)}: {error}" if known else str(error)) from None
+        finally:
+            self._waiting.discard(limit)
+        if connection not in self._open:
+            raise client_closed(self.label, "was") if self._closed else self.broken("broke off")
+        return connection
+
+    async def _open_another(self) -> _Connection:
+        addresses = await self._addresses()
+        opened = await start_connection(addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1)
+        connection = _Connection(self)
+        try:
+            _tune(opened)
+            await self.loop.create_connection(lambda: connection, sock=opened)
+        except BaseException:
+            self.lost(connection)  # uvloop does not say so
+            with suppress(OSError):  # uvloop before 0.23 has closed it, and Python's socket does not know
+                opened.close()
+            raise
         return connection
 
     async def _addresses(self) -> list[Any]:
@@ -165,6 +195,7 @@ class PlainClient:
         if self._lookup is None or (self._lookup.done() and now - self._resolved_at > _ADDRESSES_S):
             self._resolved_at = now
             self._lookup = self.loop.create_task(self._resolve())
+            self._lookup.add_done_callback(_seen)
         # One lookup serves all who wait for it; who is cancelled leaves it to the others.
         found = await asyncio.shield(self._lookup)
         self._turn += 1
@@ -174,9 +205,9 @@ class PlainClient:
     async def _resolve(self) -> list[Any]:
         try:
             return list(await self.loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM))
-        except OSError:
+        except (OSError, UnicodeError) as error:  # the latter for a name that no DNS could hold (IDNA)
             self._resolved_at = -_ADDRESSES_S  # asked again by the next one
-            raise
+            raise error if isinstance(error, OSError) else socket.gaierror(socket.EAI_NONAME, str(error)) from None
 
     def made(self, connection: _Connection) -> None:
         """A connection was made."""
@@ -201,27 +232,28 @@ class PlainClient:
 
     def released(self, connection: _Connection) -> None:
         """Take back a connection whose answer is complete."""
-        connection.idle_since = self.loop.time()
+        connection.kept_until = self.loop.time() + connection.kept_s
         self._idle[connection] = None
         if self._reaper is None:
-            self._reaper = self.loop.call_later(_IDLE_S / 2, self._reap)
+            self._reaper = self.loop.call_later(_REAP_S, self._reap)
 
     def _reap(self) -> None:
-        """Close the connections that nobody has needed for a while."""
-        oldest = self.loop.time() - _IDLE_S
-        for connection in [one for one in self._idle if one.idle_since < oldest]:
+        """Close the connections that the server may close soon. Who asks need not look at the clock then."""
+        now = self.loop.time()
+        for connection in [one for one in self._idle if one.kept_until <= now]:
             connection.close()
-        self._reaper = self.loop.call_later(_IDLE_S / 2, self._reap) if self._idle else None
+        self._reaper = self.loop.call_later(_REAP_S, self._reap) if self._idle else None
 
 
 class _Connection(asyncio.Protocol):
     """One connection, which serves one request at a time."""
 
     def __init__(self, client: PlainClient) -> None:
-        self.idle_since = 0.0
+        self.kept_s = -1.0  # until the first answer has said
+        self.kept_until = 0.0
         self._client = client
         self._transport: Any = None
-        self._parser = HttpResponseParser(self)
+        self._parser: Any = HttpResponseParser(self)
         self._answer: asyncio.Future[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
@@ -231,7 +263,6 @@ class _Connection(asyncio.Protocol):
     def ask(self, message: bytes, content: bytes) -> asyncio.Future[Answer]:
         """Send one request; the future gets its answer, or a ``RequestError``."""
         self._answer = answer = self._client.loop.create_future()
-        self._parts, self._headers = [], []
         self._begun = self._complete = False
         if len(content) <= _COPIED:
             self._transport.write(message + content)
@@ -284,16 +315,18 @@ class _Connection(asyncio.Protocol):
         if self._complete:
             self._finish()
 
+    def eof_received(self) -> None:
+        """Called by the event loop. No answer can come any more, whatever is still to be sent."""
+        self.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
-        if self._answer is not None and exc is None and self._parts and not self._is_framed():
-            self._finish()  # a body of unknown length ends with the connection (RFC 9112, section 6.3)
-            return
-        if self._begun:
-            cause = "the connection broke off"
+        if self._begun and self._answer is not None and exc is None and self._ends_with_connection():
+            self._finish()
         else:
-            cause = str(exc) if exc else "the connection closed before message completed"
-        self.fail(self._client.broken(cause))
+            said = str(exc) if exc else "the connection closed before message completed"
+            self.fail(self._client.broken("the connection broke off" if self._begun else said))
+        self._parser = None  # it refers to this object, and would leave both to the garbage collector
 
     # What llhttp has found.
 
@@ -318,8 +351,17 @@ class _Connection(asyncio.Protocol):
         self._complete = True
         self._reusable = self._parser.should_keep_alive()
 
-    def _is_framed(self) -> bool:
-        return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+    def _ends_with_connection(self) -> bool:
+        """Whether this is the end of a body of unknown length (RFC 9112, section 6.3), which may be empty."""
+        if any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers):
+            return False
+        if self._parts:
+            return True
+        with suppress(HttpParserError):
+            self._parser.feed_data(b"-")  # part of a body, if the head is complete
+        complete = bool(self._parts)
+        self._parts = []
+        return complete
 
     def _end(self) -> asyncio.Future[Answer] | None:
         """The request there may be is over."""
@@ -333,7 +375,10 @@ class _Connection(asyncio.Protocol):
         """Hand over the answer, and the connection for the next request if it can be used again."""
         answer = self._end()
         parts, header = self._parts, _Headers(self._headers).get
+        self._parts, self._headers = [], []  # an idle connection holds nobody's answer
         status = self._parser.get_status_code()
+        if self.kept_s < 0:
+            self.kept_s = _keeps(header("keep-alive"))
         if self._reusable and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
             self._client.released(self)
         else:
@@ -363,6 +408,18 @@ class _Headers(list[tuple[bytes, bytes]]):
         return None
 
 
+def _keeps(announced: str | None) -> float:
+    """How many seconds a connection may be idle and still be used, by what the server announced."""
+    found = _ANNOUNCED.search(announced or "")
+    return min((float(found[1]) if found else _KEEP_ALIVE_S) * _KEEP_ALIVE_USED, _IDLE_S)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """The error of a lookup that nobody waits for any more is not reported."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _target(url: str) -> str:
     parts = urlsplit(url)
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -379,7 +436,7 @@ def _tune(connection: socket.socket) -> None:
 
 def _decoded(data: bytes, encoding: str | None) -> bytes:
     """The body without its content coding: none was asked for, a gateway may have chosen one anyway."""
-    if encoding is None or encoding.lower() == "identity":
+    if not data or encoding is None or encoding.lower() == "identity":
         return data
     if encoding.lower() in ("gzip", "x-gzip", "deflate"):
         return zlib.decompress(data, 32 + zlib.MAX_WBITS)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import pytest
 from aiohttp import web
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+with contextlib.suppress(ImportError):
+    import uvloop
+
+    LOOPS["uvloop"] = uvloop.new_event_loop
 
 KEY = "sk-loopback-0123456789abcdef"
 SECRET_ECHO = f"Incorrect API key provided: {KEY}. Bearer {KEY} at http://user:hunter2@host/v1?api_key=hunter2"
@@ -254,3 +261,9 @@ async def loopback() -> AsyncIterator[Loopback]:
     seen.port = runner.addresses[0][1]
     yield seen
     await runner.cleanup()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The client that lives on the loop itself is tested on every loop it may find."""
+    return LOOPS if item.path.name == "test_plain.py" else {"asyncio": asyncio.new_event_loop}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +15,7 @@ import pytest
 
 from infermesh.errors import APIConnectionError, MalformedResponseError, RequestError, RequestTimeoutError
 from infermesh.transports.http import Answer
-from infermesh.transports.plain import PlainClient, speaks_plainly
+from infermesh.transports.plain import PlainClient, _Connection, _keeps, speaks_plainly
 
 BODY = b'{"ok": true}'
 OK = b"HTTP/1.1 200 OK\r\nX-Request-ID: r-1\r\ncontent-length: 12\r\n\r\n" + BODY
@@ -141,8 +142,13 @@ async def test_one_request(server: Server) -> None:
         b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\nconnection: close\r\n\r\n" + BODY,
         b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + BODY,
         b"HTTP/1.0 200 OK\r\n\r\n" + BODY,
+        b"HTTP/1.1 200 OK\r\nupgrade: h2c\r\nconnection: upgrade\r\ncontent-length: 12\r\n\r\n" + BODY,
+        b"HTTP/1.1 200\r\nx: %b\r\ncontent-length: 12\r\n\r\n%b\r\n" % (b"y" * 1_000_000, BODY),
     ],
-    ids=["chunked", "trailers", "early-hints", "continue", "gzip", "close", "until-the-end", "http-1.0"],
+    ids=[
+        *("chunked", "trailers", "early-hints", "continue", "gzip", "close", "until-the-end", "http-1.0"),
+        *("offers-an-upgrade", "huge-header"),
+    ],
 )
 async def test_ways_to_frame_an_answer(answer: bytes, server: Server, client: PlainClient) -> None:
     server.answers = [answer]
@@ -151,6 +157,13 @@ async def test_ways_to_frame_an_answer(answer: bytes, server: Server, client: Pl
         assert (found.status, found.data) == (200, BODY)
     ends = b"connection: close" in answer or answer.startswith(b"HTTP/1.0")
     assert server.connections == (2 if ends else 1)
+
+
+@pytest.mark.parametrize("header", [b"connection: close", b"content-encoding: gzip\r\ncontent-length: 0"])
+async def test_an_empty_body(header: bytes, server: Server, client: PlainClient) -> None:
+    server.answers = [b"HTTP/1.1 401 Unauthorized\r\n%b\r\n\r\n" % header]
+    for _ in range(2):
+        assert (await post(client))[:2] == (401, b"")
 
 
 async def test_answers_in_pieces(server: Server, client: PlainClient) -> None:
@@ -183,12 +196,39 @@ async def test_what_nobody_asked_for_is_not_an_answer(server: Server, client: Pl
     assert server.connections == 2
 
 
+async def test_closed_connections_leave_no_garbage(server: Server, client: PlainClient) -> None:
+    server.answers = [OK.replace(b"content", b"connection: close\r\ncontent")]
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await post(client)
+        await server.until(lambda: not server.open)
+        assert not [one for one in gc.get_objects() if isinstance(one, _Connection)]
+    finally:
+        gc.enable()
+
+
 async def test_an_answer_before_the_request_was_read(server: Server, client: PlainClient) -> None:
     refusal = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     server.answers = [refusal, OK]
     with contextlib.suppress(APIConnectionError):  # the server's reset may overtake its answer
         assert (await post(client, b"x" * 20_000_000)).status == 413
     assert (await post(client)).status == 200
+
+
+async def test_a_server_that_hangs_up_while_the_request_is_written() -> None:
+    """It closes its half, and reads nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        client = of(f"http://127.0.0.1:{listening.getsockname()[1]}/v1")
+        asking = asyncio.ensure_future(post(client, b"x" * 20_000_000, timeout=None))
+        peer, _ = await asyncio.wait_for(client.loop.sock_accept(listening), 10.0)
+        with peer:
+            peer.shutdown(socket.SHUT_WR)
+            with pytest.raises(APIConnectionError):
+                await asyncio.wait_for(asking, 10.0)
+        await client.aclose()
 
 
 @pytest.mark.parametrize(
@@ -198,6 +238,18 @@ async def test_an_answer_before_the_request_was_read(server: Server, client: Pla
         (b"HTTP/1.1 200 OK\r\ncontent-le\0connection: close", MalformedResponseError, "is not HTTP"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\nconnection: close\r\n\r\n{", APIConnectionError, "broke before"),
         (b"HTTP/1.1 200 OK\r\nconnection: close", APIConnectionError, "broke before"),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}",
+            MalformedResponseError,
+            "not HTTP .*Content-Length",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            MalformedResponseError,
+            "not HTTP .*Content-Length",
+        ),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", MalformedResponseError, "chunk size"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2\r\nconnection: close", MalformedResponseError, "not HTTP"),
         (b"\x15\x03\x01\x00\x02\x02\x46", MalformedResponseError, "scheme"),
         (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", MalformedResponseError, "not HTTP"),
         (
@@ -283,12 +335,129 @@ async def test_cancelled_as_the_answer_comes(soon: bool, server: Server, client:
     assert server.connections == 1
 
 
-async def test_idle_connections_are_closed_in_the_end(
-    server: Server, client: PlainClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("announced", [True, False])
+async def test_idle_connections_are_closed_before_the_server_does(
+    announced: bool, server: Server, client: PlainClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infermesh.transports.plain._IDLE_S", 0.1)
+    if announced:
+        server.answers = [OK.replace(b"content", b"Keep-Alive: timeout=0, max=9\r\ncontent")]
+    else:
+        monkeypatch.setattr("infermesh.transports.plain._KEEP_ALIVE_S", 0.1)
     await post(client)
     await server.until(lambda: not server.open)
+
+
+@pytest.mark.parametrize(
+    ("announced", "expected"),
+    [(None, 4.0), ("timeout=5", 4.0), ("max=100, Timeout = 10", 8.0), ("timeout=9999", 60.0), ("timeout=soon", 4.0)],
+)
+def test_how_long_a_connection_is_used(announced: str | None, expected: float) -> None:
+    assert _keeps(announced) == expected
+
+
+async def test_a_request_as_the_server_closes_a_kept_connection(
+    server: Server, client: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end is read, and the connection not closed yet."""
+    await post(client)
+    ended = asyncio.Event()
+    asked: list[asyncio.Future[Answer]] = []
+    received = _Connection.eof_received
+
+    def eof_received(connection: _Connection) -> None:
+        received(connection)
+        if not asked:
+            asked.append(asyncio.ensure_future(post(client)))
+            ended.set()
+
+    monkeypatch.setattr(_Connection, "eof_received", eof_received)
+    server.hang_up()
+    await asyncio.wait_for(ended.wait(), 10.0)
+    assert (await asked[0]).status == 200
+
+
+async def test_who_waits_to_connect_takes_what_comes_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infermesh.transports.plain._CONNECTING", 1)
+    client = of(server.url)
+    await post(client)
+    async with client._connecting:
+        first, second = (asyncio.ensure_future(post(client)) for _ in range(2))
+        assert (await first).status == 200
+        assert not second.done()
+    assert (await second).status == 200
+    assert server.connections == 1
+    await client.aclose()
+
+
+@pytest.mark.parametrize("passes", range(5))
+async def test_cancelled_while_the_connection_is_made(
+    passes: int, server: Server, client: PlainClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancel_in(left: int) -> None:
+        client.loop.call_soon(cancel_in, left - 1) if left else asking.cancel()
+
+    monkeypatch.setattr("infermesh.transports.plain._tune", lambda _: cancel_in(passes))
+    asking = asyncio.ensure_future(post(client))
+    server.answers = [...]
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not client._open
+    monkeypatch.undo()
+    server.answers = [OK]
+    assert (await post(client)).status == 200
+    await client.aclose()
+    await server.until(lambda: not server.open)
+
+
+async def test_closed_while_a_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits is told at once; what the lookup finds in the end, an error too, is nobody's business."""
+    answered = asyncio.Event()
+    noise: list[Any] = []
+
+    async def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        await answered.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "later")
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: noise.append(context))
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    client = of("http://replicas.invalid:1/v1")
+    waiting = [asyncio.ensure_future(post(client, timeout=None)) for _ in range(70)]
+    await asyncio.sleep(0)
+    await client.aclose()
+    for one in waiting:
+        with pytest.raises(APIConnectionError, match="was closed"):
+            await asyncio.wait_for(one, 10.0)
+    answered.set()
+    lookup = client._lookup
+    assert lookup is not None
+    await asyncio.wait([lookup])
+    del client, waiting, one, lookup
+    gc.collect()
+    assert noise == []
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 64 + ".local"])
+async def test_a_name_that_cannot_be_resolved(host: str) -> None:
+    client = of(f"http://{host}:1/v1")
+    assert "the host name cannot be resolved" in str(await failure(client))
+    await client.aclose()
+
+
+async def test_a_name_that_is_resolved_later(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+
+    async def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        if not found:
+            raise socket.gaierror(socket.EAI_AGAIN, "later")
+        return found
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    client = of("http://replicas.invalid:1/v1")
+    assert "cannot be resolved" in str(await failure(client))
+    found.append((socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port)))
+    assert (await post(client)).status == 200
+    await client.aclose()
 
 
 async def test_a_name_with_several_addresses(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,9 +467,11 @@ async def test_a_name_with_several_addresses(server: Server, monkeypatch: pytest
         asked: list[str] = []
 
         async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+            stream = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+            if host == "127.0.0.1":  # uvloop asks again for what it connects to
+                return [(*stream, (host, port))]
             asked.append(host)
             await asyncio.sleep(0)
-            stream = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
             return [(*stream, closed.getsockname()), (*stream, ("127.0.0.1", server.port))]
 
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
@@ -323,6 +494,9 @@ async def test_a_name_with_several_addresses(server: Server, monkeypatch: pytest
         ("http://gpu-0/v1", {"x": "ö"}, False),
         ("http://gpu-0/ö", {}, False),
         ("http://gpu-0:port/v1", {}, False),
+        ("http://:8000/v1", {}, False),
+        ("http://[::1/v1", {}, False),
+        ("http://[fe80::1%eth0]:8000/v1", {}, False),
     ],
 )
 def test_what_is_plain(url: str, headers: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
