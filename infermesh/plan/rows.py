@@ -20,8 +20,8 @@ from infermesh.stages.build import Pipeline, Wave
 from infermesh.store import SOURCE, Column, RunStore, StageTable, StoredRow
 from infermesh.store.database import connect, utcnow
 from infermesh.store.filter import RowFilter, column_references
+from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
-from infermesh.store.reuse import EarlierAnswers
 from infermesh.store.survey import Survey
 
 __all__ = ["PlannedRows"]
@@ -57,7 +57,7 @@ class PlannedRows:
         store.prepare(resolve(self._experiment.source, roots), tables, record, queries=queries, check=self._check)
         self.survey = Survey(store.cursor(), keep_errors=self._experiment.keep_errors)
         self.total = store.total()
-        self.earlier = EarlierAnswers.of(self._experiment, self._folder, store, tables, note)
+        self.known = KnownAnswers.of(self._experiment, self._folder, store, tables, note)
 
     def _check(self, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
@@ -84,7 +84,10 @@ class PlannedRows:
             self._made.add(query.name)
         if wave.origin not in self._made:
             return False
-        self._made.update(name for name, stage in wave.graph.stages.items() if self.pending(stage) == 0)
+        made = {name for name, stage in wave.graph.stages.items() if self.pending(stage) == 0}
+        self._made |= made
+        if made != wave.graph.stages.keys():
+            self.known.take_retired(wave.graph.stages)
         return True
 
     def of_rows(self, stage: Stage) -> str | None:
