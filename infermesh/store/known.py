@@ -43,8 +43,8 @@ class RetiredAnswers:
                 return 0
             rows, own = quoted(stage), literal(self._run_id)
             self._connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE {_name(stage)} AS SELECT request_key, row_id, row_number() OVER "
-                "(PARTITION BY request_key ORDER BY finished_at DESC, row_id) AS number "
+                f"CREATE OR REPLACE TEMP TABLE {_name(stage)} AS SELECT hash(request_key) AS key, row_id, row_number() "
+                "OVER (PARTITION BY request_key ORDER BY finished_at DESC, row_id) AS number "
                 f"FROM {rows} s WHERE {retired(table.origin)} AND s.status = 'done' AND s.request_key IS NOT NULL "
                 f"AND s.reused_from IS DISTINCT FROM {own} AND NOT EXISTS (SELECT 1 FROM (FROM {rows} s WHERE "
                 f"s.status = 'done' AND s.reused_from = {own} AND {live(table.origin)}) given "
@@ -56,7 +56,7 @@ class RetiredAnswers:
 
     def hand_out(self, stage: str, keys: Sequence[str]) -> list[Answer | None]:
         """An answer for each request, where one is left; nobody else gets it. From any thread."""
-        wanted, mine = Counter(keys), _name(stage)
+        wanted, mine = Counter(keys), _name(stage)  # of two keys with the same hash, one would be sent after all
         table = self._tables[stage]
         count = len(table.outputs)
         outputs = [quoted(column.name) for column in table.outputs]
@@ -64,8 +64,8 @@ class RetiredAnswers:
         with self._lock:
             taken = self._connection.execute(
                 f"DELETE FROM {mine} AS a USING (SELECT w.key, w.most, min(b.number) AS next FROM (SELECT "
-                f"unnest($keys::VARCHAR[]) AS key, unnest($most::BIGINT[]) AS most) w JOIN {mine} b ON b.request_key = "
-                "w.key GROUP BY ALL) f WHERE a.request_key = f.key AND a.number < f.next + f.most RETURNING a.row_id",
+                f"hash(unnest($keys::VARCHAR[])) AS key, unnest($most::BIGINT[]) AS most) w JOIN {mine} b ON b.key = "
+                "w.key GROUP BY ALL) f WHERE a.key = f.key AND a.number < f.next + f.most RETURNING a.row_id",
                 {"keys": list(wanted), "most": list(wanted.values())},
             ).fetchall()
             if not taken:
