@@ -414,6 +414,8 @@ class RunSession:
         self._control.opened(None)
         for condition in self._filters.values():
             condition.close()
+        if self._known is not None:
+            self._known.close()
         if self._sink is not None:
             self._sink.close()
         self._store.close()

@@ -296,7 +296,7 @@ class TestRetry:
         given_up = lab.one("SELECT answers_request_id FROM results WHERE n = 2")
         control = Control()
         control.stop()  # before anything is sent
-        redo = Redo("answers", "row_id IN (SELECT row_id FROM source WHERE n = 2)")
+        redo = Redo("answers", "row_id IN (SELECT row_id FROM source WHERE n = 2 AND a = 1)")
         assert again(lab, mapping, redo=redo, control=control).status == "interrupted"
         assert sent(simulator) == 0
         assert lab.run(mapping).reused == 0

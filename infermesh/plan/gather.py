@@ -234,7 +234,7 @@ class _Planner:
         if looked_at == pending and not guessed:
             return going, "exact"
         # Only the sample's requests were compared with those that are answered.
-        compared = by_answers or stage.name in self._rows.stale or self._rows.known.knows(stage.name)
+        compared = by_answers or stage.name in self._rows.stale or self._rows.knows(stage)
         sure = going == looked_at and not compared and not found.blind
         return round(pending * going / looked_at), "exact" if sure else "estimated"
 

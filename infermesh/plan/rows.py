@@ -44,6 +44,7 @@ class PlannedRows:
         self._made = {SOURCE}
         self.filters: dict[str, RowFilter] = {}
         self.stale: set[str] = set()
+        self.known: KnownAnswers | None = None
 
     def prepare(self, roots: Sequence[Path], note: Callable[[str], None]) -> None:
         """Load the source, or take in what has changed of it; find what an edit has touched."""
@@ -86,7 +87,7 @@ class PlannedRows:
             return False
         made = {name for name, stage in wave.graph.stages.items() if self.pending(stage) == 0}
         self._made |= made
-        if made != wave.graph.stages.keys():
+        if made != wave.graph.stages.keys() and self.known is not None:
             self.known.take_retired(wave.graph.stages)
         return True
 
@@ -105,6 +106,10 @@ class PlannedRows:
         """Rows that the stage has to look at."""
         return self.survey.pending(stage.table, stale=stage.name in self.stale, where=self.of_rows(stage))
 
+    def knows(self, stage: Stage) -> bool:
+        """Whether there are answers that a stage's requests may find."""
+        return self.known is not None and self.known.knows(stage.name)
+
     def sample(self, wave: Wave, most: int) -> list[StoredRow]:
         """Rows with something to do, for each stage some that are evenly spread over its own."""
         wanted: set[int] = set()
@@ -121,4 +126,6 @@ class PlannedRows:
         """Close what was opened."""
         for condition in self.filters.values():
             condition.close()
+        if self.known is not None:
+            self.known.close()
         self._store.close()

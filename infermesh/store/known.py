@@ -83,6 +83,11 @@ class RetiredAnswers:
             found.setdefault(row[-1], []).append(Answer(row[:count], *row[count:-1]))
         return [found[key].pop() if found.get(key) else None for key in keys]
 
+    def close(self) -> None:
+        """Let go of the database; waits for a lookup that is going on."""
+        with self._lock:
+            self._connection.close()
+
 
 class KnownAnswers:
     """The answers to requests that a run need not send: first those of its own retired rows, then of earlier runs."""
@@ -123,12 +128,18 @@ class KnownAnswers:
     def look_up(self, stage: str, keys: Sequence[str]) -> list[Answer | None]:
         """What is known for each request, in their order; from any thread."""
         found: list[Answer | None] = [None] * len(keys)
+        if not keys:
+            return found
         if self._own.left.get(stage, 0) > 0:
             found = self._own.hand_out(stage, keys)
         if self._earlier is not None and self._earlier.knows(stage):
             others = self._earlier.look_up(stage, [key for key, own in zip(keys, found, strict=True) if own is None])
             found = [own or others.get(key) for key, own in zip(keys, found, strict=True)]
         return found
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._own.close()
 
 
 def _name(stage: str) -> str:
