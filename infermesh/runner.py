@@ -21,8 +21,9 @@ from infermesh.stages import Prepared, Stage
 from infermesh.stages.build import StageGraph
 from infermesh.store import GroupWriter, PendingRows, StoredRow
 from infermesh.store.filter import RowFilter
+from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
-from infermesh.store.reuse import Answer, EarlierAnswers
+from infermesh.store.reuse import Answer
 from infermesh.types import RequestMetrics, TokenUsage
 from infermesh.window import Channel, run_window
 
@@ -49,7 +50,7 @@ class Row:
         self.failed: dict[str, str] = {}
         self.waiting: dict[str, int] = {}
         self.open = 0
-        self.prepared: dict[str, Prepared] | None = None  # what was made ready to be looked up in earlier runs
+        self.prepared: dict[str, Prepared] | None = None  # what was made ready to be looked up among known answers
 
 
 class Runner:
@@ -67,8 +68,8 @@ class Runner:
         Stages to look at again although they hold a state: their declaration, or what they read, has changed.
     keep_errors
         Leave rows that failed in an earlier session as they are.
-    earlier
-        Answers of earlier runs.
+    known
+        Answers of rows that have gone, and of earlier runs.
     after
         Called when a request's rows have settled.
     """
@@ -82,10 +83,10 @@ class Runner:
         filters: dict[str, RowFilter],
         stale: set[str],
         keep_errors: bool,
-        earlier: EarlierAnswers | None = None,
+        known: KnownAnswers | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        self._earlier = earlier
+        self._known = known
         self._after = after
         self._graph = graph
         self._writer = writer
@@ -95,7 +96,7 @@ class Runner:
         self._keep_errors = keep_errors
         self._channels: dict[str, Channel[Row]] = {name: Channel() for name in graph.stages}
         self._gates: dict[str, Channel[Row]] = {
-            name: Channel() for name in graph.stages if name in filters or (earlier is not None and earlier.knows(name))
+            name: Channel() for name in graph.stages if name in filters or (known is not None and known.knows(name))
         }
         self._limit = max(2 * CHUNK, 2 * sum(stage.window * stage.batch_size for stage in graph.stages.values()))
         self._active = 0
@@ -216,7 +217,7 @@ class Runner:
             self._channels[name].put_nowait(row)
 
     async def _sift(self, name: str) -> None:
-        """Let through the rows that ``where`` passes and that no earlier run has answered."""
+        """Let through the rows that ``where`` passes and whose answer is not known."""
         gate, channel = self._gates[name], self._channels[name]
         while True:
             try:
@@ -226,8 +227,8 @@ class Runner:
                 return
             if name in self._filters:
                 rows = await self._passing(name, rows)
-            if self._earlier is not None and self._earlier.knows(name):
-                rows = await self._unanswered(self._graph.stages[name], rows, self._earlier)
+            if self._known is not None and self._known.knows(name):
+                rows = await self._unanswered(self._graph.stages[name], rows, self._known)
             if self._stopping:
                 return
             for row in rows:
@@ -247,30 +248,33 @@ class Runner:
                 self._settle(stage, row, "skipped")
         return passed
 
-    async def _unanswered(self, stage: Stage, rows: Sequence[Row], earlier: EarlierAnswers) -> list[Row]:
-        """Settle the rows whose request an earlier run has sent; the others."""
+    async def _unanswered(self, stage: Stage, rows: Sequence[Row], known: KnownAnswers) -> list[Row]:
+        """Settle the rows whose request has been answered for another row; the others."""
+        left: list[Row] = []
+        asked: list[tuple[Row, Prepared]] = []
         for number, row in enumerate(rows):
             try:
                 item = stage.prepare(row.context)
             except Exception:  # the worker meets it again, and books it
+                left.append(row)
                 continue
             row.prepared = {**(row.prepared or {}), stage.name: item}
+            if self._stands(stage, row, item):
+                left.append(row)
+            else:
+                asked.append((row, item))
             if number % _SIFT_PAUSE == _SIFT_PAUSE - 1:
                 await asyncio.sleep(0)
-        keys = [row.prepared[stage.name].key for row in rows if row.prepared and stage.name in row.prepared]
-        found = await asyncio.to_thread(earlier.look_up, stage.name, keys)
+        answers = await asyncio.to_thread(known.look_up, stage.name, [item.key for _, item in asked])
         if self._stopping:
             return []
-        left = []
-        for row in rows:
-            ready = (row.prepared or {}).get(stage.name)
-            answer = found.get(ready.key) if ready is not None else None
-            if ready is None or answer is None or self._stands(stage, row, ready):
+        for (row, item), answer in zip(asked, answers, strict=True):
+            if answer is None:
                 left.append(row)
                 continue
             self.stats.reused += 1
-            own = answer.outputs[: len(answer.outputs) - len(ready.carried)]
-            self._settle(stage, row, "done", (*own, *ready.carried), key=ready.key, reused=answer)
+            own = answer.outputs[: len(answer.outputs) - len(item.carried)]
+            self._settle(stage, row, "done", (*own, *item.carried), key=item.key, reused=answer)
         return left
 
     def _stands(self, stage: Stage, row: Row, item: Prepared) -> bool:
@@ -370,7 +374,7 @@ class Runner:
         error_type, message = error or (None, None)
         metrics: RequestMetrics | None = None
         usage: TokenUsage | Answer | None = None
-        model_id = request_id = deployment = cost = None
+        model_id = request_id = deployment = cost = finished_at = None
         if result is not None:
             metrics, request_id = result.metrics, result.request_id
             if error is None:
@@ -380,6 +384,7 @@ class Runner:
                 deployment = result.deployment
         elif reused is not None:
             usage, model_id, request_id, cost = reused, reused.model_id, reused.request_id, 0.0
+            finished_at = reused.finished_at
         stats = self.stats.stages[name]
         if status == "done":
             stats.done += 1
@@ -412,7 +417,7 @@ class Runner:
                 cost,
                 metrics.queue_s if metrics is not None else None,
                 metrics.service_s if metrics is not None else None,
-                _EPOCH + timedelta(0, time.time()),
+                finished_at or _EPOCH + timedelta(0, time.time()),
                 reused.run_id if reused is not None else None,
             ),
             replaces=name in row.states,

@@ -36,8 +36,8 @@ from infermesh.store import SOURCE, Column, GroupWriter, PendingRows, RunStore, 
 from infermesh.store.database import Redo, utcnow
 from infermesh.store.export import SinkReport
 from infermesh.store.filter import RowFilter
+from infermesh.store.known import KnownAnswers
 from infermesh.store.reader import ask_run
-from infermesh.store.reuse import EarlierAnswers
 from infermesh.store.schema import DATABASE
 from infermesh.store.usage import used_today
 
@@ -72,8 +72,9 @@ class Observer(Protocol):
 class RunOutcome:
     """How a session of a run ended. ``failures`` is ``(stage, error_type, rows, example)``.
 
-    ``kept`` and ``reused`` count row states whose request was not sent because its answer was there: in this run, or in
-    an earlier one. ``reason`` says why a session ended before its time. ``files`` is what became of the sinks.
+    ``kept`` and ``reused`` count row states whose request was not sent because its answer was there: its row's own, or
+    that of a row that has gone or of an earlier run. ``reason`` says why a session ended before its time. ``files`` is
+    what became of the sinks.
     """
 
     folder: Path
@@ -136,7 +137,7 @@ class RunSession:
         self._filters: dict[str, RowFilter] = {}
         self._stale: set[str] = set()
         self._signatures: dict[str, str] = {}
-        self._earlier: EarlierAnswers | None = None
+        self._known: KnownAnswers | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: Runner | None = None
         self._work: asyncio.Task[None] | None = None
@@ -180,9 +181,9 @@ class RunSession:
             rows = store.redo(redo, self._signatures | dict.fromkeys(self._stale, ""))
             self._observer.note(f"retry: {rows} rows of {redo.stage} are sent again")
             changes |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
-        # What is to be done again is asked for anew, not taken from another run.
+        # What is to be done again is asked for anew, not taken from elsewhere.
         able = [table for table in tables if redo is None or table.name != redo.stage]
-        self._earlier = EarlierAnswers.of(self._experiment, self._folder, store, able, self._observer.note)
+        self._known = KnownAnswers.of(self._experiment, self._folder, store, able, self._observer.note)
         for line in opening(store, list(pipeline.stages), changes, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)
         self._control.opened(store.cursor)
@@ -280,6 +281,8 @@ class RunSession:
             if wave.graph.stages:
                 rows = self._rows(wave)
                 self._count(stats, rows)
+                if self._known is not None and rows.chunks:
+                    await asyncio.to_thread(self._known.take_retired, wave.graph.stages)
                 self._runner = runner = Runner(
                     wave.graph,
                     writer,
@@ -287,7 +290,7 @@ class RunSession:
                     filters={name: self._filters[name] for name in wave.graph.stages if name in self._filters},
                     stale=self._stale,
                     keep_errors=self._experiment.keep_errors,
-                    earlier=self._earlier,
+                    known=self._known,
                     after=self._guard(stats, guards) if guards else None,
                 )
                 if self._stops:
@@ -411,6 +414,8 @@ class RunSession:
         self._control.opened(None)
         for condition in self._filters.values():
             condition.close()
+        if self._known is not None:
+            self._known.close()
         if self._sink is not None:
             self._sink.close()
         self._store.close()

@@ -27,7 +27,8 @@ class RunStats:
     """What the progress display shows. All but ``stages`` is this session's.
 
     ``settled`` counts row states, ``errors`` those that failed, ``rows`` the rows that have been through all their
-    stages. ``kept`` counts states whose request was found unchanged, ``reused`` those taken from earlier runs.
+    stages. ``kept`` counts states whose request was found unchanged, ``reused`` those taken from rows
+    that have gone or from earlier runs.
     """
 
     stages: dict[str, StageStats]

@@ -208,7 +208,7 @@ def _closing(outcome: RunOutcome, brief: bool) -> str:
         f"({totals['requests']} requests, {tokens} tokens{cost})",
         *stages,
         *([f"  kept      {outcome.kept} answers whose request is unchanged"] if outcome.kept else []),
-        *([f"  reused    {outcome.reused} answers of earlier runs"] if outcome.reused else []),
+        *([f"  reused    {outcome.reused} answers to identical requests"] if outcome.reused else []),
     ]
     if outcome.status == "stopped":
         lines.insert(1, f"  stopped   {outcome.reason}; raise or remove that guard to go on")

@@ -179,7 +179,7 @@ class _Planner:
             filters=self._rows.filters,
             stale=self._rows.stale,
             keep_errors=self._experiment.keep_errors,
-            earlier=self._rows.earlier,
+            known=self._rows.known,
         )
         asyncio.run(walk)
 
@@ -233,9 +233,9 @@ class _Planner:
             return math.ceil(pending * going / max(found.looked_at, 1)), "at most"
         if looked_at == pending and not guessed:
             return going, "exact"
-        # Of a changed stage's requests only those of the sample were compared with the stored ones.
-        compared = by_answers or stage.name in self._rows.stale
-        sure = going == looked_at and not compared and not found.blind and self._rows.earlier is None
+        # Only the sample's requests were compared with those that are answered.
+        compared = by_answers or stage.name in self._rows.stale or self._rows.knows(stage)
+        sure = going == looked_at and not compared and not found.blind
         return round(pending * going / looked_at), "exact" if sure else "estimated"
 
     def _tokens(

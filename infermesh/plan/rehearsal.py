@@ -23,7 +23,7 @@ from infermesh.stages.build import StageGraph
 from infermesh.stages.transcribe import Transcribe
 from infermesh.store import StoredRow
 from infermesh.store.filter import RowFilter
-from infermesh.store.reuse import EarlierAnswers
+from infermesh.store.known import KnownAnswers
 from infermesh.transports import NativeTransport
 from infermesh.types import Operation, Reply, Request, Transport
 from infermesh.wire import estimate_tokens, request_body
@@ -228,7 +228,7 @@ async def rehearse(
     filters: Mapping[str, RowFilter],
     stale: set[str],
     keep_errors: bool,
-    earlier: EarlierAnswers | None = None,
+    known: KnownAnswers | None = None,
 ) -> dict[str, StageRehearsal]:
     """Take sample rows through the stages as a run would, stage after stage.
 
@@ -245,7 +245,7 @@ async def rehearse(
         if getattr(stage, "model", None) is None:
             _unasked(todo, stage, found)
         else:
-            answers = earlier if earlier is not None and earlier.knows(name) else None
+            answers = known if known is not None and known.knows(name) else None
             await _ask(rehearsal, stage, graph.requires[name], todo, found, answers)
     return rehearsal.found
 
@@ -320,7 +320,7 @@ async def _ask(
     requires: set[str],
     walkers: list[_Walker],
     found: StageRehearsal,
-    earlier: EarlierAnswers | None,
+    known: KnownAnswers | None,
 ) -> None:
     found.looked_at += len(walkers)
     ready: list[tuple[_Walker, Any]] = []
@@ -342,8 +342,8 @@ async def _ask(
         if state is not None and state.status == "done" and state.request_key == item.key and not invented:
             walker.context[stage.name] = state.outputs | {"status": "done"}
             found.kept += 1
-        elif earlier is not None and not invented and (known := earlier.look_up(stage.name, [item.key])):
-            walker.context[stage.name] = _readable(stage, known[item.key].outputs)
+        elif known is not None and not invented and (answer := known.look_up(stage.name, [item.key])[0]) is not None:
+            walker.context[stage.name] = _readable(stage, answer.outputs)
             found.kept += 1
         else:
             ready.append((walker, item))

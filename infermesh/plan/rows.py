@@ -20,8 +20,8 @@ from infermesh.stages.build import Pipeline, Wave
 from infermesh.store import SOURCE, Column, RunStore, StageTable, StoredRow
 from infermesh.store.database import connect, utcnow
 from infermesh.store.filter import RowFilter, column_references
+from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
-from infermesh.store.reuse import EarlierAnswers
 from infermesh.store.survey import Survey
 
 __all__ = ["PlannedRows"]
@@ -44,6 +44,7 @@ class PlannedRows:
         self._made = {SOURCE}
         self.filters: dict[str, RowFilter] = {}
         self.stale: set[str] = set()
+        self.known: KnownAnswers | None = None
 
     def prepare(self, roots: Sequence[Path], note: Callable[[str], None]) -> None:
         """Load the source, or take in what has changed of it; find what an edit has touched."""
@@ -57,7 +58,7 @@ class PlannedRows:
         store.prepare(resolve(self._experiment.source, roots), tables, record, queries=queries, check=self._check)
         self.survey = Survey(store.cursor(), keep_errors=self._experiment.keep_errors)
         self.total = store.total()
-        self.earlier = EarlierAnswers.of(self._experiment, self._folder, store, tables, note)
+        self.known = KnownAnswers.of(self._experiment, self._folder, store, tables, note)
 
     def _check(self, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
@@ -84,7 +85,10 @@ class PlannedRows:
             self._made.add(query.name)
         if wave.origin not in self._made:
             return False
-        self._made.update(name for name, stage in wave.graph.stages.items() if self.pending(stage) == 0)
+        made = {name for name, stage in wave.graph.stages.items() if self.pending(stage) == 0}
+        self._made |= made
+        if made != wave.graph.stages.keys() and self.known is not None:
+            self.known.take_retired(wave.graph.stages)
         return True
 
     def of_rows(self, stage: Stage) -> str | None:
@@ -102,6 +106,10 @@ class PlannedRows:
         """Rows that the stage has to look at."""
         return self.survey.pending(stage.table, stale=stage.name in self.stale, where=self.of_rows(stage))
 
+    def knows(self, stage: Stage) -> bool:
+        """Whether there are answers that a stage's requests may find."""
+        return self.known is not None and self.known.knows(stage.name)
+
     def sample(self, wave: Wave, most: int) -> list[StoredRow]:
         """Rows with something to do, for each stage some that are evenly spread over its own."""
         wanted: set[int] = set()
@@ -118,4 +126,6 @@ class PlannedRows:
         """Close what was opened."""
         for condition in self.filters.values():
             condition.close()
+        if self.known is not None:
+            self.known.close()
         self._store.close()

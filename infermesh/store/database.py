@@ -21,7 +21,7 @@ from infermesh.store.export import SinkReport, check_sinks, write_sinks
 from infermesh.store.ingest import ingest, query_rows, row_columns
 from infermesh.store.output import OutputTable
 from infermesh.store.pending import PendingRows
-from infermesh.store.reshape import fit, merge, outline, put_aside, stamp_of, wrapped
+from infermesh.store.reshape import disown, fit, merge, outline, put_aside, stamp_of, wrapped
 from infermesh.store.schema import (
     ATTEMPTS,
     COMMON_DDL,
@@ -255,6 +255,7 @@ class RunStore:
         connection.begin()
         try:
             rows = redo.count(connection)
+            disown(connection, redo.stage, self._origins[redo.stage], redo.where)
             connection.execute(f"DELETE FROM {quoted(redo.stage)} AS s WHERE ({redo.where}\n)")
             connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])
             connection.commit()

@@ -11,7 +11,7 @@ import orjson
 
 from infermesh.errors import ConfigError
 from infermesh.store.ingest import check_names, row_columns
-from infermesh.store.schema import SETTINGS, SOURCE, Column, QueryTable, StageTable, literal, live, quoted
+from infermesh.store.schema import SETTINGS, SOURCE, Column, QueryTable, StageTable, literal, live, quoted, retired
 
 
 def put_aside(
@@ -85,6 +85,19 @@ def merge(connection: duckdb.DuckDBPyConnection, table: str, now: str) -> tuple[
     total = _count(connection, f"SELECT count(*) FROM {name} s WHERE {live(table)}")
     connection.execute(f"DROP TABLE {fresh}")
     return total - (was_live - gone), gone
+
+
+def disown(connection: duckdb.DuckDBPyConnection, stage: str, origin: str, where: str) -> None:
+    """Let the answers of retired rows that were handed on to the rows of a condition be handed on no more.
+
+    They keep their text, and lose their ``request_key``: what is done again is not to be given the same once more, also
+    where the session is killed before it has been sent.
+    """
+    connection.execute(
+        f"UPDATE {quoted(stage)} AS s SET request_key = NULL WHERE {retired(origin)} AND (request_key, finished_at) IN "
+        f"(SELECT (request_key, finished_at) FROM {quoted(stage)} s WHERE ({where}\n) AND s.status = 'done' AND "
+        f"s.reused_from = (SELECT run_id FROM run) AND {live(origin)})"
+    )
 
 
 def _count(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,14 @@ from infermesh.errors import ConfigError
 from infermesh.store.database import RunStore
 from infermesh.store.schema import DATABASE, StageTable, literal, quoted
 
-_CARRIED = ("model_id", "request_id", "prompt_tokens", "completion_tokens")
+CARRIED = ("model_id", "request_id", "prompt_tokens", "completion_tokens")
 
 
 class Answer(NamedTuple):
-    """An earlier run's answer to the same request: the stage's output columns, and whose it is."""
+    """An answer to the same request: the stage's output columns, and whose it is.
+
+    ``finished_at`` is when this run itself had it; ``None`` for an earlier run's.
+    """
 
     outputs: tuple[Any, ...]
     model_id: str | None
@@ -27,6 +31,7 @@ class Answer(NamedTuple):
     prompt_tokens: int | None
     completion_tokens: int | None
     run_id: str
+    finished_at: datetime | None = None
 
 
 class EarlierAnswers:
@@ -104,11 +109,11 @@ class EarlierAnswers:
         outputs = [quoted(column.name) for column in stage.outputs]
         kinds = {column.name: column.ddl for column in stage.columns}
         made = ", ".join(
-            [kinds[name] for name in (*(column.name for column in stage.outputs), "request_key", *_CARRIED)]
+            [kinds[name] for name in (*(column.name for column in stage.outputs), "request_key", *CARRIED)]
         )
         self._connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {mine} ({made}, run_id VARCHAR)")
         whose = f"coalesce(e.reused_from, {literal(run_id)})" if has_origin else literal(run_id)
-        values = ", ".join(f"e.{name}" for name in (*outputs, "request_key", *_CARRIED))
+        values = ", ".join(f"e.{name}" for name in (*outputs, "request_key", *CARRIED))
         self._connection.execute(
             f"INSERT INTO {mine} SELECT {values}, {whose} FROM earlier.{quoted(table)} e WHERE e.status = 'done' "
             f"AND e.request_key IS NOT NULL AND e.request_key NOT IN (SELECT request_key FROM {mine}) "
@@ -124,7 +129,7 @@ class EarlierAnswers:
     def look_up(self, stage: str, keys: Sequence[str]) -> dict[str, Answer]:
         """request_key → answer, of those that are there; from any thread."""
         outputs = self._tables[stage].outputs
-        select = ", ".join([*(quoted(column.name) for column in outputs), *_CARRIED, "run_id", "request_key"])
+        select = ", ".join([*(quoted(column.name) for column in outputs), *CARRIED, "run_id", "request_key"])
         query = f"SELECT {select} FROM {_name(stage)} WHERE request_key IN (SELECT unnest(?::VARCHAR[]))"
         with self._lock:
             rows = self._connection.execute(query, [list(keys)]).fetchall()

@@ -103,6 +103,11 @@ def live(origin: str) -> str:
     return f"s.row_id NOT IN (SELECT row_id FROM retired WHERE origin = {literal(origin)})"
 
 
+def retired(origin: str) -> str:
+    """The opposite of :func:`live`."""
+    return f"s.row_id IN (SELECT row_id FROM retired WHERE origin = {literal(origin)})"
+
+
 @dataclass(frozen=True, slots=True)
 class StageTable:
     """One stage's table: its name, the columns that its kind puts out, and whose rows it takes.
@@ -181,11 +186,10 @@ def _counted(position: int, stage: str, table: str, status: str, origin: str, si
     Nothing is joined with the whole table, which would take memory for each of its rows; where no row is retired
     DuckDB does not even read the second.
     """
-    retired = f"s.row_id IN (SELECT row_id FROM retired WHERE origin = {literal(origin)})"
     return [
         f"SELECT {position} AS position, {literal(stage)} AS stage, {status} AS status, {times} * count(*) AS rows "
         f"FROM {quoted(table)} s {where} GROUP BY ALL"
-        for times, where in ((sign, ""), (-sign, f"WHERE {retired}"))
+        for times, where in ((sign, ""), (-sign, f"WHERE {retired(origin)}"))
     ]
 
 
