@@ -15,11 +15,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 __all__ = ["Call", "Hop", "LoopThread", "import_for_good"]
 
 T = TypeVar("T")
+_Settled: TypeAlias = "tuple[asyncio.Future[Any], Future[Any]]"  # a caller's future, and what has become of its call
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -65,10 +66,10 @@ class Hop(Generic[T]):
         Must not raise.
     """
 
-    __slots__ = ("_loop", "_on_its_way", "_receive", "_values")
+    __slots__ = ("_on_its_way", "_receive", "_values", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, receive: Callable[[T], object]) -> None:
-        self._loop = loop
+        self.loop = loop
         self._receive = receive
         self._values: deque[T] = deque()
         self._on_its_way = False
@@ -79,7 +80,7 @@ class Hop(Generic[T]):
         if not self._on_its_way:
             self._on_its_way = True
             try:
-                self._loop.call_soon_threadsafe(self._land)
+                self.loop.call_soon_threadsafe(self._land)
             except RuntimeError:
                 self._on_its_way = False
                 raise
@@ -146,6 +147,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self.loop = _new_loop()
         self._hop: Hop[Call[Any]] = Hop(self.loop, Call.step)
+        self._back: Hop[_Settled] | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._ended: Future[None] = Future()
@@ -194,12 +196,27 @@ class LoopThread:
 
     async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine and await it in the caller's loop. If the caller is cancelled, so is the coroutine."""
-        call = self.submit(coroutine)
+        back, call = self._way_back(), self.submit(coroutine)
+        answer: asyncio.Future[T] = back.loop.create_future()
+
+        def send_back(done: Future[T]) -> None:
+            with suppress(RuntimeError):  # the caller's loop is closed
+                back.send((answer, done))
+
+        call.future.add_done_callback(send_back)
         try:
-            return await asyncio.wrap_future(call.future)
+            return await answer
         except asyncio.CancelledError:
             await self.aend(call)
             raise
+
+    def _way_back(self) -> Hop[_Settled]:
+        """To the running loop, which is mostly the one that asked before: a burst of answers wakes it once."""
+        loop = asyncio.get_running_loop()
+        back = self._back
+        if back is None or back.loop is not loop:
+            self._back = back = Hop(loop, _hand_over)
+        return back
 
     def end(self, call: Call[Any]) -> None:
         """Cancel a call and wait until it has ended; on the loop's own thread, only cancel it."""
@@ -250,6 +267,17 @@ async def _wind_up(last: Callable[[], Awaitable[None]] | None) -> None:
             await last()
     finally:
         loop.stop()
+
+
+def _hand_over(settled: _Settled) -> None:
+    """Settle the future of a caller who still waits."""
+    answer, done = settled
+    if answer.done():
+        return
+    if (error := done.exception()) is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(done.result())
 
 
 def _serve(loop: asyncio.AbstractEventLoop, ended: Future[None]) -> None:
