@@ -25,7 +25,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
 
-_ENVIRONMENT = _Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+def _shown(value: Any) -> Any:
+    """What stands for a value in a text: nothing for null, which a model would read as the word None."""
+    return "" if value is None else value
+
+
+_ENVIRONMENT = _Environment(
+    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_shown
+)
 
 
 class Template:
@@ -158,7 +165,7 @@ def _filled(
                 value = value.get(key, _ABSENT) if type(value) is dict else _ABSENT
             if value is _ABSENT:
                 return otherwise(context)
-            values.append(value)
+            values.append("" if value is None else value)
         return form % tuple(values)
 
     return render

@@ -27,6 +27,12 @@ class TestRendering:
     def test_nothing_is_escaped(self) -> None:
         assert render("{{ a }}", a="<b> & \"q\" 'q'") == "<b> & \"q\" 'q'"
 
+    @pytest.mark.parametrize(
+        "source", ["<{{ a }}{{ s.text }}>", "<{{ a }}{{ s['text'] }}{# not plain #}{% if 1 %}>{% endif %}"]
+    )
+    def test_null_is_nothing(self, source: str) -> None:
+        assert render(source, a=None, s={"text": None}) == "<>"
+
     def test_a_value_is_never_taken_for_a_template(self) -> None:
         assert render("{{ a }}", a="{{ 7 * 7 }}{% if x %}") == "{{ 7 * 7 }}{% if x %}"
 
