@@ -12,7 +12,6 @@ import asyncio
 import os
 import re
 import socket
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -20,10 +19,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from aiohappyeyeballs import start_connection
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from infermesh.errors import APIConnectionError, MalformedResponseError, RequestError
+from infermesh.errors import APIConnectionError, MalformedResponseError
 from infermesh.redaction import origin
+from infermesh.transports.connection import Connection
 from infermesh.transports.errors import timed_out
 from infermesh.transports.http import (
     CONNECT_TIMEOUT_S,
@@ -37,19 +36,12 @@ from infermesh.types import Operation
 
 __all__ = ["PlainClient", "speaks_plainly"]
 
-# How long a server keeps an idle connection that does not say (`Keep-Alive: timeout=`): uvicorn's, Node's and
-# cpp-httplib's default. A request on a connection that is being closed is lost, so it is left alone a fifth earlier.
-_KEEP_ALIVE_S = 5.0
-_KEEP_ALIVE_USED = 0.8
-_IDLE_S = 60.0  # at most, whatever the server says
 _REAP_S = 0.25
 _ADDRESSES_S = 10.0
 _HAPPY_EYEBALLS_S = 0.25  # RFC 8305, section 8
 _CONNECTING = 64  # at once: thousands would hold up the event loop
-_COPIED = 65_536  # a body up to this size is sent in one piece with its head
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
-_ANNOUNCED = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
 _HOST = re.compile(r"[0-9A-Za-z._:-]+")
 _TARGET = re.compile(r"[\x21-\x7e]*")
 # Headers that change how a message is framed or who it is for.
@@ -109,8 +101,8 @@ class PlainClient:
             for operation, url in urls.items()
         }
         self.loop = asyncio.get_running_loop()
-        self._idle: dict[_Connection, None] = {}  # an ordered set: the most recently used last
-        self._open: set[_Connection] = set()
+        self._idle: dict[Connection, None] = {}  # an ordered set: the most recently used last
+        self._open: set[Connection] = set()
         self._connecting = asyncio.Semaphore(_CONNECTING)
         self._waiting: set[asyncio.Timeout] = set()
         self._reaper: asyncio.TimerHandle | None = None
@@ -150,7 +142,7 @@ class PlainClient:
         if self._reaper is not None:
             self._reaper.cancel()
 
-    async def _connect(self, timeout: float | None) -> _Connection:
+    async def _connect(self, timeout: float | None) -> Connection:
         if self._closed:
             raise client_closed(self.label)
         patience = CONNECT_TIMEOUT_S if timeout is None else min(timeout, CONNECT_TIMEOUT_S)
@@ -175,10 +167,10 @@ class PlainClient:
             raise client_closed(self.label, "was") if self._closed else self.broken("broke off")
         return connection
 
-    async def _open_another(self) -> _Connection:
+    async def _open_another(self) -> Connection:
         addresses = await self._addresses()
         opened = await start_connection(addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1)
-        connection = _Connection(self)
+        connection = Connection(self)
         try:
             _tune(opened)
             await self.loop.create_connection(lambda: connection, sock=opened)
@@ -209,11 +201,11 @@ class PlainClient:
             self._resolved_at = -_ADDRESSES_S  # asked again by the next one
             raise error if isinstance(error, OSError) else socket.gaierror(socket.EAI_NONAME, str(error)) from None
 
-    def made(self, connection: _Connection) -> None:
+    def made(self, connection: Connection) -> None:
         """A connection was made."""
         self._open.add(connection)
 
-    def lost(self, connection: _Connection) -> None:
+    def lost(self, connection: Connection) -> None:
         """A connection is closed."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
@@ -230,7 +222,7 @@ class PlainClient:
             deployment=self.label,
         )
 
-    def released(self, connection: _Connection) -> None:
+    def released(self, connection: Connection) -> None:
         """Take back a connection whose answer is complete."""
         connection.kept_until = self.loop.time() + connection.kept_s
         self._idle[connection] = None
@@ -243,175 +235,6 @@ class PlainClient:
         for connection in [one for one in self._idle if one.kept_until <= now]:
             connection.close()
         self._reaper = self.loop.call_later(_REAP_S, self._reap) if self._idle else None
-
-
-class _Connection(asyncio.Protocol):
-    """One connection, which serves one request at a time."""
-
-    def __init__(self, client: PlainClient) -> None:
-        self.kept_s = -1.0  # until the first answer has said
-        self.kept_until = 0.0
-        self._client = client
-        self._transport: Any = None
-        self._parser: Any = HttpResponseParser(self)
-        self._answer: asyncio.Future[Answer] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._parts: list[bytes] = []
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._begun = self._complete = self._reusable = False
-
-    def ask(self, message: bytes, content: bytes) -> asyncio.Future[Answer]:
-        """Send one request; the future gets its answer, or a ``RequestError``."""
-        self._answer = answer = self._client.loop.create_future()
-        self._begun = self._complete = False
-        if len(content) <= _COPIED:
-            self._transport.write(message + content)
-        else:
-            self._transport.writelines((message, content))
-        return answer
-
-    def expect_within(self, left: float, timeout: float | None) -> None:
-        """End the request in ``left`` seconds; the error says ``timeout``."""
-        self._timer = self._client.loop.call_later(left, self._expire, timeout)
-
-    def abandon(self, answer: asyncio.Future[Answer]) -> None:
-        """Close the connection, unless the request that is no longer waited for has ended already."""
-        if self._answer is answer:
-            self._end()
-            self.close()
-        elif not answer.cancelled():
-            answer.exception()  # seen: asyncio need not report it
-
-    def fail(self, error: RequestError) -> None:
-        """End the request there may be with an error, and close the connection."""
-        answer = self._end()
-        if answer is not None and not answer.done():
-            answer.set_exception(error)
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection, at once."""
-        self._client.lost(self)
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the event loop."""
-        self._transport = transport
-        self._client.made(self)
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the event loop."""
-        if self._answer is None:  # nothing was asked: a server that says why it is about to close
-            self.close()
-            return
-        self._begun = True
-        try:
-            self._parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade) as error:
-            if not self._complete:
-                self.fail(self._client.malformed(f"is not HTTP ({error})"))
-                return
-            self._reusable = False
-        if self._complete:
-            self._finish()
-
-    def eof_received(self) -> None:
-        """Called by the event loop. No answer can come any more, whatever is still to be sent."""
-        self.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the event loop."""
-        if self._begun and self._answer is not None and exc is None and self._ends_with_connection():
-            self._finish()
-        else:
-            said = str(exc) if exc else "the connection closed before message completed"
-            self.fail(self._client.broken("the connection broke off" if self._begun else said))
-        self._parser = None  # it refers to this object, and would leave both to the garbage collector
-
-    # What llhttp has found.
-
-    def on_message_begin(self) -> None:
-        """A second answer to one request: what follows cannot be trusted."""
-        if self._complete:
-            raise ValueError("an answer that nobody asked for")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header line."""
-        self._headers.append((name, value))
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        self._parts.append(body)
-
-    def on_message_complete(self) -> None:
-        """The end of an answer, or of an interim one (RFC 9110, section 15.2)."""
-        if self._parser.get_status_code() < 200:
-            self._headers = []
-            return
-        self._complete = True
-        self._reusable = self._parser.should_keep_alive()
-
-    def _ends_with_connection(self) -> bool:
-        """Whether this is the end of a body of unknown length (RFC 9112, section 6.3), which may be empty."""
-        if any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers):
-            return False
-        if self._parts:
-            return True
-        with suppress(HttpParserError):
-            self._parser.feed_data(b"-")  # part of a body, if the head is complete
-        complete = bool(self._parts)
-        self._parts = []
-        return complete
-
-    def _end(self) -> asyncio.Future[Answer] | None:
-        """The request there may be is over."""
-        answer, self._answer = self._answer, None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        return answer
-
-    def _finish(self) -> None:
-        """Hand over the answer, and the connection for the next request if it can be used again."""
-        answer = self._end()
-        parts, header = self._parts, _Headers(self._headers).get
-        self._parts, self._headers = [], []  # an idle connection holds nobody's answer
-        status = self._parser.get_status_code()
-        if self.kept_s < 0:
-            self.kept_s = _keeps(header("keep-alive"))
-        if self._reusable and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
-            self._client.released(self)
-        else:
-            self.close()
-        if answer is None or answer.done():
-            return
-        try:
-            data = _decoded(parts[0] if len(parts) == 1 else b"".join(parts), header("content-encoding"))
-        except (ValueError, zlib.error) as error:
-            answer.set_exception(self._client.malformed(f"cannot be decoded ({error})"))
-        else:
-            answer.set_result(Answer(status, data, header))
-
-    def _expire(self, timeout: float | None) -> None:
-        self.fail(timed_out(self._client.label, timeout))
-
-
-class _Headers(list[tuple[bytes, bytes]]):
-    """Header lines as they came."""
-
-    def get(self, name: str) -> str | None:
-        """The first value of that name, in whatever case."""
-        wanted = name.lower().encode()
-        for found, value in self:
-            if found.lower() == wanted:
-                return value.decode("latin-1")
-        return None
-
-
-def _keeps(announced: str | None) -> float:
-    """How many seconds a connection may be idle and still be used, by what the server announced."""
-    found = _ANNOUNCED.search(announced or "")
-    return min((float(found[1]) if found else _KEEP_ALIVE_S) * _KEEP_ALIVE_USED, _IDLE_S)
 
 
 def _seen(task: asyncio.Task[Any]) -> None:
@@ -432,12 +255,3 @@ def _tune(connection: socket.socket) -> None:
     for option, seconds in (("TCP_KEEPIDLE", KEEPALIVE_IDLE_S), ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S)):
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
-
-
-def _decoded(data: bytes, encoding: str | None) -> bytes:
-    """The body without its content coding: none was asked for, a gateway may have chosen one anyway."""
-    if not data or encoding is None or encoding.lower() == "identity":
-        return data
-    if encoding.lower() in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompress(data, 32 + zlib.MAX_WBITS)
-    raise ValueError(f"content-encoding {encoding!r}")

@@ -14,8 +14,9 @@ import orjson
 import pytest
 
 from infermesh.errors import APIConnectionError, MalformedResponseError, RequestError, RequestTimeoutError
+from infermesh.transports.connection import Connection, _keeps
 from infermesh.transports.http import Answer
-from infermesh.transports.plain import PlainClient, _Connection, _keeps, speaks_plainly
+from infermesh.transports.plain import PlainClient, speaks_plainly
 
 BODY = b'{"ok": true}'
 OK = b"HTTP/1.1 200 OK\r\nX-Request-ID: r-1\r\ncontent-length: 12\r\n\r\n" + BODY
@@ -204,7 +205,7 @@ async def test_closed_connections_leave_no_garbage(server: Server, client: Plain
         for _ in range(3):
             await post(client)
         await server.until(lambda: not server.open)
-        assert not [one for one in gc.get_objects() if isinstance(one, _Connection)]
+        assert not [one for one in gc.get_objects() if isinstance(one, Connection)]
     finally:
         gc.enable()
 
@@ -342,7 +343,7 @@ async def test_idle_connections_are_closed_before_the_server_does(
     if announced:
         server.answers = [OK.replace(b"content", b"Keep-Alive: timeout=0, max=9\r\ncontent")]
     else:
-        monkeypatch.setattr("infermesh.transports.plain._KEEP_ALIVE_S", 0.1)
+        monkeypatch.setattr("infermesh.transports.connection._KEEP_ALIVE_S", 0.1)
     await post(client)
     await server.until(lambda: not server.open)
 
@@ -362,15 +363,15 @@ async def test_a_request_as_the_server_closes_a_kept_connection(
     await post(client)
     ended = asyncio.Event()
     asked: list[asyncio.Future[Answer]] = []
-    received = _Connection.eof_received
+    received = Connection.eof_received
 
-    def eof_received(connection: _Connection) -> None:
+    def eof_received(connection: Connection) -> None:
         received(connection)
         if not asked:
             asked.append(asyncio.ensure_future(post(client)))
             ended.set()
 
-    monkeypatch.setattr(_Connection, "eof_received", eof_received)
+    monkeypatch.setattr(Connection, "eof_received", eof_received)
     server.hang_up()
     await asyncio.wait_for(ended.wait(), 10.0)
     assert (await asked[0]).status == 200
