@@ -1,7 +1,7 @@
 """All benchmarks, and the page of what they found: `python -m benchmarks`.
 
 Each script runs in a process of its own, one after the other. `--quick` tries whether they work, in small sizes, and
-prints the page instead of writing it.
+prints the page instead of writing it. `pip install -e '.[dev,benchmarks]'` brings every peer.
 """
 
 from __future__ import annotations

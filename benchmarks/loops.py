@@ -7,15 +7,18 @@ own: what it does not need, its process does not load.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.harness import BARE
 
 PROMPT = "What is the capital of France? Answer in one short sentence, please; this is question number"
 _WARM_UP = 128
+FLEXLLM, FLEXLLM_FILE = "flexllm batch", "flexllm batch, to its file"
 
 Way = Callable[[str, list[str], int], list[Any]]
 
@@ -128,6 +131,21 @@ def litellm_loop(url: str, todo: list[str], window: int) -> list[Any]:
     return _on_uvloop(_by_workers(todo, window, ask))
 
 
+def flexllm(url: str, todo: list[str], window: int, **options: Any) -> list[Any]:
+    """flexllm's batch of conversations."""
+    from flexllm import LLMClient
+
+    client = LLMClient(base_url=url, api_key="none", model="static", concurrency_limit=window, max_qps=None)
+    conversations = [[{"role": "user", "content": prompt}] for prompt in todo]
+    return [answer.content for answer in client.chat_batch_sync(conversations, show_progress=False, **options)]
+
+
+def flexllm_with_file(url: str, todo: list[str], window: int) -> list[Any]:
+    """The same, with the file from which it resumes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return flexllm(url, todo, window, output_jsonl=f"{folder}/answers.jsonl")
+
+
 def _client(url: str, window: int, **options: Any) -> Any:
     from infermesh import LMClient
 
@@ -190,6 +208,8 @@ WAYS: dict[str, Way] = {
     "bare aiohttp loop": bare_aiohttp,
     "OpenAI SDK loop": openai_sdk,
     "LiteLLM loop": litellm_loop,
+    FLEXLLM: flexllm,
+    FLEXLLM_FILE: flexllm_with_file,
     "generate_batch": batch,
     "generate_batch, rpm and tpm": batch_limited,
     "generate_batch, on_result": batch_watched,
@@ -197,4 +217,6 @@ WAYS: dict[str, Way] = {
     "agenerate_batch": async_batch,
     "agenerate, one by one": async_single,
 }
-SLOW = ("OpenAI SDK loop", "LiteLLM loop")
+if not find_spec("flexllm"):  # the extra "benchmarks" brings it
+    del WAYS[FLEXLLM], WAYS[FLEXLLM_FILE]
+SLOW = ("OpenAI SDK loop", "LiteLLM loop", FLEXLLM, FLEXLLM_FILE)

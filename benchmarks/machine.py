@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT
 
-_PACKAGES = ("pyreqwest", "uvloop", "orjson", "duckdb", "pydantic", "jinja2", "aiohttp", "openai", "litellm")
+_PACKAGES = ("pyreqwest", "uvloop", "orjson", "duckdb", "pydantic", "jinja2", "aiohttp", "openai", "litellm", "flexllm")
 
 
 def describe() -> list[list[str]]:
