@@ -8,6 +8,7 @@ event loop it would stop every request in flight.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -138,6 +139,7 @@ class GroupWriter:
             with connection.appender(table) as appender:
                 for start in range(0, len(values), step):
                     appender.append_rows(values[start : start + step])
+                    time.sleep(0)  # lets go of the interpreter's lock, which the event loop may be waiting for
         connection.commit()
         self._writing = 0
         self._idle.set()
