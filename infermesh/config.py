@@ -228,7 +228,9 @@ class SinkConfig(_Model):
 class StoreConfig(_Model):
     """How run.duckdb is written."""
 
-    memory_limit: str = Field("256MB", description="DuckDB's memory; beyond it, it spills to disk")
+    memory_limit: str = Field(
+        "256MB", description="DuckDB's memory; beyond it, it spills to disk. Raised where rows are too long for it"
+    )
     threads: int = Field(2, ge=1, description="DuckDB's threads")
     commit_interval: float = Field(0.1, gt=0, description="Seconds between group commits")
 

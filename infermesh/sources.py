@@ -45,7 +45,8 @@ class Source:
         """What it is, in a few words."""
         if self.dataset is not None:
             return f"the dataset {self.dataset.name}"
-        return ", ".join(self.files[:3]) or "the source query"
+        more = f" and {len(self.files) - 3} more" if len(self.files) > 3 else ""
+        return ", ".join(self.files[:3]) + more or "the source query"
 
     @property
     def fingerprint(self) -> str:

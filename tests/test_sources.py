@@ -50,17 +50,19 @@ class Loaded:
 
 
 @contextmanager
-def opened(root: Path) -> Iterator[RunStore]:
-    store = RunStore(root / "run.duckdb", StoreConfig())
+def opened(root: Path, store_config: StoreConfig | None = None) -> Iterator[RunStore]:
+    store = RunStore(root / "run.duckdb", store_config or StoreConfig())
     try:
         yield store
     finally:
         store.close()
 
 
-def load(root: Path, path: str | None = "rows.jsonl", **config: Any) -> Loaded:
+def load(
+    root: Path, path: str | None = "rows.jsonl", *, store_config: StoreConfig | None = None, **config: Any
+) -> Loaded:
     """Load a source into ``root/run.duckdb``, a new one or the one that is there."""
-    with opened(root) as store:
+    with opened(root, store_config) as store:
         store.prepare(resolve(SourceConfig(path=path, **config), [root]), [TABLE], RECORD, check=lambda _: None)
         reader = store.reader({}, stale=(), keep_errors=False)
         stored = [row for chunk in reader.chunks for row in reader.read(chunk)]
@@ -244,6 +246,36 @@ class TestOtherFormats:
         for part in (10, 2, 1):
             write_jsonl(tmp_path / "parts" / f"{part:03}.jsonl", [{"n": part * 10 + row} for row in range(3)])
         assert [row["n"] for row in load(tmp_path, "parts/*.jsonl").rows] == [10, 11, 12, 20, 21, 22, 100, 101, 102]
+
+    def test_many_files_are_read_within_the_memory_that_the_store_has(self, tmp_path: Path) -> None:
+        """Whatever it has of threads: each of DuckDB's would hold large buffers for each file that it has open."""
+        for part in range(20):
+            write_jsonl(tmp_path / "parts" / f"{part:02}.jsonl", [{"n": part * 3 + row} for row in range(3)])
+        for attempt in range(10):
+            (tmp_path / f"{attempt}").mkdir()
+            (tmp_path / f"{attempt}/parts").symlink_to(tmp_path / "parts")
+            loaded = load(tmp_path / f"{attempt}", "parts/*.jsonl", store_config=StoreConfig(threads=8))
+            assert [row["n"] for row in loaded.rows] == list(range(60))
+
+    def test_many_csv_files_are_read_within_the_memory_that_the_store_has(self, tmp_path: Path) -> None:
+        (tmp_path / "parts").mkdir()
+        with duckdb.connect() as connection:
+            rows = "SELECT range AS n, repeat('lorem ipsum ', 5) AS text FROM range(150_000)"  # 10 MB
+            connection.execute(f"COPY ({rows}) TO '{tmp_path}/parts/00.csv' (FORMAT csv, HEADER)")
+        for part in range(1, 40):
+            (tmp_path / f"parts/{part:02}.csv").hardlink_to(tmp_path / "parts/00.csv")
+        loaded = load(tmp_path, "parts/*.csv", limit=9, store_config=StoreConfig(memory_limit="64MB", threads=8))
+        assert [row["n"] for row in loaded.rows] == [str(n) for n in range(9)]
+
+    @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+    def test_rows_too_long_for_the_memory_that_the_store_has(self, tmp_path: Path, form: str) -> None:
+        with duckdb.connect() as connection:
+            rows = "SELECT range AS n, repeat('lorem ipsum ', 1500) AS text FROM range(2100)"  # 18 KB each
+            kind = {"jsonl": "json", "csv": "csv, HEADER", "parquet": "parquet"}[form]
+            connection.execute(f"COPY ({rows}) TO '{tmp_path}/rows.{form}' (FORMAT {kind})")
+        loaded = load(tmp_path, f"rows.{form}", store_config=StoreConfig(memory_limit="8MB"))
+        assert [int(row["n"]) for row in loaded.rows] == list(range(2100))
+        assert {row["text"] for row in loaded.rows} == {"lorem ipsum " * 1500}
 
     @pytest.mark.parametrize(("name", "text"), [("rows.jsonl.gz", '{"a": "1"}\n'), ("rows.csv.gz", "a\n1\n")])
     def test_compressed_files(self, tmp_path: Path, name: str, text: str) -> None:

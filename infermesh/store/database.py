@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.sources import Source
 from infermesh.store.export import SinkReport, check_sinks, write_sinks
 from infermesh.store.ingest import ingest, query_rows, row_columns
+from infermesh.store.memory import drop_cache, set_limit, with_room
 from infermesh.store.output import OutputTable
 from infermesh.store.pending import PendingRows
 from infermesh.store.reshape import disown, fit, merge, outline, put_aside, stamp_of, wrapped
@@ -32,7 +32,6 @@ from infermesh.store.schema import (
     Column,
     QueryTable,
     StageTable,
-    literal,
     live,
     quoted,
     views,
@@ -97,9 +96,12 @@ class RunStore:
                     f"{path} was written by a newer infermesh (schema {version}, known up to {SCHEMA_VERSION})."
                 )
 
+    def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        return with_room(self._connection, lambda: self._connection.execute(sql, list(parameters)).fetchall())
+
     def _one(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
-        row = self._connection.execute(sql, list(parameters)).fetchone()
-        return None if row is None else row[0]
+        rows = self._fetch(sql, parameters)
+        return rows[0][0] if rows else None
 
     def prepare(
         self,
@@ -125,13 +127,24 @@ class RunStore:
         sinks
             Checked against the tables in the same way.
         """
-        connection = self._connection
         self._tables = list(tables)
         self._origins = {  # stage → whose rows it takes, each sql stage before those over its rows
             name: origin
             for origin in (SOURCE, *(query.name for query in queries))
             for name in (*([] if origin == SOURCE else [origin]), *(t.name for t in tables if t.origin == origin))
         }
+        with_room(self._connection, lambda: self._prepare(source, record, queries, check, sinks or {}))
+        set_limit(self._connection, self._memory_limit)  # a source takes more to read than a table
+
+    def _prepare(
+        self,
+        source: Source,
+        record: Mapping[str, Any],
+        queries: Sequence[QueryTable],
+        check: Callable[[Mapping[str, Sequence[Column]]], None],
+        sinks: Mapping[str, SinkConfig],
+    ) -> None:
+        connection, tables = self._connection, self._tables
         connection.begin()
         try:
             if not self.is_new:
@@ -156,7 +169,7 @@ class RunStore:
             check(origins)
             for view in views(origins, tables):
                 connection.execute(view)
-            check_sinks(connection, sinks or {})
+            check_sinks(connection, sinks)
             values = {
                 **record,
                 **{"status": "running", "finished_at": None, "source_fingerprint": fingerprint},
@@ -207,10 +220,20 @@ class RunStore:
         StoreError
             The query fails.
         """
-        connection = self._connection
-        stamp = stamp_of(connection, query, self._origins)
+        stamp = stamp_of(self._connection, query, self._origins)
         if self._one("SELECT stamp FROM materialized WHERE stage = ?", [query.name]) == stamp:
             return None
+        try:
+            added, gone = with_room(self._connection, lambda: self._materialize(query, stamp))
+        except duckdb.Error as error:
+            raise StoreError(
+                f"stages.{query.name}.query fails: {' '.join(str(error).split())[:600]}. What the stages before it "
+                f"have done is kept: correct the query and run it again on the same folder."
+            ) from None
+        return self.total(query.name), added, gone
+
+    def _materialize(self, query: QueryTable, stamp: str) -> tuple[int, int]:
+        connection = self._connection
         connection.begin()
         try:
             query_rows(connection, "rows_now", wrapped(query, self._origins), f"stages.{query.name}.query")
@@ -218,16 +241,10 @@ class RunStore:
             connection.execute("DELETE FROM materialized WHERE stage = ?", [query.name])
             connection.execute("INSERT INTO materialized VALUES (?, ?)", [query.name, stamp])
             connection.commit()
-        except duckdb.Error as error:
-            connection.rollback()
-            raise StoreError(
-                f"stages.{query.name}.query fails: {' '.join(str(error).split())[:600]}. What the stages before it "
-                f"have done is kept: correct the query and run it again on the same folder."
-            ) from None
         except BaseException:
             connection.rollback()
             raise
-        return self.total(query.name), added, gone
+        return added, gone
 
     @property
     def source_columns(self) -> list[Column]:
@@ -281,7 +298,7 @@ class RunStore:
     def counts(self) -> dict[str, dict[str, int]]:
         """Stage → status → rows, ``pending`` included, retired rows left out."""
         found: dict[str, dict[str, int]] = {}
-        for stage, status, rows in self._connection.execute("SELECT stage, status, rows FROM progress").fetchall():
+        for stage, status, rows in self._fetch("SELECT stage, status, rows FROM progress"):
             found.setdefault(stage, {})[status] = rows
         return {name: found.get(name, {}) for name in self._origins}
 
@@ -303,7 +320,7 @@ class RunStore:
         ]
         if not parts:
             return []
-        return self._connection.execute(" UNION ALL ".join(parts) + " ORDER BY rows DESC").fetchall()
+        return self._fetch(" UNION ALL ".join(parts) + " ORDER BY rows DESC")
 
     def output(self, stage: StageTable, kind: str, *, metadata: bool) -> OutputTable:
         """A stage's rows as an output file shows them."""
@@ -349,11 +366,7 @@ class RunStore:
 
     def close(self) -> None:
         """Close the database; DuckDB writes its log into the file."""
-        # That takes memory of its own: let go of what is cached first. A limit that cannot be kept frees all it can.
-        with contextlib.suppress(duckdb.Error):
-            self._connection.execute("SET memory_limit = '1MB'")
-        with contextlib.suppress(duckdb.Error):
-            self._connection.execute(f"SET memory_limit = {literal(self._memory_limit)}")
+        drop_cache(self._connection)  # writing takes memory of its own
         self._connection.close()
 
 

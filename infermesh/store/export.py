@@ -19,6 +19,7 @@ import duckdb
 from infermesh.config import SinkConfig, nearest
 from infermesh.errors import ConfigError, StoreError
 from infermesh.store.ingest import row_columns
+from infermesh.store.memory import VECTOR, more_room
 from infermesh.store.schema import literal, quoted
 
 _FORMATS = {
@@ -37,7 +38,7 @@ _OPTIONS = {
     "json": "FORMAT json",
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_CHUNK = 16_384  # row_ids; a quarter of it where they do not fit into DuckDB's memory
+_CHUNK = 8 * VECTOR  # row_ids; a quarter of it where they do not fit into DuckDB's memory
 _WANTED = "a name that ends in .parquet, .csv, .tsv or .jsonl; all but .parquet also with .gz or .zst"
 
 
@@ -214,9 +215,10 @@ def _copy_chunks(
         try:
             rows += _copy(connection, select, part, options.replace("HEADER", f"HEADER {not parts}"))
         except duckdb.OutOfMemoryException:
-            if size == 1:
+            if size > VECTOR:
+                size //= 4
+            elif not more_room(connection):
                 raise
-            size = max(size // 4, 1)
             continue
         parts.append(part)
         if text:

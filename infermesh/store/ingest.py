@@ -8,8 +8,9 @@ occurrence of that content it is, so that it does not depend on the row's place 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from infermesh.store.ragged import compressed, csv_dialect, read_ragged, reads_w
 from infermesh.store.schema import SOURCE, Column, literal, quoted
 
 _RESERVED = ("row_id", "row_key")
-_MAX_LINE = 32 * 1024 * 1024  # bytes; the reader holds a few buffers of this size
+_MAX_LINE = 32 * 1024 * 1024  # bytes; the JSON reader holds buffers of twice this size
+_CSV_BUFFER = 4_000_000  # bytes, the least it takes (two lines); the CSV reader holds some for each of the files
 
 
 def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = SOURCE) -> None:
@@ -35,6 +37,8 @@ def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = S
     ------
     ConfigError
         The file cannot be read as its format, is empty, or has a column that the table reserves.
+    duckdb.OutOfMemoryException
+        The database's limit is too low for rows of this length.
     """
     try:
         if source.dataset is not None:
@@ -42,13 +46,29 @@ def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = S
                 file = Path(folder) / "rows.parquet"
                 source.dataset.write_parquet(file, source.limit)
                 _relation(connection, replace(source, files=(str(file),), format="parquet", dataset=None), table)
-        elif source.format == "jsonl":
-            _jsonl(connection, source, table)
-        else:
+        elif source.sql is not None:
             _relation(connection, source, table)
+        else:
+            with _one_thread(connection):
+                (_jsonl if source.format == "jsonl" else _relation)(connection, source, table)
+    except duckdb.OutOfMemoryException:
+        raise
     except duckdb.Error as error:
-        where = ", ".join(source.files) or (source.shown if source.dataset else "source.sql")
+        where = source.shown if source.sql is None else "source.sql"
         raise ConfigError(f"source: {where} could not be read: {_short(error)}") from None
+
+
+@contextlib.contextmanager
+def _one_thread(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Reading with one thread: a second brings no speed, as rows are numbered in order, and buffers of its own."""
+    threads = _setting(connection, "threads")
+    connection.execute("SET threads = 1")
+    yield  # after an error the transaction takes no more statements, and the connection is closed
+    connection.execute(f"SET threads = {threads}")
+
+
+def _setting(connection: duckdb.DuckDBPyConnection, name: str) -> str:
+    return str(connection.execute(f"SELECT current_setting('{name}')").fetchall()[0][0])
 
 
 def _short(error: duckdb.Error) -> str:
@@ -64,12 +84,13 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) ->
         f"(SELECT row_number() OVER () - 1 AS row_id, json FROM (SELECT json FROM read_json_objects({files}, "
         f"format='{layout}', ignore_errors=true, maximum_object_size={_MAX_LINE}) {_limit(source)}))"
     )
+    _make_keys(connection, lines, "json(json)::VARCHAR")
     structure = _json_structure(connection, lines)
     check_names(list(structure))
     columns = ""
     if structure:
         columns = f", unnest(json_transform(json, {literal(orjson.dumps(structure).decode())}))"
-    _create(connection, table, lines, "json(json)::VARCHAR", columns)
+    _create(connection, table, lines, columns)
     connection.execute(
         "INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' ELSE "
         f"'not a JSON object but ' || lower(json_type(json)) END FROM {lines} "
@@ -99,51 +120,77 @@ def _limit(source: Source) -> str:
     return "" if source.limit is None else f"LIMIT {source.limit}"
 
 
-def _create(connection: duckdb.DuckDBPyConnection, table: str, rows: str, content: str, columns: str) -> None:
-    """A table of rows from a subquery with ``row_id``: the hash of ``content`` and its occurrence make ``row_key``."""
+def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str) -> None:
+    """``__keys`` of rows from a subquery with ``row_id``: the hash of ``content`` and its occurrence, in order.
+
+    ``content`` is null where a row is malformed. What takes most memory comes first: if it does not fit, this is where
+    it shows.
+    """
     connection.execute(
-        f"CREATE TEMP TABLE hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash FROM {rows}"
+        f"CREATE TEMP TABLE __hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash FROM {rows}"
     )
     connection.execute(
-        "CREATE TEMP TABLE repeated AS SELECT row_id, row_number() OVER (PARTITION BY hash ORDER BY row_id) AS "
-        "occurrence FROM hashes WHERE hash IN (SELECT hash FROM hashes GROUP BY hash HAVING count(*) > 1)"
+        "CREATE TEMP TABLE __repeated AS SELECT row_id, row_number() OVER (PARTITION BY hash ORDER BY row_id) AS "
+        "occurrence FROM __hashes WHERE hash IN (SELECT hash FROM __hashes GROUP BY hash HAVING count(*) > 1)"
     )
-    occurrence, join = "1", ""
-    if connection.execute("SELECT 1 FROM repeated LIMIT 1").fetchone():
-        # Numbers are sorted and laid beside the rows by position: joining or sorting whole rows would lose the file's
-        # order or take memory for all of them.
+    if connection.execute("SELECT 1 FROM __repeated LIMIT 1").fetchone():
         connection.execute(
-            "CREATE TEMP TABLE occurrences AS SELECT coalesce(occurrence, 1) AS __occurrence FROM hashes h "
-            "LEFT JOIN repeated o ON o.row_id = h.row_id ORDER BY h.row_id"
+            "CREATE TEMP TABLE __keys AS SELECT hash, coalesce(occurrence, 1) AS occurrence FROM __hashes h "
+            "LEFT JOIN __repeated o ON o.row_id = h.row_id ORDER BY h.row_id"
         )
-        occurrence, join = "__occurrence", "POSITIONAL JOIN occurrences"
-    keyed = f"(SELECT *, printf('%016x', md5_number_lower({content})) AS __key FROM {rows})"
+        connection.execute("DROP TABLE __hashes")
+    else:
+        connection.execute("ALTER TABLE __hashes ADD COLUMN occurrence BIGINT DEFAULT 1")
+        connection.execute("ALTER TABLE __hashes RENAME TO __keys")
+    connection.execute("DROP TABLE __repeated")
+
+
+def _create(connection: duckdb.DuckDBPyConnection, table: str, rows: str, columns: str) -> None:
+    """A table of the rows for which there are ``__keys``; ``columns`` calls the subquery ``r``."""
+    # Keys are laid beside the rows by position: joining or sorting whole rows would lose the file's order, or take
+    # memory for all of them; and hashing is the dearest part, not to be done twice.
     connection.execute(
-        f"CREATE TABLE {quoted(table)} AS SELECT r.row_id, coalesce(__key, 'malformed') || '-' || {occurrence} "
-        f"AS row_key{columns} FROM {keyed} r {join}"
+        f"CREATE TABLE {quoted(table)} AS SELECT r.row_id, CASE k.hash WHEN 0 THEN 'malformed' ELSE "
+        f"printf('%016x', k.hash) END || '-' || k.occurrence AS row_key{columns} FROM {rows} r POSITIONAL JOIN __keys k"
     )
-    for table in ("hashes", "repeated", "occurrences"):
-        connection.execute(f"DROP TABLE IF EXISTS {table}")
+    connection.execute("DROP TABLE __keys")
 
 
 def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> dict[str, str]:
     """Each top-level key of the objects, in order of appearance, with a DuckDB type that loses nothing."""
     objects = f"(SELECT row_id, json FROM {lines} WHERE json_type(json) = 'OBJECT')"
-    by_path = (
-        "SELECT row_id, position, key, json_extract(json, '$.\"' || replace(key, '\"', '\\\"') || '\"') AS value FROM "
-        "(SELECT row_id, json, unnest(json_keys(json)) AS key, unnest(range(len(json_keys(json)))) AS position "
-        f"FROM {objects})"
-    )
-    by_walking = f"SELECT row_id, e.id AS position, e.key, e.value FROM {objects} o, json_each(o.json) e"
-    query = (
-        "SELECT key, list(DISTINCT json_type(value)), max(CASE WHEN json_type(value) IN ('BIGINT', 'UBIGINT') THEN "
-        "length(value::VARCHAR) END) FROM ({}) GROUP BY key ORDER BY min(row_id::HUGEINT * 65536 + position)"
-    )
-    # A path takes a * in a key for a wildcard; walking the objects does not, and is five times slower.
-    keys = f"SELECT DISTINCT unnest(json_keys(json)) AS key FROM {objects}"
-    starred = connection.execute(f"SELECT 1 FROM ({keys}) WHERE contains(key, '*')").fetchone()
-    found = connection.execute(query.format(by_walking if starred else by_path)).fetchall()
-    return {key: _json_column_type(set(kinds), digits or 0) for key, kinds, digits in found}
+    shapes = connection.execute(
+        f"SELECT json_keys(json) AS keys FROM {objects} GROUP BY keys ORDER BY min(row_id)"
+    ).fetchall()
+    keys = list(dict.fromkeys(key for (shape,) in shapes for key in shape))
+    if not keys:
+        return {}
+    if any("*" in key for key in keys):  # a path takes it for a wildcard; walking the objects does not, and is slower
+        found = connection.execute(
+            "SELECT e.key, list(DISTINCT e.type), max(CASE WHEN e.type IN ('BIGINT', 'UBIGINT') THEN "
+            f"length(e.value::VARCHAR) END) FROM {objects} o, json_each(o.json) e GROUP BY ALL"
+        ).fetchall()
+        kinds = {key: set(types) for key, types, _ in found}
+        digits = {key: most or 0 for key, _, most in found}
+    else:
+        paths = ['$."' + key.replace('"', '\\"') + '"' for key in keys]
+        found = connection.execute(f"SELECT DISTINCT json_type(json, ?) FROM {objects}", [paths]).fetchall()
+        kinds = {key: {types[at] for (types,) in found} - {None} for at, key in enumerate(keys)}
+        digits = dict.fromkeys(keys, 0)
+        integers = [at for at, key in enumerate(keys) if kinds[key] & {"BIGINT", "UBIGINT"}]
+        if integers:
+            widest = ", ".join(
+                f"max(CASE WHEN types[{n}] IN ('BIGINT', 'UBIGINT') THEN length(texts[{n}]) END)"
+                for n in range(1, len(integers) + 1)
+            )
+            chosen = [paths[at] for at in integers]
+            most = connection.execute(
+                f"SELECT {widest} FROM (SELECT json_type(json, $paths) AS types, json_extract_string(json, $paths) AS "
+                f"texts FROM {objects})",
+                {"paths": chosen},
+            ).fetchone()
+            digits |= {keys[at]: width or 0 for at, width in zip(integers, most or (), strict=True)}
+    return {key: _json_column_type(kinds[key], digits[key]) for key in keys}
 
 
 def _json_column_type(kinds: set[str], digits: int) -> str:
@@ -186,8 +233,12 @@ def _relation(connection: duckdb.DuckDBPyConnection, source: Source, table: str)
     if source.format == "csv":
         # Left to find it out, DuckDB takes a file with one malformed line for a file of one column.
         dialect = "" if compressed(source.files) else f", {csv_dialect(source.files[0])}"
-        relation = f"SELECT * FROM read_csv({files}, all_varchar=true, header=true, union_by_name=true{dialect})"
-        if dialect and not reads_whole(relation):
+        relation = (
+            f"SELECT * FROM read_csv({files}, all_varchar=true, header=true, union_by_name=true, "
+            f"buffer_size={_CSV_BUFFER}{dialect})"
+        )
+        limits = {name: _setting(connection, name) for name in ("memory_limit", "threads")}
+        if dialect and not reads_whole(relation, limits):
             _ragged(connection, source, table)
             return
     elif source.format == "parquet":
@@ -217,9 +268,10 @@ def _create_from(connection: duckdb.DuckDBPyConnection, table: str, relation: st
     names = [row[0] for row in connection.execute(f"DESCRIBE {relation}").fetchall()]
     check_names(names, path)
     rows = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM ({relation} {limit}))"
-    columns = "".join(f", {quoted(name)}" for name in names)
+    columns = "".join(f", r.{quoted(name)}" for name in names)
     content = f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
-    _create(connection, table, rows, content, columns)
+    _make_keys(connection, rows, content)
+    _create(connection, table, rows, columns)
 
 
 def _ragged(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
@@ -229,8 +281,9 @@ def _ragged(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -
     check_names(names)
     rows = "(SELECT * FROM ragged)" if source.limit is None else f"(SELECT * FROM ragged WHERE row_id < {source.limit})"
     content = f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
-    columns = "".join(f", {quoted(name)}" for name in names)
-    _create(connection, table, rows, f"CASE WHEN __error IS NULL THEN {content} END", columns)
+    columns = "".join(f", r.{quoted(name)}" for name in names)
+    _make_keys(connection, rows, f"CASE WHEN __error IS NULL THEN {content} END")
+    _create(connection, table, rows, columns)
     connection.execute(
         f"INSERT INTO source_errors SELECT row_id, __line, __error FROM {rows} WHERE __error IS NOT NULL"
     )

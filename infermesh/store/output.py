@@ -15,9 +15,9 @@ import duckdb
 import orjson
 
 from infermesh.errors import StoreError
+from infermesh.store.memory import VECTOR, with_room
 from infermesh.store.schema import SOURCE, StageTable, live, quoted
 
-_CHUNK = 2048
 _DDL = """
 CREATE TABLE IF NOT EXISTS output_file (
     path VARCHAR, bytes BIGINT, digest VARCHAR, next_bytes BIGINT, next_digest VARCHAR, dirty BOOLEAN, facts JSON
@@ -127,14 +127,12 @@ class OutputTable:
             condition += f" AND NOT ({_redone(*standing)})"
         row = self._connection.execute(f"SELECT max(row_id) FROM {self._table}").fetchone()
         last = -1 if row is None or row[0] is None else int(row[0])
-        for low in range(0, last + 1, _CHUNK):
-            yield self._encoded(f"s.row_id >= ? AND s.row_id < ? AND {condition}", [low, low + _CHUNK])
+        for low in range(0, last + 1, VECTOR):
+            yield self._encoded(f"s.row_id >= ? AND s.row_id < ? AND {condition}", [low, low + VECTOR])
 
     def _encoded(self, condition: str, parameters: list[Any]) -> list[tuple[int, bytes]]:
-        found = self._connection.execute(
-            f"SELECT s.row_id, {self._line}::VARCHAR FROM {self._table} s WHERE {condition} ORDER BY s.row_id",
-            parameters,
-        ).fetchall()
+        query = f"SELECT s.row_id, {self._line}::VARCHAR FROM {self._table} s WHERE {condition} ORDER BY s.row_id"
+        found = with_room(self._connection, lambda: self._connection.execute(query, parameters).fetchall())
         return [(row_id, line.encode() + b"\n") for row_id, line in found]
 
     def redone(self, *, stale: bool, keep_errors: bool) -> Iterator[int]:
@@ -142,17 +140,18 @@ class OutputTable:
         found = self._connection.execute(
             f"SELECT s.row_id FROM {self._table} s WHERE {_redone(stale, keep_errors)} OR NOT ({_LIVE})"
         )
-        while rows := found.fetchmany(_CHUNK):
+        while rows := found.fetchmany(VECTOR):
             yield from (row_id for (row_id,) in rows)
 
     def write_parquet(self, path: Path) -> None:
         """Every settled row, in order, into a Parquet file."""
         target = str(path).replace("'", "''")
         try:
-            self._connection.execute(
+            copy = (
                 f"COPY (SELECT {self._columns} FROM {self._table} s WHERE {_SETTLED} ORDER BY s.row_id) TO '{target}' "
                 "(FORMAT parquet)"
             )
+            with_room(self._connection, lambda: self._connection.execute(copy))
         except duckdb.Error as error:
             raise StoreError(f"{path} could not be written: {error}") from None
 

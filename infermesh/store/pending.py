@@ -9,7 +9,9 @@ from typing import Any
 import duckdb
 import orjson
 
+from infermesh.errors import StoreError
 from infermesh.store.ingest import row_columns
+from infermesh.store.memory import with_room
 from infermesh.store.schema import SOURCE, StageTable, live, quoted
 
 CHUNK = 1024
@@ -84,11 +86,11 @@ class PendingRows:
                 f"NOT EXISTS (SELECT 1 FROM {quoted(table.name)} t WHERE t.row_id = s.row_id AND {settled})"
                 for table in tables
             )
-        found = connection.execute(
+        query = (
             f"SELECT DISTINCT s.row_id // {CHUNK} AS chunk FROM {self._rows} s WHERE ({condition}) AND {self._live} "
             "ORDER BY chunk"
-        ).fetchall()
-        self.chunks = [chunk for (chunk,) in found]
+        )
+        self.chunks = [chunk for (chunk,) in self._fetch(query)]
         self._sql = self._select()
         self._stale = stale
         self._settled = settled
@@ -96,8 +98,11 @@ class PendingRows:
     @property
     def total(self) -> int:
         """Rows of the origin, settled ones among them."""
-        row = self._connection.execute(f"SELECT count(*) FROM {self._rows} s WHERE {self._live}").fetchone()
-        return int(row[0]) if row else 0
+        ((rows,),) = self._fetch(f"SELECT count(*) FROM {self._rows} s WHERE {self._live}")
+        return int(rows)
+
+    def _fetch(self, query: str, parameters: Mapping[str, int] | None = None) -> list[tuple[Any, ...]]:
+        return with_room(self._connection, lambda: self._connection.execute(query, parameters).fetchall())
 
     def settled_counts(self) -> dict[str, dict[str, int]]:
         """Stage → status → rows whose stored state will stand."""
@@ -106,10 +111,10 @@ class PendingRows:
             rows = (
                 []
                 if table.name in self._stale
-                else self._connection.execute(
+                else self._fetch(
                     f"SELECT status, count(*) FROM (FROM {quoted(table.name)} t WHERE {self._settled}) s "
                     f"WHERE {self._live} GROUP BY ALL"
-                ).fetchall()
+                )
             )
             found[table.name] = dict(rows)
         return found
@@ -141,9 +146,18 @@ class PendingRows:
         )
 
     def read(self, chunk: int) -> list[StoredRow]:
-        """The rows of a chunk, settled ones among them. Called from a thread of the reader's own."""
-        low = chunk * CHUNK
-        rows = self._connection.execute(self._sql, {"low": low, "high": low + CHUNK}).fetchall()
+        """The rows of a chunk, settled ones among them. Called from a thread of the reader's own.
+
+        Raises
+        ------
+        StoreError
+            They cannot be read.
+        """
+        bounds = {"low": chunk * CHUNK, "high": (chunk + 1) * CHUNK}
+        try:
+            rows = self._fetch(self._sql, bounds)
+        except duckdb.Error as error:
+            raise StoreError(f"run.duckdb could not be read: {error}") from None
         return [self._row(row) for row in rows]
 
     def _row(self, row: tuple[Any, ...]) -> StoredRow:

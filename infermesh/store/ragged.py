@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import duckdb
 
@@ -31,11 +31,13 @@ def csv_dialect(file: str) -> str:
     return f"delim='{delimiter}', quote='\"', escape='\"', skip=0"
 
 
-def reads_whole(relation: str) -> bool:
-    """Whether DuckDB reads the relation to its end without an error."""
-    with duckdb.connect() as connection:
+def reads_whole(relation: str, limits: Mapping[str, str]) -> bool:
+    """Whether DuckDB reads the relation to its end without an error, within ``limits`` (its settings by name)."""
+    with duckdb.connect(config=dict(limits)) as connection:  # of its own: an error would end the caller's transaction
         try:
             connection.execute(f"SELECT count(COLUMNS(*)) FROM ({relation})").fetchall()
+        except duckdb.OutOfMemoryException:
+            raise
         except duckdb.Error:
             return False
     return True

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import duckdb
 
 from infermesh.config import Experiment
-from infermesh.errors import ConfigError
+from infermesh.errors import ConfigError, StoreError
 from infermesh.store.database import RunStore
+from infermesh.store.memory import with_room
 from infermesh.store.schema import DATABASE, StageTable, literal, quoted
 
 CARRIED = ("model_id", "request_id", "prompt_tokens", "completion_tokens")
@@ -74,7 +75,7 @@ class EarlierAnswers:
             try:
                 answers.take(run)
                 taken += 1
-            except duckdb.Error as error:
+            except (duckdb.Error, StoreError) as error:
                 note(f"reuse: {run.parent} is left out: {' '.join(str(error).split())[:200]}")
             if experiment.reuse == "latest" and taken:
                 break
@@ -114,11 +115,12 @@ class EarlierAnswers:
         self._connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {mine} ({made}, run_id VARCHAR)")
         whose = f"coalesce(e.reused_from, {literal(run_id)})" if has_origin else literal(run_id)
         values = ", ".join(f"e.{name}" for name in (*outputs, "request_key", *CARRIED))
-        self._connection.execute(
+        copy = (
             f"INSERT INTO {mine} SELECT {values}, {whose} FROM earlier.{quoted(table)} e WHERE e.status = 'done' "
             f"AND e.request_key IS NOT NULL AND e.request_key NOT IN (SELECT request_key FROM {mine}) "
             "QUALIFY row_number() OVER (PARTITION BY e.request_key ORDER BY e.row_id) = 1"
         )
+        with_room(self._connection, lambda: self._connection.execute(copy))
         row = self._connection.execute(f"SELECT count(*) FROM {mine}").fetchone()
         self.found[stage.name] = row[0] if row else 0
 
@@ -132,7 +134,7 @@ class EarlierAnswers:
         select = ", ".join([*(quoted(column.name) for column in outputs), *CARRIED, "run_id", "request_key"])
         query = f"SELECT {select} FROM {_name(stage)} WHERE request_key IN (SELECT unnest(?::VARCHAR[]))"
         with self._lock:
-            rows = self._connection.execute(query, [list(keys)]).fetchall()
+            rows = with_room(self._connection, lambda: self._connection.execute(query, [list(keys)]).fetchall())
         count = len(outputs)
         return {row[-1]: Answer(row[:count], *row[count:-1]) for row in rows}
 

@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 
 from infermesh.errors import StoreError
+from infermesh.store.memory import with_room
 from infermesh.store.schema import Column, quoted
 
 # The appender converts rows while it holds the interpreter's lock; small slices keep the event loop's pauses short.
@@ -127,20 +128,7 @@ class GroupWriter:
             rows.setdefault(table, []).append(row)
             if replaces:
                 stale.setdefault(table, []).append(row[0])
-        connection = self._connection
-        connection.begin()
-        for table, ids in stale.items():
-            connection.execute(
-                f"DELETE FROM {quoted(table)} WHERE row_id IN (SELECT unnest(?::BIGINT[])) AND row_id BETWEEN ? AND ?",
-                [ids, min(ids), max(ids)],
-            )
-        for table, values in rows.items():
-            step = self._slices[table]
-            with connection.appender(table) as appender:
-                for start in range(0, len(values), step):
-                    appender.append_rows(values[start : start + step])
-                    time.sleep(0)  # lets go of the interpreter's lock, which the event loop may be waiting for
-        connection.commit()
+        with_room(self._connection, lambda: self._write(rows, stale))
         self._writing = 0
         self._idle.set()
         self._idle.clear()
@@ -148,3 +136,24 @@ class GroupWriter:
             self._on_rows(rows)
         if self._on_commit is not None:
             self._on_commit(count)
+
+    def _write(self, rows: Mapping[str, Sequence[tuple[Any, ...]]], stale: Mapping[str, Sequence[int]]) -> None:
+        connection = self._connection
+        connection.begin()
+        try:
+            for table, ids in stale.items():
+                connection.execute(
+                    f"DELETE FROM {quoted(table)} WHERE row_id IN (SELECT unnest(?::BIGINT[])) "
+                    "AND row_id BETWEEN ? AND ?",
+                    [ids, min(ids), max(ids)],
+                )
+            for table, values in rows.items():
+                step = self._slices[table]
+                with connection.appender(table) as appender:
+                    for start in range(0, len(values), step):
+                        appender.append_rows(values[start : start + step])
+                        time.sleep(0)  # lets go of the interpreter's lock, which the event loop may be waiting for
+            connection.commit()
+        except duckdb.OutOfMemoryException:
+            connection.rollback()
+            raise

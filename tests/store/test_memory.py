@@ -1,0 +1,106 @@
+"""Rows for which the store's memory limit is too low: the limit is raised, and nothing is lost."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import duckdb
+import orjson
+import pytest
+
+from infermesh.errors import StoreError
+from infermesh.simulator import Simulator
+from infermesh.store import memory
+from infermesh.store.memory import drop_cache, memory_limit, set_limit, with_room
+from tests.support import Lab, experiment, generate
+
+_MIB = 1 << 20
+
+
+@pytest.fixture
+def connection() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"memory_limit": "64MiB", "threads": 1})
+
+
+class TestWithRoom:
+    def test_the_limit_is_doubled_until_it_is_enough(
+        self, connection: duckdb.DuckDBPyConnection, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def longest() -> int:  # 2,048 values at once, of 100 KB each
+            ((found,),) = connection.execute(
+                "SELECT max(length(upper(text))) FROM (SELECT repeat('ab', 50000 + range::INT % 3) AS text "
+                "FROM range(2048))"
+            ).fetchall()
+            return int(found)
+
+        with pytest.raises(duckdb.OutOfMemoryException):
+            longest()
+        with caplog.at_level(logging.INFO, logger="infermesh"):
+            assert with_room(connection, longest) == 100_004
+        assert memory_limit(connection) >= 128 * _MIB
+        assert "store.memory_limit" in caplog.text
+
+    def test_what_needs_more_than_the_machine_has_is_an_error(
+        self, connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(memory, "_most", lambda: 200 * _MIB)
+        limits = []
+
+        def greedy() -> None:
+            limits.append(round(memory_limit(connection) / _MIB))
+            raise duckdb.OutOfMemoryException("no")
+
+        with pytest.raises(StoreError, match=r"too long for this machine's memory.*Keep long values in files"):
+            with_room(connection, greedy)
+        assert limits == [64, 128, 200]
+
+    def test_the_most_is_what_duckdb_takes_by_itself(self, connection: duckdb.DuckDBPyConnection) -> None:
+        with duckdb.connect() as other:
+            default = memory_limit(other)
+        while memory.more_room(connection):
+            pass
+        assert memory_limit(connection) == pytest.approx(default, rel=0.05)
+
+    def test_other_errors_pass(self, connection: duckdb.DuckDBPyConnection) -> None:
+        with pytest.raises(duckdb.CatalogException):
+            with_room(connection, lambda: connection.execute("SELECT * FROM nothing"))
+        assert memory_limit(connection) == 64 * _MIB
+
+
+def test_dropping_what_is_cached_keeps_the_limit(connection: duckdb.DuckDBPyConnection) -> None:
+    drop_cache(connection)
+    assert memory_limit(connection) == pytest.approx(64 * _MIB, rel=0.01)
+
+
+def test_a_limit_that_cannot_be_kept_changes_nothing(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("SET temp_directory = ''")
+    connection.execute("CREATE TABLE t AS SELECT hash(range) AS a, hash(range + 1) AS b FROM range(2_000_000)")
+    set_limit(connection, "1MB")
+    assert memory_limit(connection) == 64 * _MIB
+
+
+def test_a_run_over_rows_far_longer_than_its_memory(simulator: Simulator, tmp_path: Path) -> None:
+    """Reading, sending, writing, resuming and the sinks, with a limit that is enough for none of them."""
+    lab = Lab(tmp_path)
+    stretched = [{"n": n, "text": f"{n}: " + f"Parcel {n} came late. " * 800} for n in range(1100)]  # 18 KB each
+
+    declared = experiment(
+        simulator.url,
+        {"answer": generate(), "again": generate("{{ answer.text }}", where="n % 100 = 0")},
+        store={"commit_interval": 0.01, "memory_limit": "8MB"},
+        sinks={"lines": {"path": "all.jsonl"}, "table": {"path": "all.parquet"}},
+    )
+    lab.rows(stretched)
+    assert lab.run(declared).status == "done"
+    assert lab.sql("SELECT status, count(*) FROM answer GROUP BY ALL") == [("done", 1100)]
+    assert lab.sql("SELECT status, count(*) FROM again GROUP BY ALL ORDER BY ALL") == [("done", 11), ("skipped", 1089)]
+    with open(lab.folder / "all.jsonl", "rb") as lines:
+        assert [orjson.loads(line)["text"] for line in lines] == [row["text"] for row in stretched]
+    with duckdb.connect() as other:
+        assert other.execute(f"SELECT count(DISTINCT text) FROM '{lab.folder}/all.parquet'").fetchall() == [(1100,)]
+
+    lab.rows([{"n": 9999, "text": "new"}, *stretched[1:]])
+    resumed = lab.run(declared)
+    assert (resumed.status, lab.one("SELECT count(*) FROM retired")) == ("done", 1)
+    assert lab.one("SELECT count(*) FROM attempts") == 1100 + 11 + 1
