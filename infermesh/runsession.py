@@ -23,7 +23,7 @@ import orjson
 
 from infermesh.config import Experiment
 from infermesh.control import Control
-from infermesh.errors import StoreError
+from infermesh.errors import InfermeshError, StoreError
 from infermesh.explain import changed, opening
 from infermesh.fleet import Fleet
 from infermesh.guards import Guards
@@ -265,7 +265,7 @@ class RunSession:
             await self._fleet.aclose()
         if failure:
             raise failure[0]
-        if not work.cancelled() and (error := work.exception()) is not None:
+        if not work.cancelled() and (error := _told(work.exception())) is not None:
             store.finish("crashed", time.monotonic() - started, reason=f"{type(error).__name__}: {error}")
             raise error
         if self._sink is not None:
@@ -419,6 +419,15 @@ class RunSession:
         if self._sink is not None:
             self._sink.close()
         self._store.close()
+
+
+def _told(error: BaseException | None) -> BaseException | None:
+    """The error to tell of: one with words for the user, where a group of tasks ended with such a one."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in map(_told, error.exceptions):
+            if isinstance(inner, InfermeshError):
+                return inner
+    return error
 
 
 def _close_quietly(writer: Any) -> None:

@@ -104,3 +104,20 @@ def test_a_run_over_rows_far_longer_than_its_memory(simulator: Simulator, tmp_pa
     resumed = lab.run(declared)
     assert (resumed.status, lab.one("SELECT count(*) FROM retired")) == ("done", 1)
     assert lab.one("SELECT count(*) FROM attempts") == 1100 + 11 + 1
+
+
+def test_a_run_that_can_have_no_more_memory_ends_in_words_and_goes_on_elsewhere(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(tmp_path)
+    lab.rows({"n": n, "text": f"Parcel {n} came late. " * 800} for n in range(1100))
+    small = {"commit_interval": 0.01, "memory_limit": "8MB"}
+    lab.run(experiment(simulator.url, {"answer": generate(where="n < 0")}, store=small))
+    declared = experiment(simulator.url, {"answer": generate(where="n < 5")}, store=small)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_most", lambda: 20 * _MIB)
+        with pytest.raises(StoreError, match=r"too long for this machine's memory"):
+            lab.run(declared)
+    assert lab.one("SELECT status FROM run") == "crashed"
+    assert "too long" in lab.one("SELECT reason FROM sessions ORDER BY session DESC LIMIT 1")
+    assert lab.run(declared).counts["answer"] == {"done": 5, "skipped": 1095}
