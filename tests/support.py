@@ -12,6 +12,7 @@ import time
 import wave
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,6 +46,21 @@ class Watch:
 
     def stop(self, stats: RunStats) -> None:
         self.ended = True
+
+
+# A row of `run`, for a store without a run.
+RECORD: dict[str, Any] = {
+    "run_id": "run-1",
+    "experiment": "test",
+    "config": '{"name": "test"}',
+    "config_hash": "abc",
+    "git_revision": None,
+    "versions": "{}",
+    "started_at": datetime(2025, 1, 1),
+    "signatures": "{}",
+    "roots": "[]",
+    "overrides": None,
+}
 
 
 def experiment(url: str, stages: Mapping[str, Any], **sections: Any) -> dict[str, Any]:

@@ -18,20 +18,8 @@ from infermesh.config import SourceConfig, StoreConfig
 from infermesh.errors import ConfigError
 from infermesh.sources import resolve
 from infermesh.store import RunStore, StageTable
-from tests.support import write_jsonl
+from tests.support import RECORD, write_jsonl
 
-RECORD: dict[str, Any] = {
-    "run_id": "run",
-    "experiment": "test",
-    "config": "{}",
-    "config_hash": "",
-    "git_revision": None,
-    "versions": "{}",
-    "started_at": datetime(2025, 1, 1),
-    "signatures": "{}",
-    "roots": "[]",
-    "overrides": None,
-}
 TABLE = StageTable("stage", ())
 
 

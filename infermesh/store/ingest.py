@@ -49,7 +49,7 @@ def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = S
         elif source.sql is not None:
             _relation(connection, source, table)
         else:
-            with _one_thread(connection):
+            with _few_threads(connection, len(source.files)):
                 (_jsonl if source.format == "jsonl" else _relation)(connection, source, table)
     except duckdb.OutOfMemoryException:
         raise
@@ -59,12 +59,19 @@ def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = S
 
 
 @contextlib.contextmanager
-def _one_thread(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Reading with one thread: a second brings no speed, as rows are numbered in order, and buffers of its own."""
-    threads = _setting(connection, "threads")
-    connection.execute("SET threads = 1")
-    yield  # after an error the transaction takes no more statements, and the connection is closed
-    connection.execute(f"SET threads = {threads}")
+def _few_threads(connection: duckdb.DuckDBPyConnection, files: int) -> Iterator[None]:
+    """Read with one thread, or with two where there is one file.
+
+    More bring no speed, as rows are numbered in order, and each has buffers of its own for each file. The second lets
+    DuckDB give freed memory back to the system sooner.
+    """
+    threads = int(_setting(connection, "threads"))
+    connection.execute(f"SET threads = {min(threads, 2 if files == 1 else 1)}")
+    try:
+        yield
+    finally:
+        with connection.cursor() as other:  # after an error the transaction takes no more statements
+            other.execute(f"SET threads = {threads}")
 
 
 def _setting(connection: duckdb.DuckDBPyConnection, name: str) -> str:
@@ -138,10 +145,9 @@ def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str) -
             "CREATE TEMP TABLE __keys AS SELECT hash, coalesce(occurrence, 1) AS occurrence FROM __hashes h "
             "LEFT JOIN __repeated o ON o.row_id = h.row_id ORDER BY h.row_id"
         )
-        connection.execute("DROP TABLE __hashes")
     else:
-        connection.execute("ALTER TABLE __hashes ADD COLUMN occurrence BIGINT DEFAULT 1")
-        connection.execute("ALTER TABLE __hashes RENAME TO __keys")
+        connection.execute("CREATE TEMP TABLE __keys AS SELECT hash, 1 AS occurrence FROM __hashes")
+    connection.execute("DROP TABLE __hashes")
     connection.execute("DROP TABLE __repeated")
 
 

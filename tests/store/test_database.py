@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,8 @@ from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.sources import resolve
 from infermesh.store import Column, RunStore, StageTable, database
 from infermesh.store.database import connect
-from tests.support import DEADLINE_S, texts, write_jsonl
+from tests.support import DEADLINE_S, RECORD, texts, write_jsonl
 
-RECORD: dict[str, Any] = {
-    "run_id": "run-1",
-    "experiment": "test",
-    "config": '{"name": "test"}',
-    "config_hash": "abc",
-    "git_revision": None,
-    "versions": "{}",
-    "started_at": datetime(2025, 1, 1),
-    "signatures": "{}",
-    "roots": "[]",
-}
 ANSWERS = StageTable("answers", (Column("text", "VARCHAR"), Column("parsed", "JSON")))
 VECTORS = StageTable("vectors", (Column("embedding", "FLOAT[]"),))
 

@@ -9,11 +9,13 @@ import duckdb
 import orjson
 import pytest
 
+from infermesh.config import SourceConfig, StoreConfig
 from infermesh.errors import StoreError
 from infermesh.simulator import Simulator
-from infermesh.store import memory
+from infermesh.sources import resolve
+from infermesh.store import RunStore, StageTable, memory
 from infermesh.store.memory import drop_cache, memory_limit, set_limit, with_room
-from tests.support import Lab, experiment, generate
+from tests.support import RECORD, Lab, experiment, generate, write_jsonl
 
 _MIB = 1 << 20
 
@@ -78,6 +80,17 @@ def test_a_limit_that_cannot_be_kept_changes_nothing(connection: duckdb.DuckDBPy
     connection.execute("CREATE TABLE t AS SELECT hash(range) AS a, hash(range + 1) AS b FROM range(2_000_000)")
     set_limit(connection, "1MB")
     assert memory_limit(connection) == 64 * _MIB
+
+
+def test_reading_a_source_leaves_the_stores_settings_as_they_were(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"n": 1}])  # reading JSON takes 64 MB at least
+    store = RunStore(tmp_path / "run.duckdb", StoreConfig(memory_limit="32MiB", threads=3))
+    table = StageTable("stage", ())
+    store.prepare(resolve(SourceConfig(path="rows.jsonl"), [tmp_path]), [table], RECORD, check=lambda _: None)
+    with store.cursor() as connection:
+        assert memory_limit(connection) == 32 * _MIB
+        assert connection.execute("SELECT current_setting('threads')").fetchone() == (3,)
+    store.close()
 
 
 def test_a_run_over_rows_far_longer_than_its_memory(simulator: Simulator, tmp_path: Path) -> None:
