@@ -225,7 +225,7 @@ class RunStore:
             return None
         try:
             added, gone = with_room(self._connection, lambda: self._materialize(query, stamp))
-        except duckdb.Error as error:
+        except (duckdb.Error, StoreError) as error:
             raise StoreError(
                 f"stages.{query.name}.query fails: {' '.join(str(error).split())[:600]}. What the stages before it "
                 f"have done is kept: correct the query and run it again on the same folder."

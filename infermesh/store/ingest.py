@@ -165,12 +165,14 @@ def _create(connection: duckdb.DuckDBPyConnection, table: str, rows: str, column
 def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> dict[str, str]:
     """Each top-level key of the objects, in order of appearance, with a DuckDB type that loses nothing."""
     objects = f"(SELECT row_id, json FROM {lines} WHERE json_type(json) = 'OBJECT')"
-    shapes = connection.execute(
-        f"SELECT json_keys(json) AS keys FROM {objects} GROUP BY keys ORDER BY min(row_id)"
+    found = connection.execute(
+        "SELECT key FROM (SELECT row_id, unnest(json_keys(json)) AS key, generate_subscripts(json_keys(json), 1) AS "
+        f"position FROM {objects}) GROUP BY key ORDER BY min(row_id::HUGEINT * 65536 + position)"
     ).fetchall()
-    keys = list(dict.fromkeys(key for (shape,) in shapes for key in shape))
+    keys = [key for (key,) in found]
     if not keys:
         return {}
+    kinds: dict[str, set[str]]
     if any("*" in key for key in keys):  # a path takes it for a wildcard; walking the objects does not, and is slower
         found = connection.execute(
             "SELECT e.key, list(DISTINCT e.type), max(CASE WHEN e.type IN ('BIGINT', 'UBIGINT') THEN "
@@ -180,8 +182,14 @@ def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> dict[s
         digits = {key: most or 0 for key, _, most in found}
     else:
         paths = ['$."' + key.replace('"', '\\"') + '"' for key in keys]
-        found = connection.execute(f"SELECT DISTINCT json_type(json, ?) FROM {objects}", [paths]).fetchall()
-        kinds = {key: {types[at] for (types,) in found} - {None} for at, key in enumerate(keys)}
+        found = connection.execute(
+            "SELECT DISTINCT position, type FROM (SELECT unnest(json_type(json, $paths)) AS type, "
+            f"unnest(range(len($paths))) AS position FROM {objects}) WHERE type IS NOT NULL",
+            {"paths": paths},
+        ).fetchall()
+        kinds = {key: set() for key in keys}
+        for position, kind in found:
+            kinds[keys[position]].add(kind)
         digits = dict.fromkeys(keys, 0)
         integers = [at for at, key in enumerate(keys) if kinds[key] & {"BIGINT", "UBIGINT"}]
         if integers:

@@ -39,8 +39,9 @@ def with_room(connection: duckdb.DuckDBPyConnection, operation: Callable[[], _Re
             if not more_room(connection):
                 short = " ".join(str(error).split("Possible solutions:")[0].split())[:300]
                 raise StoreError(
-                    f"the rows are too long for this machine's memory: DuckDB handles {VECTOR:,} at a time. Keep long "
-                    f"values in files and name the files in the rows, or use a larger machine. ({short})"
+                    f"the rows are too long for this machine's memory, or a query takes more than it has: DuckDB "
+                    f"handles {VECTOR:,} rows at a time. Keep long values in files and name the files in the rows, or "
+                    f"use a larger machine. ({short})"
                 ) from None
 
 
