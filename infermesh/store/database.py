@@ -18,7 +18,7 @@ from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.sources import Source
 from infermesh.store.export import SinkReport, check_sinks, write_sinks
 from infermesh.store.ingest import ingest, query_rows, row_columns
-from infermesh.store.memory import drop_cache, set_limit, with_room
+from infermesh.store.memory import drop_cache, fetch, set_limit, with_room
 from infermesh.store.output import OutputTable
 from infermesh.store.pending import PendingRows
 from infermesh.store.reshape import disown, fit, merge, outline, put_aside, stamp_of, wrapped
@@ -97,7 +97,7 @@ class RunStore:
                 )
 
     def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        return with_room(self._connection, lambda: self._connection.execute(sql, list(parameters)).fetchall())
+        return fetch(self._connection, sql, list(parameters))
 
     def _one(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         rows = self._fetch(sql, parameters)

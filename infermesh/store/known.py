@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infermesh.config import Experiment
 from infermesh.store.database import RunStore
-from infermesh.store.memory import with_room
+from infermesh.store.memory import fetch
 from infermesh.store.reuse import CARRIED, Answer, EarlierAnswers
 from infermesh.store.schema import StageTable, literal, live, quoted, retired
 
@@ -73,12 +73,12 @@ class RetiredAnswers:
                 return [None] * len(keys)
             ids = [row_id for (row_id,) in taken]
             # The range lets DuckDB skip what is far away: new rows come in much the order of the old ones.
-            query = (
+            rows = fetch(
+                self._connection,
                 f"SELECT {select} FROM {quoted(stage)} WHERE row_id IN (SELECT unnest($ids::BIGINT[])) "
-                "AND row_id BETWEEN $low AND $high"
+                "AND row_id BETWEEN $low AND $high",
+                {"ids": ids, "low": min(ids), "high": max(ids)},
             )
-            wanted_rows = {"ids": ids, "low": min(ids), "high": max(ids)}
-            rows = with_room(self._connection, lambda: self._connection.execute(query, wanted_rows).fetchall())
             self.left[stage] -= len(ids)
         found: dict[str, list[Answer]] = {}
         for row in rows:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 
 from infermesh.errors import StoreError
 
 VECTOR = 2048  # rows
-_UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))}
 _Result = TypeVar("_Result")
 logger = logging.getLogger("infermesh")
 
@@ -58,13 +57,15 @@ def more_room(connection: duckdb.DuckDBPyConnection) -> bool:
     return True
 
 
+def fetch(connection: duckdb.DuckDBPyConnection, query: str, parameters: Any = None) -> list[Any]:
+    """All rows of a query outside of a transaction, see :func:`with_room`."""
+    return with_room(connection, lambda: connection.execute(query, parameters).fetchall())
+
+
 def memory_limit(connection: duckdb.DuckDBPyConnection) -> int:
     """The limit of the connection's database, in bytes."""
-    row = connection.execute("SELECT current_setting('memory_limit')").fetchone()
-    found = re.fullmatch(r"([\d.]+) (\w+)", row[0]) if row else None
-    if found is None:  # pragma: no cover
-        raise StoreError(f"DuckDB's memory limit cannot be read: {row}")
-    return int(float(found[1]) * _UNITS[found[2]])
+    number, unit = connection.execute("SELECT current_setting('memory_limit')").fetchall()[0][0].split()
+    return int(float(number) * _UNITS[unit])
 
 
 def set_limit(connection: duckdb.DuckDBPyConnection, limit: str) -> None:

@@ -15,7 +15,7 @@ import duckdb
 import orjson
 
 from infermesh.errors import StoreError
-from infermesh.store.memory import VECTOR, with_room
+from infermesh.store.memory import VECTOR, fetch
 from infermesh.store.schema import SOURCE, StageTable, live, quoted
 
 _DDL = """
@@ -132,7 +132,7 @@ class OutputTable:
 
     def _encoded(self, condition: str, parameters: list[Any]) -> list[tuple[int, bytes]]:
         query = f"SELECT s.row_id, {self._line}::VARCHAR FROM {self._table} s WHERE {condition} ORDER BY s.row_id"
-        found = with_room(self._connection, lambda: self._connection.execute(query, parameters).fetchall())
+        found = fetch(self._connection, query, parameters)
         return [(row_id, line.encode() + b"\n") for row_id, line in found]
 
     def redone(self, *, stale: bool, keep_errors: bool) -> Iterator[int]:
@@ -151,7 +151,7 @@ class OutputTable:
                 f"COPY (SELECT {self._columns} FROM {self._table} s WHERE {_SETTLED} ORDER BY s.row_id) TO '{target}' "
                 "(FORMAT parquet)"
             )
-            with_room(self._connection, lambda: self._connection.execute(copy))
+            fetch(self._connection, copy)
         except duckdb.Error as error:
             raise StoreError(f"{path} could not be written: {error}") from None
 

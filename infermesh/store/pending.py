@@ -11,7 +11,7 @@ import orjson
 
 from infermesh.errors import StoreError
 from infermesh.store.ingest import row_columns
-from infermesh.store.memory import with_room
+from infermesh.store.memory import fetch
 from infermesh.store.schema import SOURCE, StageTable, live, quoted
 
 CHUNK = 1024
@@ -101,8 +101,8 @@ class PendingRows:
         ((rows,),) = self._fetch(f"SELECT count(*) FROM {self._rows} s WHERE {self._live}")
         return int(rows)
 
-    def _fetch(self, query: str, parameters: Mapping[str, int] | None = None) -> list[tuple[Any, ...]]:
-        return with_room(self._connection, lambda: self._connection.execute(query, parameters).fetchall())
+    def _fetch(self, query: str, parameters: Mapping[str, int] | None = None) -> list[Any]:
+        return fetch(self._connection, query, parameters)
 
     def settled_counts(self) -> dict[str, dict[str, int]]:
         """Stage → status → rows whose stored state will stand."""

@@ -14,7 +14,7 @@ import duckdb
 from infermesh.config import Experiment
 from infermesh.errors import ConfigError, StoreError
 from infermesh.store.database import RunStore
-from infermesh.store.memory import with_room
+from infermesh.store.memory import fetch
 from infermesh.store.schema import DATABASE, StageTable, literal, quoted
 
 CARRIED = ("model_id", "request_id", "prompt_tokens", "completion_tokens")
@@ -120,7 +120,7 @@ class EarlierAnswers:
             f"AND e.request_key IS NOT NULL AND e.request_key NOT IN (SELECT request_key FROM {mine}) "
             "QUALIFY row_number() OVER (PARTITION BY e.request_key ORDER BY e.row_id) = 1"
         )
-        with_room(self._connection, lambda: self._connection.execute(copy))
+        fetch(self._connection, copy)
         row = self._connection.execute(f"SELECT count(*) FROM {mine}").fetchone()
         self.found[stage.name] = row[0] if row else 0
 
@@ -134,7 +134,7 @@ class EarlierAnswers:
         select = ", ".join([*(quoted(column.name) for column in outputs), *CARRIED, "run_id", "request_key"])
         query = f"SELECT {select} FROM {_name(stage)} WHERE request_key IN (SELECT unnest(?::VARCHAR[]))"
         with self._lock:
-            rows = with_room(self._connection, lambda: self._connection.execute(query, [list(keys)]).fetchall())
+            rows = fetch(self._connection, query, [list(keys)])
         count = len(outputs)
         return {row[-1]: Answer(row[:count], *row[count:-1]) for row in rows}
 

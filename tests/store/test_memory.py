@@ -15,6 +15,8 @@ from infermesh.simulator import Simulator
 from infermesh.sources import resolve
 from infermesh.store import RunStore, StageTable, memory
 from infermesh.store.memory import drop_cache, memory_limit, set_limit, with_room
+from infermesh.store.schema import Column
+from infermesh.store.writer import GroupWriter
 from tests.support import RECORD, Lab, experiment, generate, write_jsonl
 
 _MIB = 1 << 20
@@ -80,6 +82,21 @@ def test_a_limit_that_cannot_be_kept_changes_nothing(connection: duckdb.DuckDBPy
     connection.execute("CREATE TABLE t AS SELECT hash(range) AS a, hash(range + 1) AS b FROM range(2_000_000)")
     set_limit(connection, "1MB")
     assert memory_limit(connection) == 64 * _MIB
+
+
+def test_a_commit_that_needs_more_memory_is_made_once(tmp_path: Path) -> None:
+    connection = duckdb.connect(str(tmp_path / "run.duckdb"), config={"memory_limit": "6MiB", "threads": 2})
+    columns = [Column("row_id", "BIGINT"), Column("text", "VARCHAR")]
+    for table in ("long", "short"):
+        connection.execute(f"CREATE TABLE {table} (row_id BIGINT, text VARCHAR)")
+    writer = GroupWriter(connection.cursor(), {"long": columns, "short": columns}, interval=0.2)
+    for number in range(600):
+        writer.put("short", (number, "y"))
+        writer.put("long", (number, "x" * 100_000))
+    writer.close()
+    assert memory_limit(connection) > 12 * _MIB
+    for table in ("long", "short"):
+        assert connection.execute(f"SELECT count(*), count(DISTINCT row_id) FROM {table}").fetchone() == (600, 600)
 
 
 def test_reading_a_source_leaves_the_stores_settings_as_they_were(tmp_path: Path) -> None:
