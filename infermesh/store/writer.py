@@ -149,10 +149,14 @@ class GroupWriter:
                 )
             for table, values in rows.items():
                 step = self._slices[table]
-                with connection.appender(table) as appender:
-                    for start in range(0, len(values), step):
-                        appender.append_rows(values[start : start + step])
-                        time.sleep(0)  # lets go of the interpreter's lock, which the event loop may be waiting for
+                try:
+                    with connection.appender(table) as appender:
+                        for start in range(0, len(values), step):
+                            appender.append_rows(values[start : start + step])
+                            time.sleep(0)  # lets go of the interpreter's lock, which the event loop may be waiting for
+                except duckdb.OutOfMemoryException:
+                    appender.clear()  # what it still holds is appended again
+                    raise
             connection.commit()
         except duckdb.OutOfMemoryException:
             connection.rollback()
