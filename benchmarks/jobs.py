@@ -59,7 +59,7 @@ class LagProbe:
 
 def idle(seconds: float) -> dict[str, float]:
     """How late the timers of a loop come that does nothing else: the machine's own part; made for ``isolated``."""
-    from infermesh.execution import run_loop
+    from infermesh.runtime.loop import run_loop
 
     async def main() -> dict[str, float]:
         probe = LagProbe()
@@ -109,7 +109,7 @@ def run_once(url: str, rows: int, stages: int, window: int) -> dict[str, float]:
 
 
 def _run(url: str, rows: int, stages: int, window: int) -> dict[str, float]:
-    from infermesh.execution import execute
+    from infermesh.runs.execute import execute
 
     probe = LagProbe()
     with tempfile.TemporaryDirectory() as folder:

@@ -21,11 +21,11 @@ from typing import Any
 from benchmarks.endpoint import static_endpoint
 from benchmarks.harness import Result, Target, environment, isolated, ratio, rounds, script
 from benchmarks.jobs import LagProbe, experiment, write_rows
-from infermesh.execution import execute
+from infermesh.query.reader import is_live, open_run
+from infermesh.query.server import SOCKET
+from infermesh.runs.execute import execute
 from infermesh.simulator.process import SimulatorProcess
 from infermesh.simulator.settings import SimulatorSettings
-from infermesh.store.live import SOCKET
-from infermesh.store.reader import is_live, open_run
 
 ALONE, ASKED = "alone", "asked"
 EVERY_S = 0.1

@@ -17,9 +17,9 @@ from typing import Any
 
 from benchmarks.harness import Result, Target, say, script
 from benchmarks.jobs import LagProbe
-from infermesh.compose import compose, shipped_project
-from infermesh.execution import execute
+from infermesh.config.compose import compose, shipped_project
 from infermesh.plan import Plan, make_plan
+from infermesh.runs.execute import execute
 
 
 @dataclass(frozen=True, slots=True)

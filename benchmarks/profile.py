@@ -110,9 +110,9 @@ def _cpu_of_workers(ask: Callable[[int], Any], count: int, window: int = WINDOW)
 
 
 def _model() -> Any:
-    from infermesh.fleet import client_model, deployment_configs
+    from infermesh.client.build import client_model, deployment_configs
+    from infermesh.dispatch.retry import RetryPolicy
     from infermesh.limits import Limits
-    from infermesh.retry import RetryPolicy
 
     configs = deployment_configs("hosted_vllm/static", "http://127.0.0.1:9/v1", None, None)
     model, deployments = client_model(
@@ -129,7 +129,7 @@ def _model() -> Any:
 
 
 def _stage() -> Any:
-    from infermesh.config import GenerateStage
+    from infermesh.config.schema import GenerateStage
     from infermesh.stages import StageContext
     from infermesh.stages.generate import Generate
 
@@ -139,7 +139,7 @@ def _stage() -> Any:
 
 def rendering(count: int) -> dict[str, float]:
     """The template alone."""
-    from infermesh.templates import Template
+    from infermesh.inputs.templates import Template
 
     template = Template(PROMPT, "prompt")
     return {RENDER: _cpu(lambda number: template.render({"id": number, "note": "x"}), count)}
@@ -147,7 +147,7 @@ def rendering(count: int) -> dict[str, float]:
 
 def building(count: int) -> dict[str, float]:
     """From a rendered prompt to the request and its key, the wire bytes included."""
-    from infermesh.wire import request_key
+    from infermesh.wire.requests import request_key
 
     model, texts = _model()[0], prompts(count)
     return {
@@ -159,9 +159,9 @@ def building(count: int) -> dict[str, float]:
 
 def sending(count: int, url: str) -> dict[str, float]:
     """The native transport alone, requests ready made; its HTTP threads' CPU is counted with it."""
-    from infermesh.execution import run_loop
+    from infermesh.runtime.loop import run_loop
     from infermesh.transports import NativeTransport
-    from infermesh.wire import generation_request, payload_bytes
+    from infermesh.wire.requests import generation_request, payload_bytes
 
     transport = NativeTransport(label="d", model="static", api_base=url)
     requests = [generation_request("chat_completion", text, {}) for text in prompts(count)]
@@ -172,10 +172,11 @@ def sending(count: int, url: str) -> dict[str, float]:
 
 def dispatching(count: int) -> dict[str, float]:
     """Dispatch over a transport that answers at once."""
-    from infermesh.dispatch import Dispatcher
-    from infermesh.execution import run_loop
-    from infermesh.router import Router
-    from infermesh.types import Request, TokenUsage
+    from infermesh.dispatch import Router
+    from infermesh.dispatch.dispatcher import Dispatcher
+    from infermesh.results import TokenUsage
+    from infermesh.runtime.loop import run_loop
+    from infermesh.types import Request
 
     dispatcher = Dispatcher(Router(_model()[1]))
     request, parsed = Request("chat_completion", {}), (None, TokenUsage(12, 11, 23))
@@ -185,20 +186,20 @@ def dispatching(count: int) -> dict[str, float]:
 
 def parsing(count: int) -> dict[str, float]:
     """From the decoded body to the typed result."""
-    from infermesh.replies import parse_generation
+    from infermesh.wire.answers import parse_generation
 
     return {PARSE: _cpu(lambda number: parse_generation("chat_completion", _reply()), count)}
 
 
 def running(count: int) -> dict[str, float]:
     """The runner over a stage that answers at once and a writer that keeps nothing."""
-    from infermesh.execution import run_loop
-    from infermesh.runner import Runner
-    from infermesh.runstats import RunStats, StageStats
+    from infermesh.results import Attempt, GenerationResult, RequestMetrics, TokenUsage
+    from infermesh.runs.runner import Runner
+    from infermesh.runs.stats import RunStats, StageStats
+    from infermesh.runtime.loop import run_loop
     from infermesh.stages import Prepared
-    from infermesh.stages.build import StageGraph
+    from infermesh.stages.graph import StageGraph
     from infermesh.store.pending import CHUNK, StoredRow
-    from infermesh.types import Attempt, GenerationResult, RequestMetrics, TokenUsage
 
     stage = _stage()
     prepared = Prepared(None, "0" * 32)

@@ -74,7 +74,7 @@ def open_tables(path: Path) -> Any:
 
 def through_writer(states: int) -> dict[str, float]:
     """Put so many states from an event loop; made for ``isolated``."""
-    from infermesh.execution import run_loop
+    from infermesh.runtime.loop import run_loop
     from infermesh.store.writer import GroupWriter
 
     async def put_all(connection: Any, tables: Any) -> tuple[float, LagProbe]:

@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infermesh.api import Run, open_run, run
-    from infermesh.client import LMClient
+    from infermesh.client.client import LMClient
+    from infermesh.config.deployment import DeploymentConfig
     from infermesh.errors import (
         APIConnectionError,
         AuthenticationError,
@@ -27,11 +27,10 @@ if TYPE_CHECKING:
         ServerError,
         StoreError,
     )
-    from infermesh.images import image_block
-    from infermesh.types import (
+    from infermesh.inputs.images import image_block
+    from infermesh.results import (
         Attempt,
         BatchResult,
-        DeploymentConfig,
         EmbeddingResult,
         GenerationResult,
         RequestMetrics,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
         ToolCall,
         TranscriptionResult,
     )
+    from infermesh.runs.api import Run, open_run, run
 
 __version__ = "0.1.0"
 
@@ -80,10 +80,9 @@ __all__ = [
 ]
 
 # Where each public name lives; looked up on first use, so that ``import infermesh`` costs next to nothing.
-_TYPES = (
+_RESULTS = (
     "Attempt",
     "BatchResult",
-    "DeploymentConfig",
     "EmbeddingResult",
     "GenerationResult",
     "RequestMetrics",
@@ -93,12 +92,13 @@ _TYPES = (
     "TranscriptionResult",
 )
 _HOMES = {
-    "LMClient": "infermesh.client",
-    "Run": "infermesh.api",
-    "open_run": "infermesh.api",
-    "run": "infermesh.api",
-    "image_block": "infermesh.images",
-    **dict.fromkeys(_TYPES, "infermesh.types"),
+    "LMClient": "infermesh.client.client",
+    "Run": "infermesh.runs.api",
+    "open_run": "infermesh.runs.api",
+    "run": "infermesh.runs.api",
+    "image_block": "infermesh.inputs.images",
+    "DeploymentConfig": "infermesh.config.deployment",
+    **dict.fromkeys(_RESULTS, "infermesh.results"),
     **{name: "infermesh.errors" for name in __all__ if name.endswith("Error")},
 }
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from infermesh.types import RequestMetrics, TokenUsage
+    from infermesh.results import RequestMetrics, TokenUsage
 
 __all__ = [
     "APIConnectionError",

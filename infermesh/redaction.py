@@ -65,3 +65,12 @@ def origin(url: str) -> str:
     except ValueError:
         return "?"
     return f"{parts.scheme or 'http'}://{f'[{host}]' if ':' in host else host}{port}"
+
+
+_SECRET_KEYS = frozenset({"api_key", "authorization", "x-api-key", "api-key", "cookie", "token", "password", "secret"})
+_SECRET_VALUE = re.compile(r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|Bearer\s+[A-Za-z0-9._-]{16,})")
+
+
+def looks_secret(text: str) -> bool:
+    """Whether a text holds what looks like a key, or a password in a URL."""
+    return bool(_SECRET_VALUE.search(text) or re.search(r"://[^/\s:@]+:[^/\s@]+@", text))

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from infermesh.types import Reply, Request, TokenUsage
+from infermesh.results import TokenUsage
+from infermesh.types import Reply, Request
 
 START = 1000.0
 

@@ -19,8 +19,8 @@ from unittest import mock
 
 import duckdb
 
-from infermesh.execution import DATABASE, RunOutcome, execute
-from infermesh.runstats import RunStats
+from infermesh.runs.execute import DATABASE, RunOutcome, execute
+from infermesh.runs.stats import RunStats
 
 DEADLINE_S = 20.0
 

@@ -35,7 +35,7 @@ from benchmarks.inflight import steady
 from benchmarks.jobs import LagProbe, ended, experiment, launch, peak_rss, run_once
 from benchmarks.loops import WAYS, prompts, timed
 from benchmarks.machine import describe
-from infermesh.config import load
+from infermesh.config.load import load
 
 
 def result(**fields: Any) -> Result:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from infermesh.cli import bench, oneshot
+from infermesh.cli.common import PROJECT, RUNS, EnvFile, FormatOption, OutputsOption, RunArgument, load_env
+from infermesh.cli.oneshot import bench
+from infermesh.cli.oneshot import commands as oneshot
 
 app = typer.Typer(
     name="infermesh",
@@ -19,24 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RUNS = "Runs"
-PROJECT = "Project"
-EnvFile = Annotated[
-    Path | None, typer.Option("--env-file", help="Read keys from this file of NAME=value lines.", exists=True)
-]
-FormatOption = Annotated[
-    str | None, typer.Option("--format", help="table, csv, json, jsonl or parquet; table on a terminal, else csv.")
-]
-OutputsOption = Annotated[Path, typer.Option("--outputs", help="The folder that holds the runs.")]
-RunArgument = Annotated[str | None, typer.Argument(help="A run's folder or id; the newest where none is named.")]
-
-
-def fail(message: str, code: int = 1) -> NoReturn:
-    """Say what is wrong on stderr and exit."""
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    raise typer.Exit(code)
 
 
 @app.command(
@@ -242,14 +225,6 @@ def simulate(
     from infermesh.cli.simulate import simulate_server
 
     simulate_server(settings or [], host, port, list_settings)
-
-
-def load_env(env_file: Path | None) -> None:
-    """Put the file's variables into the environment; what is set there already stays."""
-    if env_file is not None:
-        from dotenv import load_dotenv
-
-        load_dotenv(env_file, override=False)
 
 
 def _version(value: bool) -> None:

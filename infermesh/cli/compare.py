@@ -10,14 +10,15 @@ from pathlib import Path
 
 import duckdb
 
-from infermesh.cli.app import fail
-from infermesh.cli.output import chosen_format, write_query
-from infermesh.cli.runs import find_run, run_folders
-from infermesh.config import nearest
+from infermesh.cli.common import fail
+from infermesh.cli.find_run import find_run
+from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
-from infermesh.execution import DATABASE
-from infermesh.store.across import RunUnion
-from infermesh.store.diff import RunDiff, StageDiff, StageSide
+from infermesh.hints import nearest
+from infermesh.query.diff import RunDiff, StageDiff, StageSide
+from infermesh.query.union import RunUnion
+from infermesh.runs.execute import DATABASE
+from infermesh.store.folders import run_folders
 
 _NOTES = 10
 # A terminal has no room for keys and whole answers: the first column that differs is shown, or why there is no answer.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from infermesh.cli.app import fail
-from infermesh.cli.runs import find_run
+from infermesh.cli.common import fail
+from infermesh.cli.find_run import find_run
 from infermesh.errors import InfermeshError
-from infermesh.store.export import WrittenFile, export, file_format, table_query
-from infermesh.store.reader import open_run
+from infermesh.query.export import WrittenFile, export, file_format, table_query
+from infermesh.query.reader import open_run
 
 _MEMORY = "1GB"  # for DuckDB; beyond it, it spills to disk
 

@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from infermesh.cli.app import fail
-from infermesh.compose import shipped_project
+from infermesh.cli.common import fail
+from infermesh.config.compose import shipped_project
 
 _EXPERIMENT = """\
 # @package _global_

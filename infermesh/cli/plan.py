@@ -13,12 +13,12 @@ from typing import Any
 
 import orjson
 
-from infermesh.cli.app import fail
-from infermesh.cli.progress import duration
-from infermesh.compose import check_chosen, compose
-from infermesh.config import load
+from infermesh.cli.common import fail
+from infermesh.config.compose import check_chosen, compose
+from infermesh.config.load import load
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.plan import Options, Plan, QuotaFacts, Resource, StageEstimate, make_plan
+from infermesh.runs.progress import duration
 
 _HEADINGS = ("stage", "rows", "requests", "prompt tokens", "answer tokens", "cost", "a request takes")
 _MOST_RESOURCES = 6

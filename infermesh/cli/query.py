@@ -7,12 +7,14 @@ from pathlib import Path
 
 import duckdb
 
-from infermesh.cli.app import fail
-from infermesh.cli.output import FORMATS, rows, write_csv, write_json, write_jsonl, write_parquet, write_table
-from infermesh.cli.runs import RunInfo, describe, find_run, run_folders
-from infermesh.config import nearest
+from infermesh.cli.common import fail
+from infermesh.cli.find_run import find_run
+from infermesh.cli.print_rows import FORMATS, rows, write_csv, write_json, write_jsonl, write_parquet, write_table
 from infermesh.errors import StoreError
-from infermesh.store.reader import RunReader, is_live, open_run, request_stop
+from infermesh.hints import nearest
+from infermesh.query.reader import RunReader, is_live, open_run, request_stop
+from infermesh.query.summary import RunInfo, describe
+from infermesh.store.folders import run_folders
 
 
 def run_sql(query: str, run: str | None, format: str | None, timeout: float | None = None) -> None:

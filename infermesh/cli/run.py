@@ -13,11 +13,11 @@ from typing import Any
 import orjson
 import yaml
 
-from infermesh.cli.app import fail
+from infermesh.cli.common import fail
+from infermesh.cli.find_run import find_run
 from infermesh.cli.progress import make_observer
-from infermesh.cli.runs import describe, find_run, newest_unfinished, run_folders
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob, is_multirun
-from infermesh.compose import (
+from infermesh.config.compose import (
     addable,
     composition_error,
     experiments,
@@ -27,13 +27,14 @@ from infermesh.compose import (
     roots,
     search_path,
 )
-from infermesh.config import nearest
-from infermesh.control import Control
 from infermesh.errors import ConfigError, InfermeshError
-from infermesh.execution import DATABASE, Observer, RunOutcome
-from infermesh.launch import fixed, launch, made
+from infermesh.hints import nearest
+from infermesh.query.summary import describe, newest_unfinished
+from infermesh.runs.control import Control
+from infermesh.runs.execute import DATABASE, Observer, RunOutcome, launch
 from infermesh.store.database import Redo, connect
-from infermesh.store.output import read_record
+from infermesh.store.folders import fixed, made, run_folders
+from infermesh.store.output_file import read_record
 
 
 def run_hydra(argv: list[str], env_file: Path | None = None) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from infermesh.cli.app import fail
-from infermesh.config import nearest
+from infermesh.cli.common import fail
+from infermesh.hints import nearest
 from infermesh.simulator.settings import SimulatorSettings
 
 

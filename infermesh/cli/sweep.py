@@ -19,13 +19,7 @@ from typing import Any
 
 import orjson
 
-from infermesh.cli.progress import PlainLines, duration, make_observer, short
-from infermesh.control import Control
-from infermesh.errors import StoreError
-from infermesh.execution import DATABASE
-from infermesh.runstats import RunStats
-from infermesh.store.figures import read_stored
-from infermesh.sweeps import (
+from infermesh.bench.sweeps import (
     RULE,
     JobRecord,
     MeasuredJob,
@@ -38,6 +32,13 @@ from infermesh.sweeps import (
     write_plot,
     write_table,
 )
+from infermesh.cli.progress import make_observer
+from infermesh.errors import StoreError
+from infermesh.query.figures import read_stored
+from infermesh.runs.control import Control
+from infermesh.runs.execute import DATABASE
+from infermesh.runs.progress import PlainLines, duration, short
+from infermesh.runs.stats import RunStats
 
 ANNOUNCE = "++hydra.callbacks.infermesh={_target_:infermesh.cli.hydra_callback.Announcer}"
 _RECORDS = ".jobs"

@@ -3,11 +3,11 @@
 The interface is :class:`RateLimiter`; :class:`LocalRateLimiter` keeps it within one process.
 """
 
+from infermesh.limits.base import DayUsage, Grant, Limits, RateLimiter
 from infermesh.limits.bucket import steady_rate
-from infermesh.limits.compose import CompositeLimiter, NullLimiter, make_limiter
+from infermesh.limits.composite import CompositeLimiter, NullLimiter, make_limiter
 from infermesh.limits.headers import parse_reset
 from infermesh.limits.local import LocalRateLimiter
-from infermesh.limits.model import DayUsage, Grant, Limits, RateLimiter
 
 __all__ = [
     "CompositeLimiter",

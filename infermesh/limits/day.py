@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 
-from infermesh.limits.model import DayUsage
+from infermesh.limits.base import DayUsage
 
 __all__ = ["DAY_S", "DayCount"]
 

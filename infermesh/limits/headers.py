@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from infermesh.limits.model import Header
+from infermesh.limits.base import Header
 
 __all__ = ["FAMILIES", "Family", "Reading", "parse_reset", "read"]
 

@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from infermesh.limits.base import DayUsage, Header, Limits
 from infermesh.limits.bucket import PIECE_S, Bucket
 from infermesh.limits.day import DayCount
 from infermesh.limits.estimate import TokenEstimate
-from infermesh.limits.gates import Gates, Size
-from infermesh.limits.model import DayUsage, Header, Limits
+from infermesh.limits.server_gates import Gates, Size
 
 __all__ = ["LocalGrant", "LocalRateLimiter"]
 

@@ -13,21 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infermesh.config import Experiment, LimitsConfig, ModelStageConfig, load
-from infermesh.execution import assembled, outputs_of
-from infermesh.fleet import Fleet
+from infermesh.config.load import load
+from infermesh.config.schema import Experiment, LimitsConfig, ModelStageConfig
+from infermesh.dispatch.fleet import Fleet
 from infermesh.limits import DayUsage
 from infermesh.plan.estimate import Estimate, estimate
 from infermesh.plan.facts import Certainty, DeploymentFacts, Latency, QuotaFacts, ServiceFacts, StageFacts
 from infermesh.plan.rehearsal import Rehearsal, Sent, StageRehearsal, rehearse
 from infermesh.plan.rows import PlannedRows
+from infermesh.query.reader import ask_run
+from infermesh.query.survey import Measured, measured
+from infermesh.results import TokenUsage
+from infermesh.runs.assemble import assembled
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
-from infermesh.stages.build import Pipeline, Wave
-from infermesh.store.reader import ask_run
-from infermesh.store.survey import Measured, measured
+from infermesh.stages.graph import Pipeline, Wave
+from infermesh.store.folders import outputs_of
 from infermesh.store.usage import used_today
-from infermesh.types import TokenUsage
 
 __all__ = ["SIMULATOR_URL", "Options", "Plan", "make_plan"]
 

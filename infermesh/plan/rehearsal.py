@@ -12,21 +12,21 @@ from typing import Any
 
 import orjson
 
+from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import BadRequestError, InputError, RequestError
-from infermesh.fleet import Fleet
 from infermesh.limits import NullLimiter
 from infermesh.simulator.answers import Answer, Answers
 from infermesh.simulator.errors import ApiError
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
-from infermesh.stages.build import StageGraph
+from infermesh.stages.graph import StageGraph
 from infermesh.stages.transcribe import Transcribe
 from infermesh.store import StoredRow
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.transports import NativeTransport
 from infermesh.types import Operation, Reply, Request, Transport
-from infermesh.wire import estimate_tokens, request_body
+from infermesh.wire.requests import estimate_tokens, request_body
 
 __all__ = ["Rehearsal", "Sent", "StageRehearsal", "rehearse"]
 
@@ -251,7 +251,7 @@ async def rehearse(
 
 
 def _take_stored(walker: _Walker, stage: Stage, stale: bool, keep_errors: bool) -> bool:
-    """Whether the row's stored state stands, as :class:`~infermesh.runner.Runner` decides it."""
+    """Whether the row's stored state stands, as :class:`~infermesh.runs.runner.Runner` decides it."""
     state = walker.row.states.get(stage.name)
     if state is None or stale:
         return False

@@ -10,19 +10,20 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import duckdb
 import orjson
 
-from infermesh.config import Experiment
-from infermesh.execution import DATABASE
-from infermesh.sources import resolve
+from infermesh.config.schema import Experiment
+from infermesh.inputs.sources import resolve
+from infermesh.query.survey import Survey
+from infermesh.runs.execute import DATABASE
 from infermesh.stages import Stage
-from infermesh.stages.build import Pipeline, Wave
-from infermesh.store import SOURCE, Column, RunStore, StageTable, StoredRow
+from infermesh.stages.graph import Pipeline, Wave
+from infermesh.store import SOURCE, Column, RunStore, StoredRow
 from infermesh.store.database import connect, utcnow
 from infermesh.store.filter import RowFilter, column_references
 from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
-from infermesh.store.survey import Survey
 
 __all__ = ["PlannedRows"]
 
@@ -60,16 +61,9 @@ class PlannedRows:
         self.total = store.total()
         self.known = KnownAnswers.of(self._experiment, self._folder, store, tables, note)
 
-    def _check(self, origins: Mapping[str, Sequence[Column]]) -> None:
+    def _check(self, connection: duckdb.DuckDBPyConnection, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
-        for wave in self._pipeline.waves:
-            columns = origins.get(wave.origin)
-            for name, stage in wave.graph.stages.items() if columns else ():
-                if stage.where is not None:
-                    upstream = {other: wave.graph.stages[other].table for other in wave.graph.requires[name]}
-                    if wave.origin != SOURCE:
-                        upstream[wave.origin] = StageTable(wave.origin, tuple(columns or ()))
-                    self.filters[name] = RowFilter(stage.where, f"stages.{name}.where", columns or (), upstream)
+        self.filters = self._pipeline.filters(origins)
 
     def reach(self, wave: Wave) -> bool:
         """Make a wave's rows, where that takes no new answers: its query reads what is there.

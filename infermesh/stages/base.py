@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from infermesh.config import ModelStageConfig, nearest
+from infermesh.config.schema import ModelStageConfig
+from infermesh.dispatch.model import Model
 from infermesh.errors import ConfigError, RequestError
-from infermesh.model import Model
+from infermesh.hints import nearest
+from infermesh.inputs.templates import Template
+from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
 from infermesh.store import Column, StageTable
-from infermesh.templates import Template
-from infermesh.types import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
 
 Result = GenerationResult | EmbeddingResult | TranscriptionResult | FunctionResult
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infermesh.config import EmbedStage
+from infermesh.config.schema import EmbedStage
 from infermesh.errors import RequestError
+from infermesh.inputs.templates import load_template
+from infermesh.results import EmbeddingResult
 from infermesh.stages.base import ModelStage, Prepared, StageContext
 from infermesh.stages.mapping import METADATA, Mapper, text_row
 from infermesh.store import Column, StageTable
-from infermesh.templates import load_template
-from infermesh.types import EmbeddingResult
-from infermesh.wire import embedding_request, request_key
+from infermesh.wire.requests import embedding_request, request_key
 
 
 class Embed(ModelStage):
-    """See :class:`~infermesh.config.EmbedStage` for its parameters."""
+    """See :class:`~infermesh.config.schema.EmbedStage` for its parameters."""
 
     columns = (Column("embedding", "FLOAT[]"),)
 

@@ -8,20 +8,21 @@ from typing import Any
 
 import orjson
 
-from infermesh.config import GenerateStage
+from infermesh.config.schema import GenerateStage
 from infermesh.errors import ConfigError, InputError, RequestError
-from infermesh.sources import find, similar_file
+from infermesh.inputs.paths import find, similar_file
+from infermesh.inputs.templates import Template, load_template
+from infermesh.results import GenerationResult
 from infermesh.stages.base import ModelStage, Prepared, StageContext, import_object
 from infermesh.stages.mapping import METADATA, Mapper, generation_row
 from infermesh.store import Column, StageTable
-from infermesh.structured import ResponseFormat, to_json
-from infermesh.templates import Template, load_template
-from infermesh.types import Endpoint, GenerationResult, Request
-from infermesh.wire import PromptForm, request_key
+from infermesh.types import Endpoint, Request
+from infermesh.wire.requests import PromptForm, request_key
+from infermesh.wire.structured import ResponseFormat, to_json
 
 
 class Generate(ModelStage):
-    """See :class:`~infermesh.config.GenerateStage` for its parameters."""
+    """See :class:`~infermesh.config.schema.GenerateStage` for its parameters."""
 
     columns = (
         Column("text", "VARCHAR"),

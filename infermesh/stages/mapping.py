@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
-from infermesh.config import OWN_FIELDS, nearest
+from infermesh.config.schema import OWN_FIELDS
 from infermesh.errors import ConfigError, InputError
+from infermesh.hints import nearest
 from infermesh.stages.base import import_object, module_hash
 from infermesh.types import Endpoint
 

@@ -12,16 +12,18 @@ from typing import Any
 
 import orjson
 
-from infermesh.config import PythonStage, nearest
-from infermesh.dispatch import Dispatcher
+from infermesh.config.schema import PythonStage
+from infermesh.dispatch import Deployment, Router
+from infermesh.dispatch.dispatcher import Dispatcher
+from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError, FunctionError, InputError, RequestError
+from infermesh.hints import nearest
+from infermesh.inputs.templates import Template
 from infermesh.limits import make_limiter
-from infermesh.retry import RetryPolicy
-from infermesh.router import Deployment, Router
+from infermesh.results import FunctionResult
 from infermesh.stages.base import Prepared, StageContext, hashed, import_object, module_hash
 from infermesh.store import Column, StageTable
-from infermesh.templates import Template
-from infermesh.types import FunctionResult, Reply, Request
+from infermesh.types import Reply, Request
 
 DEPLOYMENT = "python"
 _OWN = frozenset(column.name for column in StageTable("", ()).columns)
@@ -30,7 +32,7 @@ _LASTING = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
 
 
 class Python:
-    """See :class:`~infermesh.config.PythonStage` for its parameters.
+    """See :class:`~infermesh.config.schema.PythonStage` for its parameters.
 
     A call goes through dispatch like a request: the function stands where a deployment's transport would.
     """

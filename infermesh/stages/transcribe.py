@@ -9,19 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from infermesh.audio import read_audio
-from infermesh.config import TranscribeStage
+from infermesh.config.schema import TranscribeStage
 from infermesh.errors import InputError, RequestError
-from infermesh.sources import find
+from infermesh.inputs.audio import read_audio
+from infermesh.inputs.paths import find
+from infermesh.inputs.templates import load_template
+from infermesh.results import TranscriptionResult
 from infermesh.stages.base import ModelStage, Prepared, StageContext
 from infermesh.stages.mapping import METADATA, Mapper, path_row
 from infermesh.store import Column, StageTable
-from infermesh.templates import load_template
-from infermesh.types import TranscriptionResult
 
 
 class Transcribe(ModelStage):
-    """See :class:`~infermesh.config.TranscribeStage` for its parameters."""
+    """See :class:`~infermesh.config.schema.TranscribeStage` for its parameters."""
 
     columns = (Column("text", "VARCHAR"), Column("language", "VARCHAR"), Column("duration_s", "DOUBLE"))
 

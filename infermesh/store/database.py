@@ -13,13 +13,12 @@ from typing import Any
 import duckdb
 import orjson
 
-from infermesh.config import SinkConfig, StoreConfig
+from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
-from infermesh.sources import Source
-from infermesh.store.export import SinkReport, check_sinks, write_sinks
+from infermesh.inputs.sources import Source
 from infermesh.store.ingest import ingest, query_rows, row_columns
 from infermesh.store.memory import drop_cache, fetch, set_limit, with_room
-from infermesh.store.output import OutputTable
+from infermesh.store.output_file import OutputTable
 from infermesh.store.pending import PendingRows
 from infermesh.store.reshape import disown, fit, merge, outline, put_aside, stamp_of, wrapped
 from infermesh.store.schema import (
@@ -37,6 +36,8 @@ from infermesh.store.schema import (
     views,
 )
 from infermesh.store.writer import GroupWriter
+
+Check = Callable[[duckdb.DuckDBPyConnection, Mapping[str, Sequence[Column]]], None]
 
 _READERS_S = 1.0  # a run that starts waits so long for those who read the closed database
 # When the last connection goes, DuckDB would also join all parts of the tables that are not full: for a million rows
@@ -110,8 +111,7 @@ class RunStore:
         record: Mapping[str, Any],
         *,
         queries: Sequence[QueryTable] = (),
-        check: Callable[[Mapping[str, Sequence[Column]]], None],
-        sinks: Mapping[str, SinkConfig] | None = None,
+        check: Check,
     ) -> None:
         """Load the source and make the tables, all in one transaction; on a resumed run take in what has changed.
 
@@ -122,10 +122,8 @@ class RunStore:
         queries
             The sql stages, each after those it reads.
         check
-            Called with the columns of ``source`` and of each sql stage before anything is kept; what it raises undoes
-            it all.
-        sinks
-            Checked against the tables in the same way.
+            Called before anything is kept, with a connection that sees the tables and views, and with the columns of
+            ``source`` and of each sql stage. What it raises undoes it all.
         """
         self._tables = list(tables)
         self._origins = {  # stage → whose rows it takes, each sql stage before those over its rows
@@ -133,7 +131,7 @@ class RunStore:
             for origin in (SOURCE, *(query.name for query in queries))
             for name in (*([] if origin == SOURCE else [origin]), *(t.name for t in tables if t.origin == origin))
         }
-        with_room(self._connection, lambda: self._prepare(source, record, queries, check, sinks or {}))
+        with_room(self._connection, lambda: self._prepare(source, record, queries, check))
         set_limit(self._connection, self._memory_limit)  # a source takes more to read than a table
 
     def _prepare(
@@ -141,8 +139,7 @@ class RunStore:
         source: Source,
         record: Mapping[str, Any],
         queries: Sequence[QueryTable],
-        check: Callable[[Mapping[str, Sequence[Column]]], None],
-        sinks: Mapping[str, SinkConfig],
+        check: Check,
     ) -> None:
         connection, tables = self._connection, self._tables
         connection.begin()
@@ -166,10 +163,9 @@ class RunStore:
             for query in queries:
                 origins[query.name] = outline(connection, query, self._origins)
             self._check_stage_names(origins)
-            check(origins)
             for view in views(origins, tables):
                 connection.execute(view)
-            check_sinks(connection, sinks)
+            check(connection, origins)
             values = {
                 **record,
                 **{"status": "running", "finished_at": None, "source_fingerprint": fingerprint},
@@ -331,10 +327,6 @@ class RunStore:
         tables: dict[str, Sequence[Column]] = {table.name: table.columns for table in self._tables}
         tables["attempts"] = ATTEMPTS
         return GroupWriter(self._connection.cursor(), tables, interval=self._interval, **hooks)
-
-    def write_sinks(self, sinks: Mapping[str, SinkConfig], folder: Path) -> SinkReport:
-        """Write the files that the declaration asks for; relative paths are in ``folder``."""
-        return write_sinks(self._connection, sinks, folder)
 
     def reader(
         self,

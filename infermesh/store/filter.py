@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 import orjson
 
-from infermesh.config import nearest
 from infermesh.errors import ConfigError, InputError
+from infermesh.hints import nearest
 from infermesh.store.schema import SETTINGS, Column, StageTable, quoted
 
 

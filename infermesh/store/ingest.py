@@ -18,8 +18,8 @@ import duckdb
 import orjson
 
 from infermesh.errors import ConfigError
-from infermesh.sources import Source
-from infermesh.store.ragged import compressed, csv_dialect, read_ragged, reads_whole
+from infermesh.inputs.sources import Source
+from infermesh.store.csv_lines import compressed, csv_dialect, read_ragged, reads_whole
 from infermesh.store.schema import SOURCE, Column, literal, quoted
 
 _RESERVED = ("row_id", "row_key")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from infermesh.config import Experiment
+from infermesh.config.schema import Experiment
 from infermesh.store.database import RunStore
 from infermesh.store.memory import fetch
 from infermesh.store.reuse import CARRIED, Answer, EarlierAnswers

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from infermesh.config import Experiment
+from infermesh.config.schema import Experiment
 from infermesh.errors import ConfigError, StoreError
 from infermesh.store.database import RunStore
+from infermesh.store.folders import all_databases
 from infermesh.store.memory import fetch
 from infermesh.store.schema import DATABASE, StageTable, literal, quoted
 
@@ -150,18 +151,13 @@ def _earlier_runs(experiment: Experiment, folder: Path) -> list[Path]:
         return []
     if experiment.reuse in ("latest", "all"):
         home = next((parent for parent in folder.absolute().parents if parent.name == experiment.name), None)
-        found = [] if home is None else _databases(home)
+        found = [] if home is None else all_databases(home)
         found = [path for path in found if path.resolve() != own]
         return found
     named = [Path(match) for match in glob.glob(experiment.reuse)] or [Path(experiment.reuse)]
-    found = [path for name in named for path in _databases(name)]
+    found = [path for name in named for path in all_databases(name)]
     if not found:
         raise ConfigError(
             f"reuse: '{experiment.reuse}' holds no run. Expected none, latest, all, or the folder of a run."
         )
     return [path for path in found if path.resolve() != own]
-
-
-def _databases(folder: Path) -> list[Path]:
-    paths = {path.resolve() for path in folder.resolve().rglob(DATABASE)}
-    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)

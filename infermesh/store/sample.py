@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import orjson
 
-from infermesh.sources import Source
+from infermesh.inputs.sources import Source
 from infermesh.store.ingest import ingest, row_columns
 from infermesh.store.schema import SOURCE_ERRORS_DDL, quoted
 

@@ -11,11 +11,11 @@ from typing import Any
 import duckdb
 import orjson
 
-from infermesh.config import Experiment
+from infermesh.config.schema import Experiment
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.limits import DayUsage
 from infermesh.store.database import connect
-from infermesh.store.schema import DATABASE
+from infermesh.store.folders import databases, written_at
 
 __all__ = ["databases", "day_limited", "used_today"]
 
@@ -41,23 +41,6 @@ def day_limited(experiment: Experiment) -> set[str]:
         if limits is not None and (limits.rpd is not None or limits.tpd is not None):
             found.add(label)
     return found
-
-
-def databases(outputs: Path) -> list[Path]:
-    """Every run's database below a folder, the newest first by when it was last written."""
-    found = [path for path in outputs.rglob(DATABASE) if not path.parent.is_symlink()]
-    return sorted(found, key=_written_at, reverse=True)
-
-
-def _written_at(database: Path) -> float:
-    """When it was last written; what was not checkpointed stands in the log beside it."""
-    times = []
-    for path in (database, database.with_name(f"{database.name}.wal")):
-        try:
-            times.append(path.stat().st_mtime)
-        except OSError:
-            continue
-    return max(times, default=0.0)
 
 
 def used_today(
@@ -116,7 +99,7 @@ def _runs(
         yield lambda sql: own.execute(sql).fetchall()
     mine = None if own is None or own_folder is None else own_folder.resolve()
     for database in databases(outputs):
-        if _written_at(database) < midnight:
+        if written_at(database) < midnight:
             return  # the rest is older
         folder = database.parent
         if folder.resolve() == mine:

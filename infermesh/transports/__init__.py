@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from infermesh.config.deployment import DeploymentConfig
 from infermesh.redaction import redact
 from infermesh.transports.errors import retry_after_seconds
 from infermesh.transports.litellm import LiteLLMTransport
 from infermesh.transports.native import NativeTransport
-from infermesh.transports.resolve import Resolved, resolve
-from infermesh.types import DeploymentConfig, Transport
+from infermesh.transports.providers import Resolved, resolve
+from infermesh.types import Transport
 
 __all__ = [
     "LiteLLMTransport",
@@ -27,7 +28,7 @@ __all__ = [
 
 
 def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str, str] | None = None) -> Transport:
-    """Make the transport of a deployment; see :func:`~infermesh.transports.resolve.resolve` for the rule.
+    """Make the transport of a deployment; see :func:`~infermesh.transports.providers.resolve` for the rule.
 
     Parameters
     ----------

@@ -32,13 +32,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar
 
-from infermesh.errors import (
-    APIConnectionError,
-    AuthenticationError,
-    InputError,
-    MalformedResponseError,
-    RequestError,
-)
+from infermesh.errors import APIConnectionError, AuthenticationError, InputError, MalformedResponseError, RequestError
 from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.errors import error_from_status, timed_out
 from infermesh.transports.native import default_transcript_format

@@ -12,11 +12,11 @@ import orjson
 from infermesh.errors import AuthenticationError, ConfigError, InputError, MalformedResponseError
 from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.errors import error_from_status, error_in_body
-from infermesh.transports.http import Answer, HttpClient, client_closed
-from infermesh.transports.plain import PlainClient, speaks_plainly
-from infermesh.transports.reqwest import PyreqwestClient
+from infermesh.transports.http.client import Answer, HttpClient, client_closed
+from infermesh.transports.http.plain import PlainClient, speaks_plainly
+from infermesh.transports.http.reqwest import PyreqwestClient
 from infermesh.types import Operation, Reply, Request
-from infermesh.wire import request_body
+from infermesh.wire.requests import request_body
 
 __all__ = ["NativeTransport"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from infermesh.config import (
+from infermesh.config.schema import (
     RESERVED_TABLES,
     STAGE_KINDS,
     Experiment,
@@ -19,7 +19,7 @@ from infermesh.config import (
     SourceConfig,
     StoreConfig,
 )
-from infermesh.runsession import EXIT_CODES
+from infermesh.runs.outcome import EXIT_CODES
 from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, COMMON_DDL
 
 README = Path(__file__).resolve().parents[2] / "README.md"

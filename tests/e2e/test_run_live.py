@@ -36,7 +36,7 @@ RUN = ("run", "+experiment=mine", f"hydra.run.dir={FOLDER}")
 ASKER = """
 import json, sys, threading
 from pathlib import Path
-from infermesh.store.reader import open_run
+from infermesh.query.reader import open_run
 pause = threading.Event()
 with open_run(Path(sys.argv[1])) as reader:
     while reader.live:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from infermesh.errors import ConfigError, StoreError
-from infermesh.execution import DATABASE
 from infermesh.plan import Options, Plan, StageEstimate, make_plan
+from infermesh.runs.execute import DATABASE
 from infermesh.simulator import Simulator
 from tests.support import Lab, embed, experiment, generate, texts, totals, transcribe, wav
 

@@ -12,9 +12,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from infermesh.config import SourceConfig, StoreConfig
+from infermesh.config.schema import SourceConfig, StoreConfig
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
-from infermesh.sources import resolve
+from infermesh.inputs.sources import resolve
 from infermesh.store import Column, RunStore, StageTable, database
 from infermesh.store.database import connect
 from tests.support import DEADLINE_S, RECORD, texts, write_jsonl
@@ -31,7 +31,7 @@ def state(table: StageTable, row_id: int, status: str, *outputs: Any, **after: A
 
 
 def prepare(store: RunStore, root: Path, tables: Sequence[StageTable] = (ANSWERS, VECTORS)) -> None:
-    store.prepare(resolve(SourceConfig(path="rows.jsonl"), [root]), tables, RECORD, check=lambda _: None)
+    store.prepare(resolve(SourceConfig(path="rows.jsonl"), [root]), tables, RECORD, check=lambda *_: None)
 
 
 def put(store: RunStore, *rows: tuple[str, tuple[Any, ...]], replaces: bool = False) -> None:
@@ -207,7 +207,7 @@ class TestWhatIsPending:
 class TestOpening:
     def test_another_process_holds_it(self, store: RunStore, tmp_path: Path) -> None:
         code = (
-            "import sys; from pathlib import Path; from infermesh.config import StoreConfig; "
+            "import sys; from pathlib import Path; from infermesh.config.schema import StoreConfig; "
             "from infermesh.errors import StoreError; from infermesh.store import RunStore\n"
             "try: RunStore(Path(sys.argv[1]), StoreConfig())\n"
             "except StoreError as error: print(error)"
@@ -255,7 +255,7 @@ class TestOpening:
         write_jsonl(tmp_path / "rows.jsonl", texts(2))
         again = RunStore(tmp_path / "run.duckdb", StoreConfig())
 
-        def refuse(origins: Mapping[str, Sequence[Column]]) -> None:
+        def refuse(_: object, origins: Mapping[str, Sequence[Column]]) -> None:
             raise ConfigError("no")
 
         source = resolve(SourceConfig(path="rows.jsonl"), [tmp_path])

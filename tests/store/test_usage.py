@@ -12,8 +12,9 @@ import duckdb
 import orjson
 import pytest
 
-from infermesh.config import Experiment, load
-from infermesh.fleet import Fleet
+from infermesh.config.load import load
+from infermesh.config.schema import Experiment
+from infermesh.dispatch.fleet import Fleet
 from infermesh.limits import LocalRateLimiter
 from infermesh.store import database, usage
 from infermesh.store.schema import ATTEMPTS_DDL, RUN_DDL

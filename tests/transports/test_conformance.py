@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infermesh import wire
+from infermesh.config.deployment import DeploymentConfig
 from infermesh.errors import (
     APIConnectionError,
     AuthenticationError,
@@ -28,10 +28,12 @@ from infermesh.errors import (
     RequestTimeoutError,
     ServerError,
 )
-from infermesh.structured import ResponseFormat
+from infermesh.results import TokenUsage, ToolCall
 from infermesh.transports import NativeTransport, make_transport
 from infermesh.transports.litellm import _import_litellm
-from infermesh.types import Audio, DeploymentConfig, Request, TokenUsage, ToolCall, Transport
+from infermesh.types import Audio, Request, Transport
+from infermesh.wire import requests as wire
+from infermesh.wire.structured import ResponseFormat
 
 from .conftest import KEY, Loopback
 

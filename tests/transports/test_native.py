@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from infermesh import wire
 from infermesh.errors import APIConnectionError, InputError, RateLimitError, RequestTimeoutError
 from infermesh.simulator import Simulator, SimulatorSettings
 from infermesh.transports import NativeTransport
 from infermesh.transports.native import default_transcript_format
 from infermesh.types import Audio, Request
+from infermesh.wire import requests as wire
 
 from .conftest import KEY, Loopback
 

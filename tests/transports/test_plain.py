@@ -14,9 +14,9 @@ import orjson
 import pytest
 
 from infermesh.errors import APIConnectionError, MalformedResponseError, RequestError, RequestTimeoutError
-from infermesh.transports.connection import Connection, _keeps
-from infermesh.transports.http import Answer
-from infermesh.transports.plain import PlainClient, speaks_plainly
+from infermesh.transports.http.client import Answer
+from infermesh.transports.http.connection import Connection, _keeps
+from infermesh.transports.http.plain import PlainClient, speaks_plainly
 
 BODY = b'{"ok": true}'
 OK = b"HTTP/1.1 200 OK\r\nX-Request-ID: r-1\r\ncontent-length: 12\r\n\r\n" + BODY
@@ -343,7 +343,7 @@ async def test_idle_connections_are_closed_before_the_server_does(
     if announced:
         server.answers = [OK.replace(b"content", b"Keep-Alive: timeout=0, max=9\r\ncontent")]
     else:
-        monkeypatch.setattr("infermesh.transports.connection._KEEP_ALIVE_S", 0.1)
+        monkeypatch.setattr("infermesh.transports.http.connection._KEEP_ALIVE_S", 0.1)
     await post(client)
     await server.until(lambda: not server.open)
 
@@ -378,7 +378,7 @@ async def test_a_request_as_the_server_closes_a_kept_connection(
 
 
 async def test_who_waits_to_connect_takes_what_comes_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infermesh.transports.plain._CONNECTING", 1)
+    monkeypatch.setattr("infermesh.transports.http.plain._CONNECTING", 1)
     client = of(server.url)
     await post(client)
     async with client._connecting:
@@ -397,7 +397,7 @@ async def test_cancelled_while_the_connection_is_made(
     def cancel_in(left: int) -> None:
         client.loop.call_soon(cancel_in, left - 1) if left else asking.cancel()
 
-    monkeypatch.setattr("infermesh.transports.plain._tune", lambda _: cancel_in(passes))
+    monkeypatch.setattr("infermesh.transports.http.plain._tune", lambda _: cancel_in(passes))
     asking = asyncio.ensure_future(post(client))
     server.answers = [...]
     with pytest.raises(asyncio.CancelledError):

@@ -1,0 +1,1 @@
+"""Concurrency sweeps: measuring, plotting and recommending a setting."""

@@ -1,0 +1,272 @@
+"""A concurrency sweep through the client's own window: how fast, how slow each request, which level to choose.
+
+It measures this client against that endpoint. The recommendation is a rule on what was measured, stated at
+:func:`recommend`; nothing is modelled.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from infermesh.errors import RequestError
+from infermesh.runs.direct import Desk
+from infermesh.runtime.workers import run_window
+
+NEAR_BEST = 0.95  # of the best throughput
+P95_GROWTH = 4.0  # times the p95 of the lowest level
+MAX_ERRORS = 0.01  # of the requests
+QUEUE_SHARE = 0.5  # of svc_p95
+CPU_SHARE = 0.9  # of one core
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What was measured at one concurrency. Times in seconds; percentiles over the requests that were answered.
+
+    ``svc`` is the time at the server, ``queue`` the time on this side; ``cpu`` this process's CPU time by elapsed time.
+    """
+
+    concurrency: int
+    requests: int
+    errors: int
+    elapsed_s: float
+    rps: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    svc_p95_s: float
+    queue_p95_s: float
+    cpu: float
+    first_error: str | None = None
+
+    def line(self) -> str:
+        """As the table shows it."""
+        return (
+            f"c={self.concurrency:<4} rps={self.rps:.2f}  p50={_seconds(self.p50_s)}  p95={_seconds(self.p95_s)}  "
+            f"p99={_seconds(self.p99_s)}  svc_p95={_seconds(self.svc_p95_s)}  q_p95={_seconds(self.queue_p95_s)}  "
+            f"err={self.errors}/{self.requests}  elapsed={self.elapsed_s:.1f}s"
+        )
+
+    @property
+    def bottleneck(self) -> str | None:
+        """What on this side held the requests back, ``None`` where it was not the client."""
+        if self.cpu >= CPU_SHARE:
+            return f"this process used {self.cpu:.0%} of a CPU core"
+        if self.queue_p95_s >= QUEUE_SHARE * self.svc_p95_s > 0:
+            return f"requests waited here (q_p95 {self.queue_p95_s:.3f} s against svc_p95 {self.svc_p95_s:.3f} s)"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The level to choose, ``None`` where no level is acceptable, and what should be known about it."""
+
+    concurrency: int | None
+    notes: tuple[str, ...]
+
+
+def _seconds(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}s"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile: the smallest value that at least ``share`` of the values do not exceed."""
+    if not values:
+        return math.nan
+    ordered = sorted(values)
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One setting as the rule sees it: ``name`` is what notes call it, ``rate`` how much it gets done a second."""
+
+    name: str
+    rate: float
+    p95_s: float
+    errors: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the rule chose: the index of the candidate, ``None`` where none is acceptable, and notes."""
+
+    index: int | None
+    notes: tuple[str, ...]
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    max_p95_s: float | None = None,
+    *,
+    unit: str,
+    grows: str | None,
+    settings: str = "level",
+) -> Choice:
+    """The first candidate whose rate is within 5 % of the best, among the acceptable ones.
+
+    Parameters
+    ----------
+    candidates
+        From the smallest setting to the largest.
+    max_p95_s
+        The highest acceptable p95, in seconds; ``None`` accepts up to four times the p95 of the first candidate that
+        has answers. One is acceptable whose p95 is not above it and of whose requests at most 1 % failed.
+    unit
+        Of the rates, for the notes.
+    grows
+        What to do where the last candidate is chosen, and a larger setting might be better still.
+    settings
+        What the notes call a candidate.
+    """
+    lowest = next((found for found in candidates if found.errors < found.requests), None)
+    if lowest is None:
+        return Choice(None, ("every request failed: no recommendation",))
+    bound = max_p95_s if max_p95_s is not None else P95_GROWTH * lowest.p95_s
+    acceptable = [found for found in candidates if found.p95_s <= bound and found.errors <= MAX_ERRORS * found.requests]
+    if not acceptable:
+        return Choice(
+            None,
+            (f"no {settings} has a p95 of at most {bound:.3f} s and at most {MAX_ERRORS:.0%} failed requests",),
+        )
+    best = max(found.rate for found in acceptable)
+    chosen = next(found for found in acceptable if found.rate >= NEAR_BEST * best)
+    notes = []
+    fastest = max(candidates, key=lambda found: found.rate)
+    if fastest not in acceptable:
+        notes.append(
+            f"{fastest.name} was faster ({fastest.rate:.2f} {unit}), but its p95 is above {bound:.3f} s or "
+            "requests failed"
+        )
+    elif grows is not None and len(candidates) > 1 and chosen is candidates[-1]:
+        notes.append(f"throughput was still growing at {chosen.name}: {grows}")
+    return Choice(next(index for index, found in enumerate(candidates) if found is chosen), tuple(notes))
+
+
+def recommend(levels: Sequence[Level], max_p95_s: float | None = None) -> Recommendation:
+    """The smallest concurrency whose throughput is within 5 % of the best, among the acceptable levels.
+
+    Parameters
+    ----------
+    levels
+        What was measured, one for each concurrency.
+    max_p95_s
+        The highest acceptable p95, in seconds; see :func:`choose`.
+    """
+    ordered = sorted(levels, key=lambda level: level.concurrency)
+    candidates = [
+        Candidate(f"c={level.concurrency}", level.rps, level.p95_s, level.errors, level.requests) for level in ordered
+    ]
+    found = choose(candidates, max_p95_s, unit="requests/s", grows="measure higher levels (--concurrency)")
+    if found.index is None:
+        return Recommendation(None, found.notes)
+    chosen = ordered[found.index]
+    notes = list(found.notes)
+    if chosen.bottleneck:
+        notes.append(f"at c={chosen.concurrency} the client, not the server, is the bottleneck: {chosen.bottleneck}")
+    else:
+        limited = next((level for level in ordered if level.bottleneck), None)
+        if limited is not None:
+            notes.append(
+                f"from c={limited.concurrency} on the client, not the server, is the bottleneck: {limited.bottleneck}"
+            )
+    return Recommendation(chosen.concurrency, tuple(notes))
+
+
+async def measure(
+    desk: Desk,
+    rows: Sequence[Mapping[str, Any]],
+    concurrency: int,
+    requests: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
+) -> Level:
+    """Send ``requests`` requests, ``concurrency`` at once, over ``rows`` again and again.
+
+    Each request carries as many rows as the stage's batch has.
+    """
+    size = desk.stage.batch_size
+    numbers = iter(range(requests))
+    latencies: list[float] = []
+    services: list[float] = []
+    queues: list[float] = []
+    errors: list[RequestError] = []
+
+    async def pull() -> int:
+        number = next(numbers, None)
+        if number is None:
+            raise StopAsyncIteration
+        return number
+
+    async def handle(number: int) -> None:
+        batch = [rows[(number * size + offset) % len(rows)] for offset in range(size)]
+        results = await desk.ask(batch)
+        failure = next((result for result in results if isinstance(result, RequestError)), None)
+        metrics = results[0].metrics
+        if failure is not None or metrics is None:
+            errors.append(failure or RequestError("the answer has no metrics"))
+            return
+        latencies.append(metrics.end_to_end_s)
+        services.append(metrics.service_s)
+        queues.append(metrics.queue_s)
+
+    started, cpu_started = clock(), cpu_clock()
+    await run_window(pull, handle, concurrency)
+    elapsed = max(clock() - started, 1e-9)
+    return Level(
+        concurrency,
+        requests,
+        len(errors),
+        elapsed,
+        len(latencies) / elapsed,
+        percentile(latencies, 0.5),
+        percentile(latencies, 0.95),
+        percentile(latencies, 0.99),
+        percentile(services, 0.95),
+        percentile(queues, 0.95),
+        (cpu_clock() - cpu_started) / elapsed,
+        errors[0].message if errors else None,
+    )
+
+
+async def sweep(
+    desk: Desk,
+    rows: Sequence[Mapping[str, Any]],
+    levels: Sequence[int],
+    *,
+    requests: int,
+    warmup: int,
+    report: Callable[[Level], None],
+) -> list[Level]:
+    """Warm up, then measure each level; ``report`` gets each as it is done."""
+    try:
+        if warmup:
+            await measure(desk, rows, min(max(levels), warmup), warmup)
+        measured = []
+        for concurrency in levels:
+            level = await measure(desk, rows, concurrency, requests)
+            report(level)
+            measured.append(level)
+        return measured
+    finally:
+        await desk.aclose()
+
+
+def as_json(levels: Sequence[Level], recommendation: Recommendation, **about: Any) -> dict[str, Any]:
+    """All figures; what could not be measured is ``null``."""
+    return {
+        **about,
+        "levels": [
+            {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in item.items()}
+            | {"bottleneck": level.bottleneck}
+            for level, item in ((level, asdict(level)) for level in levels)
+        ],
+        "recommended_max_parallel_requests": recommendation.concurrency,
+        "notes": list(recommendation.notes),
+    }

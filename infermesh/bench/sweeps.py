@@ -1,0 +1,228 @@
+"""What a sweep's jobs were, measured from their databases: figures, the recommended setting, a table and a plot."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from infermesh.bench.measure import Candidate, choose
+from infermesh.bench.plot import Picture, Point, render
+from infermesh.config.load import load
+from infermesh.errors import ConfigError, StoreError
+from infermesh.inputs.sources import resolve
+from infermesh.query.figures import Figures, read_figures, read_stored, write_parquet
+from infermesh.runs.assemble import NOWHERE, assembled
+from infermesh.runs.execute import DATABASE, config_hash
+from infermesh.store import Column
+
+RULE = "the smallest within 5 % of the best rows/s whose p95 is acceptable"
+# Keys that decide how fast answers come, not what they are.
+_SECTIONS_OF_SPEED = ("limits.", "store.", "simulator.", "deployments.")
+_LEAVES_OF_SPEED = frozenset(
+    {"max_parallel_requests", "micro_batch_size", "timeout", "routing_strategy", "max_retries"}
+    | {"rpm", "tpm", "rpd", "tpd", "max_request_burst", "max_token_burst"}
+)
+_MEASURED = ("done", "failed_rows")
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job of a sweep: its number, its folder, its values of the swept keys, how it ended.
+
+    ``code`` is its exit code, ``None`` where it has not ended; ``passed_over`` says that it was complete before.
+    """
+
+    number: int
+    folder: Path
+    values: Mapping[str, Any]
+    overrides: Sequence[str]
+    code: int | None
+    passed_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredJob:
+    """A job and its figures; ``None`` where it has no run to measure. ``status`` is what the table shows."""
+
+    record: JobRecord
+    figures: Figures | None
+    status: str
+
+
+def decides_speed_only(key: str) -> bool:
+    """Whether a swept key changes how answers are asked for and not what is asked."""
+    path = key.lstrip("+~")
+    if path.startswith("deployments.") and path.endswith(".model"):
+        return False
+    return path.startswith(_SECTIONS_OF_SPEED) or path.rpartition(".")[2] in _LEAVES_OF_SPEED
+
+
+def measured_stage(keys: Sequence[str]) -> str | None:
+    """The stage that all swept keys belong to (``stages.X.…``), ``None`` where there is no such one."""
+    found = {match[1] if (match := re.match(r"stages\.([^.]+)\..", key)) else None for key in keys}
+    return found.pop() if len(found) == 1 else None
+
+
+def is_complete(mapping: Mapping[str, Any], folder: Path, roots: Sequence[Path]) -> bool:
+    """Whether a folder's run is complete, and of this very declaration, files and source: there is nothing to send.
+
+    Failed rows are to be sent unless ``keep_errors`` is set. The database is only read.
+    """
+    if not (folder / DATABASE).exists():
+        return False
+    try:
+        stored = read_stored(folder / DATABASE)
+        if stored is None or stored.config_hash != config_hash(mapping):
+            return False
+        experiment = load(mapping)
+        if stored.status != "done" and not (experiment.keep_errors and stored.status == "failed_rows"):
+            return False
+        if resolve(experiment.source, roots).fingerprint != stored.source_fingerprint:
+            return False
+        with assembled(experiment, roots, os.environ, simulator_url=NOWHERE) as (_, graph):
+            now = graph.signatures
+    except (ConfigError, StoreError):  # whoever runs it will say so
+        return False
+    return all(stored.signatures.get(name) == signature for name, signature in now.items())
+
+
+def measure(records: Sequence[JobRecord], keys: Sequence[str]) -> list[MeasuredJob]:
+    """Read each job's figures; of the stage that the keys belong to, where there is one."""
+    stage = measured_stage(keys)
+    found = []
+    for record in sorted(records, key=lambda record: record.number):
+        figures, status = None, "not run" if record.code in (None, 130) else "error"
+        if record.code != 1 and (record.folder / DATABASE).exists():  # else what is there may be another job's
+            try:
+                figures = read_figures(record.folder / DATABASE, stage)
+            except StoreError:
+                status = "in use"
+        if figures is not None:
+            status = "killed" if figures.status == "running" else figures.status.replace("_", " ")
+        found.append(MeasuredJob(record, figures, status))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The job whose setting to choose, ``None`` where there is none, and what should be known about it."""
+
+    job: MeasuredJob | None
+    notes: tuple[str, ...]
+
+
+def advise(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> Advice:
+    """Apply :func:`infermesh.bench.measure.choose` to the jobs that have ended, smallest setting first."""
+    numeric = all(_is_number(job.record.values.get(key)) for job in jobs for key in keys)
+    ended = [job for job in jobs if job.figures is not None and job.record.code in (0, 3) and job.figures.requests]
+    if numeric:
+        ended.sort(key=lambda job: tuple(job.record.values[key] for key in keys))
+    if len(ended) < 2 or not keys:
+        return Advice(None, ())
+    candidates = [
+        Candidate(setting(job, keys), figures.rows_per_s, figures.p95_s, figures.request_errors, figures.requests)
+        for job in ended
+        if (figures := job.figures) is not None
+    ]
+    grows = "sweep larger values" if numeric and len(keys) == 1 else None
+    found = choose(candidates, unit="rows/s", grows=grows, settings="job")
+    notes = list(found.notes)
+    if len(ended) < len(jobs):
+        notes.append(f"{len(jobs) - len(ended)} of {len(jobs)} jobs are not counted: they did not end, or sent nothing")
+    return Advice(None if found.index is None else ended[found.index], tuple(notes))
+
+
+def setting(job: MeasuredJob, keys: Sequence[str]) -> str:
+    """``key=value`` of every swept key, as an override is written."""
+    return " ".join(f"{key}={_shown(job.record.values.get(key))}" for key in keys)
+
+
+def write_table(path: Path, jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
+    """Write ``sweep.parquet``: a row for each job, with its typed overrides and all figures."""
+    stage = measured_stage(keys)
+    columns = [
+        *(Column("job", "INTEGER"), Column("run_id", "VARCHAR"), Column("folder", "VARCHAR")),
+        *(Column("status", "VARCHAR"), Column("exit_code", "INTEGER"), Column("stage", "VARCHAR")),
+        *(Column(key, _type([job.record.values.get(key) for job in jobs])) for key in keys),
+        *(Column(name, "BIGINT") for name in _COUNTS),
+        *(Column(name, "DOUBLE") for name in _MEASURES),
+    ]
+    rows = []
+    for job in jobs:
+        record, figures = job.record, job.figures
+        values = [_plain(record.values.get(key)) for key in keys]
+        measured = [None if figures is None else _finite(getattr(figures, name)) for name in (*_COUNTS, *_MEASURES)]
+        run_id = None if figures is None else figures.run_id
+        about = [record.number, run_id, str(record.folder), job.status, record.code, stage]
+        rows.append([*about, *values, *measured])
+    write_parquet(path, columns, rows)
+
+
+def write_plot(path: Path, title: str, jobs: Sequence[MeasuredJob], keys: Sequence[str], advice: Advice) -> bool:
+    """Write the curves where one numeric key was swept; whether it was."""
+    drawn = [
+        (job.record.values[keys[0]], job.figures)
+        for job in jobs
+        if len(keys) == 1 and job.figures is not None and job.figures.requests
+    ]
+    if len(drawn) < 2 or not all(_is_number(value) for value, _ in drawn):
+        return False
+    points = [
+        Point(
+            value,
+            figures.rows_per_s,
+            figures.p50_s,
+            figures.p95_s,
+            figures.p99_s,
+            figures.service_p95_s,
+            figures.queue_p95_s,
+            figures.request_errors,
+            figures.requests,
+        )
+        for value, figures in sorted(drawn, key=lambda pair: pair[0])
+    ]
+    chosen = None if advice.job is None else advice.job.record.values[keys[0]]
+    found = "No setting can be recommended." if advice.job is None else f"Recommended: {setting(advice.job, keys)}."
+    summary = " ".join((found, *(f"{note[0].upper()}{note[1:]}." for note in advice.notes)))
+    picture = Picture(title, points, chosen, summary, keys[0], keys[0].rpartition(".")[2], "rows per second", "rows/s")
+    path.write_text(render(picture), encoding="utf-8")
+    return True
+
+
+_COUNTS = ("rows", "failed", "pending", "requests", "request_errors", "prompt_tokens", "completion_tokens")
+_MEASURES = (
+    *("elapsed_s", "rows_per_s", "tokens_per_s", "p50_s", "p95_s", "p99_s", "queue_p95_s", "service_p95_s"),
+    "cost_usd",
+)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _type(values: Sequence[Any]) -> str:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return "BOOLEAN"
+    if kinds == {int}:
+        return "BIGINT"
+    return "DOUBLE" if kinds and kinds <= {int, float} else "VARCHAR"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int | float) else _shown(value)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

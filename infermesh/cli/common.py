@@ -1,0 +1,35 @@
+"""What the commands share: options, the environment file, and how an error ends a command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+RUNS = "Runs"
+PROJECT = "Project"
+EnvFile = Annotated[
+    Path | None, typer.Option("--env-file", help="Read keys from this file of NAME=value lines.", exists=True)
+]
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="table, csv, json, jsonl or parquet; table on a terminal, else csv.")
+]
+OutputsOption = Annotated[Path, typer.Option("--outputs", help="The folder that holds the runs.")]
+RunArgument = Annotated[str | None, typer.Argument(help="A run's folder or id; the newest where none is named.")]
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say what is wrong on stderr and exit."""
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def load_env(env_file: Path | None) -> None:
+    """Put the file's variables into the environment; what is set there already stays."""
+    if env_file is not None:
+        from dotenv import load_dotenv
+
+        load_dotenv(env_file, override=False)

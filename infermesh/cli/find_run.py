@@ -1,0 +1,31 @@
+"""Finding runs: by folder, by id, the newest, the newest unfinished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infermesh.cli.common import fail
+from infermesh.query.summary import describe
+from infermesh.runs.execute import DATABASE
+from infermesh.store.folders import OUTPUTS, run_folders
+
+
+def find_run(name: str | None) -> Path:
+    """The folder of the run that a user names: a folder, its database, a run id; the newest for ``None``."""
+    if name is None:
+        folders = run_folders()
+        if not folders:
+            fail("there is no run below outputs/ yet: infermesh run +experiment=quickstart")
+        return folders[0]
+    path = Path(name)
+    if path.name == DATABASE and path.is_file():
+        return path.parent
+    if (path / DATABASE).is_file():
+        return path.parent / path.readlink() if path.is_symlink() else path  # say which run "latest" is
+    for folder in run_folders():
+        if folder.name == name or describe(folder).run_id == name:
+            return folder
+    latest = OUTPUTS / name / "latest"
+    if (latest / DATABASE).is_file():
+        return find_run(str(latest))
+    fail(f"no run '{name}': expected a run's folder (one that holds {DATABASE}), its id, or an experiment's name")

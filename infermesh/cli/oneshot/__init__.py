@@ -1,0 +1,1 @@
+"""One-shot commands: ``generate``, ``embed``, ``transcribe`` and ``bench``."""

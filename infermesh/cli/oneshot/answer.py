@@ -1,0 +1,85 @@
+"""What stands on the command line, answered on stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from infermesh.errors import RequestError
+from infermesh.results import EmbeddingResult, GenerationResult, TranscriptionResult
+from infermesh.runs.direct import Desk, opened
+from infermesh.runtime.loop import run_loop
+from infermesh.stages.base import Result
+from infermesh.wire.structured import to_json
+
+
+def print_answers(mapping: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, many: bool, parse: bool) -> int:
+    """Send each row and print its answer.
+
+    Parameters
+    ----------
+    many
+        Print a JSON line for each row, errors included, instead of the bare answer.
+    parse
+        Print the parsed answer as JSON where it could be parsed.
+
+    Returns
+    -------
+    int
+        0; 1 where the only request failed; 3 where some of many did.
+    """
+    logging.getLogger("infermesh").addHandler(logging.StreamHandler(sys.stderr))
+    with opened(mapping, [Path.cwd()]) as desk:
+        results = run_loop(_ask(desk, rows))
+    out = sys.stdout.buffer
+    failed = 0
+    for index, (row, result) in enumerate(zip(rows, results, strict=True)):
+        if isinstance(result, RequestError):
+            failed += 1
+            print(f"error: {result.message}", file=sys.stderr)
+        if many:
+            out.write(orjson.dumps(_line(index, row, result)) + b"\n")
+        elif not isinstance(result, RequestError):
+            out.write(_bare(result, parse) + b"\n")
+    out.flush()
+    if not failed:
+        return 0
+    return 3 if many else 1
+
+
+async def _ask(desk: Desk, rows: Sequence[Mapping[str, Any]]) -> list[Result | RequestError]:
+    try:
+        return await desk.ask_each(rows)
+    finally:
+        await desk.aclose()
+
+
+def _bare(result: Result, parse: bool) -> bytes:
+    if isinstance(result, EmbeddingResult):
+        return orjson.dumps(result.embedding)
+    if isinstance(result, GenerationResult):
+        if parse and result.output_parsed is not None:
+            return to_json(result.output_parsed).encode()
+        return result.output_text.encode("utf-8", "replace")
+    return str(result).encode("utf-8", "replace")
+
+
+def _line(index: int, row: Mapping[str, Any], result: Result | RequestError) -> dict[str, Any]:
+    """One clip, as an output file shows it."""
+    error = result if isinstance(result, RequestError) else None
+    done = result if isinstance(result, TranscriptionResult) else TranscriptionResult()
+    return {
+        "_index": index,
+        "path": row["path"],
+        "text": None if error else done.text,
+        "language": done.language,
+        "duration_s": done.duration_s,
+        "request_id": result.request_id,
+        "error": error.message if error else None,
+        "error_type": error.kind if error else None,
+    }

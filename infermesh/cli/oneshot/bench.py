@@ -1,0 +1,69 @@
+"""``infermesh bench``: what its commands take."""
+
+from __future__ import annotations
+
+import typer
+
+from infermesh.cli.oneshot.commands import audio_stage
+from infermesh.cli.oneshot.options import (
+    AudioOption,
+    GenerateOptions,
+    InputOptions,
+    LimitOptions,
+    ModelOptions,
+    PromptOption,
+    SweepOptions,
+    TextOption,
+    takes,
+)
+
+PANEL = "One-shot"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        no_args_is_help=True,
+        help="Sweep over concurrency: throughput and latency at each level, and the level to choose.",
+    )
+    for command, example in (
+        (generate, "infermesh bench generate --model openai/gpt-4.1-mini --prompt 'Write a haiku.' --requests 200"),
+        (embed, "infermesh bench embed --model text-embedding-3-small --text 'hello world' --concurrency 1,4,16"),
+        (transcribe, "infermesh bench transcribe --model whisper-1 recording.wav --requests 20"),
+    ):
+        group.command(epilog=f"Example: {example}", no_args_is_help=True)(command)
+    app.add_typer(group, name="bench", rich_help_panel=PANEL)
+
+
+@takes(SweepOptions, PromptOption, InputOptions, ModelOptions, GenerateOptions, LimitOptions)
+def generate(
+    sweep: SweepOptions,
+    ask: PromptOption,
+    rows: InputOptions,
+    model: ModelOptions,
+    request: GenerateOptions,
+    limits: LimitOptions,
+) -> None:
+    """Measure text generation at several concurrencies."""
+    from infermesh.cli.oneshot.bench_run import Bench
+
+    Bench("generate", sweep, rows, model, limits, request=request, given=ask.prompt).run()
+
+
+@takes(SweepOptions, TextOption, InputOptions, ModelOptions, LimitOptions)
+def embed(sweep: SweepOptions, ask: TextOption, rows: InputOptions, model: ModelOptions, limits: LimitOptions) -> None:
+    """Measure embeddings at several concurrencies; one text to a request unless --micro-batch-size says more."""
+    from infermesh.cli.oneshot.bench_run import Bench
+
+    stage = {"micro_batch_size": ask.micro_batch_size or 1}
+    Bench("embed", sweep, rows, model, limits, given=ask.text, stage=stage).run()
+
+
+@takes(SweepOptions, AudioOption, InputOptions, ModelOptions, LimitOptions)
+def transcribe(
+    sweep: SweepOptions, ask: AudioOption, rows: InputOptions, model: ModelOptions, limits: LimitOptions
+) -> None:
+    """Measure transcription at several concurrencies."""
+    from infermesh.cli.oneshot.bench_run import Bench
+
+    Bench("transcribe", sweep, rows, model, limits, given=ask.paths or None, stage=audio_stage(ask)).run()

@@ -1,0 +1,138 @@
+"""The work of ``infermesh bench``: figures to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+import typer
+
+from infermesh.bench.measure import Level, Recommendation, as_json, recommend, sweep
+from infermesh.bench.plot import check_plot, write_plot
+from infermesh.cli.common import fail, load_env
+from infermesh.cli.oneshot.declare import as_flags, compose, refuse_secrets
+from infermesh.cli.oneshot.options import GenerateOptions, InputOptions, LimitOptions, ModelOptions, SweepOptions
+from infermesh.cli.oneshot.run import ASKS, leave_quietly, row_input
+from infermesh.config.schema import SourceConfig
+from infermesh.errors import ConfigError, InfermeshError
+from infermesh.inputs.sources import resolve
+from infermesh.runs.direct import opened
+from infermesh.runtime.loop import run_loop
+from infermesh.runtime.openfiles import allow_requests
+from infermesh.store.sample import sample
+
+_RULE = "the smallest concurrency within 5 % of the best throughput whose p95 is acceptable"
+
+
+@dataclass(slots=True)
+class Bench:
+    """One call of a bench command."""
+
+    kind: str
+    sweep: SweepOptions
+    rows: InputOptions
+    model: ModelOptions
+    limits: LimitOptions
+    request: GenerateOptions | None = None
+    given: str | list[str] | None = None
+    stage: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self) -> NoReturn:
+        """Do it and exit: 0; 1 where every request failed; 3 where some did, or no level is acceptable."""
+        refuse_secrets(self.rows, self.model, self.request, self)
+        load_env(self.model.env_file)
+        levels = _levels(self.sweep.concurrency)
+        if (self.rows.input is None) == (self.given is None) and not isinstance(self.given, str):
+            fail(f"give {ASKS[self.kind][0]} or --input-jsonl FILE", code=2)
+        try:
+            if self.sweep.plot is not None:
+                check_plot(self.sweep.plot)
+            code = self._measure(levels)
+        except InfermeshError as error:
+            fail(as_flags(str(error)))
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                leave_quietly()
+            fail(str(error))
+        raise typer.Exit(code)
+
+    def _measure(self, levels: Sequence[int]) -> int:
+        rows = self._sample()
+        logging.getLogger("infermesh").setLevel(logging.ERROR)  # an answer that does not parse is no matter here
+        limits = self.limits
+        if limits.max_retries is None:
+            limits = replace(limits, max_retries=0)  # a retry would pass for a slow answer
+        mapping = compose(
+            self.kind,
+            {"sql": "select 1"},
+            self.model,
+            limits,
+            request=self.request,
+            stage={**self.stage, **row_input(self.kind, self.rows, self.given)},
+        )
+        requests, warmup = self.sweep.requests, self.sweep.warmup
+        print(f"{len(levels)} levels × {requests} requests, {warmup} to warm up", file=sys.stderr)
+        if requests < 2 * max(levels):
+            print(f"{requests} requests are few for c={max(levels)}: raise --requests", file=sys.stderr)
+        if (told := allow_requests(max(levels))) is not None:
+            print(told, file=sys.stderr)
+        with opened(mapping, [Path.cwd()]) as desk:
+            measured: list[Level] = run_loop(
+                sweep(desk, rows, levels, requests=requests, warmup=warmup, report=_report)
+            )
+        return self._conclude(measured)
+
+    def _conclude(self, measured: Sequence[Level]) -> int:
+        found = recommend(measured, self.sweep.max_p95)
+        if found.concurrency is not None:
+            print(f"recommended_max_parallel_requests={found.concurrency}", flush=True)
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+        self._write(measured, found)
+        failed = sum(level.errors for level in measured)
+        if failed:
+            example = next(level.first_error for level in measured if level.first_error)
+            print(f"{failed} requests failed: {example}", file=sys.stderr)
+        if failed == sum(level.requests for level in measured):
+            return 1
+        return 3 if failed or found.concurrency is None else 0
+
+    def _write(self, measured: Sequence[Level], found: Recommendation) -> None:
+        if self.sweep.output_json is not None:
+            figures = as_json(
+                measured, found, operation=self.kind, model=self.model.model, warmup=self.sweep.warmup, rule=_RULE
+            )
+            self.sweep.output_json.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2) + b"\n")
+        if self.sweep.plot is not None:
+            write_plot(self.sweep.plot, f"{self.kind}: {self.model.model}", measured, found)
+
+    def _sample(self) -> list[dict[str, Any]]:
+        """The rows to send: from the file its first ones, as many as the sweep can use."""
+        if self.rows.input is None:
+            name = ASKS[self.kind][1]
+            return [{name: value} for value in (self.given if isinstance(self.given, list) else [self.given])]
+        size = self.stage.get("micro_batch_size") or 1
+        most = max(self.sweep.requests, self.sweep.warmup) * size
+        rows = sample(resolve(SourceConfig(path=self.rows.input, limit=most), [Path.cwd()]))
+        if not rows:
+            raise ConfigError(f"--input-jsonl {self.rows.input}: no row in it can be read")
+        return rows
+
+
+def _levels(text: str) -> list[int]:
+    try:
+        levels = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        levels = [0]
+    if levels[0] < 1:
+        fail(f"--concurrency {text}: expected numbers from 1 up, separated by commas, such as 1,2,4,8", code=2)
+    return levels
+
+
+def _report(level: Level) -> None:
+    print(level.line(), flush=True)

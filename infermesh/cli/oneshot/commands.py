@@ -1,0 +1,84 @@
+"""``infermesh generate``, ``embed`` and ``transcribe``: what they take. The work is done where they import it from."""
+
+from __future__ import annotations
+
+import typer
+
+from infermesh.cli.oneshot.options import (
+    AudioOption,
+    GenerateOptions,
+    InputOptions,
+    LimitOptions,
+    ModelOptions,
+    OutputOptions,
+    PromptOption,
+    TextOption,
+    WindowOption,
+    takes,
+)
+
+PANEL = "One-shot"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command, example in (
+        (generate, "infermesh generate --model openai/gpt-4.1-mini --input-jsonl in.jsonl --output-jsonl out.jsonl"),
+        (embed, "infermesh embed --model text-embedding-3-small --text 'hello world'"),
+        (transcribe, "infermesh transcribe --model whisper-1 recording.wav"),
+    ):
+        app.command(rich_help_panel=PANEL, epilog=f"Example: {example}", no_args_is_help=True)(command)
+
+
+@takes(PromptOption, InputOptions, OutputOptions, ModelOptions, GenerateOptions, LimitOptions, WindowOption)
+def generate(
+    ask: PromptOption,
+    rows: InputOptions,
+    out: OutputOptions,
+    model: ModelOptions,
+    request: GenerateOptions,
+    limits: LimitOptions,
+    window: WindowOption,
+) -> None:
+    """Generate text: for one prompt, or for a file of rows with prompt, messages or responses_input."""
+    from infermesh.cli.oneshot.run import Command
+
+    Command("generate", rows, out, model, limits, window, request=request, given=ask.prompt).run()
+
+
+@takes(TextOption, InputOptions, OutputOptions, ModelOptions, LimitOptions, WindowOption)
+def embed(
+    ask: TextOption,
+    rows: InputOptions,
+    out: OutputOptions,
+    model: ModelOptions,
+    limits: LimitOptions,
+    window: WindowOption,
+) -> None:
+    """Embed one text, or a file of rows with text."""
+    from infermesh.cli.oneshot.run import Command
+
+    stage = {"micro_batch_size": ask.micro_batch_size}
+    Command("embed", rows, out, model, limits, window, given=ask.text, stage=stage).run()
+
+
+@takes(AudioOption, InputOptions, OutputOptions, ModelOptions, LimitOptions, WindowOption)
+def transcribe(
+    ask: AudioOption,
+    rows: InputOptions,
+    out: OutputOptions,
+    model: ModelOptions,
+    limits: LimitOptions,
+    window: WindowOption,
+) -> None:
+    """Transcribe audio files, or a file of rows with path."""
+    from infermesh.cli.oneshot.run import Command
+
+    Command("transcribe", rows, out, model, limits, window, given=ask.paths or None, stage=audio_stage(ask)).run()
+
+
+def audio_stage(ask: AudioOption) -> dict[str, int | None]:
+    """The stage's keys; a given 0 stands for no limit."""
+    return (
+        {} if ask.max_transcription_bytes is None else {"max_transcription_bytes": ask.max_transcription_bytes or None}
+    )

@@ -1,0 +1,169 @@
+"""Flags → the composed mapping of a one-stage experiment, which is then validated like any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from infermesh.cli.common import fail
+from infermesh.cli.oneshot.options import KEY_REASON, GenerateOptions, LimitOptions, ModelOptions
+from infermesh.hints import nearest
+from infermesh.redaction import looks_secret
+
+_TEMPLATE_FILES = (".jinja", ".j2", ".jinja2", ".txt", ".md")
+_LIMITS = ("rpm", "tpm", "rpd", "tpd", "max_request_burst", "max_token_burst")
+_MODEL = "model"
+_ACCOUNT = "account"
+# Where a problem stands in the mapping → the flag that the user wrote.
+_FLAGS = {
+    rf"limits\.{_ACCOUNT}\.": "--",
+    rf"models\.{_MODEL}\.params\.": "--",
+    rf"models\.{_MODEL}\.": "--",
+    r"stages\.(?:generate|embed|transcribe)\.params\.": "--",
+    r"stages\.(?:generate|embed|transcribe)\.": "--",
+    r"source\.path\b": "--input_jsonl",
+}
+
+
+def compose(
+    kind: str,
+    source: Mapping[str, Any],
+    model: ModelOptions,
+    limits: LimitOptions,
+    *,
+    request: GenerateOptions | None = None,
+    stage: Mapping[str, Any] | None = None,
+    keep_errors: bool = False,
+) -> dict[str, Any]:
+    """The declaration that the flags stand for.
+
+    Parameters
+    ----------
+    kind
+        ``generate``, ``embed`` or ``transcribe``; the stage's name as well.
+    stage
+        Keys of the stage: where its input comes from, its window. ``None`` values count as not given.
+    """
+    if model.model is None:
+        fail("--model is missing: provider/model, such as openai/gpt-4.1-mini or hosted_vllm/NAME", code=2)
+    account = _given({name: getattr(limits, name) for name in _LIMITS})
+    deployments, accounts = _deployments(model, shared=bool(account))
+    request = request or GenerateOptions()
+    entry = {
+        "deployments": list(deployments),
+        "routing_strategy": model.routing_strategy,
+        "endpoint": request.endpoint,
+        "params": _given({"temperature": request.temperature, "max_tokens": request.max_tokens}),
+        "max_retries": limits.max_retries,
+        "timeout": limits.timeout,
+    }
+    own = {
+        "system": None if request.system is None else literal(request.system),
+        "response_format": request.response_format,
+        "parse_json": True if request.parse_json else None,
+    }
+    return {
+        "name": kind,
+        "source": dict(source),
+        "limits": accounts | ({_ACCOUNT: account} if account else {}),
+        "deployments": deployments,
+        "models": {_MODEL: _given(entry)},
+        "stages": {kind: {"kind": kind, "model": _MODEL, **_given(own), **_given(stage or {})}},
+        "keep_errors": keep_errors,
+    }
+
+
+def is_template(text: str) -> bool:
+    """Whether a flag's text is a template over a row's columns, or names a file that holds one."""
+    return "{{" in text or "{%" in text or names_file(text)
+
+
+def names_file(text: str) -> bool:
+    """Whether a flag's text is the name of a text file."""
+    return text.endswith(_TEMPLATE_FILES) and "{" not in text and "\n" not in text
+
+
+def literal(text: str) -> str:
+    """A template that gives the text itself, braces included; a file's name stands for the file."""
+    return text if "{" not in text or names_file(text) else f"{{% raw %}}{text}{{% endraw %}}"
+
+
+def as_flags(message: str) -> str:
+    """An error message with the flags in the place of the mapping's paths."""
+    for path, flag in _FLAGS.items():
+        message = re.sub(rf"\b{path}(\w*)", lambda found, flag=flag: flag + found[1].replace("_", "-"), message)  # type: ignore[misc]
+    return message.replace("--input_jsonl", "--input-jsonl")
+
+
+def refuse_secrets(*groups: Any) -> None:
+    """End the command if a flag's value looks like a key. The value is not repeated."""
+    for group in groups:
+        if group is None:
+            continue
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and looks_secret(text):
+                    name = field.name.replace("_", "-")
+                    fail(f"--{name}: the value holds what looks like a key or password: {KEY_REASON}", code=2)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _deployments(model: ModelOptions, *, shared: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The deployments by label, and the accounts that they name."""
+    if model.deployments_toml is not None:
+        if model.api_base:
+            fail("give either --api-base or --deployments-toml: each deployment in the file has its own api_base", 2)
+        return _from_toml(model.deployments_toml, shared=shared)
+    found: dict[str, Any] = {}
+    bases: list[str | None] = [*model.api_base] if model.api_base else [None]
+    for base in bases:
+        label = (base and urlsplit(base).netloc) or base or "default"
+        if label in found:
+            label = f"{label}-{len(found)}"
+        found[label] = _given({"model": model.model, "api_base": base, "limits": _ACCOUNT if shared else None})
+    return found, {}
+
+
+def _from_toml(path: Path, *, shared: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fail(f"--deployments-toml: {path} cannot be read: {error.strerror}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fail(f"--deployments-toml: {path} is not TOML: {error}")
+    for key in content:
+        if key not in ("deployments", "limits"):
+            fail(f"{path}: {key}: unknown key.{nearest(key, ['deployments', 'limits'])}")
+    deployments = content.get("deployments")
+    if not isinstance(deployments, dict) or not deployments:
+        fail(f"{path}: expected a table for each deployment: [deployments.gpu-0] with model and api_base")
+    return {label: _entry(path, label, entry, shared=shared) for label, entry in deployments.items()}, dict(
+        content.get("limits", {})
+    )
+
+
+def _entry(path: Path, label: str, entry: Any, *, shared: bool) -> Any:
+    """One deployment; limits may stand beside its other keys, as in Python's ``DeploymentConfig``."""
+    if not isinstance(entry, dict):
+        fail(f"{path}: deployments.{label}: expected a table with model and api_base")
+    own = {name: entry.pop(name) for name in _LIMITS if name in entry}
+    if own and "limits" not in entry:
+        entry["limits"] = own
+    elif own:
+        fail(f"{path}: deployments.{label}: give {next(iter(own))} either beside 'limits' or within it")
+    if shared:
+        if "limits" in entry:
+            fail(
+                f"{path}: deployments.{label} has limits of its own: leave them out, or the command's --rpm, --tpm …", 2
+            )
+        entry["limits"] = _ACCOUNT
+    return entry

@@ -1,0 +1,247 @@
+"""The work of ``generate``, ``embed`` and ``transcribe``: one answer, or a file of rows through the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+import typer
+
+from infermesh.cli.common import fail, load_env
+from infermesh.cli.oneshot.declare import as_flags, compose, is_template, refuse_secrets
+from infermesh.cli.oneshot.options import (
+    GenerateOptions,
+    InputOptions,
+    LimitOptions,
+    ModelOptions,
+    OutputOptions,
+    WindowOption,
+)
+from infermesh.errors import InfermeshError
+
+# Kind → the flag that asks for one answer, the row's field that it stands for, the stage's key for a template.
+ASKS = {
+    "generate": ("--prompt", "prompt", "prompt"),
+    "embed": ("--text", "text", "text"),
+    "transcribe": ("an audio file", "path", "audio"),
+}
+_INPUTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq")
+_OUTPUTS = (".jsonl", ".ndjson", ".parquet", ".pq")
+_OURS = frozenset({"run.log", "stdin.jsonl", "rows.jsonl"})
+
+
+@dataclass(slots=True)
+class Command:
+    """One call of a one-shot command. ``given`` is what stands on the command line instead of in a file."""
+
+    kind: str
+    rows: InputOptions
+    out: OutputOptions
+    model: ModelOptions
+    limits: LimitOptions
+    window: WindowOption
+    request: GenerateOptions | None = None
+    given: str | list[str] | None = None
+    stage: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self) -> NoReturn:
+        """Do it and exit."""
+        refuse_secrets(self.rows, self.out, self.model, self.request, self)
+        load_env(self.model.env_file)
+        flag = ASKS[self.kind][0]
+        if self.rows.input is None and self.given is None:
+            fail(f"nothing to do: give {flag}, or --input-jsonl FILE", code=2)
+        if self.rows.input is not None and isinstance(self.given, list):
+            fail("give either audio files or --input-jsonl", code=2)
+        if self.rows.input is None and self.out.output is None:
+            if self.out.resume:
+                fail("--resume goes on with a file of rows: it needs --input-jsonl or --output-jsonl", code=2)
+            work: Callable[[], int] = self._answer
+        else:
+            work = self._file
+        try:
+            code = work()
+        except InfermeshError as error:
+            fail(as_flags(str(error)))
+        except BrokenPipeError:
+            leave_quietly()
+        raise typer.Exit(code)
+
+    def mapping(self, source: Mapping[str, Any], **stage: Any) -> dict[str, Any]:
+        """The declaration of this call."""
+        return compose(
+            self.kind,
+            source,
+            self.model,
+            self.limits,
+            request=self.request,
+            stage={"max_parallel_requests": self.window.max_parallel_requests, **self.stage, **stage},
+            keep_errors=self.out.keep_errors,
+        )
+
+    def _answer(self) -> int:
+        from infermesh.cli.oneshot.answer import print_answers
+
+        rows = self._given_rows()
+        parse = self.request is not None and self.request.parse_json
+        many = isinstance(self.given, list) and len(rows) > 1
+        mapping = self.mapping({"sql": "select 1"}, **row_input(self.kind, self.rows, self.given))
+        return print_answers(mapping, rows, many=many, parse=parse)
+
+    def _given_rows(self) -> list[dict[str, Any]]:
+        name = ASKS[self.kind][1]
+        values = self.given if isinstance(self.given, list) else [self.given]
+        return [{name: value} for value in values]
+
+    def _file(self) -> int:
+        output = self._output()
+        with _checkpoint(output, self.rows.input, self.out.checkpoint_dir) as folder:
+            self._check_earlier(output, folder)
+            made = not folder.exists()
+            try:
+                return self._execute(output, folder)
+            except InfermeshError:
+                if made:
+                    _discard(folder)
+                raise
+
+    def _execute(self, output: Path | None, folder: Path) -> int:
+        from infermesh.cli.oneshot.report import closing
+        from infermesh.cli.progress import make_observer
+        from infermesh.runs.execute import execute
+        from infermesh.runs.output_files import LineFile, LineStream, ParquetFile, Sink
+
+        again = self.out.rerun_changed
+        if output is None:
+            sink: Sink = LineStream(self.kind, sys.stdout.buffer, rerun_changed=again)
+        elif output.suffix.lower() in (".parquet", ".pq"):
+            sink = ParquetFile(self.kind, output, rerun_changed=again)
+        else:
+            sink = LineFile(self.kind, output, rerun_changed=again)
+        mapping = self.mapping({"path": self._input(folder)}, **row_input(self.kind, self.rows, self.given))
+        outcome = execute(mapping, folder, roots=[Path.cwd()], observer=make_observer(), sink=sink)
+        lasting = output is not None or self.out.checkpoint_dir is not None
+        print(closing(outcome, output, folder if lasting else None), file=sys.stderr)
+        return outcome.exit_code
+
+    def _input(self, folder: Path) -> str:
+        """The source's path, the rows spooled to the checkpoint where they come from elsewhere."""
+        given = self.rows.input
+        if given is None:
+            lines = b"".join(orjson.dumps(row) + b"\n" for row in self._given_rows())
+            return str(_spool(folder / "rows.jsonl", lines).resolve())
+        if given == "-":
+            return str(_spool_stdin(folder / "stdin.jsonl", resume=self.out.resume).resolve())
+        suffixes = [suffix.lower() for suffix in Path(given).suffixes[-2:]]
+        if not any(suffix in _INPUTS for suffix in suffixes[-1:] or [""]) and suffixes[-1:] not in ([".gz"], [".zst"]):
+            fail(f"--input-jsonl {given}: expected a .jsonl, .csv, .tsv or .parquet file, or - for stdin", code=2)
+        return given
+
+    def _output(self) -> Path | None:
+        given = self.out.output
+        if given is None or given in ("-", "/dev/stdout"):
+            if self.out.resume and self.out.checkpoint_dir is None:
+                fail("--resume without --output-jsonl needs --checkpoint-dir: there is nothing to go on with", code=2)
+            return None
+        output = Path(given)
+        if output.suffix.lower() not in _OUTPUTS:
+            fail(f"--output-jsonl {given}: expected a .jsonl or .parquet file", code=2)
+        if output.is_dir() or not output.resolve().parent.is_dir():
+            fail(
+                f"--output-jsonl {given}: {'it is a folder' if output.is_dir() else 'its folder does not exist'}",
+                code=2,
+            )
+        return output
+
+    def _check_earlier(self, output: Path | None, folder: Path) -> None:
+        """Without --resume, nothing of an earlier run is touched."""
+        from infermesh.runs.execute import DATABASE
+
+        checkpoint = (folder / DATABASE).exists()
+        if not self.out.resume:
+            if output is not None and output.exists():
+                fail(f"{output} exists. --resume goes on with it; or move it away, or choose another --output-jsonl.")
+            if checkpoint:
+                fail(
+                    f"{folder} holds the checkpoint of an earlier run. --resume goes on with it; or delete the folder."
+                )
+        elif output is not None and output.exists() and not checkpoint:
+            fail(
+                f"{output} exists, but its checkpoint {folder} does not. Put the checkpoint back, or move the file "
+                "away, or choose another --output-jsonl. Nothing was changed."
+            )
+
+
+def row_input(kind: str, rows: InputOptions, given: str | list[str] | None) -> dict[str, str]:
+    """The stage's key that says what a row asks for."""
+    flag, _, key = ASKS[kind]
+    if rows.input is None or not isinstance(given, str):
+        return {"mapper": rows.mapper or "row"}
+    if rows.mapper is not None:
+        fail(f"give either {flag} or --mapper with --input-jsonl", code=2)
+    if not is_template(given):
+        fail(
+            f"{flag} with --input-jsonl is a template over the rows' columns, as in '{{{{ {key} }}}}', and this one "
+            "names none: every row would be the same request",
+            code=2,
+        )
+    return {key: given}
+
+
+@contextlib.contextmanager
+def _checkpoint(output: Path | None, given: str | None, parent: Path | None) -> Iterator[Path]:
+    """The checkpoint's folder; one for the moment where nothing is to last."""
+    if parent is not None:
+        name = output.name if output is not None else "stdout"
+        what = output if output is not None else Path(given or "-")
+        digest = hashlib.blake2b(str(what.resolve()).encode(), digest_size=4).hexdigest()
+        yield parent / f"{name}-{digest}"
+    elif output is not None:
+        yield output.with_name(f"{output.name}.infermesh")
+    else:
+        with tempfile.TemporaryDirectory(prefix="infermesh-") as folder:
+            yield Path(folder)
+
+
+def _spool(path: Path, lines: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != lines:
+        path.write_bytes(lines)
+    return path
+
+
+def _spool_stdin(path: Path, *, resume: bool) -> Path:
+    """Keep what comes on stdin; on a resumed run without input, what came the first time."""
+    kept = resume and path.exists()
+    if kept and sys.stdin.isatty():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arriving = path.with_suffix(".part")
+    with open(arriving, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    if kept and not arriving.stat().st_size:
+        arriving.unlink()
+    else:
+        os.replace(arriving, path)
+    return path
+
+
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint in which nothing ran."""
+    if folder.is_dir() and all(item.name in _OURS for item in folder.iterdir()):
+        shutil.rmtree(folder)
+
+
+def leave_quietly() -> NoReturn:
+    """The reader has gone: end without a word, and keep the interpreter from flushing into the closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(0)

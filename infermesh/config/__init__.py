@@ -1,0 +1,1 @@
+"""What a declaration says: its schema, how it is composed and validated."""

@@ -1,0 +1,63 @@
+"""One deployment, as ``LMClient`` takes it and as the transports read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from infermesh.errors import ConfigError
+from infermesh.types import TransportKind
+
+
+@dataclass(slots=True)
+class DeploymentConfig:
+    """One replica or account that can serve a model.
+
+    Parameters
+    ----------
+    model
+        The backend's name for the model, in LiteLLM's ``provider/model`` form.
+    api_base
+        Its base URL, e.g. ``http://host1:8000/v1``; ``None`` for the provider's own.
+    api_key
+        A key; better, ``api_key_env`` names the environment variable that holds it.
+    weight
+        Share of the load under ``simple-shuffle``.
+    max_parallel_requests
+        Requests in flight at once, over all stages and callers.
+    rpm, tpm, rpd, tpd
+        Requests and tokens per minute and per day for this deployment alone.
+    transport
+        ``native`` (OpenAI wire format), ``litellm`` (every other provider) or ``auto``.
+    headers
+        Further HTTP headers.
+    input_cost_per_token, output_cost_per_token
+        US dollars per token, over the price list.
+
+    Raises
+    ------
+    ConfigError
+        An unknown transport.
+    """
+
+    # Plain types, so that OmegaConf takes the class for a structured config.
+    model: str
+    api_base: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    api_key_env: str | None = None
+    weight: float = 1.0
+    max_parallel_requests: int | None = None
+    rpm: float | None = None
+    tpm: float | None = None
+    rpd: float | None = None
+    tpd: float | None = None
+    transport: str = "auto"
+    headers: dict[str, str] | None = None
+    input_cost_per_token: float | None = None
+    output_cost_per_token: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.transport not in get_args(TransportKind):
+            raise ConfigError(
+                f"transport: expected one of {', '.join(get_args(TransportKind))}, got {self.transport!r}"
+            )

@@ -1,0 +1,253 @@
+"""The declaration of an experiment: pydantic models, validated once at the edge by :func:`load`.
+
+A parameter is declared here and nowhere else. Hydra (or anything else) composes a plain mapping; ``load`` turns it into
+an :class:`Experiment` or raises :class:`~infermesh.errors.ConfigError` with one line per problem, each with its path in
+the config and, for a misspelt name, the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from infermesh.simulator.settings import SimulatorSettings
+from infermesh.types import Endpoint, HeaderBucketScope, RoutingStrategy, TransportKind
+
+RESERVED_TABLES = frozenset(
+    {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file", "sessions"}
+    | {"materialized"}
+)
+OWN_FIELDS = "row"  # the mapper that takes a row's own fields
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), frozen=True)
+
+
+class SourceConfig(_Model):
+    """Where rows come from: files (``path``), a DuckDB query (``sql``) or a Hugging Face dataset, one of the three."""
+
+    path: str | None = Field(None, description="A .jsonl, .csv, .tsv or .parquet file (also .gz, .zst), or a glob")
+    sql: str | None = Field(None, description="A DuckDB query whose rows are the source")
+    dataset: str | None = Field(None, description="A Hugging Face dataset's id, or a local folder that holds one")
+    subset: str | None = Field(None, description="Which configuration of the dataset")
+    split: str = Field("train", description="Which split of the dataset")
+    revision: str | None = Field(None, description="Which revision of the dataset: a branch, a tag or a commit")
+    format: Literal["auto", "jsonl", "csv", "parquet"] = Field("auto", description="auto goes by the file name")
+    limit: int | None = Field(None, ge=0, description="Only the first rows")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> SourceConfig:
+        if (self.path, self.sql, self.dataset).count(None) != 2:
+            raise ValueError("give either 'path' (a file or a glob), 'sql' (a query) or 'dataset' (a dataset's id)")
+        return self
+
+
+class LimitsConfig(_Model):
+    """What a provider's account or a server allows. ``null`` means no limit."""
+
+    rpm: float | None = Field(None, gt=0, description="Requests a minute")
+    tpm: float | None = Field(None, gt=0, description="Tokens a minute, prompt and answer")
+    rpd: float | None = Field(None, gt=0, description="Requests a day (UTC)")
+    tpd: float | None = Field(None, gt=0, description="Tokens a day (UTC)")
+    max_request_burst: int | None = Field(None, ge=1, description="Requests that may go at once; null paces smoothly")
+    max_token_burst: int | None = Field(None, ge=1, description="Tokens that may go at once")
+    header_bucket_scope: HeaderBucketScope = Field("auto", description="Which limit x-ratelimit-* headers speak of")
+    default_output_tokens: int | None = Field(None, ge=1, description="Answer tokens to reserve where no max_tokens")
+
+
+class DeploymentEntry(_Model):
+    """One replica or account. A limit belongs to it, or to an account named in ``limits`` that several share."""
+
+    model: str = Field(description="provider/model as LiteLLM writes it")
+    api_base: str | None = Field(None, description="Base URL; 'simulator' for the embedded one")
+    api_key_env: str | None = Field(None, description="Environment variable that holds the key")
+    transport: TransportKind = "auto"
+    weight: float = Field(1.0, gt=0, description="Share of the load under simple-shuffle")
+    max_parallel_requests: int | None = Field(None, ge=1, description="In flight at once over all stages")
+    limits: LimitsConfig | str | None = Field(None, description="Limits of its own, or the name of a shared account")
+    headers: dict[str, str] = Field(default_factory=dict)
+    input_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
+    output_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _limits(cls, value: Any) -> Any:
+        return LimitsConfig.model_validate(value) if isinstance(value, Mapping) else value
+
+
+class ModelEntry(_Model):
+    """A logical model: the deployments that serve it, and what every request to it carries."""
+
+    deployments: list[str] = Field(min_length=1)
+    routing_strategy: RoutingStrategy = "simple-shuffle"
+    endpoint: Endpoint = "chat_completion"
+    params: dict[str, Any] = Field(default_factory=dict, description="Wire parameters: temperature, max_tokens, …")
+    max_retries: int = Field(3, ge=0)
+    timeout: float | None = Field(600.0, gt=0, description="Seconds for one attempt")
+
+
+class _Stage(_Model):
+    rows: str | None = Field(None, description="Whose rows: a sql stage's name; else found from what the stage names")
+    where: str | None = Field(None, description="SQL over source and upstream columns; rows it leaves out are skipped")
+    max_parallel_requests: int = Field(64, ge=1, description="Requests of this stage in flight at once")
+
+
+class _ModelStage(_Stage):
+    model: str
+    params: dict[str, Any] = Field(default_factory=dict, description="Wire parameters, over the model's")
+
+
+class GenerateStage(_ModelStage):
+    """A row → a prompt → text, and ``parsed`` where a response format is given."""
+
+    kind: Literal["generate"] = "generate"
+    prompt: str | None = Field(None, description="A template, or a file that holds one (.jinja, .j2, .txt, .md)")
+    messages: str | None = Field(None, description="Instead of prompt: an expression that gives a message list")
+    mapper: str | None = Field(
+        None,
+        description="Instead of prompt: module:function → {input, metadata}; 'row' takes the row's own fields",
+    )
+    system: str | None = Field(None, description="A template, or a file, for the system message")
+    response_format: str | dict[str, Any] | None = Field(
+        None, description="module:PydanticClass, a .json schema file, or a JSON schema"
+    )
+    on_invalid: Literal["null", "retry"] = Field("null", description="What to do when the answer does not satisfy it")
+    parse_json: bool = Field(False, description="Parse the answer as JSON without asking the server for a format")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> GenerateStage:
+        if (self.prompt, self.messages, self.mapper).count(None) != 2:
+            raise ValueError("give either 'prompt' (a template or its file), 'messages' (an expression) or 'mapper'")
+        return self
+
+
+class EmbedStage(_ModelStage):
+    """A row → a text → its embedding; texts travel ``micro_batch_size`` to a request."""
+
+    kind: Literal["embed"] = "embed"
+    text: str | None = Field(None, description="A template, or a file that holds one")
+    mapper: str | None = Field(
+        None, description="Instead of text: module:function → {input, metadata}; 'row' takes the row's own text"
+    )
+    micro_batch_size: int = Field(32, ge=1, description="Texts in one request")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> EmbedStage:
+        if (self.text is None) == (self.mapper is None):
+            raise ValueError("give either 'text' (a template or its file) or 'mapper'")
+        return self
+
+
+class TranscribeStage(_ModelStage):
+    """A row → an audio file → its words."""
+
+    kind: Literal["transcribe"] = "transcribe"
+    audio: str | None = Field(None, description="A template that gives the path of the clip")
+    mapper: str | None = Field(
+        None,
+        description="Instead of audio: module:function → {input, metadata}; 'row' takes the row's own path",
+    )
+    max_transcription_bytes: int | None = Field(25 * 1024 * 1024, ge=1, description="Larger clips are refused")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> TranscribeStage:
+        if (self.audio is None) == (self.mapper is None):
+            raise ValueError("give either 'audio' (a template) or 'mapper'")
+        return self
+
+
+class PythonStage(_Stage):
+    """A row → what a function of the user's makes of it."""
+
+    kind: Literal["python"] = "python"
+    function: str = Field(description="module:name of a function, sync or async: a row as a dict → a value")
+    reads: list[str] = Field(default_factory=list, description="Upstream stages whose columns the row carries")
+    columns: dict[str, str] | None = Field(
+        None, description="Name → DuckDB type of what a returned dict holds; without it, one JSON column 'value'"
+    )
+    max_retries: int = Field(3, ge=0)
+    timeout: float | None = Field(600.0, gt=0, description="Seconds for one call")
+
+
+class SqlStage(_Model):
+    """A query over the source and upstream stages, whose rows later stages take."""
+
+    kind: Literal["sql"] = "sql"
+    query: str = Field(description="SELECT over source and stage tables, or a .sql file that holds it")
+
+
+StageConfig = Annotated[
+    GenerateStage | EmbedStage | TranscribeStage | PythonStage | SqlStage, Field(discriminator="kind")
+]
+ModelStageConfig = GenerateStage | EmbedStage | TranscribeStage
+RowStageConfig = ModelStageConfig | PythonStage
+STAGE_KINDS: dict[str, type[_Model]] = {
+    "generate": GenerateStage,
+    "embed": EmbedStage,
+    "transcribe": TranscribeStage,
+    "python": PythonStage,
+    "sql": SqlStage,
+}
+
+
+class GuardsConfig(_Model):
+    """When a run stops by itself: it drains, keeps everything and exits with 4. ``null`` means no guard."""
+
+    max_cost_usd: float | None = Field(None, gt=0, description="US dollars, over all sessions of the run")
+    max_error_rate: float | None = Field(None, gt=0, le=1, description="Share of a session's row states that failed")
+    max_errors: int | None = Field(None, ge=1, description="Failed row states of a session")
+    max_duration: float | None = Field(None, gt=0, description="Seconds of a session; 90s, 30m, 2h, 1d will do")
+
+    @field_validator("max_duration", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        found = re.fullmatch(r"\s*([0-9.]+)\s*([smhd])\s*", value) if isinstance(value, str) else None
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else value
+
+
+class SinkConfig(_Model):
+    """A file that is written when the run ends: columns of a table, or a query's."""
+
+    path: str = Field(description=".parquet, .csv or .jsonl; relative to the run's folder")
+    table: str = Field("results", description="results, a stage, or any other table of the run")
+    columns: list[str] | None = Field(None, description="Which columns, in this order; null: all")
+    where: str | None = Field(None, description="SQL condition over the table's columns")
+
+
+class StoreConfig(_Model):
+    """How run.duckdb is written."""
+
+    memory_limit: str = Field(
+        "256MB", description="DuckDB's memory; beyond it, it spills to disk. Raised where rows are too long for it"
+    )
+    threads: int = Field(2, ge=1, description="DuckDB's threads")
+    commit_interval: float = Field(0.1, gt=0, description="Seconds between group commits")
+
+
+class Experiment(_Model):
+    """One whole experiment: the rows, who answers, and what happens to each row."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the folder below outputs/")
+    source: SourceConfig
+    limits: dict[str, LimitsConfig] = Field(default_factory=dict, description="Accounts shared by deployments")
+    deployments: dict[str, DeploymentEntry] = Field(default_factory=dict)
+    models: dict[str, ModelEntry] = Field(default_factory=dict, description="None where no stage asks a model")
+    stages: dict[str, StageConfig] = Field(min_length=1)
+    reuse: str = Field(
+        "none", description="Take identical requests' answers from earlier runs: none, latest, all, or a run's folder"
+    )
+    guards: GuardsConfig = Field(default_factory=lambda: GuardsConfig())
+    sinks: dict[str, SinkConfig] = Field(default_factory=dict, description="Files to write when the run ends")
+    keep_errors: bool = Field(False, description="On resume, leave failed rows as they are instead of trying again")
+    store: StoreConfig = Field(default_factory=lambda: StoreConfig())
+    simulator: SimulatorSettings = Field(default_factory=SimulatorSettings)
+
+    @property
+    def uses_simulator(self) -> bool:
+        """Whether a deployment asks for the embedded simulator."""
+        return any(entry.api_base == "simulator" for entry in self.deployments.values())

@@ -1,0 +1,322 @@
+"""One request, from the caller to an answer: retry → route → limit → send."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from infermesh.dispatch import Deployment, Lease, Router
+from infermesh.dispatch.retry import RetryPolicy
+from infermesh.errors import (
+    APIConnectionError,
+    BadRequestError,
+    InputError,
+    NoDeploymentError,
+    RateLimitError,
+    RequestError,
+    StoppedError,
+)
+from infermesh.limits import Grant
+from infermesh.results import Attempt, RequestMetrics, TokenUsage
+from infermesh.types import Reply, Request
+
+__all__ = ["Dispatcher"]
+
+T = TypeVar("T")
+
+
+class Dispatcher:
+    """Sends the requests of one model; any number at once.
+
+    An attempt leases a slot, asks the limiter, sends, and returns both before anything is waited for. A request that
+    failed goes at once to another deployment that is in health and not paused, and backs off where there is none. A 429
+    pauses its deployment for everybody, for as long as the server asked in full (the retry policy caps a retry's own
+    back-off, not a quota's time): waiting for the end of the pause costs no request an attempt.
+
+    Parameters
+    ----------
+    router
+        The model's deployments.
+    retry
+        How often, and how long to wait between.
+    rng
+        Source of the jitter.
+    clock
+        Seconds for durations; ``time.perf_counter``, since an event loop may tell the time in whole milliseconds.
+    wall
+        Seconds since the epoch, for ``started_at``.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        retry: RetryPolicy | None = None,
+        *,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.router = router
+        self.retry = retry or RetryPolicy()
+        self._rng = rng or random.Random()
+        self._clock = clock
+        self._wall = wall
+        self._waiting: set[asyncio.Task[Any] | None] = set()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Send nothing more: requests that wait for a slot, a limit or a retry end with ``StoppedError``.
+
+        Requests that are out go on to their end.
+        """
+        self._stopping = True
+        for task in self._waiting:
+            if task is not None:
+                task.cancel()
+
+    async def send(
+        self,
+        request: Request,
+        parse: Callable[[Reply], tuple[T, TokenUsage | None]],
+        timeout: float | None = None,
+    ) -> tuple[T, RequestMetrics]:
+        """Send until an answer comes or the policy gives up.
+
+        Parameters
+        ----------
+        request
+            What to send.
+        parse
+            Turns a reply into a result and its usage. A ``RequestError`` from it counts as a failure of the attempt;
+            its ``usage`` is booked.
+        timeout
+            Seconds for each attempt, where the request sets none.
+
+        Returns
+        -------
+        tuple
+            The result, and where the time went.
+
+        Raises
+        ------
+        RequestError
+            The last failure, with ``deployment`` and ``metrics`` set.
+        NoDeploymentError
+            Several deployments were tried, and the last failure is not a verdict on the request itself.
+        StoppedError
+            :meth:`stop` was called before it could be sent.
+        """
+        if self._stopping:
+            raise StoppedError("stopped before the request was sent")
+        call = _Call(self, request.timeout if request.timeout is not None else timeout)
+        while True:
+            # What need not be waited for is taken without a turn of the event loop.
+            lease = self.router.try_lease(call.avoid)
+            if lease is None:
+                lease = await self._patiently(self.router.lease(call.avoid, self.retry.cap_s), call)
+            try:
+                try:
+                    limiter = lease.deployment.limiter
+                    call.grant = call.reply = None
+                    call.grant = limiter.try_acquire(request.prompt_tokens, request.output_tokens)
+                    if call.grant is None:
+                        waiting = limiter.acquire(request.prompt_tokens, request.output_tokens)
+                        call.grant = await self._patiently(waiting, call)
+                    return await call.attempt(lease, request, parse)
+                except RequestError as error:
+                    delay = call.fail(lease, error)
+            finally:
+                lease.cancel()  # nothing, where the attempt has ended it
+            if self._stopping:
+                raise call.stopped()
+            if delay > 0:
+                await self._patiently(asyncio.sleep(delay), call)
+
+    async def _patiently(self, waiting: Coroutine[Any, Any, T], call: _Call) -> T:
+        """Wait for a slot, a limit or a retry; :meth:`stop` ends it."""
+        task = asyncio.current_task()
+        self._waiting.add(task)
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            # Ours, unless somebody else has cancelled the task too.
+            if self._stopping and task is not None and task.uncancel() == 0:
+                raise call.stopped() from None
+            raise
+        finally:
+            self._waiting.discard(task)
+
+
+class _Call:
+    """The state of one request between its attempts."""
+
+    __slots__ = (
+        "_attempts",
+        "_dispatcher",
+        "_ended",
+        "_failures",
+        "_sent",
+        "_started",
+        "_timeout",
+        "_wall",
+        "avoid",
+        "grant",
+        "reply",
+    )
+
+    def __init__(self, dispatcher: Dispatcher, timeout: float | None) -> None:
+        self._dispatcher = dispatcher
+        self._timeout = timeout
+        self._started = self._ended = dispatcher._clock()
+        self._sent = 0.0
+        self._wall = 0.0
+        self.grant: Grant | None = None
+        self.reply: Reply | None = None
+        self._attempts: list[Attempt] = []
+        self._failures: dict[str, str] = {}
+        self.avoid: tuple[str, ...] = ()
+
+    async def attempt(
+        self, lease: Lease, request: Request, parse: Callable[[Reply], tuple[T, TokenUsage | None]]
+    ) -> tuple[T, RequestMetrics]:
+        """Send once, with the grant that was given."""
+        dispatcher, deployment = self._dispatcher, lease.deployment
+        self._wall = dispatcher._wall()
+        self._sent = dispatcher._clock()
+        self.reply = reply = await deployment.transport.send(request, self._timeout)
+        now = dispatcher._clock()
+        deployment.limiter.observe(reply.header)
+        value, usage = parse(reply)
+        if usage is not None and self.grant is not None:
+            self.grant.settle(usage.prompt_tokens, usage.completion_tokens)
+        lease.succeeded(now - self._sent)
+        self._record(deployment, now, reply.status_code, None, usage)
+        attempts = self._attempts
+        if len(attempts) > 1:
+            return value, self._metrics(deployment.label, now)
+        only = attempts[0]
+        return value, RequestMetrics(only.deployment, only.queue_s, only.service_s, now - self._started, 0, attempts)
+
+    def fail(self, lease: Lease, error: RequestError) -> float:
+        """Book a failed attempt and end its lease.
+
+        Returns
+        -------
+        float
+            Seconds to wait before the next attempt; 0 where another deployment takes it, or where the limiter waits.
+
+        Raises
+        ------
+        RequestError
+            There is no next attempt.
+        """
+        dispatcher, deployment = self._dispatcher, lease.deployment
+        now = dispatcher._clock()
+        error.deployment = deployment.label
+        number = len(self._attempts)
+        if self.grant is not None and not isinstance(error, InputError):
+            status = error.status_code
+            if status is None and self.reply is not None:
+                status = self.reply.status_code
+            self._record(deployment, now, status, error, error.usage)
+        self._return_grant(error)
+        lease.failed(error, now - self._sent)
+        self._failures[deployment.label] = f"{error.kind}: {error.message}"
+        delay = dispatcher.retry.decide(error, number, dispatcher._rng)
+        if isinstance(error, RateLimitError):
+            pause = dispatcher.retry.delay(number, error.retry_after, dispatcher._rng) if delay is None else delay
+            deployment.limiter.pause(max(pause, error.retry_after or 0.0))
+        if delay is None:
+            self._give_up(error, now)
+        return self._next(deployment, error, delay)
+
+    def _next(self, failed: Deployment, error: RequestError, delay: float) -> float:
+        """Choose whom the next attempt avoids; returns the seconds to wait before it."""
+        self.avoid = (*self.avoid, failed.label)
+        if self._dispatcher.router.alternative(self.avoid):
+            return 0.0
+        self.avoid = (failed.label,)  # all were tried: a new round, but not with this one if another is back by then
+        return 0.0 if isinstance(error, RateLimitError) else delay
+
+    def _return_grant(self, error: RequestError) -> None:
+        """Give back to the quotas what a failed request did not use.
+
+        Turned away or never arrived: all of it. Refused by the server: its tokens. Anything else may have been worked
+        on over there, and stays booked.
+        """
+        if self.grant is None:
+            return
+        if isinstance(error, (RateLimitError, APIConnectionError, InputError)):
+            self.grant.refund()
+        elif error.usage is not None:
+            self.grant.settle(error.usage.prompt_tokens, error.usage.completion_tokens)
+        elif error.status_code is not None and 400 <= error.status_code < 500:
+            self.grant.settle(0, 0)
+
+    def _record(
+        self,
+        deployment: Deployment,
+        now: float,
+        status: int | None,
+        error: RequestError | None,
+        usage: TokenUsage | None,
+    ) -> None:
+        prompt = completion = cost = None
+        if usage is not None:
+            prompt, completion = usage.prompt_tokens, usage.completion_tokens
+            if deployment.price is not None:
+                cost = deployment.price(usage)
+        self._attempts.append(
+            Attempt(
+                len(self._attempts) + 1,
+                deployment.label,
+                self._wall,
+                self._sent - self._ended,
+                now - self._sent,
+                status,
+                None if error is None else error.kind,
+                prompt,
+                completion,
+                cost,
+            )
+        )
+        self._ended = now
+
+    def _metrics(self, label: str, now: float) -> RequestMetrics:
+        attempts = self._attempts
+        if len(attempts) == 1:
+            queued, retries = attempts[0].queue_s, 0
+        else:
+            queued, retries = sum([a.queue_s for a in attempts]), max(len(attempts) - 1, 0)
+        service = attempts[-1].service_s if attempts else 0.0
+        return RequestMetrics(label, queued, service, now - self._started, retries, attempts)
+
+    def stopped(self) -> StoppedError:
+        """What ends a request that waits for its turn when nothing more may be sent."""
+        label = self._attempts[-1].deployment if self._attempts else ""
+        error = StoppedError("stopped while the request was waiting for its turn", deployment=label or None)
+        error.metrics = self._metrics(label, self._dispatcher._clock())
+        return error
+
+    def _give_up(self, error: RequestError, now: float) -> NoReturn:
+        """Raise the failure that the caller sees."""
+        label = error.deployment or ""
+        metrics = self._metrics(label, now)
+        error.metrics = metrics
+        if len(self._failures) < 2 or isinstance(error, (BadRequestError, InputError)):
+            raise error
+        each = "; ".join(f"{label}: {failure}" for label, failure in self._failures.items())
+        final = NoDeploymentError(
+            f"every deployment that was tried failed: {each}",
+            failures=self._failures,
+            status_code=error.status_code,
+            retry_after=error.retry_after,
+            deployment=label,
+            request_id=error.request_id,
+            retryable=error.retryable,
+        )
+        final.metrics, final.usage = metrics, error.usage
+        raise final from error

@@ -1,0 +1,295 @@
+"""A logical model: what it is asked, over dispatch, whoever asks (the client, the runner, a benchmark).
+
+Three operations, each from a wire request to a typed result with usage, cost and metrics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from infermesh.dispatch import Deployment, Router
+from infermesh.dispatch.dispatcher import Dispatcher
+from infermesh.dispatch.retry import RetryPolicy
+from infermesh.errors import BadRequestError, InputError, RequestError
+from infermesh.results import EmbeddingResult, GenerationResult, RequestMetrics, TokenUsage, TranscriptionResult
+from infermesh.types import Audio, Endpoint, Operation, Reply, Request, RoutingStrategy
+from infermesh.wire.requests import (
+    embedding_request,
+    estimate_tokens,
+    generation_request,
+    messages_from,
+    parse_embeddings,
+    parse_generation,
+    parse_transcription,
+    transcription_request,
+)
+from infermesh.wire.structured import ResponseFormat
+
+logger = logging.getLogger("infermesh")
+
+OnInvalid = Literal["null", "retry"]
+MAX_REASKS = 2
+_REASK = "That answer could not be used: {problem}. Answer again with nothing but JSON that satisfies the schema."
+
+
+class Model:
+    """One model as callers name it, and the deployments that serve it.
+
+    Parameters
+    ----------
+    name
+        What callers call it.
+    deployments
+        Who serves it. Deployments may be shared with other models, limits and slots with them.
+    backends
+        The backend names behind the deployments; with the endpoint they decide the answer.
+    params
+        Wire parameters of every request.
+    timeout
+        Seconds for one attempt; ``None`` waits for ever.
+    counts_tokens
+        Whether a token limit stands anywhere, so that requests must be estimated.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        deployments: Sequence[Deployment],
+        *,
+        backends: Sequence[str],
+        strategy: RoutingStrategy = "simple-shuffle",
+        endpoint: Endpoint = "chat_completion",
+        params: Mapping[str, Any] | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        counts_tokens: bool = False,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.name = name
+        self.endpoint: Endpoint = endpoint
+        self.params = dict(params or {})
+        self.timeout = timeout
+        self.identity = f"{endpoint}|{','.join(sorted(set(backends)))}"
+        self.labels = [deployment.label for deployment in deployments]
+        self._counts_tokens = counts_tokens
+        self._prices = {deployment.label: deployment.price for deployment in deployments}
+        rng = rng or random.Random()
+        self._dispatcher = Dispatcher(Router(deployments, strategy, rng=rng), retry or RetryPolicy(), rng=rng)
+
+    def stop(self) -> None:
+        """Send nothing more; requests that wait for their turn end with ``StoppedError``."""
+        self._dispatcher.stop()
+
+    def key(self, *parts: object) -> str:
+        """Hash of what decides an answer, for requests that are not hashed by their payload."""
+        return hashlib.blake2b(repr((self.identity, *parts)).encode(), digest_size=16).hexdigest()
+
+    def generation_request(
+        self,
+        input: str | Sequence[Mapping[str, Any]] | Mapping[str, Any],
+        params: Mapping[str, Any],
+        *,
+        system: str | None = None,
+        response_format: ResponseFormat | None = None,
+        endpoint: Endpoint | None = None,
+    ) -> Request:
+        """Build a generation request. Raises ``InputError`` where the input does not fit the endpoint."""
+        endpoint = endpoint or self.endpoint
+        if response_format is not None:
+            params = {**params, "response_format": response_format.wire or None}
+        if system is not None:
+            if endpoint == "chat_completion" and not isinstance(input, Mapping):
+                input = messages_from(input, system)
+            elif endpoint == "responses":
+                params = {"instructions": system, **params}
+            elif isinstance(input, str):
+                input = f"{system}\n\n{input}"
+        return generation_request(endpoint, input, params)
+
+    def generate(
+        self,
+        request: Request,
+        response_format: ResponseFormat | None = None,
+        *,
+        on_invalid: OnInvalid = "null",
+        timeout: float | None = None,
+    ) -> Coroutine[Any, Any, GenerationResult]:
+        """Send a generation request.
+
+        With a ``response_format``, ``output_parsed`` holds the validated answer. An answer that does not satisfy it is
+        a warning and ``None``; with ``on_invalid="retry"`` the model is told what was wrong and asked again, at most
+        twice. Raises ``RequestError``.
+        """
+        if response_format is None:
+            return self._generate(request, timeout)
+        return self._generate_parsed(request, response_format, on_invalid, timeout)
+
+    async def _generate_parsed(
+        self, request: Request, response_format: ResponseFormat, on_invalid: OnInvalid, timeout: float | None
+    ) -> GenerationResult:
+        result = await self._generate(request, timeout)
+        reasks = MAX_REASKS if on_invalid == "retry" else 0
+        while True:
+            problem = _parse_into(result, response_format)
+            if problem is None:
+                return result
+            if not reasks:
+                logger.warning("%s: output_parsed is None: %s", result.request_id or self.name, problem)
+                return result
+            reasks -= 1
+            try:
+                again = await self._generate(_asked_again(request, result, problem), timeout)
+            except RequestError as error:
+                error.metrics = _with_earlier(error.metrics, result.metrics)
+                raise
+            result = _merged(result, again)
+
+    async def _generate(self, request: Request, timeout: float | None) -> GenerationResult:
+        if self._counts_tokens:
+            request.prompt_tokens = estimate_tokens(request)
+        parse = _PARSERS[request.operation]
+        result, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        result.metrics = metrics
+        result.cost = _cost(metrics)
+        return result
+
+    async def embed(
+        self, texts: Sequence[str], params: Mapping[str, Any], *, timeout: float | None = None
+    ) -> list[EmbeddingResult | RequestError]:
+        """Embed texts in one request; if the server refuses it, in halves, so that a bad text costs only itself.
+
+        Returns
+        -------
+        list
+            For each text its result or its error.
+        """
+        try:
+            return list(await self._embed(texts, params, timeout))
+        except RequestError as error:
+            _carried(error.metrics, len(texts))
+            if len(texts) == 1 or not isinstance(error, BadRequestError | InputError):
+                return [error] * len(texts)
+            half = len(texts) // 2
+            results = [
+                *await self.embed(texts[:half], params, timeout=timeout),
+                *await self.embed(texts[half:], params, timeout=timeout),
+            ]
+            results[0].metrics = _with_earlier(results[0].metrics, error.metrics)
+            return results
+
+    async def _embed(
+        self, texts: Sequence[str], params: Mapping[str, Any], timeout: float | None
+    ) -> list[EmbeddingResult]:
+        request = embedding_request(texts, params)
+        if self._counts_tokens:
+            request.prompt_tokens = estimate_tokens(request)
+        weights = [len(text) for text in texts]
+
+        def parse(reply: Reply) -> tuple[list[EmbeddingResult], TokenUsage | None]:
+            results = parse_embeddings(reply, len(texts), weights)
+            parts = [result.token_usage for result in results if result.token_usage is not None]
+            return results, TokenUsage(sum(part.prompt_tokens for part in parts)) if parts else None
+
+        results, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        _carried(metrics, len(texts))
+        price = self._prices[metrics.deployment]
+        for result in results:
+            result.metrics = metrics
+            result.cost = None if price is None or result.token_usage is None else price(result.token_usage)
+        return results
+
+    async def transcribe(
+        self, audio: Audio, params: Mapping[str, Any], *, timeout: float | None = None
+    ) -> TranscriptionResult:
+        """Transcribe one clip. Raises ``RequestError``."""
+
+        def parse(reply: Reply) -> tuple[TranscriptionResult, TokenUsage | None]:
+            result = parse_transcription(reply)
+            return result, result.token_usage
+
+        request = transcription_request(audio, params)
+        result, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        result.metrics = metrics
+        result.cost = _cost(metrics)
+        return result
+
+
+def _parser(operation: Operation) -> Callable[[Reply], tuple[GenerationResult, TokenUsage | None]]:
+    def parse(reply: Reply) -> tuple[GenerationResult, TokenUsage | None]:
+        result = parse_generation(operation, reply)
+        return result, result.token_usage
+
+    return parse
+
+
+_PARSERS = {operation: _parser(operation) for operation in get_args(Endpoint)}
+
+
+def _cost(metrics: RequestMetrics | None) -> float | None:
+    """All that the request's attempts cost, billed failures included."""
+    attempts = metrics.attempts if metrics is not None else []
+    if len(attempts) == 1:
+        return attempts[0].cost_usd
+    costs = [attempt.cost_usd for attempt in attempts if attempt.cost_usd is not None]
+    return sum(costs) if costs else None
+
+
+def _carried(metrics: RequestMetrics | None, rows: int) -> None:
+    if metrics is not None:
+        for attempt in metrics.attempts:
+            attempt.rows = rows
+
+
+def _with_earlier(later: RequestMetrics | None, earlier: RequestMetrics | None) -> RequestMetrics | None:
+    """The metrics of a request and of the one that had to go before it, as one."""
+    if later is None or earlier is None:
+        return later or earlier
+    attempts = [*earlier.attempts, *later.attempts]
+    for number, attempt in enumerate(attempts, 1):
+        attempt.attempt = number
+    later.attempts = attempts
+    later.retries = len(attempts) - 1
+    later.queue_s += earlier.queue_s
+    later.end_to_end_s += earlier.end_to_end_s
+    return later
+
+
+def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> str | None:
+    """Fill ``output_parsed``; the reason where the text does not satisfy the format."""
+    try:
+        result.output_parsed = response_format.parse(result.output_text)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _asked_again(request: Request, result: GenerationResult, problem: str) -> Request:
+    """The same request with the model's answer and what was wrong with it at its end."""
+    note = _REASK.format(problem=problem)
+    payload = dict(request.payload)
+    turns = [{"role": "assistant", "content": result.output_text}, {"role": "user", "content": note}]
+    if request.operation == "chat_completion":
+        payload["messages"] = [*payload["messages"], *turns]
+    elif request.operation == "responses":
+        first = payload["input"]
+        start = [{"role": "user", "content": first}] if isinstance(first, str) else list(first)
+        payload["input"] = [*start, *turns]
+    else:
+        payload["prompt"] = f"{payload['prompt']}{result.output_text}\n\n{note}\n"
+    return Request(request.operation, payload, timeout=request.timeout, output_tokens=request.output_tokens)
+
+
+def _merged(first: GenerationResult, again: GenerationResult) -> GenerationResult:
+    """The later answer, with the attempts, tokens and cost of both."""
+    again.metrics = _with_earlier(again.metrics, first.metrics)
+    again.cost = _cost(again.metrics)
+    if first.token_usage is not None and again.token_usage is not None:
+        mine, theirs = again.token_usage, first.token_usage
+        mine.prompt_tokens += theirs.prompt_tokens
+        mine.completion_tokens += theirs.completion_tokens
+        mine.total_tokens += theirs.total_tokens
+    return again

@@ -1,0 +1,205 @@
+"""What an answer cost, by the installed genai-prices list. No network, and never an error: unknown is ``None``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from infermesh.results import TokenUsage
+
+__all__ = ["Prices"]
+
+_PER_MILLION = 1e-6
+
+# LiteLLM's provider prefix → the list's provider. A prefix that is not here has no price: its tokens are the user's own
+# hardware, or an account whose prices the list does not know.
+_PROVIDERS = {
+    "openai": "openai",
+    "text-completion-openai": "openai",
+    "anthropic": "anthropic",
+    "azure": "azure",
+    "azure_ai": "azure",
+    "bedrock": "aws",
+    "cerebras": "cerebras",
+    "cohere": "cohere",
+    "cohere_chat": "cohere",
+    "databricks": "databricks",
+    "deepseek": "deepseek",
+    "fireworks_ai": "fireworks",
+    "gemini": "google",
+    "groq": "groq",
+    "mistral": "mistral",
+    "moonshot": "moonshotai",
+    "novita": "novita",
+    "openrouter": "openrouter",
+    "perplexity": "perplexity",
+    "together_ai": "together",
+    "vertex_ai": "google",
+    "voyage": "voyageai",
+    "xai": "x-ai",
+    "zai": "zai",
+}
+_OPENAI_NAMES = ("gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-", "whisper-", "tts-")
+
+_Calculation = Callable[[TokenUsage], float | None]
+
+
+@dataclass(slots=True)
+class _Rates:
+    """US dollars a token."""
+
+    input: float
+    output: float
+    cached: float
+
+    def __call__(self, usage: TokenUsage) -> float:
+        cached = usage.cached_tokens or 0
+        return (
+            (usage.prompt_tokens - cached) * self.input + cached * self.cached + usage.completion_tokens * self.output
+        )
+
+
+class Prices:
+    """The cost of answers. A model is looked up once; from then on a call is three multiplications."""
+
+    def __init__(self) -> None:
+        self._fetching = False
+        self._known: dict[str, _Calculation | None] = {}
+
+    def prefetch(self) -> None:
+        """Load the list in a thread: it takes a quarter of a second, which the first answer need not wait for."""
+        if not self._fetching:
+            self._fetching = True
+            threading.Thread(target=_load, name="infermesh-prices", daemon=True).start()
+
+    @staticmethod
+    def listed(model: str) -> bool:
+        """Whether the list may know a price: not for models of one's own servers."""
+        prefix, slash, _ = model.partition("/")
+        return not slash or prefix in _PROVIDERS
+
+    def cost(
+        self,
+        model: str,
+        usage: TokenUsage,
+        *,
+        input_cost_per_token: float | None = None,
+        output_cost_per_token: float | None = None,
+    ) -> float | None:
+        """US dollars for one answer's tokens.
+
+        Parameters
+        ----------
+        model
+            The deployment's model, as in LiteLLM: ``openai/gpt-4.1-mini``, ``anthropic/…``, or a bare name. Models
+            under a prefix of the user's own servers (``hosted_vllm/`` …) have no price.
+        usage
+            The server's counts; cached prompt tokens count at their own price where the list has one.
+        input_cost_per_token, output_cost_per_token
+            Dollars a token, over the list's. Where only one is given the other comes from the list, or is 0 for a model
+            that the list does not know; given prices hold for cached tokens too.
+
+        Returns
+        -------
+        float | None
+            ``None`` where no price is known.
+        """
+        if input_cost_per_token is not None or output_cost_per_token is not None:
+            return self._given(model, usage, input_cost_per_token, output_cost_per_token)
+        try:
+            calculate = self._known[model]
+        except KeyError:
+            calculate = self._known[model] = _resolve(model)
+        return None if calculate is None else calculate(usage)
+
+    def _given(self, model: str, usage: TokenUsage, input_cost: float | None, output_cost: float | None) -> float:
+        if input_cost is None:
+            input_part = self.cost(model, TokenUsage(usage.prompt_tokens, cached_tokens=usage.cached_tokens)) or 0.0
+        else:
+            input_part = usage.prompt_tokens * input_cost
+        if output_cost is None:
+            return input_part + (self.cost(model, TokenUsage(0, usage.completion_tokens)) or 0.0)
+        return input_part + usage.completion_tokens * output_cost
+
+
+def _load() -> None:
+    with contextlib.suppress(Exception):
+        importlib.import_module("genai_prices.data_snapshot").get_snapshot()
+
+
+def _resolve(model: str) -> _Calculation | None:
+    prefix, slash, name = model.partition("/")
+    if slash:
+        provider_id = _PROVIDERS.get(prefix)
+        if provider_id is None:
+            return None
+    else:
+        name = model
+        provider_id = "openai" if model.startswith(_OPENAI_NAMES) else None
+    try:
+        # Only here: it takes a quarter of a second, which models of one's own servers can do without.
+        from genai_prices.data_snapshot import get_snapshot
+
+        provider, info = get_snapshot().find_provider_model(name, None, provider_id, None)
+        return _calculation(provider, info)
+    except Exception:  # a price is a courtesy: whatever the list trips over, the answer itself is good
+        return None
+
+
+def _calculation(provider: Any, info: Any) -> _Calculation | None:
+    now = datetime.now(tz=UTC)
+    prices = info.get_prices(now)
+    rates = {key: value for key, value in vars(prices).items() if key.endswith("_mtok") and value is not None}
+    if "input_mtok" not in rates and "output_mtok" not in rates:
+        return None  # by the hour, the picture or the request
+    if "transcribe" in info.id and "input_audio_mtok" in rates:
+        rates["input_mtok"] = rates["input_audio_mtok"]  # the input is a clip, and usage does not say so
+    elif _varies(info, now) or _is_intricate(rates):
+        return lambda usage: _by_list(provider, info, usage)
+    per_token = {key: float(value) * _PER_MILLION for key, value in rates.items()}
+    base = per_token.get("input_mtok", 0.0)
+    return _Rates(base, per_token.get("output_mtok", 0.0), per_token.get("cache_read_mtok", base))
+
+
+def _varies(info: Any, now: datetime) -> bool:
+    """Whether the price depends on the hour, or changes at a date still to come."""
+    if not isinstance(info.prices, list):
+        return False
+    for condition in info.prices:
+        start = getattr(condition.constraint, "start_date", None)
+        if condition.constraint is not None and (start is None or start > now.date()):
+            return True
+    return False
+
+
+def _is_intricate(rates: dict[str, Any]) -> bool:
+    """Whether a price has tiers, or tells apart tokens that :class:`TokenUsage` does not."""
+    return any(not isinstance(rates[key], Decimal) for key in rates if key in _PLAIN) or any(
+        key.startswith(("input_text", "output_text", "output_reasoning")) for key in rates
+    )
+
+
+_PLAIN = ("input_mtok", "output_mtok", "cache_read_mtok")
+
+
+def _by_list(provider: Any, info: Any, usage: TokenUsage) -> float | None:
+    from genai_prices import Usage
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            counted = Usage(
+                input_tokens=usage.prompt_tokens,
+                output_tokens=usage.completion_tokens,
+                cache_read_tokens=usage.cached_tokens or None,
+            )
+            return float(info.calc_price(counted, provider).total_price)
+    except Exception:
+        return None

@@ -1,0 +1,182 @@
+"""One model's view of its deployments, and the strategies that choose among them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Collection, Sequence
+
+from infermesh.dispatch.deployment import Deployment, Lease, Waiter
+from infermesh.errors import ConfigError
+from infermesh.types import RoutingStrategy
+
+__all__ = ["Router"]
+
+
+class Router:
+    """Chooses among the deployments of one model.
+
+    - ``simple-shuffle``: at random, by weight.
+    - ``least-busy``: the fewest requests in flight, this one included, for its share: slots × weight where all
+      have slots, else the weight.
+    - ``latency-based-routing``: the lowest mean service time × requests in flight / weight, so that a fast deployment
+      fills until a slower one would answer sooner. One without a recent measurement gets one request to measure.
+
+    Whatever the strategy, those come first that have a free slot, are in health, are not paused and have no line at
+    their limiter. The health of an only deployment is not asked: there is nothing else to do than to try it, at the
+    pace of the retry policy.
+
+    Parameters
+    ----------
+    deployments
+        At least one, with distinct labels.
+    strategy
+        One of the three above.
+    rng
+        Source of the random choices.
+
+    Raises
+    ------
+    ConfigError
+        No deployment, a label twice, or an unknown strategy.
+    """
+
+    def __init__(
+        self,
+        deployments: Sequence[Deployment],
+        strategy: RoutingStrategy = "simple-shuffle",
+        *,
+        rng: random.Random | None = None,
+    ) -> None:
+        pickers: dict[str, Callable[[list[Deployment], float], Deployment]] = {
+            "simple-shuffle": self._shuffle,
+            "least-busy": self._least_busy,
+            "latency-based-routing": self._fastest,
+        }
+        labels = [deployment.label for deployment in deployments]
+        if not labels or len(set(labels)) < len(labels):
+            raise ConfigError(f"deployments: expected at least one, with distinct labels, got {labels}")
+        if strategy not in pickers:
+            raise ConfigError(f"routing_strategy: expected one of {', '.join(pickers)}, got {strategy!r}")
+        self.deployments = tuple(deployments)
+        self._only = deployments[0] if len(labels) == 1 else None
+        self._pick = pickers[strategy]
+        self._rng = rng or random.Random()
+        self._turn = 0
+        slots = [d.max_parallel_requests for d in deployments]
+        self._share = {
+            d.label: d.weight * (1 if None in slots or n is None else n)
+            for d, n in zip(deployments, slots, strict=True)
+        }
+
+    def try_lease(self, avoid: Collection[str] = ()) -> Lease | None:
+        """A slot, if one is free now."""
+        now = asyncio.get_running_loop().time()
+        chosen = self._choose(avoid, now)
+        return None if chosen is None else chosen.occupy(now)
+
+    async def lease(self, avoid: Collection[str] = (), patience: float | None = None) -> Lease:
+        """Wait for a slot, first come first served.
+
+        Parameters
+        ----------
+        avoid
+            Labels to pass over, as long as another deployment is in health and not paused.
+        patience
+            Seconds to wait for a deployment to cool down when all of them are out; then the one that is due first is
+            tried in spite of it. ``None`` waits.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        chosen = self._choose(avoid, now)
+        while chosen is None:
+            lease = await self._wait(avoid, patience, now)
+            if lease is not None:
+                return lease
+            now = loop.time()
+            out = [d for d in self.deployments if d.in_flight < d.slots]
+            chosen = min(out, key=lambda d: d.health.cool_until) if out else self._choose(avoid, now)
+        return chosen.occupy(now)
+
+    def alternative(self, avoid: Collection[str]) -> bool:
+        """Whether a deployment outside ``avoid`` is in health and not paused."""
+        if self._only is not None:
+            return False
+        now = asyncio.get_running_loop().time()
+        return any(
+            d.label not in avoid and d.health.accepts(now) and d.limiter.ready_at <= now for d in self.deployments
+        )
+
+    def all_cooling(self) -> bool:
+        """Whether no deployment is in health."""
+        return all(deployment.health.cool_until for deployment in self.deployments)
+
+    def _choose(self, avoid: Collection[str], now: float) -> Deployment | None:
+        if self._only is not None:
+            return self._only if self._only.free else None
+        flowing = [d for d in self.deployments if d.label not in avoid and d.flows(now)]
+        if flowing:
+            return self._pick(flowing, now)
+        usable = [d for d in self._wanted(avoid) if d.health.accepts(now)]
+        free = [d for d in usable if d.free and d.limiter.ready_at <= now]
+        if free:
+            return self._pick(free, now)
+        if any(d.limiter.ready_at <= now for d in usable):
+            return None  # a slot will sooner be free than a pause over
+        return min((d for d in usable if d.free), key=lambda d: d.limiter.ready_at, default=None)
+
+    def _wanted(self, avoid: Collection[str]) -> Sequence[Deployment]:
+        if not avoid or not self.alternative(avoid):
+            return self.deployments
+        return [d for d in self.deployments if d.label not in avoid]
+
+    async def _wait(self, avoid: Collection[str], patience: float | None, now: float) -> Lease | None:
+        waiter = Waiter(self.all_cooling, self._only is not None, patience)
+        for deployment in self._wanted(avoid):
+            if waiter.live:
+                deployment.enqueue(waiter, now)
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            if not waiter.future.cancelled() and (lease := waiter.future.result()) is not None:
+                lease.cancel()
+            raise
+        finally:
+            if waiter.timer is not None:
+                waiter.timer.cancel()
+
+    def _shuffle(self, candidates: list[Deployment], now: float) -> Deployment:
+        if len(candidates) == 1:
+            return candidates[0]
+        mark = self._rng.random() * sum([d.weight for d in candidates])
+        for deployment in candidates:
+            mark -= deployment.weight
+            if mark < 0:
+                return deployment
+        return candidates[-1]
+
+    def _least_busy(self, candidates: list[Deployment], now: float) -> Deployment:
+        share = self._share
+        return self._lowest(candidates, [(d.in_flight + 1) / share[d.label] for d in candidates])
+
+    def _fastest(self, candidates: list[Deployment], now: float) -> Deployment:
+        known = [d.known_latency(now) for d in candidates]
+        fresh = [d for d, latency in zip(candidates, known, strict=True) if latency is None and not d.in_flight]
+        if fresh:
+            return self._least_busy(fresh, now)
+        measured = [latency for latency in known if latency is not None]
+        guess = sum(measured) / len(measured) if measured else 1.0
+        scores = [
+            (guess if latency is None else latency) * (d.in_flight + 1) / d.weight
+            for d, latency in zip(candidates, known, strict=True)
+        ]
+        return self._lowest(candidates, scores)
+
+    def _lowest(self, candidates: list[Deployment], scores: list[float]) -> Deployment:
+        """The candidate with the lowest score; equals take turns."""
+        least = min(scores)
+        if scores.count(least) == 1:
+            return candidates[scores.index(least)]
+        equals = [d for d, score in zip(candidates, scores, strict=True) if score == least]
+        self._turn += 1
+        return equals[self._turn % len(equals)]

@@ -1,0 +1,16 @@
+"""Hints for misspelt names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def nearest(name: str, valid: Iterator[str] | list[str] | set[str] | Mapping[str, Any]) -> str:
+    """`` Did you mean 'x'?`` with the nearest valid name, or the valid names where none is near."""
+    names = sorted(str(item) for item in valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" There is: {', '.join(names[:20])}." if names else " There is none."

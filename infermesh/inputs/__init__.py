@@ -1,0 +1,1 @@
+"""What rows are made from: sources, prompt templates, audio and images."""

@@ -1,0 +1,146 @@
+"""Hugging Face datasets as a source: from the Hub, or from a folder; their rows leave as a Parquet file.
+
+The package ``datasets`` is an extra and imported when a declaration asks for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infermesh.config.schema import SourceConfig
+from infermesh.errors import ConfigError
+from infermesh.hints import nearest
+from infermesh.redaction import redact
+
+_MEDIA = {"Image", "Audio", "Video", "Pdf", "Nifti"}
+_ROWS, _MEDIA_ROWS = 1000, 16  # in memory at once; a row of clips is large
+_ENDINGS = (
+    (b"\x89PNG", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"GIF8", ".gif"),
+    (b"fLaC", ".flac"),
+    (b"OggS", ".ogg"),
+    (b"ID3", ".mp3"),
+    (b"%PDF", ".pdf"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HubDataset:
+    """One split of a dataset, loaded; ``fingerprint`` changes when its rows do."""
+
+    name: str
+    fingerprint: str
+    rows: Any
+    media: Path
+
+    def write_parquet(self, path: Path, limit: int | None) -> None:
+        """Write the rows, or the first ``limit``, into a Parquet file, some at a time.
+
+        A clip or a picture is the path of its file: the one that the dataset names, else one below ``media`` that is
+        written here and named by its content.
+
+        Raises
+        ------
+        ConfigError
+            The rows cannot be read.
+        """
+        import pyarrow
+        import pyarrow.parquet
+
+        rows = self.rows if limit is None else self.rows.select(range(min(limit, len(self.rows))))
+        media = [name for name, feature in rows.features.items() if type(feature).__name__ in _MEDIA]
+        schema = rows.features.arrow_schema
+        for name in media:
+            schema = schema.set(schema.get_field_index(name), pyarrow.field(name, pyarrow.string()))
+        try:
+            with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+                for batch in rows.with_format("arrow").iter(batch_size=_MEDIA_ROWS if media else _ROWS):
+                    table = batch
+                    for name in media:
+                        paths = [self._file(value) for value in table.column(name).to_pylist()]
+                        column = pyarrow.array(paths, pyarrow.string())
+                        table = table.set_column(table.column_names.index(name), name, column)
+                    writer.write_table(table.cast(schema))
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise ConfigError(f"source.dataset: '{self.name}' could not be read: {_short(error)}") from None
+
+    def _file(self, value: Any) -> str | None:
+        if value is None or isinstance(value, str):
+            return value
+        path, data = value.get("path"), value.get("bytes")
+        if path and os.path.isabs(path) and os.path.isfile(path):
+            return str(path)
+        if data is None:
+            return None
+        ending = Path(path).suffix if path else _ending(data)
+        target = self.media / f"{hashlib.blake2b(data, digest_size=16).hexdigest()}{ending}"
+        if not target.exists():
+            self.media.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+            beside.write_bytes(data)
+            beside.replace(target)
+        return str(target)
+
+
+def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
+    """Load the dataset that a source names: a folder below the roots, else from the Hub or its cache.
+
+    Raises
+    ------
+    ConfigError
+        The package is not installed, or there is no such dataset, configuration or split.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError("source.dataset: needs the package 'datasets': pip install 'infermesh[datasets]'") from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    name = config.dataset or ""
+    folder = next((path for root in roots if (path := root / os.path.expanduser(name)).is_dir()), None)
+    saved = folder is not None and any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+    if folder is not None and config.revision is not None:
+        raise ConfigError(f"source.revision: {folder} is a local folder, which has no revisions. Leave it out.")
+    if saved and config.subset is not None:
+        raise ConfigError(f"source.subset: {folder} was saved without configurations. Leave it out.")
+    try:
+        if saved:
+            rows = _saved(datasets.load_from_disk(str(folder)), config)
+        else:
+            where = str(folder) if folder is not None else name
+            rows = datasets.load_dataset(where, name=config.subset, split=config.split, revision=config.revision)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the library and what it calls may raise: all of it is about this key
+        what = f"the folder {folder}" if folder is not None else f"'{name}'"
+        raise ConfigError(f"source.dataset: {what} could not be loaded: {_short(error)}") from None
+    fingerprint = f"{name}|{config.subset}|{config.split}|{config.revision}|{rows._fingerprint}|{len(rows)}"
+    return HubDataset(name, fingerprint, rows, Path(datasets.config.HF_DATASETS_CACHE) / "infermesh-media")
+
+
+def _saved(found: Any, config: SourceConfig) -> Any:
+    """The split of what ``save_to_disk`` has written: one dataset, or several by the name of their split."""
+    if isinstance(found, dict):
+        if config.split not in found:
+            raise ConfigError(f"source.split: no split '{config.split}'.{nearest(config.split, list(map(str, found)))}")
+        return found[config.split]
+    if found.split is not None and config.split not in ("train", str(found.split)):
+        raise ConfigError(f"source.split: the folder holds the split '{found.split}', not '{config.split}'")
+    return found
+
+
+def _ending(data: bytes) -> str:
+    if data[:4] == b"RIFF":
+        return ".webp" if data[8:12] == b"WEBP" else ".wav"
+    return next((ending for start, ending in _ENDINGS if data.startswith(start)), ".bin")
+
+
+def _short(error: Exception) -> str:
+    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:400]

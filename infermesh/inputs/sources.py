@@ -1,0 +1,96 @@
+"""Rows in: which files a source names, in which format. Reading them is the store's work.
+
+Paths are relative to the working directory, then to the config's own project.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from infermesh.config.schema import SourceConfig
+from infermesh.errors import ConfigError
+from infermesh.inputs.huggingface import HubDataset, open_dataset
+from infermesh.inputs.paths import similar_file
+
+FileFormat = Literal["jsonl", "csv", "parquet"]
+_FORMATS: dict[str, FileFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_COMPRESSED = {".gz", ".zst"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source, found: files of one format, a query, or a dataset."""
+
+    files: tuple[str, ...]
+    format: FileFormat | None
+    sql: str | None
+    limit: int | None
+    dataset: HubDataset | None = None
+
+    @property
+    def shown(self) -> str:
+        """What it is, in a few words."""
+        if self.dataset is not None:
+            return f"the dataset {self.dataset.name}"
+        more = f" and {len(self.files) - 3} more" if len(self.files) > 3 else ""
+        return ", ".join(self.files[:3]) + more or "the source query"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a file was changed or replaced: name, size and time of each; a dataset has its own."""
+        parts = [f"{self.sql or ''}|{self.limit}|{self.format}"]
+        if self.dataset is not None:
+            parts.append(self.dataset.fingerprint)
+        for file in self.files:
+            stat = os.stat(file)
+            parts.append(f"{file}|{stat.st_size}|{stat.st_mtime_ns}")
+        return "\n".join(parts)
+
+
+def resolve(config: SourceConfig, roots: Sequence[Path]) -> Source:
+    """Find the files of a source.
+
+    Raises
+    ------
+    ConfigError
+        Nothing matches, or the format cannot be told from the name; a dataset cannot be loaded.
+    """
+    if config.dataset is not None:
+        return Source((), None, None, config.limit, open_dataset(config, roots))
+    if config.path is None:
+        return Source((), None, config.sql, config.limit)
+    files: list[str] = []
+    for root in roots:
+        pattern = str(root / os.path.expanduser(config.path))
+        matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        files = [match for match in matches if os.path.isfile(match)]
+        if files:
+            break
+    if not files:
+        raise ConfigError(f"source.path: no file matches '{config.path}'.{similar_file(config.path, roots)}")
+    formats = {_format(file) if config.format == "auto" else config.format for file in files}
+    if len(formats) != 1 or None in formats:
+        raise ConfigError(
+            f"source.path: the format of '{config.path}' cannot be told from its name; expected .jsonl, .csv, .tsv or "
+            f".parquet (also .gz, .zst), one kind for all files. Set source.format to jsonl, csv or parquet."
+        )
+    return Source(tuple(files), formats.pop(), None, config.limit)
+
+
+def _format(file: str) -> FileFormat | None:
+    path = Path(file)
+    suffix = Path(path.stem).suffix if path.suffix.lower() in _COMPRESSED else path.suffix
+    return _FORMATS.get(suffix.lower())

@@ -1,0 +1,1 @@
+"""Reads of runs, live and finished: SQL, diff, export, figures, and the socket of a live run."""

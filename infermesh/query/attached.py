@@ -1,0 +1,118 @@
+"""Runs' databases in a connection of one's own: attached where nobody holds them, copied where the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import duckdb
+
+from infermesh.errors import StoreInUseError
+from infermesh.query.reader import RunReader, is_live
+from infermesh.store.database import unusable
+from infermesh.store.schema import DATABASE, quoted
+
+_COLUMNS = (
+    "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE database_name = current_database() "
+    "AND schema_name = 'main' AND NOT internal ORDER BY table_name, column_index"
+)
+
+
+def attach(connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> LiveTables | None:
+    """Attach a run's database for reading; tables that are still empty, where the run goes on.
+
+    Raises
+    ------
+    StoreError
+        Another process holds it and does not answer, it is missing, or it is no DuckDB database.
+    """
+    try:
+        _attach_file(connection, path, catalog)
+    except duckdb.Error as error:
+        problem = unusable(path, error)
+        if not (isinstance(problem, StoreInUseError) and path.name == DATABASE and is_live(path.parent)):
+            raise problem from None
+    else:
+        return None
+    return LiveTables(connection, path, catalog)
+
+
+def _attach_file(connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> None:
+    file = str(path).replace("'", "''")
+    connection.execute(f"ATTACH '{file}' AS {quoted(catalog)} (READ_ONLY)")
+
+
+class LiveTables:
+    """A live run's tables and views as tables in memory: all of them without rows, until they are filled.
+
+    Each is filled as of its own moment, over the run's socket and within that one's limits.
+
+    Parameters
+    ----------
+    catalog
+        What the copy is attached as. The run's file takes its place where the run ends meanwhile.
+
+    Raises
+    ------
+    StoreError
+        The run does not answer.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> None:
+        self._connection = connection
+        self._path = path
+        self._catalog = catalog
+        self._filled: set[str] = set()
+        self._live = True
+        self._reader = RunReader(path.parent)
+        try:
+            tables: dict[str, list[str]] = {}
+            for table, column, kind in self._reader.execute(_COLUMNS).fetchall():
+                tables.setdefault(table, []).append(f"{quoted(column)} {kind}")
+            self._tables = {table.lower(): table for table in tables}
+            connection.execute(f"ATTACH ':memory:' AS {quoted(catalog)}")
+            for table, columns in tables.items():
+                connection.execute(f"CREATE TABLE {self._name(table)} ({', '.join(columns)})")
+        except BaseException:
+            self.close()
+            raise
+
+    def fill(self, tables: Iterable[str], columns: Sequence[str] | None = None) -> None:
+        """Fetch the rows of these tables, those of them that are not there yet; ``columns`` alone, the rest is NULL.
+
+        Raises
+        ------
+        StoreError
+            A table is larger than the run hands out, or the run does not answer.
+        """
+        for table in self._wanted(tables):
+            if not self._live:
+                return
+            select = "*" if columns is None else ", ".join(quoted(column) for column in columns)
+            _, rows = self._reader.prepare(f"SELECT {select} FROM {quoted(table)}")
+            if not self._reader.live:
+                self._replace()
+                return
+            self._connection.execute(f"INSERT INTO {self._name(table)} BY NAME {rows}")
+            self._filled.add(table)
+
+    def close(self) -> None:
+        """Let go of the run."""
+        self._reader.close()
+
+    def _wanted(self, tables: Iterable[str]) -> Collection[str]:
+        found = dict.fromkeys(self._tables[name.lower()] for name in tables if name.lower() in self._tables)
+        return [table for table in found if table not in self._filled]
+
+    def _replace(self) -> None:
+        """The run has ended: its file has it all."""
+        self._live = False
+        self._reader.close()
+        self._connection.execute(f"DETACH {quoted(self._catalog)}")
+        try:
+            _attach_file(self._connection, self._path, self._catalog)
+        except duckdb.Error as error:
+            raise unusable(self._path, error) from None
+
+    def _name(self, table: str) -> str:
+        return f"{quoted(self._catalog)}.{quoted(table)}"

@@ -1,0 +1,259 @@
+"""Two runs beside each other: rows are matched by ``row_key``, answers compared by value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from infermesh.query.attached import LiveTables, attach
+from infermesh.query.export import json_value
+from infermesh.query.union import in_memory
+from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, SOURCE, literal, quoted, results_view
+
+_OWN = {column.name for column in (*BEFORE_OUTPUTS, *AFTER_OUTPUTS)}
+_NEEDED = {"row_id", "status", "error_type", "error"}
+SIDES = ("a", "b")
+
+
+@dataclass(frozen=True, slots=True)
+class StageSide:
+    """What a stage took in one run. Times are seconds, percentiles nearest-rank over the requests that succeeded."""
+
+    failures: int
+    requests: int
+    retries: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    p50_s: float | None
+    p95_s: float | None
+    rows_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageDiff:
+    """A stage in both runs; counts of rows.
+
+    ``same`` and ``different`` are of rows that are done in both, ``other_status`` of those that ended otherwise in one
+    run than in the other.
+    """
+
+    stage: str
+    both: int
+    same: int
+    different: int
+    other_status: int
+    only_a: int
+    only_b: int
+    a: StageSide
+    b: StageSide
+
+
+class RunDiff:
+    """Two runs' databases, attached for reading; a context manager that closes them.
+
+    Of a run that goes on, what is compared is copied, a table after the other: its counts are of about one moment.
+
+    Parameters
+    ----------
+    first, second
+        The databases of run A and run B.
+    keys
+        Stage → the table that holds its rows' ``row_id`` and ``row_key``; for others it is found from run A: a sql
+        stage, or ``source``.
+
+    Raises
+    ------
+    StoreError
+        One of them cannot be opened.
+    """
+
+    def __init__(self, first: Path, second: Path, keys: Mapping[str, str] | None = None) -> None:
+        self._keys = dict(keys or {})
+        self._compared: dict[str, StageDiff] = {}
+        self._live_tables: list[LiveTables] = []
+        self.connection = in_memory()
+        try:
+            for path, side in zip((first, second), SIDES, strict=True):
+                if (live := attach(self.connection, path, side)) is not None:
+                    self._live_tables.append(live)
+                    live.fill(["run", "sessions", "retired", "attempts"])
+            self._tables = {side: self._read_tables(side) for side in SIDES}
+            self._declared = {side: self._read_stages(side) for side in SIDES}
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the databases."""
+        self.connection.close()
+        for live in self._live_tables:
+            live.close()
+
+    def __enter__(self) -> RunDiff:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read_tables(self, side: str) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for table, column in self.connection.execute(
+            "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = ? AND NOT internal "
+            "ORDER BY table_name, column_index",
+            [side],
+        ).fetchall():
+            found.setdefault(table, []).append(column)
+        return found
+
+    def _read_stages(self, side: str) -> list[str]:
+        if "run" not in self._tables[side]:
+            return []
+        row = self._one(f"SELECT config FROM {side}.run")
+        return list(orjson.loads(row[0])["stages"]) if row and row[0] else []
+
+    def _one(self, sql: str) -> tuple[Any, ...]:
+        return self.connection.execute(sql).fetchone() or ()
+
+    def stages(self, side: str) -> list[str]:
+        """The stages of a run that have answers, in their order; a sql stage's table has rows, but no answers."""
+        tables = self._tables[side]
+        return [stage for stage in self._declared[side] if set(tables.get(stage, ())) >= _NEEDED]
+
+    @property
+    def common(self) -> list[str]:
+        """The stages that both runs have."""
+        others = set(self.stages("b"))
+        return [stage for stage in self.stages("a") if stage in others]
+
+    def answers(self, stage: str) -> list[str]:
+        """The columns that hold a stage's answer, as far as both runs have them."""
+        columns = [set(self._tables[side][stage]) for side in SIDES]
+        return [column for column in self._tables["a"][stage] if column in columns[1] and column not in _OWN]
+
+    def compare(self, stage: str) -> StageDiff:
+        """Match a stage's rows, count them, and add up what it took."""
+        if stage in self._compared:
+            return self._compared[stage]
+        for live in self._live_tables:
+            live.fill([stage])
+            live.fill([self._key_table(stage)], ["row_id", "row_key"])
+        columns = self.answers(stage)
+        matched = quoted(f"matched_{stage}")
+        packed = ", ".join(f"{quoted(column)} := t.{quoted(column)}" for column in columns)
+        # A hash of the answer stands for it, so that the join holds keys and numbers, not texts and vectors.
+        answer = f"md5_number(to_json(struct_pack({packed}))::VARCHAR)" if columns else "0"
+        a, b = (
+            f"(SELECT k.row_key, t.row_id, t.status, {answer} AS answer FROM {side}.{quoted(stage)} t JOIN "
+            f"{side}.{quoted(self._key_table(stage))} k ON k.row_id = t.row_id{self._live(side, stage)})"
+            for side in SIDES
+        )
+        self.connection.execute(
+            f"CREATE TEMP TABLE {matched} AS SELECT row_key, a.row_id AS row_id_a, b.row_id AS row_id_b, a.status AS "
+            "status_a, b.status AS status_b, a.answer = b.answer AS same "
+            f"FROM {a} a FULL JOIN {b} b USING (row_key)"
+        )
+        counts = self._one(
+            "SELECT count(*) FILTER (status_a IS NOT NULL AND status_b IS NOT NULL), "
+            "count(*) FILTER (status_a = 'done' AND status_b = 'done' AND same), "
+            "count(*) FILTER (status_a = 'done' AND status_b = 'done' AND NOT same), "
+            "count(*) FILTER (status_a <> status_b), count(*) FILTER (status_b IS NULL), "
+            f"count(*) FILTER (status_a IS NULL) FROM {matched}"
+        )
+        values: tuple[Any, ...] = (stage, *counts, self._side("a", stage), self._side("b", stage))
+        found = StageDiff(*values)
+        self._compared[stage] = found
+        return found
+
+    def _key_table(self, stage: str) -> str:
+        if stage in self._keys:
+            return self._keys[stage]
+        tables = self._tables["a"]
+        for origin in tables:  # a sql stage's rows have a view of their own, which holds the stages over them
+            if origin != SOURCE and f"{stage}_request_key" in tables.get(results_view(origin), ()):
+                return origin
+        return SOURCE
+
+    def _live(self, side: str, stage: str) -> str:
+        origin, columns = self._key_table(stage), self._tables[side].get("retired", ())
+        if "origin" in columns:
+            return f" WHERE t.row_id NOT IN (SELECT row_id FROM {side}.retired WHERE origin = {literal(origin)})"
+        return f" WHERE t.row_id NOT IN (SELECT row_id FROM {side}.retired)" if columns and origin == SOURCE else ""
+
+    def _side(self, side: str, stage: str) -> StageSide:
+        row = self._one(
+            "SELECT count(*), count(*) FILTER (attempt > 1), coalesce(sum(prompt_tokens), 0)::BIGINT, "
+            "coalesce(sum(completion_tokens), 0)::BIGINT, sum(cost_usd), "
+            "quantile_disc(service_s, 0.5) FILTER (error_type IS NULL), "
+            f"quantile_disc(service_s, 0.95) FILTER (error_type IS NULL) FROM {side}.attempts "
+            f"WHERE stage = {literal(stage)}"
+        )
+        states = self._one(
+            "SELECT count(*) FILTER (status = 'error'), count(*) FILTER (status IN ('done', 'error') AND "
+            f"coalesce(attempts, 1) > 0) FROM {side}.{quoted(stage)} t{self._live(side, stage)}"
+        )
+        failures, rows = states
+        elapsed = self._elapsed(side)
+        values: tuple[Any, ...] = (failures, *row, rows / elapsed if elapsed else None)
+        return StageSide(*values)
+
+    def _elapsed(self, side: str) -> float | None:
+        """Seconds that a run was at work: its sessions', by its requests where a session's end is not known."""
+        span = "epoch(max(started_at + to_microseconds((coalesce(service_s, 0) * 1e6)::BIGINT)) - min(started_at))"
+        if "sessions" not in self._tables[side]:
+            row = self._one(f"SELECT {span} FROM {side}.attempts")
+        else:
+            row = self._one(
+                f"SELECT sum(coalesce(elapsed_s, (SELECT {span} FROM {side}.attempts r WHERE r.started_at >= "
+                "s.started_at AND r.started_at < s.until))) FROM (SELECT started_at, elapsed_s, "
+                f"coalesce(lead(started_at) OVER (ORDER BY session), TIMESTAMP 'infinity') AS until "
+                f"FROM {side}.sessions) s"
+            )
+        seconds: float | None = row[0]
+        return seconds
+
+    def differing(self, stages: list[str], limit: int) -> str:
+        """A query for the rows that are in both runs and differ, at most ``limit`` of each stage (0: all of them).
+
+        ``answer_a`` and ``answer_b`` hold the columns that differ, which ``differs`` names.
+        """
+        parts = [f"({self._differing(number, stage, limit)})" for number, stage in enumerate(stages)]
+        return f"SELECT * EXCLUDE (position) FROM ({' UNION ALL '.join(parts)}) ORDER BY position, row_id_a, row_key"
+
+    def _differing(self, number: int, stage: str, limit: int) -> str:
+        self.compare(stage)
+        table = quoted(stage)
+        kinds = {
+            side: self.connection.execute(f"SELECT * FROM {side}.{table} LIMIT 0").description or () for side in SIDES
+        }
+        types = {side: {column[0]: column[1] for column in kinds[side]} for side in SIDES}
+        values = [
+            f"{{'name': {literal(column)}, "
+            + ", ".join(
+                f"'{side}': to_json({json_value(types[side][column], f'{side}.{quoted(column)}')})" for side in SIDES
+            )
+            + "}"
+            for column in self.answers(stage)
+        ]
+        errors = (f"'{side}': CASE WHEN {side}.status = 'error' THEN to_json({side}.error) END" for side in SIDES)
+        values.append(f"{{'name': 'error', {', '.join(errors)}}}")
+        rows = (
+            f"SELECT * FROM {quoted(f'matched_{stage}')} WHERE status_a <> status_b OR "
+            "(status_a = 'done' AND status_b = 'done' AND NOT same) ORDER BY row_id_a, row_key"
+        ) + (f" LIMIT {limit}" if limit else "")
+        objects = (
+            f"('{{' || array_to_string(list_transform(found, lambda x: to_json(x.name)::VARCHAR || ':' || "
+            f"coalesce(x.{side}::VARCHAR, 'null')), ',') || '}}')::JSON AS answer_{side}"
+            for side in SIDES
+        )
+        return (
+            f"SELECT {number} AS position, {literal(stage)} AS stage, row_key, row_id_a, row_id_b, status_a, status_b, "
+            "array_to_string(list_transform(found, lambda x: x.name), ', ') AS differs, "
+            f"{', '.join(objects)} FROM (SELECT m.*, list_filter([{', '.join(values)}], lambda x: x.a IS DISTINCT FROM "
+            f"x.b) AS found FROM ({rows}) m JOIN a.{table} a ON a.row_id = m.row_id_a JOIN b.{table} b "
+            "ON b.row_id = m.row_id_b)"
+        )

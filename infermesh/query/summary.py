@@ -1,0 +1,71 @@
+"""One line on a run: what ``infermesh runs`` lists and ``resume`` picks from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from infermesh.errors import StoreError, StoreInUseError
+from infermesh.query.reader import RunReader, open_run
+from infermesh.store.folders import run_folders
+
+
+@dataclass(slots=True)
+class RunInfo:
+    """One run as ``infermesh runs`` lists it.
+
+    ``status`` is ``running`` while a process holds it; ``answers`` is false where that one cannot be asked.
+    """
+
+    folder: Path
+    run_id: str = "?"
+    experiment: str = "?"
+    status: str = "running"
+    started_at: datetime | None = None
+    done: int = 0
+    failed: int = 0
+    pending: int = 0
+    cost_usd: float | None = None
+    answers: bool = True
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether rows are left and no process is at them."""
+        return self.status in ("interrupted", "stopped", "crashed", "killed")
+
+
+def describe(folder: Path) -> RunInfo:
+    """Read a run's summary. A run whose process was killed counts as ``killed``."""
+    info = RunInfo(folder)
+    try:
+        with open_run(folder) as reader:
+            _fill(info, reader)
+    except StoreError as error:
+        info.status = "running" if isinstance(error, StoreInUseError) else "damaged"
+        info.answers = False
+        info.experiment = folder.parent.name  # as run folders are laid out; the database cannot be asked
+    return info
+
+
+def _fill(info: RunInfo, reader: RunReader) -> None:
+    tables = {name for (name,) in reader.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    row = None
+    if "run" in tables:
+        row = reader.execute("SELECT run_id, experiment, status, started_at FROM run").fetchone()
+    if row is None:
+        info.status = "empty"
+        return
+    info.run_id, info.experiment, info.status, info.started_at = row
+    if info.status == "running" and not reader.live:
+        info.status = "killed"  # nobody holds the file, so nobody is at it
+    counts = dict(reader.execute("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY ALL").fetchall())
+    info.done, info.failed = counts.get("done", 0), counts.get("error", 0)
+    info.pending = counts.get("pending", 0)
+    cost = reader.execute("SELECT sum(cost_usd) FROM attempts").fetchone()
+    info.cost_usd = cost[0] if cost else None
+
+
+def newest_unfinished() -> Path | None:
+    """The newest run that has rows left and is not going on."""
+    return next((folder for folder in run_folders() if describe(folder).unfinished), None)

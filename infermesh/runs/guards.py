@@ -1,0 +1,57 @@
+"""When a run stops by itself: budgets and error rates, looked at as rows settle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from infermesh.config.schema import GuardsConfig
+from infermesh.runs.stats import RunStats
+
+LEAST_ROWS = 20  # an error rate of fewer rows says little
+
+
+class Guards:
+    """Says when a session has to end.
+
+    Parameters
+    ----------
+    config
+        The guards; all may be ``None``.
+    spent
+        US dollars that earlier sessions of the run cost.
+    clock
+        Seconds.
+    """
+
+    def __init__(
+        self, config: GuardsConfig, *, spent: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._config = config
+        self._spent = spent or 0.0
+        self._clock = clock
+        self._started = clock()
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return any(value is not None for value in self._config.model_dump().values())
+
+    def tripped(self, stats: RunStats) -> str | None:
+        """Which guard has been reached and how far it is, in words; ``None`` while none has."""
+        config = self._config
+        if config.max_cost_usd is not None:
+            cost = self._spent + (stats.cost_usd or 0.0)
+            if cost >= config.max_cost_usd:
+                return f"guards.max_cost_usd is {config.max_cost_usd:g}, the run has cost ${cost:.4f}"
+        if config.max_errors is not None and stats.errors >= config.max_errors:
+            return f"guards.max_errors is {config.max_errors}, {stats.errors} row states failed in this session"
+        if config.max_error_rate is not None and stats.settled >= LEAST_ROWS:
+            rate = stats.errors / stats.settled
+            if rate > config.max_error_rate:
+                return (
+                    f"guards.max_error_rate is {config.max_error_rate:g}, {stats.errors} of {stats.settled} row states "
+                    f"failed in this session ({rate:.1%})"
+                )
+        if config.max_duration is not None and self._clock() - self._started >= config.max_duration:
+            return f"guards.max_duration is {config.max_duration:g} s"
+        return None

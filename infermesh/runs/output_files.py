@@ -1,0 +1,387 @@
+"""Tables out: a stage's rows in a file or on stdout, beside the checkpoint that they come from.
+
+A line is written after its row was committed, in the writer's thread, so that the output never holds what the
+checkpoint does not. The checkpoint keeps the size and the hash of what was written (``output_file``): a resumed run
+knows its own file from one that was edited, truncated or replaced, and tells a line that a kill has torn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from infermesh.config.schema import OWN_FIELDS
+from infermesh.errors import ConfigError, StoreError
+from infermesh.runs.explain import _SHOWN, changed_facts
+from infermesh.store import RunStore, StageTable
+from infermesh.store.output_file import OutputRecord, OutputTable
+
+Note = Callable[[str], None]
+_BLOCK = 1 << 20
+_INDEX = re.compile(rb'\{"_index":(\d+)[,}]')
+
+
+class Sink(Protocol):
+    """Where one stage's rows go besides the store. All but ``committed`` are called while nothing is being written."""
+
+    def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
+        """Refuse, before anything is changed, what does not belong together. Raises ``ConfigError``, ``StoreError``."""
+        ...
+
+    def open(self, *, stale: bool, keep_errors: bool) -> None:
+        """The source is loaded: write what is settled already and missing."""
+        ...
+
+    def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
+        """Called in the writer's thread after each commit with each table's new rows."""
+        ...
+
+    def finish(self) -> None:
+        """The last row is committed: leave the output with every settled row exactly once."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections, whatever has happened."""
+        ...
+
+
+class _RowSet:
+    """Row numbers, a byte for each row that there is."""
+
+    def __init__(self) -> None:
+        self._marks = bytearray()
+
+    def __contains__(self, row_id: int) -> bool:
+        return row_id < len(self._marks) and self._marks[row_id] == 1
+
+    def update(self, row_ids: Iterable[int]) -> None:
+        """Add row numbers."""
+        for row_id in row_ids:
+            if row_id >= len(self._marks):
+                self._marks.extend(bytes(max(row_id + 1 - len(self._marks), len(self._marks), 1024)))
+            self._marks[row_id] = 1
+
+
+class _StageSink:
+    """What all outputs share: the stage's rows, and the declaration that they were made with."""
+
+    def __init__(self, kind: str, *, rerun_changed: bool = False) -> None:
+        self._kind = kind
+        self._rerun_changed = rerun_changed
+        self._table: OutputTable | None = None
+        self._name = ""
+        self._facts: dict[str, Any] = {}
+        self._record: OutputRecord | None = None
+        self._note: Note = lambda text: None
+
+    @property
+    def table(self) -> OutputTable:
+        """The stage's rows. Known once the sink is admitted."""
+        assert self._table is not None
+        return self._table
+
+    def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
+        """Compare the declaration with the one that the checkpoint was made with."""
+        mapped = facts.get("mapper") not in (None, OWN_FIELDS)
+        self._table = store.output(stage, self._kind, metadata=mapped)
+        self._name, self._facts, self._note = stage.name, facts, note
+        self._record = None if store.is_new else self._table.record()
+        if self._record is not None and not self._rerun_changed:
+            changes = changed_facts(self._record.facts, facts)
+            if changes:
+                raise ConfigError(
+                    f"what decides the answers has changed since {store.path.parent} was made:\n"
+                    + "\n".join(f"  {change}" for change in changes)
+                    + "\n--rerun-changed sends again the rows whose request is another one now. Or put it back, or "
+                    "choose another output."
+                )
+
+    def _report_retired(self) -> None:
+        if self._record is not None and (retired := self.table.retired):
+            noun = "row is" if retired == 1 else "rows are"
+            self._note(f"{retired} {noun} no longer in the input: out of the output, kept in the checkpoint")
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+
+
+class LineStream(_StageSink):
+    """JSON lines to a stream that cannot be read back: each row once, at the latest at the end."""
+
+    def __init__(self, kind: str, stream: BinaryIO, *, rerun_changed: bool = False) -> None:
+        super().__init__(kind, rerun_changed=rerun_changed)
+        self._stream = stream
+        self._sent = _RowSet()
+
+    def open(self, *, stale: bool, keep_errors: bool) -> None:
+        """Send what an earlier session has settled for good."""
+        if self._record is None:
+            self.table.begin(Path("-"), self._facts, "")
+        else:
+            self.table.update(facts=self._facts)
+            self._report_retired()
+            for chunk in self.table.settled(standing=(stale, keep_errors)):
+                self._send(chunk)
+
+    def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
+        """Send the new rows."""
+        self._send(self.table.lines([row[0] for row in rows[self._name]]))
+
+    def finish(self) -> None:
+        """Send what stands as it was: failed rows whose turn did not come again."""
+        for chunk in self.table.settled():
+            self._send([item for item in chunk if item[0] not in self._sent])
+
+    def _send(self, lines: Sequence[tuple[int, bytes]]) -> None:
+        if lines:
+            self._stream.write(b"".join(line for _, line in lines))
+            self._stream.flush()
+            self._sent.update(row_id for row_id, _ in lines)
+
+
+class _FileSink(_StageSink):
+    """An output file that the checkpoint keeps the size and hash of."""
+
+    def __init__(self, kind: str, path: Path, *, rerun_changed: bool = False) -> None:
+        super().__init__(kind, rerun_changed=rerun_changed)
+        self._path = path
+
+    def _check_new(self) -> None:
+        if self._record is None and self._path.exists():
+            raise StoreError(
+                f"{self._path} exists, and the checkpoint knows nothing of it. Move it away, or choose another"
+            )
+
+    def _replace(self, write: Callable[[Path], tuple[int, str]]) -> None:
+        """Let ``write`` make the file anew beside the old one, and put it in its place at once."""
+        target = self._path.resolve()  # a symbolic link stays one
+        temporary = target.with_name(f".{target.name}.new")
+        temporary.unlink(missing_ok=True)  # a killed session's; the checkpoint's lock lets only one be at it
+        try:
+            size, digest = write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            self.table.update(next_bytes=size, next_digest=digest)
+            os.replace(temporary, target)
+        except OSError as error:
+            raise _unwritable(self._path, error) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.table.update(bytes=size, digest=digest, next_bytes=None, next_digest=None, dirty=False)
+
+    def _differs(self, what: str) -> StoreError:
+        return StoreError(
+            f"{self._path} is not as infermesh left it: {what}. Nothing was changed. Every result is in the "
+            "checkpoint: move the file away and run again with --resume, and it is written anew. To keep your version, "
+            "choose another output."
+        )
+
+
+class LineFile(_FileSink):
+    """JSON lines in a file, each appended when its row is committed."""
+
+    def __init__(self, kind: str, path: Path, *, rerun_changed: bool = False) -> None:
+        super().__init__(kind, path, rerun_changed=rerun_changed)
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._size = 0
+        self._written = _RowSet()
+        self._tail = b""
+        self._dirty = False
+
+    def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
+        """Also compare the file with what the checkpoint knows of it."""
+        super().admit(store, stage, facts, note)
+        self._check_new()
+        record = self._record
+        if record is None:
+            return
+        if not self._path.exists():
+            if record.bytes:
+                note(f"{self._path} is gone: it is written anew from the checkpoint")
+            return
+        with open(self._path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if record.next_bytes == size:
+                if self._take(file, size) == record.next_digest:
+                    return
+                self._forget()
+                file.seek(0)
+            if size < record.bytes:
+                raise self._differs(f"it has {size:,} bytes, {record.bytes:,} were written")
+            if self._take(file, record.bytes) != record.digest:
+                raise self._differs(f"its first {record.bytes:,} bytes are not what was written")
+            self._tail = file.read()
+
+    def _take(self, file: BinaryIO, size: int) -> str:
+        """Hash the next ``size`` bytes and note whose lines they are."""
+        rest = b""
+        left = size
+        while left and (block := file.read(min(_BLOCK, left))):
+            left -= len(block)
+            self._hash.update(block)
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                if found := _INDEX.match(line):
+                    self._written.update((int(found[1]),))
+        self._size = size - left
+        return self._hash.hexdigest()
+
+    def _forget(self) -> None:
+        self._hash, self._size = hashlib.blake2b(digest_size=16), 0
+        self._written = _RowSet()
+
+    def open(self, *, stale: bool, keep_errors: bool) -> None:
+        """Make the file, or mend its end and append the lines that are missing."""
+        try:
+            if self._record is None:
+                self.table.begin(self._path, self._facts, self._hash.hexdigest())
+                self._file = open(self._path, "xb")  # noqa: SIM115
+                return
+            self._check_tail()
+            self.table.update(bytes=self._size, digest=self._hash.hexdigest(), next_bytes=None, next_digest=None)
+            self._file = open(self._path, "r+b" if self._path.exists() else "w+b")  # noqa: SIM115
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+        except FileExistsError:
+            raise StoreError(f"{self._path} exists. Move it away, or choose another output.") from None
+        except OSError as error:
+            raise _unwritable(self._path, error) from None
+        self._report_retired()
+        redone = self.table.redone(stale=stale, keep_errors=keep_errors)
+        self._dirty = self._record.dirty or stale or any(row_id in self._written for row_id in redone)
+        self.table.update(dirty=self._dirty, facts=self._facts, path=str(self._path))
+        for chunk in self.table.settled(standing=(stale, keep_errors)):
+            self._append([item for item in chunk if item[0] not in self._written])
+
+    def _check_tail(self) -> None:
+        """What stands after the bytes that are certain must be lines of the checkpoint; the last one may be torn."""
+        if not self._tail:
+            return
+        *lines, torn = self._tail.split(b"\n")
+        numbers = [_INDEX.match(line) for line in lines]
+        known = dict(self.table.lines([int(number[1]) for number in numbers if number]))
+        for line, number in zip(lines, numbers, strict=True):
+            if number is None or known.get(int(number[1])) != line + b"\n" or int(number[1]) in self._written:
+                raise self._differs(f"it has lines at its end that were not written by infermesh: {_shown(line)}")
+        if torn and not self._is_torn(torn):
+            raise self._differs(f"it ends in something that was not written by infermesh: {_shown(torn)}")
+        self._tail = b""
+
+    def _is_torn(self, torn: bytes) -> bool:
+        number = _INDEX.match(torn)
+        if number is None:
+            return re.fullmatch(rb'\{"_index":\d*', torn) is not None or b'{"_index":'.startswith(torn)
+        return any(line.startswith(torn) for _, line in self.table.lines([int(number[1])]))
+
+    def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
+        """Append the new rows; one that has a line already makes the file be written anew at the end."""
+        self._append(self.table.lines([row[0] for row in rows[self._name]]))
+
+    def _append(self, lines: Sequence[tuple[int, bytes]]) -> None:
+        new = [item for item in lines if item[0] not in self._written]
+        if len(new) < len(lines) and not self._dirty:
+            self._dirty = True
+            self.table.update(dirty=True)
+        if not new:
+            return
+        assert self._file is not None
+        data = b"".join(line for _, line in new)
+        try:
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _unwritable(self._path, error) from None
+        self._hash.update(data)
+        self._size += len(data)
+        self._written.update(row_id for row_id, _ in new)
+        self.table.update(bytes=self._size, digest=self._hash.hexdigest())
+
+    def finish(self) -> None:
+        """Append what is missing, or write the file anew where a line of it is old."""
+        if self._dirty:
+            self._replace(self._write)
+            return
+        for chunk in self.table.settled():
+            self._append([item for item in chunk if item[0] not in self._written])
+
+    def _write(self, path: Path) -> tuple[int, str]:
+        digest, size = hashlib.blake2b(digest_size=16), 0
+        with open(path, "xb") as file:
+            if self._path.exists():
+                os.fchmod(file.fileno(), self._path.stat().st_mode & 0o777)
+            for chunk in self.table.settled():
+                data = b"".join(line for _, line in chunk)
+                file.write(data)
+                digest.update(data)
+                size += len(data)
+        return size, digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file as well."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+        super().close()
+
+
+class ParquetFile(_FileSink):
+    """One Parquet file, written when the command ends."""
+
+    def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
+        """Also compare the file with what the checkpoint knows of it."""
+        super().admit(store, stage, facts, note)
+        self._check_new()
+        if self._record is None or not self._path.exists():
+            return
+        found = _digest(self._path)
+        known = [(self._record.bytes, self._record.digest), (self._record.next_bytes, self._record.next_digest)]
+        if found not in known:
+            raise self._differs(f"its {found[0]:,} bytes are not those that were written ({self._record.bytes:,})")
+
+    def open(self, *, stale: bool, keep_errors: bool) -> None:
+        """Nothing is written yet."""
+        if self._record is None:
+            self.table.begin(self._path, self._facts, "")
+        else:
+            self.table.update(facts=self._facts, path=str(self._path))
+            self._report_retired()
+
+    def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
+        """The file comes at the end."""
+
+    def finish(self) -> None:
+        """Write all of it."""
+        self._replace(self._write)
+
+    def _write(self, path: Path) -> tuple[int, str]:
+        self.table.write_parquet(path)
+        return _digest(path)
+
+
+def _shown(line: bytes) -> str:
+    return repr(line[:_SHOWN].decode("utf-8", "replace"))
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"{path} could not be written: {error.strerror or error}")

@@ -1,0 +1,109 @@
+"""Progress in words: rates, durations, counts, a line every few seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+
+from infermesh.runs.stats import RunStats
+
+_LINE_EVERY_S = 5.0
+_RATE_WINDOW_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """``7s``, ``3m05s``, ``2h10m``, ``3d04h``."""
+    whole = int(seconds)
+    for size, unit, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // below:02d}{small}"
+    return f"{whole}s"
+
+
+def short(number: float) -> str:
+    """``950``, ``12.3k``, ``4.5M``."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            return f"{number / (1e3 if unit == 'k' else size):.1f}{unit}"
+    return f"{number:.0f}" if number >= 100 or number == int(number) else f"{number:.1f}"
+
+
+class Rates:
+    """Rows, row states and tokens a second over the last ten seconds, and the time left at that pace."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int, int]] = deque()
+        self.rows = 0.0
+        self.states = 0.0
+        self.tokens = 0.0
+
+    def update(self, stats: RunStats) -> None:
+        """Take in the counts as they are now."""
+        now = time.monotonic()
+        self._seen.append((now, stats.rows, stats.settled, stats.prompt_tokens + stats.completion_tokens))
+        while len(self._seen) > 2 and self._seen[0][0] < now - _RATE_WINDOW_S:
+            self._seen.popleft()
+        then, *before = self._seen[0]
+        elapsed = now - then
+        if elapsed > 0:
+            _, *latest = self._seen[-1]
+            self.rows, self.states, self.tokens = (
+                (new - old) / elapsed for new, old in zip(latest, before, strict=True)
+            )
+
+    def left(self, stats: RunStats) -> str:
+        """Time left, ``?`` while nothing has settled."""
+        pending = sum(stage.total - stage.settled for stage in stats.stages.values())
+        more = "+" if any(not stage.total for stage in stats.stages.values()) else ""  # rows that no query has made yet
+        if not pending:
+            return f"0s{more}"
+        return f"{duration(pending / self.states)}{more}" if self.states > 0 else "?"
+
+
+def summary(stats: RunStats, rates: Rates) -> str:
+    """Everything about the session in one line."""
+    cost = "" if stats.cost_usd is None else f" · ${stats.cost_usd:.4f}"
+    return (
+        f"{rates.rows:.1f} rows/s · {short(rates.tokens)} tokens/s · {stats.requests} requests · "
+        f"{stats.retries} retries · {stats.rate_limited} × 429{cost} · "
+        f"{duration(time.monotonic() - stats.started)} elapsed · {rates.left(stats)} left"
+    )
+
+
+class PlainLines:
+    """For logs: one line every five seconds, and one at the end."""
+
+    def __init__(self) -> None:
+        self._rates = Rates()
+        self._next = 0.0
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        print(text, file=sys.stderr, flush=True)
+
+    def start(self, stats: RunStats) -> None:
+        """The first line comes after the first interval."""
+        self._next = time.monotonic() + _LINE_EVERY_S
+        self._rates.update(stats)
+
+    def tick(self, stats: RunStats) -> None:
+        """Print where a line is due."""
+        self._rates.update(stats)
+        if time.monotonic() >= self._next:
+            self._next += _LINE_EVERY_S
+            self._print(stats)
+
+    def stop(self, stats: RunStats) -> None:
+        """The last line."""
+        self._rates.update(stats)
+        self._print(stats)
+
+    def _print(self, stats: RunStats) -> None:
+        stages = "  ".join(
+            f"{name} {stage.settled}/{stage.total}"
+            + (f" ({stage.failed} failed)" if stage.failed else "")
+            + (f" [{stage.in_flight} in flight]" if stage.in_flight else "")
+            for name, stage in stats.stages.items()
+        )
+        self.note(f"{stages}  |  {summary(stats, self._rates)}")

@@ -1,0 +1,1 @@
+"""HTTP clients under the native transport."""

@@ -1,0 +1,231 @@
+"""One HTTP/1.1 connection (RFC 9112) as an asyncio protocol, which llhttp reads for."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from contextlib import suppress
+from typing import Any, Protocol
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from infermesh.errors import RequestError
+from infermesh.transports.errors import timed_out
+from infermesh.transports.http.client import Answer
+
+__all__ = ["Connection"]
+
+# How long a server keeps an idle connection that does not say (`Keep-Alive: timeout=`): uvicorn's, Node's and
+# cpp-httplib's default. A request on a connection that is being closed is lost, so it is left alone a fifth earlier.
+_KEEP_ALIVE_S = 5.0
+_KEEP_ALIVE_USED = 0.8
+_IDLE_S = 60.0  # at most, whatever the server says
+_COPIED = 65_536  # a body up to this size is sent in one piece with its head
+
+_ANNOUNCED = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
+
+
+class Owner(Protocol):
+    """Whose connection it is."""
+
+    label: str
+    loop: asyncio.AbstractEventLoop
+
+    def made(self, connection: Connection) -> None:
+        """It is open."""
+        ...
+
+    def released(self, connection: Connection) -> None:
+        """It can serve the next request."""
+        ...
+
+    def lost(self, connection: Connection) -> None:
+        """It is closed."""
+        ...
+
+    def broken(self, cause: str) -> RequestError:
+        """The error for a request whose connection broke."""
+        ...
+
+    def malformed(self, what: str) -> RequestError:
+        """The error for an answer that cannot be read."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection, which serves one request at a time."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.kept_s = -1.0  # until the first answer has said
+        self.kept_until = 0.0
+        self._owner = owner
+        self._transport: Any = None
+        self._parser: Any = HttpResponseParser(self)
+        self._answer: asyncio.Future[Answer] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._parts: list[bytes] = []
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._begun = self._complete = self._reusable = False
+
+    def ask(self, message: bytes, content: bytes) -> asyncio.Future[Answer]:
+        """Send one request; the future gets its answer, or a ``RequestError``."""
+        self._answer = answer = self._owner.loop.create_future()
+        self._begun = self._complete = False
+        if len(content) <= _COPIED:
+            self._transport.write(message + content)
+        else:
+            self._transport.writelines((message, content))
+        return answer
+
+    def expect_within(self, left: float, timeout: float | None) -> None:
+        """End the request in ``left`` seconds; the error says ``timeout``."""
+        self._timer = self._owner.loop.call_later(left, self._expire, timeout)
+
+    def abandon(self, answer: asyncio.Future[Answer]) -> None:
+        """Close the connection, unless the request that is no longer waited for has ended already."""
+        if self._answer is answer:
+            self._end()
+            self.close()
+        elif not answer.cancelled():
+            answer.exception()  # seen: asyncio need not report it
+
+    def fail(self, error: RequestError) -> None:
+        """End the request there may be with an error, and close the connection."""
+        answer = self._end()
+        if answer is not None and not answer.done():
+            answer.set_exception(error)
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, at once."""
+        self._owner.lost(self)
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        self._transport = transport
+        self._owner.made(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        if self._answer is None:  # nothing was asked: a server that says why it is about to close
+            self.close()
+            return
+        self._begun = True
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if not self._complete:
+                self.fail(self._owner.malformed(f"is not HTTP ({error})"))
+                return
+            self._reusable = False
+        if self._complete:
+            self._finish()
+
+    def eof_received(self) -> None:
+        """Called by the event loop. No answer can come any more, whatever is still to be sent."""
+        self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        if self._begun and self._answer is not None and exc is None and self._ends_with_connection():
+            self._finish()
+        else:
+            said = str(exc) if exc else "the connection closed before message completed"
+            self.fail(self._owner.broken("the connection broke off" if self._begun else said))
+        self._parser = None  # it refers to this object, and would leave both to the garbage collector
+
+    # What llhttp has found.
+
+    def on_message_begin(self) -> None:
+        """A second answer to one request: what follows cannot be trusted."""
+        if self._complete:
+            raise ValueError("an answer that nobody asked for")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header line."""
+        self._headers.append((name, value))
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """The end of an answer, or of an interim one (RFC 9110, section 15.2)."""
+        if self._parser.get_status_code() < 200:
+            self._headers = []
+            return
+        self._complete = True
+        self._reusable = self._parser.should_keep_alive()
+
+    def _ends_with_connection(self) -> bool:
+        """Whether this is the end of a body of unknown length (RFC 9112, section 6.3), which may be empty."""
+        if any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers):
+            return False
+        if self._parts:
+            return True
+        with suppress(HttpParserError):
+            self._parser.feed_data(b"-")  # part of a body, if the head is complete
+        complete = bool(self._parts)
+        self._parts = []
+        return complete
+
+    def _end(self) -> asyncio.Future[Answer] | None:
+        """The request there may be is over."""
+        answer, self._answer = self._answer, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return answer
+
+    def _finish(self) -> None:
+        """Hand over the answer, and the connection for the next request if it can be used again."""
+        answer = self._end()
+        parts, header = self._parts, _Headers(self._headers).get
+        self._parts, self._headers = [], []  # an idle connection holds nobody's answer
+        status = self._parser.get_status_code()
+        if self.kept_s < 0:
+            self.kept_s = _keeps(header("keep-alive"))
+        if self._reusable and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
+            self._owner.released(self)
+        else:
+            self.close()
+        if answer is None or answer.done():
+            return
+        try:
+            data = _decoded(parts[0] if len(parts) == 1 else b"".join(parts), header("content-encoding"))
+        except (ValueError, zlib.error) as error:
+            answer.set_exception(self._owner.malformed(f"cannot be decoded ({error})"))
+        else:
+            answer.set_result(Answer(status, data, header))
+
+    def _expire(self, timeout: float | None) -> None:
+        self.fail(timed_out(self._owner.label, timeout))
+
+
+class _Headers(list[tuple[bytes, bytes]]):
+    """Header lines as they came."""
+
+    def get(self, name: str) -> str | None:
+        """The first value of that name, in whatever case."""
+        wanted = name.lower().encode()
+        for found, value in self:
+            if found.lower() == wanted:
+                return value.decode("latin-1")
+        return None
+
+
+def _keeps(announced: str | None) -> float:
+    """How many seconds a connection may be idle and still be used, by what the server announced."""
+    found = _ANNOUNCED.search(announced or "")
+    return min((float(found[1]) if found else _KEEP_ALIVE_S) * _KEEP_ALIVE_USED, _IDLE_S)
+
+
+def _decoded(data: bytes, encoding: str | None) -> bytes:
+    """The body without its content coding: none was asked for, a gateway may have chosen one anyway."""
+    if not data or encoding is None or encoding.lower() == "identity":
+        return data
+    if encoding.lower() in ("gzip", "x-gzip", "deflate"):
+        return zlib.decompress(data, 32 + zlib.MAX_WBITS)
+    raise ValueError(f"content-encoding {encoding!r}")

@@ -1,0 +1,1 @@
+"""OpenAI's wire format, pure: requests to JSON, JSON to results, response formats. No I/O."""

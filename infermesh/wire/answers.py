@@ -1,0 +1,399 @@
+"""The OpenAI wire format, answers: the decoded JSON → typed results.
+
+Anything that is not the protocol's answer raises :class:`~infermesh.errors.MalformedResponseError`, which says what was
+expected and shows the beginning of what came. Pure: no clock, no I/O.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+import sys
+from array import array
+from base64 import b64decode
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import orjson
+
+from infermesh.errors import (
+    BadRequestError,
+    ContentFilterError,
+    MalformedResponseError,
+    RateLimitError,
+    RequestError,
+    ServerError,
+)
+from infermesh.redaction import redact
+from infermesh.results import EmbeddingResult, GenerationResult, TokenUsage, ToolCall, TranscriptionResult
+from infermesh.types import Operation, Reply
+from infermesh.wire.languages import language_code
+
+_EXCERPT = 200
+
+
+def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
+    """Read the answer to a chat, text or Responses request.
+
+    A refusal (``message.refusal``, or a ``refusal`` part) is the answer's text where there is no other text, and the
+    finish reason stays as the server gave it. A Responses status becomes the chat finish reason of the same meaning:
+    ``stop``, ``tool_calls``, ``length`` or ``content_filter``. Only the first choice is read.
+
+    Raises
+    ------
+    MalformedResponseError
+        The body is not that endpoint's answer.
+    ContentFilterError
+        The provider's filter left no text.
+    RequestError
+        A Responses answer with status ``failed``; the class follows its error code.
+    """
+    body = reply.body
+    if operation == "chat_completion":
+        result = _chat(body, reply)
+    elif operation == "text_completion":
+        result = _text(body, reply)
+    elif operation == "responses":
+        result = _responses(body, reply)
+    else:
+        raise ValueError(f"{operation} is not a generation")
+    if result.finish_reason == "content_filter" and not result.output_text and not result.tool_calls:
+        raise ContentFilterError(
+            "the provider's content filter left no text in the answer: change the prompt or the filter's settings",
+            status_code=reply.status_code,
+            request_id=_request_id(reply),
+        )
+    result.request_id = _request_id(reply)
+    model = body.get("model")
+    result.model_id = model if isinstance(model, str) else None
+    result.token_usage = usage_of(body)
+    result.raw_body = reply.data or body
+    return result
+
+
+def _first_choice(body: dict[str, Any], reply: Reply, expected: str) -> dict[str, Any]:
+    try:
+        choice = body["choices"][0]
+    except (KeyError, IndexError, TypeError):
+        _malformed(expected, reply)
+    if not isinstance(choice, dict):
+        _malformed(expected, reply)
+    return choice
+
+
+def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
+    try:  # what nearly every answer looks like
+        choice = body["choices"][0]
+        message = choice["message"]
+        text, reason = message["content"], choice["finish_reason"]
+        get = message.get
+        rest = get("reasoning_content") or get("reasoning") or get("tool_calls")
+        if type(text) is str and text and type(reason) is str and not rest:
+            return GenerationResult(output_text=text, finish_reason=reason)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        pass
+    expected = "a chat completion with choices[0].message"
+    choice = _first_choice(body, reply, expected)
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        _malformed(expected, reply)
+    content = message.get("content")
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if content is None:
+        text = message.get("refusal") or ""
+    elif isinstance(content, str):
+        text = content or message.get("refusal") or ""
+    elif isinstance(content, list):
+        text = _joined(content, "text")
+        reasoning = reasoning or _joined(content, "thinking") or None
+    else:
+        _malformed("choices[0].message.content as text", reply)
+    if not isinstance(text, str):
+        _malformed("choices[0].message.refusal as text", reply)
+    calls = message.get("tool_calls")
+    return GenerationResult(
+        output_text=text,
+        reasoning=reasoning if isinstance(reasoning, str) else None,
+        tool_calls=_tool_calls(calls, reply) if calls else None,
+        finish_reason=_text_or_none(choice.get("finish_reason")),
+    )
+
+
+def _joined(parts: list[Any], kind: str) -> str:
+    """The text of a content list's parts of one kind; Mistral nests the text of its ``thinking`` parts once more."""
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, dict) and part.get("type") == kind:
+            value = part.get(kind)
+            texts.append(_joined(value, "text") if isinstance(value, list) else value if isinstance(value, str) else "")
+    return "".join(texts)
+
+
+def _tool_calls(calls: Any, reply: Reply) -> list[ToolCall]:
+    try:
+        return [_tool_call(call.get("id"), call["function"]) for call in calls]
+    except (KeyError, TypeError, AttributeError):
+        _malformed("tool_calls as a list of {id, function: {name, arguments}}", reply)
+
+
+def _tool_call(call_id: Any, function: dict[str, Any]) -> ToolCall:
+    arguments = function.get("arguments")
+    if arguments is None:
+        arguments = "{}"
+    elif not isinstance(arguments, str):  # some servers send the object itself
+        arguments = orjson.dumps(arguments).decode()
+    name = function["name"]
+    if not isinstance(name, str):
+        raise TypeError
+    return ToolCall(_text_or_none(call_id), name, arguments)
+
+
+def _text(body: dict[str, Any], reply: Reply) -> GenerationResult:
+    expected = "a text completion with choices[0].text"
+    choice = _first_choice(body, reply, expected)
+    text = choice.get("text")
+    if not isinstance(text, str):
+        _malformed(expected, reply)
+    return GenerationResult(output_text=text, finish_reason=_text_or_none(choice.get("finish_reason")))
+
+
+def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
+    status = body.get("status")
+    if status == "failed":
+        _failed_response(body, reply)
+    output = body.get("output")
+    if not isinstance(output, list):
+        _malformed("a response with a list 'output'", reply)
+    texts: list[str] = []
+    refusals: list[str] = []
+    thoughts: list[str] = []
+    calls: list[ToolCall] = []
+    try:
+        for item in output:
+            kind = item.get("type")
+            if kind == "message":
+                for part in item["content"]:
+                    if part.get("type") == "output_text":
+                        texts.append(part["text"])
+                    elif part.get("type") == "refusal":
+                        refusals.append(part["refusal"])
+            elif kind == "reasoning":
+                thoughts.extend(part["text"] for part in item.get("content") or item.get("summary") or ())
+            elif kind == "function_call":
+                calls.append(_tool_call(item.get("call_id") or item.get("id"), item))
+        text = "".join(texts) or "".join(refusals)
+        reasoning = "\n".join(thoughts) or None
+    except (KeyError, TypeError, AttributeError):
+        _malformed("output items of the Responses API", reply)
+    return GenerationResult(
+        output_text=text,
+        reasoning=reasoning,
+        tool_calls=calls or None,
+        finish_reason=_finish_reason(body, status, bool(calls)),
+    )
+
+
+def _finish_reason(body: dict[str, Any], status: Any, called: bool) -> str | None:
+    if status == "completed":
+        return "tool_calls" if called else "stop"
+    if status == "incomplete":
+        details = body.get("incomplete_details")
+        reason = details.get("reason") if isinstance(details, dict) else None
+        return "length" if reason == "max_output_tokens" else _text_or_none(reason) or "incomplete"
+    return _text_or_none(status)
+
+
+def _failed_response(body: dict[str, Any], reply: Reply) -> NoReturn:
+    raw = body.get("error")
+    error: dict[str, Any] = raw if isinstance(raw, dict) else {}
+    code = error.get("code")
+    kind: type[RequestError]
+    if code == "rate_limit_exceeded":
+        kind = RateLimitError
+    elif code is None or code == "server_error" or str(code).endswith("timeout"):
+        kind = ServerError
+    else:
+        kind = BadRequestError
+    said = redact(str(error.get("message") or "no reason given"))[:500]
+    raise kind(
+        f"the server answered with status 'failed' ({code}): {said}",
+        status_code=reply.status_code,
+        request_id=_request_id(reply),
+    )
+
+
+def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None) -> list[EmbeddingResult]:
+    """Read ``n`` embeddings, ordered as the texts were.
+
+    Parameters
+    ----------
+    reply
+        The answer; vectors as lists of floats, or base64 of little-endian float32 (``encoding_format: base64``).
+    n
+        How many texts were sent.
+    weights
+        The texts' lengths in any unit. The batch's token usage is shared out by them, so that the items' counts add up
+        to the batch's; equally where it is ``None``.
+
+    Raises
+    ------
+    MalformedResponseError
+        Not ``n`` vectors with the indices 0 … n-1, or one that is empty or not finite numbers.
+    """
+    body = reply.body
+    data = body.get("data")
+    if not isinstance(data, list) or len(data) != n:
+        found = f"{len(data)}" if isinstance(data, list) else "none"
+        _malformed(f"{n} embeddings in 'data' ({found} came)", reply)
+    vectors: list[list[float] | None] = [None] * n
+    for position, item in enumerate(data):
+        index = item.get("index", position) if isinstance(item, dict) else None
+        if not isinstance(index, int) or not 0 <= index < n or vectors[index] is not None:
+            _malformed(f"each index 0 … {n - 1} once in 'data'", reply)
+        vectors[index] = _vector(item.get("embedding"), reply)
+    request_id = _request_id(reply)
+    model_id = _text_or_none(body.get("model"))
+    usages = _shares(usage_of(body), weights if weights is not None else [1] * n)
+    return [
+        EmbeddingResult(request_id=request_id, model_id=model_id, token_usage=usage, embedding=vector or [])
+        for vector, usage in zip(vectors, usages, strict=True)
+    ]
+
+
+def _vector(value: Any, reply: Reply) -> list[float]:
+    try:
+        if isinstance(value, str):
+            numbers = array("f")
+            numbers.frombytes(b64decode(value, validate=True))
+            if sys.byteorder == "big":
+                numbers.byteswap()
+            vector = numbers.tolist()
+        else:
+            vector = value
+        # One pass in C finds what is not a number, and what is not finite.
+        if not isinstance(vector, list) or not vector or not math.isfinite(sum(vector)):
+            _malformed("each embedding as a non-empty list of finite numbers", reply)
+    except (TypeError, ValueError, binascii.Error):
+        _malformed("each embedding as a list of numbers, or base64 of float32", reply)
+    return vector
+
+
+def _shares(usage: TokenUsage | None, weights: Sequence[int]) -> list[TokenUsage | None]:
+    if usage is None:
+        return [None] * len(weights)
+    prompts = apportion(usage.prompt_tokens, weights)
+    completions = apportion(usage.completion_tokens, weights) if usage.completion_tokens else [0] * len(weights)
+    return [TokenUsage(p, c, p + c) for p, c in zip(prompts, completions, strict=True)]
+
+
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
+    """Split ``total`` into whole shares in proportion to ``weights``; the shares add up to ``total`` exactly.
+
+    Largest remainder (Hamilton's method), ties to the earlier item; equal shares where every weight is 0.
+    """
+    if not weights:
+        return []
+    whole = sum(weights)
+    if whole <= 0:
+        weights, whole = [1] * len(weights), len(weights)
+    shares = [total * weight // whole for weight in weights]
+    rest = total - sum(shares)
+    if rest:
+        by_remainder = sorted(range(len(weights)), key=lambda i: -(total * weights[i] % whole))
+        for i in by_remainder[:rest]:
+            shares[i] += 1
+    return shares
+
+
+def parse_transcription(reply: Reply) -> TranscriptionResult:
+    """Read a transcript; ``language`` is an ISO 639-1 code also where the server spells the name out.
+
+    Raises
+    ------
+    MalformedResponseError
+        The body has no ``text``.
+    """
+    body = reply.body
+    text = body.get("text")
+    if not isinstance(text, str):
+        _malformed("a transcription with 'text'", reply)
+    usage = body.get("usage")
+    duration = body.get("duration")
+    if duration is None and isinstance(usage, dict):
+        duration = usage.get("seconds")
+    try:
+        seconds = None if duration is None else float(duration)  # some servers send it as text
+    except (TypeError, ValueError):
+        seconds = None
+    language = body.get("language")
+    return TranscriptionResult(
+        request_id=_request_id(reply),
+        model_id=_text_or_none(body.get("model")),
+        token_usage=usage_of(body),
+        raw_body=reply.data or body,
+        text=text,
+        language=language_code(language) if isinstance(language, str) and language else None,
+        duration_s=seconds,
+    )
+
+
+def usage_of(body: dict[str, Any]) -> TokenUsage | None:
+    """The token counts of an answer, ``None`` where it has none.
+
+    Reads the chat names (``prompt_tokens``, ``completion_tokens``) and the Responses and audio names (``input_tokens``,
+    ``output_tokens``), and the reasoning and cached tokens of their ``…_details``.
+    """
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    prompt = usage.get("prompt_tokens")
+    if prompt is not None:
+        completion = usage.get("completion_tokens") or 0
+        prompt_details = usage.get("prompt_tokens_details")
+        completion_details = usage.get("completion_tokens_details")
+    else:
+        prompt = usage.get("input_tokens")
+        completion = usage.get("output_tokens") or 0
+        prompt_details = usage.get("input_tokens_details")
+        completion_details = usage.get("output_tokens_details")
+    if not isinstance(prompt, int) or not isinstance(completion, int):
+        return None
+    total = usage.get("total_tokens")
+    return TokenUsage(
+        prompt,
+        completion,
+        total if isinstance(total, int) else prompt + completion,
+        _detail(completion_details, "reasoning_tokens"),
+        _detail(prompt_details, "cached_tokens"),
+    )
+
+
+def _detail(details: Any, name: str) -> int | None:
+    if not isinstance(details, dict):
+        return None
+    value = details.get(name)
+    return value if isinstance(value, int) else None
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _request_id(reply: Reply) -> str | None:
+    value = reply.body.get("id")
+    return value if isinstance(value, str) and value else reply.header("x-request-id")
+
+
+def _malformed(expected: str, reply: Reply) -> NoReturn:
+    try:
+        shown = orjson.dumps(reply.body, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        shown = repr(reply.body)
+    shown = redact(shown[: 10 * _EXCERPT])
+    if len(shown) > _EXCERPT:
+        shown = shown[:_EXCERPT] + "…"
+    raise MalformedResponseError(
+        f"expected {expected}, but the server answered {shown}. Check that api_base is an OpenAI-compatible endpoint",
+        status_code=reply.status_code,
+        request_id=_request_id(reply),
+    )

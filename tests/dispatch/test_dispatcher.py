@@ -1,0 +1,455 @@
+from __future__ import annotations
+
+import asyncio
+import pickle
+import random
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from infermesh.dispatch import Deployment, Router
+from infermesh.dispatch.dispatcher import Dispatcher
+from infermesh.dispatch.retry import RetryPolicy
+from infermesh.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    BadRequestError,
+    ContentFilterError,
+    InputError,
+    MalformedResponseError,
+    NoDeploymentError,
+    RateLimitError,
+    RequestError,
+    RequestTimeoutError,
+    ServerError,
+)
+from infermesh.limits import Limits, LocalRateLimiter, make_limiter
+from infermesh.results import RequestMetrics, TokenUsage
+from infermesh.types import Reply, RoutingStrategy
+from tests.fakes import ScriptedTransport, header, now, parse_ok, reply, request, settle, virtual, worst_window
+
+WALL = 1_700_000_000.0
+
+
+class Rig:
+    """A dispatcher over scripted deployments: ``Rig(a=[...], b=[...])``."""
+
+    def __init__(
+        self,
+        scripts: dict[str, list[Any]],
+        *,
+        service_s: float = 0.0,
+        retry: RetryPolicy | None = None,
+        limits: Limits | None = None,
+        strategy: Any = "least-busy",
+        **fields: Any,
+    ) -> None:
+        self.transports = {label: ScriptedTransport(script, service_s) for label, script in scripts.items()}
+        self.deployments = {
+            label: Deployment(label, transport, None if limits is None else LocalRateLimiter(limits), **fields)
+            for label, transport in self.transports.items()
+        }
+        router = Router(list(self.deployments.values()), strategy, rng=random.Random(1))
+        start = now()
+        self.dispatcher = Dispatcher(
+            router, retry or RetryPolicy(jitter_s=0), rng=random.Random(1), clock=now, wall=lambda: WALL + now() - start
+        )
+
+    async def send(self, **fields: Any) -> RequestMetrics:
+        _, metrics = await self.dispatcher.send(request(**fields), parse_ok)
+        return metrics
+
+    @property
+    def idle(self) -> bool:
+        return all(d.in_flight == 0 for d in self.deployments.values())
+
+
+@virtual
+async def test_a_request_and_its_metrics() -> None:
+    rig = Rig({"a": [reply({"usage": [10, 5]})]}, service_s=2.0, price=lambda usage: usage.total_tokens * 0.1)
+    body, metrics = await rig.dispatcher.send(request(), parse_ok)
+    assert body == {"usage": [10, 5]}
+    assert (metrics.deployment, metrics.retries) == ("a", 0)
+    assert metrics.queue_s == 0
+    assert metrics.service_s == pytest.approx(2)
+    assert metrics.end_to_end_s == pytest.approx(2)
+    (attempt,) = metrics.attempts
+    assert (attempt.attempt, attempt.deployment, attempt.status_code, attempt.error_type) == (1, "a", 200, None)
+    assert (attempt.prompt_tokens, attempt.completion_tokens, attempt.cost_usd) == (10, 5, 1.5)
+    assert attempt.started_at == pytest.approx(WALL)
+    assert rig.idle
+
+
+@virtual
+async def test_transient_failures_back_off_and_are_told() -> None:
+    script = [ServerError("down", status_code=503), RequestTimeoutError("slow"), MalformedResponseError("html")]
+    rig = Rig({"a": script}, service_s=1.0)
+    start = now()
+    metrics = await rig.send()
+    assert [round(t - start) for t in rig.transports["a"].sent_at] == [0, 2, 5, 10]  # 1 s each and waits of 1, 2, 4
+    assert metrics.retries == 3
+    assert [a.error_type for a in metrics.attempts] == ["server", "timeout", "malformed_response", None]
+    assert [a.status_code for a in metrics.attempts] == [503, None, None, 200]
+    assert [a.attempt for a in metrics.attempts] == [1, 2, 3, 4]
+    assert [round(a.queue_s) for a in metrics.attempts] == [0, 1, 2, 4]
+    assert [round(a.started_at - WALL) for a in metrics.attempts] == [0, 2, 5, 10]
+    assert metrics.queue_s == pytest.approx(7, abs=0.01)
+    assert metrics.service_s == pytest.approx(1, abs=0.01)
+    assert metrics.end_to_end_s == pytest.approx(11, abs=0.01)
+
+
+@virtual
+async def test_the_last_failure_is_raised_with_its_metrics() -> None:
+    rig = Rig({"a": [ServerError(f"down {n}") for n in range(9)]})
+    with pytest.raises(ServerError, match="down 3") as caught:
+        await rig.send()
+    assert caught.value.deployment == "a"
+    assert caught.value.metrics is not None
+    assert caught.value.metrics.retries == 3
+    assert len(caught.value.metrics.attempts) == 4
+    assert pickle.loads(pickle.dumps(caught.value)).metrics == caught.value.metrics
+    assert rig.idle
+
+
+@pytest.mark.parametrize("error", [BadRequestError("no", status_code=400), AuthenticationError("key", status_code=401)])
+@virtual
+async def test_what_stays_wrong_is_sent_once(error: RequestError) -> None:
+    rig = Rig({"a": [error], "b": [error]})
+    with pytest.raises(type(error)) as caught:
+        await rig.send()
+    assert caught.value is error
+    assert caught.value.metrics is not None
+    assert caught.value.metrics.retries == 0
+    assert rig.idle
+
+
+@virtual
+async def test_no_retries() -> None:
+    rig = Rig({"a": [ServerError("down")]}, retry=RetryPolicy(max_retries=0))
+    with pytest.raises(ServerError):
+        await rig.send()
+    assert len(rig.transports["a"].sent_at) == 1
+
+
+@pytest.mark.parametrize("error", [ServerError("down"), APIConnectionError("refused"), RequestTimeoutError("slow")])
+@virtual
+async def test_another_deployment_takes_over_at_once(error: RequestError) -> None:
+    rig = Rig({"a": [error], "b": [error]})
+    rig.transports["b"].script.clear()
+    rig.deployments["b"].in_flight = 1  # so that a is asked first
+    start = now()
+    metrics = await rig.send()
+    assert [a.deployment for a in metrics.attempts] == ["a", "b"]
+    assert now() == start
+    assert metrics.deployment == "b"
+
+
+@virtual
+async def test_when_all_were_tried_it_backs_off_and_alternates() -> None:
+    rig = Rig({"a": [ServerError("a down")] * 9, "b": [ServerError("b down")] * 9})
+    start = now()
+    with pytest.raises(NoDeploymentError, match=r"a: server: a down.*b down|b: server: b down.*a down") as caught:
+        await rig.send()
+    error = caught.value
+    assert error.metrics is not None
+    labels = [a.deployment for a in error.metrics.attempts]
+    assert labels in (["a", "b", "a", "b"], ["b", "a", "b", "a"])
+    assert now() - start == pytest.approx(2 + 4, abs=0.01)  # none before the second, then 2 ** attempt
+    assert set(error.failures) == {"a", "b"}
+    assert isinstance(error.__cause__, ServerError)
+    assert error.deployment == labels[-1]
+    assert error.retryable
+
+
+@virtual
+async def test_a_verdict_on_the_request_is_not_hidden_behind_the_deployments() -> None:
+    rig = Rig({"a": [ServerError("down")], "b": [ContentFilterError("no")]})
+    rig.deployments["b"].in_flight = 1
+    with pytest.raises(ContentFilterError) as caught:
+        await rig.send()
+    assert caught.value.deployment == "b"
+    assert caught.value.metrics is not None
+    assert [a.deployment for a in caught.value.metrics.attempts] == ["a", "b"]
+
+
+@virtual
+async def test_nothing_is_held_during_the_back_off() -> None:
+    rig = Rig({"a": [ServerError("down")]}, max_parallel_requests=1)
+    failing = asyncio.create_task(rig.send())
+    await settle()
+    start = now()
+    assert rig.idle
+    for _ in range(5):
+        await rig.send()
+    assert now() == start
+    await failing
+
+
+@virtual
+async def test_a_429_pauses_the_deployment_for_everybody_once() -> None:
+    limited = [RateLimitError("slow down", status_code=429, retry_after=10)] * 5
+    rig = Rig({"a": limited}, service_s=1.0)
+    start = now()
+    results = await asyncio.gather(*(rig.send() for _ in range(20)))
+    sent = [round(t - start) for t in rig.transports["a"].sent_at]
+    assert sent == [0] * 20 + [11] * 5
+    assert sum(metrics.retries for metrics in results) == 5
+
+    rig = Rig({"a": limited[:1]}, service_s=1.0, max_parallel_requests=1)
+    start = now()
+    results = await asyncio.gather(*(rig.send() for _ in range(4)))
+    assert [round(t - start) for t in rig.transports["a"].sent_at] == [0, 11, 12, 13, 14]
+    assert sum(metrics.retries for metrics in results) == 1  # those who waited burnt nothing
+
+
+@virtual
+async def test_a_429_goes_to_another_deployment_at_once() -> None:
+    rig = Rig({"a": [RateLimitError("slow", retry_after=30)], "b": []})
+    rig.deployments["b"].in_flight = 1
+    start = now()
+    metrics = await rig.send()
+    assert [a.deployment for a in metrics.attempts] == ["a", "b"]
+    assert now() == start
+    assert rig.deployments["a"].limiter.paused_for == pytest.approx(30)
+    assert {(await rig.send()).deployment for _ in range(10)} == {"b"}
+
+
+@virtual
+async def test_a_429_everywhere_waits_for_the_first_to_be_ready() -> None:
+    rig = Rig({"a": [RateLimitError("slow", retry_after=30)], "b": [RateLimitError("slow", retry_after=20)]})
+    start = now()
+    metrics = await rig.send()
+    assert metrics.deployment == "b"
+    assert now() - start == pytest.approx(20, abs=0.01)
+
+
+@virtual
+async def test_a_pause_beyond_the_cap_is_the_limiters_and_costs_no_attempt() -> None:
+    rig = Rig({"a": [RateLimitError("daily quota", retry_after=3600)]})
+    start = now()
+    metrics = await rig.send()
+    assert metrics.retries == 1
+    assert now() - start == pytest.approx(3600, abs=1)
+    assert metrics.queue_s == pytest.approx(3600, abs=1)
+
+
+@virtual
+async def test_a_429_without_a_wait_pauses_for_the_back_off_even_when_it_gives_up() -> None:
+    rig = Rig({"a": [RateLimitError("slow")]}, retry=RetryPolicy(max_retries=0, jitter_s=0))
+    with pytest.raises(RateLimitError):
+        await rig.send()
+    assert rig.deployments["a"].limiter.paused_for == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("error", "requests", "tokens"),
+    [
+        (RateLimitError("slow", status_code=429, retry_after=0), 1, 30),
+        (APIConnectionError("refused"), 1, 30),
+        (BadRequestError("no", status_code=400), 1, 0),
+        (RequestTimeoutError("slow"), 2, 130),
+        (ServerError("down", status_code=500), 2, 130),
+    ],
+)
+@virtual
+async def test_what_a_failure_costs_of_the_quotas(error: RequestError, requests: int, tokens: int) -> None:
+    rig = Rig({"a": [error, reply({"usage": [20, 10]})]}, limits=Limits(rpd=100, tpd=10_000))
+    with suppress(BadRequestError):
+        await rig.send(prompt_tokens=50, output_tokens=50)
+    limiter = rig.deployments["a"].limiter
+    assert isinstance(limiter, LocalRateLimiter)
+    assert limiter.used_today is not None
+    assert limiter.used_today[1:] == (requests, tokens)
+
+
+@virtual
+async def test_usage_of_a_failed_answer_is_booked() -> None:
+    def parse(answer: Reply) -> tuple[None, TokenUsage | None]:
+        error = ContentFilterError("filtered")
+        error.usage = TokenUsage(7, 3, 10)
+        raise error
+
+    rig = Rig({"a": []}, limits=Limits(tpd=1000), price=lambda usage: 0.5)
+    with pytest.raises(ContentFilterError) as caught:
+        await rig.dispatcher.send(request(50, 50), parse)
+    assert caught.value.metrics is not None
+    (attempt,) = caught.value.metrics.attempts
+    assert (attempt.prompt_tokens, attempt.completion_tokens, attempt.cost_usd) == (7, 3, 0.5)
+    assert (attempt.status_code, attempt.error_type) == (200, "content_filter")
+    limiter = rig.deployments["a"].limiter
+    assert isinstance(limiter, LocalRateLimiter)
+    assert limiter.used_today is not None
+    assert limiter.used_today.tokens == 10
+
+
+@virtual
+async def test_headers_are_observed() -> None:
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "25s"}
+    rig = Rig({"a": [reply(headers=headers)]}, limits=Limits(rpm=6000))
+    start = now()
+    await rig.send()
+    await rig.send()
+    assert now() - start == pytest.approx(25, abs=0.1)
+    assert header(headers)("X-RateLimit-Remaining-Requests") == "0"
+
+
+@virtual
+async def test_an_input_error_was_never_sent() -> None:
+    rig = Rig({"a": [InputError("no such file")]}, limits=Limits(rpd=10))
+    with pytest.raises(InputError) as caught:
+        await rig.send()
+    assert caught.value.metrics is not None
+    assert caught.value.metrics.attempts == []
+    limiter = rig.deployments["a"].limiter
+    assert isinstance(limiter, LocalRateLimiter)
+    assert limiter.used_today is not None
+    assert limiter.used_today.requests == 0
+
+
+@virtual
+async def test_the_requests_timeout_goes_before_the_calls() -> None:
+    rig = Rig({"a": []})
+    await rig.dispatcher.send(request(), parse_ok, 30.0)
+    await rig.dispatcher.send(request(timeout=5.0), parse_ok, 30.0)
+    await rig.dispatcher.send(request(), parse_ok)
+    assert rig.transports["a"].timeouts == [30.0, 5.0, None]
+
+
+@pytest.mark.parametrize("at", ["slot", "limit", "send", "back-off"])
+@virtual
+async def test_cancelled_anywhere_it_holds_nothing(at: str) -> None:
+    script = [ServerError("down")] if at == "back-off" else []
+    rig = Rig({"a": script}, service_s=5.0, max_parallel_requests=1, limits=Limits(rpm=60_000))
+    deployment = rig.deployments["a"]
+    blocker = asyncio.create_task(rig.send()) if at == "slot" else None
+    await settle()
+    if at == "limit":
+        deployment.limiter.pause(100)
+    task = asyncio.create_task(rig.send())
+    await asyncio.sleep(5.5 if at == "back-off" else 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    if blocker is not None:
+        await blocker
+    assert rig.idle
+    assert deployment.limiter.waiting == 0
+    await rig.send()
+    assert rig.idle
+
+
+@pytest.mark.parametrize("where", ["send", "parse"])
+@virtual
+async def test_a_bug_propagates_and_holds_nothing(where: str) -> None:
+    def parse(answer: Reply) -> tuple[None, None]:
+        raise KeyError("bug")
+
+    rig = Rig({"a": [KeyError("bug")] if where == "send" else []}, max_parallel_requests=1)
+    with pytest.raises(KeyError):
+        await rig.dispatcher.send(request(), parse)
+    assert rig.idle
+
+
+@virtual
+async def test_a_dead_replica_costs_a_job_little() -> None:
+    down = [APIConnectionError("refused")] * 100_000
+    rig = Rig({"dead": down, "a": [], "b": []}, service_s=0.1, max_parallel_requests=8, strategy="simple-shuffle")
+    gate = asyncio.Semaphore(24)
+
+    async def one() -> RequestMetrics:
+        async with gate:
+            return await rig.send()
+
+    start = now()
+    results = await asyncio.gather(*(one() for _ in range(4000)))
+    assert {metrics.deployment for metrics in results} == {"a", "b"}
+    assert now() - start < 1.1 * 4000 / 16 * 0.1
+    assert len(rig.transports["dead"].sent_at) < 40
+
+
+@virtual
+async def test_an_outage_of_all_replicas_is_survived_and_probed() -> None:
+    outage_ends = now() + 30
+
+    async def answer() -> Reply:
+        if now() < outage_ends:
+            raise APIConnectionError("refused")
+        return reply()
+
+    rig = Rig({"a": [answer] * 100_000, "b": [answer] * 100_000}, service_s=0.1, max_parallel_requests=8)
+    start = now()
+    results = await asyncio.gather(*(rig.send() for _ in range(64)), return_exceptions=True)
+    failed = [result for result in results if isinstance(result, BaseException)]
+    assert all(isinstance(error, NoDeploymentError) for error in failed)
+    assert len(failed) <= 8
+    assert now() - start < 60
+    assert rig.idle
+
+
+@virtual
+async def test_a_long_cooldown_of_all_is_waited_for_no_longer_than_a_back_off() -> None:
+    rig = Rig({"a": [], "b": []})
+    for deployment in rig.deployments.values():
+        deployment.health.cool_until = now() + 600
+    start = now()
+    await rig.send()
+    assert now() - start == pytest.approx(60, abs=0.1)
+
+
+@virtual
+async def test_waiting_for_a_limit_holds_no_slot_that_another_could_use() -> None:
+    rig = Rig({"a": []}, max_parallel_requests=2, limits=Limits(rpm=600), service_s=0.01)
+    await asyncio.gather(*(rig.send() for _ in range(100)))
+    times = rig.transports["a"].sent_at
+    assert rig.transports["a"].peak <= 2
+    assert worst_window(times, 1.0) <= 12
+    assert times[-1] - times[0] == pytest.approx(10, rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@virtual
+async def test_in_any_weather_nothing_hangs_and_nothing_leaks(seed: int) -> None:
+    rng = random.Random(seed)
+    account = LocalRateLimiter(Limits(rpm=6000, tpm=6_000_000))
+
+    async def weather() -> Reply:
+        await asyncio.sleep(rng.random())
+        kind = rng.random()
+        if kind < 0.1:
+            raise RateLimitError("slow", status_code=429, retry_after=rng.choice([None, 0, 3, 90]))
+        if kind < 0.3:
+            raise rng.choice([ServerError("down"), APIConnectionError("reset"), RequestTimeoutError("slow")])
+        if kind < 0.35:
+            raise BadRequestError("no", status_code=400)
+        return reply({"usage": [rng.randint(1, 500), rng.randint(0, 500)]})
+
+    deployments = [
+        Deployment(
+            label,
+            ScriptedTransport([weather] * 100_000),
+            make_limiter(Limits(rpm=rng.choice([600, 6000])), *([account] if shared else [])),
+            max_parallel_requests=slots,
+        )
+        for label, slots, shared in (("a", 3, True), ("b", 5, False), ("c", 2, True))
+    ]
+    strategies: list[RoutingStrategy] = ["simple-shuffle", "least-busy", "latency-based-routing"]
+    dispatchers = [
+        Dispatcher(Router(some, strategies[(n + seed) % 3], rng=rng), rng=rng, clock=now)
+        for n, some in enumerate([deployments, deployments[:2], deployments[1:], deployments[:1]])
+    ]
+    tasks = [
+        asyncio.create_task(rng.choice(dispatchers).send(request(rng.randint(1, 300)), parse_ok)) for _ in range(600)
+    ]
+    for task in rng.sample(tasks, 200):
+        asyncio.get_running_loop().call_later(rng.random() * 60, task.cancel)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(r, (tuple, RequestError, asyncio.CancelledError)) for r in results)
+    assert sum(isinstance(r, tuple) for r in results) > 200
+    assert [d.in_flight for d in deployments] == [0, 0, 0]
+    assert [d.limiter.waiting for d in deployments] == [0, 0, 0]
+    for deployment in deployments:
+        transport = deployment.transport
+        assert isinstance(transport, ScriptedTransport)
+        assert transport.in_flight == 0
+        assert transport.peak <= (deployment.max_parallel_requests or 0)

@@ -1,0 +1,236 @@
+"""Tables out: what each format makes of each type, in chunks, whole or not at all; the sinks of a declaration."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from infermesh.config.schema import SinkConfig
+from infermesh.errors import ConfigError, StoreError
+from infermesh.query import export as module
+from infermesh.query.export import check_sinks, export, file_format, table_query, write_sinks
+
+LABELS = ("--table", "--columns", "--where")
+BIG = 1234567890123456789012345678901234567
+EVERYTHING = f"""
+    SELECT 1::BIGINT AS i, {BIG}::HUGEINT AS h, [0.1, 'nan'::FLOAT, NULL]::FLOAT[] AS e,
+        '{{"a": [1, {{"b": null}}]}}'::JSON AS j,
+        TIMESTAMP '2025-01-02 03:04:05.678' AS ts, '\\xAA'::BLOB AS bytes, 'inf'::DOUBLE AS d, 0.1::FLOAT AS f,
+        {{'s': 0.1::FLOAT, 'l': [1.5, 'nan'::DOUBLE]}} AS st, ''::VARCHAR AS empty, NULL::VARCHAR AS nothing,
+        NULL::JSON AS no_json, NULL::FLOAT[] AS no_list, [0.1, 0.2]::FLOAT[2] AS fixed, true AS b
+"""
+PLAIN = {
+    "i": 1,
+    "h": BIG,
+    "e": [0.1, None, None],
+    "j": {"a": [1, {"b": None}]},
+    "ts": "2025-01-02 03:04:05.678",
+    "bytes": "aa",
+    "d": None,
+    "f": 0.1,
+    "st": {"s": 0.1, "l": [1.5, None]},
+    "empty": "",
+    "nothing": None,
+    "no_json": None,
+    "no_list": None,
+    "fixed": [0.1, 0.2],
+    "b": True,
+}
+
+
+@pytest.fixture
+def connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A run in small: a source of 100 rows, a stage whose rows lie in another order, their view."""
+    with duckdb.connect(config={"python_enable_replacements": False}) as connection:
+        connection.execute(
+            "CREATE TABLE source AS SELECT i AS row_id, 'k' || i AS row_key, i AS n FROM range(100) t(i)"
+        )
+        connection.execute(
+            "CREATE TABLE a AS SELECT row_id, 'done' AS status, 'text ' || row_id AS text FROM source "
+            "ORDER BY hash(row_id)"
+        )
+        connection.execute(
+            "CREATE VIEW results AS SELECT s.*, a.text AS a_text FROM source s LEFT JOIN a USING (row_id)"
+        )
+        yield connection
+
+
+def read(path: Path) -> list[tuple[Any, ...]]:
+    with duckdb.connect() as connection:
+        return connection.execute(f"FROM '{path}'").fetchall()
+
+
+class TestFormats:
+    def test_json_lines_hold_json(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+        assert export(connection, EVERYTHING, tmp_path / "x.jsonl") == 1
+        (line,) = (tmp_path / "x.jsonl").read_text().splitlines()
+        assert json.loads(line, parse_constant=pytest.fail) == PLAIN
+
+    def test_csv_holds_nested_values_as_json(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+        export(connection, EVERYTHING, tmp_path / "x.csv")
+        with open(tmp_path / "x.csv", newline="") as lines:
+            (row,) = csv.DictReader(lines)
+        for name in ("e", "st", "j", "fixed"):
+            assert json.loads(row[name]) == PLAIN[name]
+        assert (row["h"], row["bytes"], row["nothing"], row["no_list"]) == (str(BIG), "aa", "", "")
+        assert ',"",,' in (tmp_path / "x.csv").read_text()  # an empty text, and none
+
+    def test_parquet_keeps_types(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+        export(connection, EVERYTHING, tmp_path / "x.parquet")
+        types = dict(
+            connection.execute(
+                f"SELECT column_name, column_type FROM (DESCRIBE FROM '{tmp_path}/x.parquet')"
+            ).fetchall()
+        )
+        assert types["h"] == "DECIMAL(38,0)"
+        assert (types["e"], types["j"], types["ts"], types["bytes"]) == ("FLOAT[]", "JSON", "TIMESTAMP", "BLOB")
+        assert connection.execute(f"SELECT h FROM '{tmp_path}/x.parquet'").fetchall() == [(BIG,)]
+
+    @pytest.mark.parametrize(
+        "name", ["x.csv", "x.tsv", "x.jsonl", "x.csv.gz", "x.jsonl.gz", "x.csv.zst", "x.jsonl.zst"]
+    )
+    def test_text_can_be_read_again(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path, name: str) -> None:
+        assert export(connection, "SELECT n, a_text FROM results ORDER BY n;", tmp_path / name) == 100
+        assert read(tmp_path / name) == [(n, f"text {n}") for n in range(100)]
+
+    def test_two_columns_of_one_name_are_two(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+        export(connection, "SELECT 1 AS a, 2 AS A, 3 AS a", tmp_path / "x.jsonl")
+        assert json.loads((tmp_path / "x.jsonl").read_text()) == {"a": 1, "A_1": 2, "a_2": 3}
+
+    @pytest.mark.parametrize("name", ["x", "x.txt", "x.gz", "x.parquet.gz", "jsonl"])
+    def test_other_names_are_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=r"expected a name that ends in \.parquet"):
+            file_format(Path(name))
+
+
+class TestTables:
+    @pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.jsonl.gz"])
+    def test_chunks_come_in_the_order_of_the_rows(
+        self, connection: duckdb.DuckDBPyConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(module, "_CHUNK", 7)
+        query = table_query(connection, "RESULTS", ["a_text", "N"], "n % 2 = 1 -- odd", LABELS)
+        assert export(connection, query, tmp_path / name) == 50
+        assert read(tmp_path / name) == [(f"text {n}", n) for n in range(1, 100, 2)]
+        assert [file.name for file in tmp_path.iterdir()] == [name]
+
+    def test_no_rows_leave_a_header(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+        query = table_query(connection, "results", ["n"], "false", LABELS)
+        for name in ("x.csv", "x.jsonl", "x.parquet"):
+            assert export(connection, query, tmp_path / name) == 0
+        assert (tmp_path / "x.csv").read_text() == "n\n"
+        assert (tmp_path / "x.jsonl").read_text() == ""
+        assert read(tmp_path / "x.parquet") == []
+
+    def test_memory_stays_bounded_by_smaller_chunks(self, tmp_path: Path) -> None:
+        """Rows of which a whole chunk does not fit into DuckDB's memory."""
+        with duckdb.connect(tmp_path / "run.duckdb", config={"memory_limit": "50MB", "threads": 1}) as connection:
+            connection.execute(
+                "CREATE TABLE a AS SELECT i AS row_id, repeat(chr(97 + (i % 26)::INTEGER), 10000) AS t "
+                "FROM range(6000) t(i)"
+            )
+            query = table_query(connection, "a", None, None, LABELS)
+            with pytest.raises(StoreError, match="Out of Memory"):
+                export(connection, query.sql, tmp_path / "x.parquet")
+            assert export(connection, query, tmp_path / "x.parquet") == 6000
+        with duckdb.connect() as connection:
+            found = connection.execute(f"SELECT row_id, t[1], len(t) FROM '{tmp_path}/x.parquet'").fetchall()
+        assert found == [(i, chr(97 + i % 26), 10000) for i in range(6000)]
+
+    @pytest.mark.parametrize(
+        ("table", "columns", "where", "words"),
+        [
+            ("result", None, None, "--table: no table 'result'. Did you mean 'results'?"),
+            ("results", ["a_txt"], None, "--columns: results has no column 'a_txt'. Did you mean 'a_text'?"),
+            ("results", None, "m > 1", "--where: Binder Error"),
+            ("results", None, "n >", "--where: Parser Error"),
+        ],
+    )
+    def test_what_is_not_there_is_told(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        table: str,
+        columns: list[str] | None,
+        where: str | None,
+        words: str,
+    ) -> None:
+        with pytest.raises(ConfigError) as caught:
+            table_query(connection, table, columns, where, LABELS)
+        assert words in str(caught.value)
+
+
+class TestWholeOrNotAtAll:
+    def test_a_failure_leaves_the_old_file(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+        target = tmp_path / "x.csv"
+        target.write_text("old")
+        with pytest.raises(StoreError, match=r"x\.csv could not be written: Conversion Error"):
+            export(connection, "SELECT a_text::INTEGER FROM results", target)
+        assert target.read_text() == "old"
+        assert [file.name for file in tmp_path.iterdir()] == ["x.csv"]
+
+    def test_a_folder_in_its_place(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").mkdir()
+        with pytest.raises(StoreError, match="it is a folder"):
+            export(connection, "SELECT 1", tmp_path / "x.csv")
+
+    def test_a_query_that_does_not_bind(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="resulst"):
+            export(connection, "SELECT * FROM resulst", tmp_path / "x.csv")
+        assert not list(tmp_path.iterdir())
+
+
+class TestSinks:
+    def test_they_are_checked_all_at_once(self, connection: duckdb.DuckDBPyConnection) -> None:
+        sinks = {
+            "fine": SinkConfig(path="a.csv"),
+            "table": SinkConfig(path="b.csv", table="b"),
+            "columns": SinkConfig(path="c.csv", columns=["m"]),
+            "where": SinkConfig(path="d.csv", where="nn = 1"),
+            "name": SinkConfig(path="e.xls"),
+            "twice": SinkConfig(path="a.csv"),
+            "none": SinkConfig(path="f.csv", columns=[]),
+        }
+        with pytest.raises(ConfigError) as caught:
+            check_sinks(connection, sinks)
+        starts = [line.split(": ")[0] for line in str(caught.value).splitlines()]
+        assert starts == [
+            "sinks.table.table",
+            "sinks.columns.columns",
+            "sinks.where.where",
+            "sinks.name.path",
+            "sinks.twice.path",
+            "sinks.none.columns",
+        ]
+
+    def test_one_that_fails_does_not_keep_the_others(
+        self, connection: duckdb.DuckDBPyConnection, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        sinks = {
+            "bad": SinkConfig(path="file/a.csv"),
+            "good": SinkConfig(path="new/folder/b.jsonl.gz", table="a", columns=["text"], where="row_id < 2"),
+        }
+        report = write_sinks(connection, sinks, tmp_path)
+        assert len(report.errors) == 1
+        assert report.errors[0].startswith("sinks.bad: ")
+        (written,) = report.written
+        assert (written.path, written.rows) == (tmp_path / "new/folder/b.jsonl.gz", 2)
+        assert written.bytes == written.path.stat().st_size
+        lines = gzip.decompress(written.path.read_bytes()).splitlines()
+        assert [json.loads(line) for line in lines] == [{"text": "text 0"}, {"text": "text 1"}]
+
+    def test_a_source_without_rows_has_no_columns_to_check(self, tmp_path: Path) -> None:
+        with duckdb.connect() as connection:
+            connection.execute("CREATE TABLE source (row_id BIGINT, row_key VARCHAR)")
+            connection.execute("CREATE VIEW results AS FROM source")
+            sinks = {"s": SinkConfig(path="a.csv", columns=["text"], where="n > 1")}
+            check_sinks(connection, sinks)
+            assert write_sinks(connection, sinks, tmp_path).errors == []
+        assert (tmp_path / "a.csv").read_text() == "text\n"

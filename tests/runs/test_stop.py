@@ -1,0 +1,56 @@
+"""A wish to stop that comes from outside: before the first row, or to a run that is not in the main thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from infermesh.query.reader import open_run, request_stop
+from infermesh.query.server import SOCKET, LiveServer
+from infermesh.runs.execute import RunOutcome
+from infermesh.simulator import Simulator
+from tests.support import Lab, experiment, generate, texts, totals, wait_until
+
+
+def test_before_the_loop_runs_it_is_not_lost(lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.rows(texts(50))
+    enter = LiveServer.__enter__
+
+    def stopped_at_once(server: LiveServer) -> LiveServer:
+        entered = enter(server)
+        next(request_stop(lab.folder))
+        return entered
+
+    monkeypatch.setattr(LiveServer, "__enter__", stopped_at_once)
+    outcome = lab.run(experiment(simulator.url, {"a": generate(max_parallel_requests=2)}))
+    assert outcome.exit_code == 130
+    assert totals(simulator)["received"] < 50
+    monkeypatch.undo()
+    assert lab.run(experiment(simulator.url, {"a": generate()})).exit_code == 0
+    assert totals(simulator)["received"] == 50
+
+
+def test_in_a_thread_and_beside_a_loop(lab: Lab, start_simulator: Any) -> None:
+    service = start_simulator(latency_s=0.05)
+    lab.rows(texts(200))
+    found: list[RunOutcome] = []
+    mapping = experiment(service.url, {"a": generate(max_parallel_requests=2)})
+    thread = threading.Thread(target=lambda: found.append(lab.run(mapping)))
+    thread.start()
+    wait_until((lab.folder / SOCKET).exists, "the socket")
+    wait_until(lambda: totals(service)["answered"] >= 5, "5 answers")
+    with open_run(lab.folder) as reader:
+        assert reader.live
+        assert reader.execute("SELECT count(*) > 0 FROM a").fetchall() == [(True,)]
+
+    async def stop() -> None:
+        await asyncio.to_thread(lambda: list(request_stop(lab.folder)))
+
+    asyncio.run(stop())
+    thread.join(20)
+    assert found[0].exit_code == 130
+    assert totals(service)["abandoned"] == 0
+    assert lab.one("SELECT count(*) FROM a WHERE status = 'done'") == totals(service)["received"] < 200

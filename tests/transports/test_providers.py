@@ -1,0 +1,150 @@
+"""The rule that picks transport, name, URL and key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from infermesh.config.deployment import DeploymentConfig
+from infermesh.errors import AuthenticationError, ConfigError
+from infermesh.transports import LiteLLMTransport, NativeTransport, make_transport
+from infermesh.transports.providers import resolve
+from infermesh.wire.requests import generation_request
+
+OPENAI = "https://api.openai.com/v1"
+HOST = "http://host1:8000/v1"
+KEYS = {"OPENAI_API_KEY": "sk-openai", "HOSTED_VLLM_API_KEY": "vllm-key", "GROQ_API_KEY": "gsk-key"}
+
+# model, api_base → kind, wire model, base, key
+RULES: list[tuple[str, str | None, str, str, str | None, str | None]] = [
+    ("openai/gpt-4.1-mini", None, "native", "gpt-4.1-mini", OPENAI, "sk-openai"),
+    ("openai/gpt-4.1-mini", HOST, "native", "gpt-4.1-mini", HOST, "sk-openai"),
+    ("gpt-4.1-mini", None, "native", "gpt-4.1-mini", OPENAI, "sk-openai"),
+    ("gpt-4.1-mini", OPENAI, "native", "gpt-4.1-mini", OPENAI, "sk-openai"),
+    ("my-finetune", OPENAI, "native", "my-finetune", OPENAI, "sk-openai"),
+    (
+        "gpt-4.1-mini",
+        "https://eu.api.openai.com/v1",
+        "native",
+        "gpt-4.1-mini",
+        "https://eu.api.openai.com/v1",
+        "sk-openai",
+    ),
+    ("gpt-4.1-mini", HOST, "native", "gpt-4.1-mini", HOST, None),
+    (
+        "gpt-4.1",
+        "https://api.openai.com.evil.example/v1",
+        "native",
+        "gpt-4.1",
+        "https://api.openai.com.evil.example/v1",
+        None,
+    ),
+    ("text-embedding-3-small", None, "native", "text-embedding-3-small", OPENAI, "sk-openai"),
+    ("whisper-1", None, "native", "whisper-1", OPENAI, "sk-openai"),
+    ("o3", None, "native", "o3", OPENAI, "sk-openai"),
+    ("hosted_vllm/meta-llama/X", HOST, "native", "meta-llama/X", HOST, "vllm-key"),
+    ("vllm/X", HOST, "native", "X", HOST, "vllm-key"),
+    ("sglang/X", HOST, "native", "X", HOST, None),
+    ("meta-llama/X", HOST, "native", "meta-llama/X", HOST, None),
+    ("llama-3-8b", HOST, "native", "llama-3-8b", HOST, None),
+    ("custom_openai/X", HOST, "native", "X", HOST, None),
+    ("lm_studio/X", None, "native", "X", "http://localhost:1234/v1", None),
+    ("ollama/llama3", "http://localhost:11434/v1", "native", "llama3", "http://localhost:11434/v1", None),
+    ("ollama/llama3", "http://localhost:11434", "litellm", "ollama/llama3", "http://localhost:11434", None),
+    ("groq/llama-3.3", None, "native", "llama-3.3", "https://api.groq.com/openai/v1", "gsk-key"),
+    ("openrouter/openai/gpt-4o", None, "native", "openai/gpt-4o", "https://openrouter.ai/api/v1", None),
+    ("anthropic/claude-x", None, "litellm", "anthropic/claude-x", None, None),
+    ("claude-x", None, "litellm", "claude-x", None, None),
+    ("azure/dep", "https://x.openai.azure.com", "litellm", "azure/dep", "https://x.openai.azure.com", None),
+    ("bedrock/anthropic.claude", None, "litellm", "bedrock/anthropic.claude", None, None),
+    ("meta-llama/X", None, "litellm", "meta-llama/X", None, None),
+]
+
+
+@pytest.mark.parametrize(("model", "api_base", "kind", "wire_model", "base", "key"), RULES)
+def test_the_rule(
+    model: str, api_base: str | None, kind: str, wire_model: str, base: str | None, key: str | None
+) -> None:
+    found = resolve(DeploymentConfig(model, api_base), KEYS)
+    assert (found.kind, found.wire_model, found.api_base, found.api_key) == (kind, wire_model, base, key)
+
+
+@pytest.mark.parametrize(
+    ("model", "api_base", "wire_model"),
+    [
+        ("hosted_vllm/X", HOST, "hosted_vllm/X"),
+        ("vllm/X", HOST, "hosted_vllm/X"),
+        ("meta-llama/X", HOST, "hosted_vllm/meta-llama/X"),
+        ("openai/gpt-4.1", None, "openai/gpt-4.1"),
+    ],
+)
+def test_forced_onto_litellm(model: str, api_base: str | None, wire_model: str) -> None:
+    found = resolve(DeploymentConfig(model, api_base, transport="litellm"), {})
+    assert (found.kind, found.wire_model) == ("litellm", wire_model)
+
+
+def test_forced_onto_native() -> None:
+    found = resolve(DeploymentConfig("anthropic/claude-x", "https://api.anthropic.com/v1", transport="native"), KEYS)
+    assert (found.kind, found.wire_model, found.api_key) == ("native", "claude-x", None)
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "OPENAI_API_BASE"])
+def test_openais_base_from_the_environment(variable: str) -> None:
+    environ = {**KEYS, variable: "http://proxy:4000/v1/"}
+    for model in ("openai/gpt-4.1", "gpt-4.1"):
+        found = resolve(DeploymentConfig(model), environ)
+        assert (found.api_base, found.api_key) == ("http://proxy:4000/v1/", "sk-openai")
+    assert resolve(DeploymentConfig("any", "http://proxy:4000/v1"), environ).api_key == "sk-openai"
+    assert resolve(DeploymentConfig("any", HOST), environ).api_key is None
+
+
+def test_keys_by_precedence() -> None:
+    environ = {**KEYS, "MINE": "mine"}
+    assert resolve(DeploymentConfig("openai/x", api_key="inline", api_key_env="MINE"), environ).api_key == "inline"
+    assert resolve(DeploymentConfig("openai/x", api_key_env="MINE"), environ).api_key == "mine"
+    assert resolve(DeploymentConfig("anthropic/x", api_key_env="MINE"), environ).api_key == "mine"
+    assert "mine" not in repr(resolve(DeploymentConfig("openai/x", api_key_env="MINE"), environ))
+
+
+@pytest.mark.parametrize("environ", [{}, {"MINE": ""}])
+def test_a_named_variable_that_is_not_set(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"gpu-0.*MINE"):
+        make_transport(DeploymentConfig("x", HOST, api_key_env="MINE"), label="gpu-0", environ=environ)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (DeploymentConfig("hosted_vllm/X"), "api_base"),
+        (DeploymentConfig("X", transport="native"), "api_base"),
+        (DeploymentConfig("hosted_vllm/X", "host:8000/v1"), "http://host:8000/v1"),
+        (DeploymentConfig("openai/"), "no name"),
+    ],
+)
+def test_wrong_declarations(config: DeploymentConfig, said: str) -> None:
+    with pytest.raises(ConfigError, match="gpu-0") as caught:
+        make_transport(config, label="gpu-0", environ={})
+    assert said in str(caught.value)
+
+
+async def test_a_missing_key_fails_the_request_not_the_construction() -> None:
+    transport = make_transport(DeploymentConfig("openai/gpt-4.1"), label="gpu-0", environ={})
+    with pytest.raises(AuthenticationError, match=r"gpu-0.*OPENAI_API_KEY"):
+        await transport.send(generation_request("chat_completion", "hi", {}), 1.0)
+    await transport.aclose()
+
+
+def test_kinds() -> None:
+    assert isinstance(make_transport(DeploymentConfig("x", HOST), label="a", environ={}), NativeTransport)
+    assert isinstance(make_transport(DeploymentConfig("gemini/x"), label="a", environ={}), LiteLLMTransport)
+
+
+def test_importing_transports_loads_no_http_stack() -> None:
+    script = (
+        "import sys, infermesh.transports; "
+        "print([name for name in ('litellm', 'pyreqwest', 'openai', 'genai_prices') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from infermesh.errors import ConfigError
+from infermesh.wire.structured import ResponseFormat, to_json
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Part(BaseModel):
+    name: str
+
+
+class Answer(BaseModel):
+    value: int
+    colour: Colour
+    parts: list[Part]
+
+
+class Loose(BaseModel):
+    value: int
+    note: str = "none"
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    value: int
+
+
+STRICT = {
+    "type": "object",
+    "properties": {"value": {"type": "integer"}, "kind": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+    "required": ["value", "kind"],
+    "additionalProperties": False,
+}
+GOOD = '{"value": 4, "colour": "red", "parts": [{"name": "a"}]}'
+
+
+def test_a_pydantic_class() -> None:
+    form = ResponseFormat.of(Answer)
+    wire = form.wire["json_schema"]
+    assert (form.wire["type"], wire["name"], wire["strict"]) == ("json_schema", "Answer", True)
+    assert wire["schema"]["additionalProperties"] is False
+    assert wire["schema"]["$defs"]["Part"]["additionalProperties"] is False
+    parsed = form.parse(GOOD)
+    assert parsed == Answer(value=4, colour=Colour.RED, parts=[Part(name="a")])
+    assert form.parse(to_json(parsed)) == parsed
+    assert ResponseFormat.of(form) is form
+
+
+@pytest.mark.parametrize("model", [Loose, Open])
+def test_what_strict_mode_refuses_is_not_strict(model: type[BaseModel]) -> None:
+    assert ResponseFormat.of(model).wire["json_schema"]["strict"] is False
+
+
+def test_a_field_called_default_is_closed_too() -> None:
+    class Odd(BaseModel):
+        default: Part
+
+    assert ResponseFormat.of(Odd).wire["json_schema"]["strict"] is True
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        (STRICT, True),
+        ({**STRICT, "required": ["value"]}, False),
+        ({k: v for k, v in STRICT.items() if k != "additionalProperties"}, False),
+        ({**STRICT, "allOf": [{}]}, False),
+        ({"type": "array", "items": {"type": "string"}}, False),
+        ({**STRICT, "properties": {"value": {"type": "object"}, "kind": {}}}, False),
+    ],
+)
+def test_strictness_of_a_schema(schema: dict[str, Any], strict: bool) -> None:
+    form = ResponseFormat.of(schema)
+    assert form.wire == {
+        "type": "json_schema",
+        "json_schema": {"name": "response", "schema": schema, "strict": strict},
+    }
+
+
+def test_the_openai_wrapper() -> None:
+    spec = {"type": "json_schema", "json_schema": {"name": "my answer!", "schema": STRICT, "strict": False}}
+    form = ResponseFormat.of(spec)
+    assert form.wire["json_schema"] == {"name": "my_answer", "schema": STRICT, "strict": False}
+    assert form.parse('{"value": 1, "kind": null}') == {"value": 1, "kind": None}
+    flat = ResponseFormat.of({"type": "json_schema", "name": "a", "schema": STRICT})
+    assert flat.wire["json_schema"] == {"name": "a", "schema": STRICT, "strict": True}
+
+
+def test_json_object() -> None:
+    form = ResponseFormat.of({"type": "json_object"})
+    assert form.wire == {"type": "json_object"}
+    assert form.parse('{"a": [1]}') == {"a": [1]}
+    for bad in ("[1]", "nope", ""):
+        with pytest.raises(ValueError, match="JSON"):
+            form.parse(bad)
+
+
+@pytest.mark.parametrize(
+    "around", ["{}", "\n {} \n", "```json\n{}\n```", "```\n{}```", " ```JSON\n{}\n```\n", "\ufeff{}"]
+)
+@pytest.mark.parametrize("spec", [Answer, Answer.model_json_schema()])
+def test_fences_and_white_space(around: str, spec: Any) -> None:
+    assert to_json(ResponseFormat.of(spec).parse(around.replace("{}", GOOD))).replace(" ", "") == GOOD.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not JSON"),
+        ("I'd say 4", "not JSON"),
+        ('{"value": 4', "not JSON"),
+        ('{"value": "four", "colour": "red", "parts": []}', "value"),
+        ('{"value": 4, "colour": "red"}', "parts"),
+        ('{"value": 4, "colour": "red", "parts": [{"name": 7}]}', "name"),
+    ],
+)
+@pytest.mark.parametrize("spec", [Answer, Answer.model_json_schema()])
+def test_answers_that_do_not_fit(spec: Any, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match="the answer") as caught:
+        ResponseFormat.of(spec).parse(text)
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [None, "Answer", int, [], {"type": "nonsense"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": 7}],
+)
+def test_what_is_no_format(spec: Any) -> None:
+    with pytest.raises(ConfigError, match="response_format"):
+        ResponseFormat.of(spec)
+
+
+def test_a_remote_reference_is_not_downloaded() -> None:
+    form = ResponseFormat.of({"$ref": "http://elsewhere.invalid/schema.json"})
+    with pytest.raises(ValueError, match="leads nowhere"):
+        form.parse("{}")
+
+
+def test_to_json_of_plain_values() -> None:
+    assert to_json({"a": [1, None, "é"]}) == '{"a":[1,null,"é"]}'
