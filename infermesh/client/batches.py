@@ -365,10 +365,10 @@ class Side(ABC):
 class FromThread(Side):
     """A caller in a thread."""
 
-    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:  # noqa: D102
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.thread.run(coroutine)
 
-    def link(self, job: Job[I, R], inputs: Inputs[I], bound: int | None) -> Link[I, R]:  # noqa: D102
+    def link(self, job: Job[I, R], inputs: Inputs[I], bound: int | None) -> Link[I, R]:
         if self.thread.here:
             raise RuntimeError("a synchronous call on the client's own loop would wait for itself")
         if isinstance(inputs, AsyncIterable):
@@ -393,10 +393,10 @@ class FromThread(Side):
 class FromLoop(Side):
     """A caller in an event loop, which need not be the client's."""
 
-    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:  # noqa: D102
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return await self.thread.arun(coroutine)
 
-    def link(self, job: Job[I, R], inputs: Inputs[I], bound: int | None) -> Link[I, R]:  # noqa: D102
+    def link(self, job: Job[I, R], inputs: Inputs[I], bound: int | None) -> Link[I, R]:
         return LoopLink(self.thread, job, inputs, bound)
 
 
