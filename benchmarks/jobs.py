@@ -109,15 +109,15 @@ def run_once(url: str, rows: int, stages: int, window: int) -> dict[str, float]:
 
 
 def _run(url: str, rows: int, stages: int, window: int) -> dict[str, float]:
+    from infermesh.config.declaration import declare
     from infermesh.runs.execute import execute
 
     probe = LagProbe()
     with tempfile.TemporaryDirectory() as folder:
         source = write_rows(Path(folder) / "rows.jsonl", rows)
         cpu, started = time.process_time(), time.perf_counter()
-        outcome = execute(
-            experiment(url, source, stages, window), Path(folder) / "r" / "1", roots=[Path.cwd()], observer=probe
-        )
+        job = declare(experiment(url, source, stages, window), [Path.cwd()])
+        outcome = execute(job, Path(folder) / "r" / "1", observer=probe)
         found = {"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
     assert outcome.exit_code == 0, outcome
     assert all(counts == {"done": rows} for counts in outcome.counts.values()), outcome.counts

@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.endpoint import static_endpoint
 from benchmarks.harness import Result, Target, environment, isolated, ratio, rounds, script
 from benchmarks.jobs import LagProbe, experiment, write_rows
+from infermesh.config.declaration import declare
 from infermesh.query.reader import is_live, open_run
 from infermesh.query.server import SOCKET
 from infermesh.runs.execute import execute
@@ -79,7 +80,7 @@ def one(url: str, rows: int, asked: bool) -> dict[str, Any]:
 
 
 def _run(url: str, rows: Path, folder: Path) -> float:
-    outcome = execute(experiment(url, rows, 1, WINDOW), folder, roots=[Path.cwd()], observer=LagProbe())
+    outcome = execute(declare(experiment(url, rows, 1, WINDOW), [Path.cwd()]), folder, observer=LagProbe())
     assert outcome.exit_code == 0, outcome
     return outcome.elapsed_s
 

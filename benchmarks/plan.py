@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.harness import Result, Target, say, script
 from benchmarks.jobs import LagProbe
 from infermesh.config.compose import compose, shipped_project
+from infermesh.config.declaration import declare
 from infermesh.plan import Plan, make_plan
 from infermesh.runs.execute import execute
 
@@ -107,12 +108,12 @@ def quickstart(root: Path) -> dict[str, Any]:
 
 def planned(shape: Shape, root: Path) -> Iterator[Found]:
     """Plan and run a shape as often as it asks for."""
-    roots = [root, shipped_project()]
     for time in range(shape.times):
         folder = root / "outputs" / str(shape.mapping["name"]) / str(time)
-        plan: Plan = make_plan(shape.mapping, folder, roots=roots, environ={})
+        job = declare(shape.mapping, [root, shipped_project()])
+        plan: Plan = make_plan(job, folder, environ={})
         with redirect_stderr(io.StringIO()):
-            outcome = execute(shape.mapping, folder, roots=roots, observer=LagProbe(), environ={})
+            outcome = execute(job, folder, observer=LagProbe(), environ={})
         estimate = plan.estimate
         tokens = sum((stage.prompt_tokens or 0) + (stage.completion_tokens or 0) for stage in estimate.stages)
         yield Found(

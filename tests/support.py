@@ -19,8 +19,11 @@ from unittest import mock
 
 import duckdb
 
-from infermesh.runs.execute import DATABASE, RunOutcome, execute
+from infermesh.config.declaration import declare
+from infermesh.runs.execute import execute
+from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.stats import RunStats
+from infermesh.store.schema import DATABASE
 
 DEADLINE_S = 20.0
 
@@ -120,9 +123,8 @@ class Lab:
         roots: Sequence[Path] | None = None,
     ) -> RunOutcome:
         """Run in the folder, or go on with the run that is there."""
-        return execute(
-            mapping, self.folder, roots=roots or [self.root], observer=watch or Watch(), environ=environ or {}
-        )
+        job = declare(mapping, roots or [self.root])
+        return execute(job, self.folder, observer=watch or Watch(), environ=environ or {})
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
         with duckdb.connect(str(self.folder / DATABASE), read_only=True) as connection:

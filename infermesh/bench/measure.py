@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from infermesh.errors import RequestError
-from infermesh.runs.direct import Desk
+from infermesh.runs.direct import DirectStage
 from infermesh.runtime.workers import run_window
 
 NEAR_BEST = 0.95  # of the best throughput
@@ -179,7 +179,7 @@ def recommend(levels: Sequence[Level], max_p95_s: float | None = None) -> Recomm
 
 
 async def measure(
-    desk: Desk,
+    stage: DirectStage,
     rows: Sequence[Mapping[str, Any]],
     concurrency: int,
     requests: int,
@@ -191,7 +191,7 @@ async def measure(
 
     Each request carries as many rows as the stage's batch has.
     """
-    size = desk.stage.batch_size
+    size = stage.stage.batch_size
     numbers = iter(range(requests))
     latencies: list[float] = []
     services: list[float] = []
@@ -206,7 +206,7 @@ async def measure(
 
     async def handle(number: int) -> None:
         batch = [rows[(number * size + offset) % len(rows)] for offset in range(size)]
-        results = await desk.ask(batch)
+        results = await stage.ask(batch)
         failure = next((result for result in results if isinstance(result, RequestError)), None)
         metrics = results[0].metrics
         if failure is not None or metrics is None:
@@ -236,7 +236,7 @@ async def measure(
 
 
 async def sweep(
-    desk: Desk,
+    stage: DirectStage,
     rows: Sequence[Mapping[str, Any]],
     levels: Sequence[int],
     *,
@@ -247,15 +247,15 @@ async def sweep(
     """Warm up, then measure each level; ``report`` gets each as it is done."""
     try:
         if warmup:
-            await measure(desk, rows, min(max(levels), warmup), warmup)
+            await measure(stage, rows, min(max(levels), warmup), warmup)
         measured = []
         for concurrency in levels:
-            level = await measure(desk, rows, concurrency, requests)
+            level = await measure(stage, rows, concurrency, requests)
             report(level)
             measured.append(level)
         return measured
     finally:
-        await desk.aclose()
+        await stage.aclose()
 
 
 def as_json(levels: Sequence[Level], recommendation: Recommendation, **about: Any) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import orjson
 
 from infermesh.bench.measure import Candidate, choose
 from infermesh.bench.plot import Picture, Point, render
-from infermesh.config.load import load
+from infermesh.config.declaration import Declaration
 from infermesh.errors import ConfigError, StoreError
 from infermesh.inputs.sources import resolve
 from infermesh.query.figures import Figures, read_figures, read_stored, write_parquet
 from infermesh.runs.assemble import NOWHERE, assembled
-from infermesh.runs.execute import DATABASE, config_hash
 from infermesh.store import Column
+from infermesh.store.schema import DATABASE
 
 RULE = "the smallest within 5 % of the best rows/s whose p95 is acceptable"
 # Keys that decide how fast answers come, not what they are.
@@ -70,7 +70,7 @@ def measured_stage(keys: Sequence[str]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def is_complete(mapping: Mapping[str, Any], folder: Path, roots: Sequence[Path]) -> bool:
+def is_complete(declaration: Declaration, folder: Path) -> bool:
     """Whether a folder's run is complete, and of this very declaration, files and source: there is nothing to send.
 
     Failed rows are to be sent unless ``keep_errors`` is set. The database is only read.
@@ -79,14 +79,14 @@ def is_complete(mapping: Mapping[str, Any], folder: Path, roots: Sequence[Path])
         return False
     try:
         stored = read_stored(folder / DATABASE)
-        if stored is None or stored.config_hash != config_hash(mapping):
+        if stored is None or stored.config_hash != declaration.hash:
             return False
-        experiment = load(mapping)
+        experiment = declaration.experiment
         if stored.status != "done" and not (experiment.keep_errors and stored.status == "failed_rows"):
             return False
-        if resolve(experiment.source, roots).fingerprint != stored.source_fingerprint:
+        if resolve(experiment.source, declaration.roots).fingerprint != stored.source_fingerprint:
             return False
-        with assembled(experiment, roots, os.environ, simulator_url=NOWHERE) as (_, graph):
+        with assembled(declaration, os.environ, simulator_url=NOWHERE) as (_, graph):
             now = graph.signatures
     except (ConfigError, StoreError):  # whoever runs it will say so
         return False

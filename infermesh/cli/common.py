@@ -20,10 +20,15 @@ OutputsOption = Annotated[Path, typer.Option("--outputs", help="The folder that 
 RunArgument = Annotated[str | None, typer.Argument(help="A run's folder or id; the newest where none is named.")]
 
 
-def fail(message: str, code: int = 1) -> NoReturn:
-    """Say what is wrong on stderr and exit."""
-    for line in message.splitlines():
+def print_error(error: object) -> None:
+    """Say on stderr what is wrong, one line per problem."""
+    for line in str(error).splitlines():
         print(f"error: {line}", file=sys.stderr)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say on stderr what is wrong, and exit."""
+    print_error(message)
     raise typer.Exit(code)
 
 

@@ -17,8 +17,8 @@ from infermesh.errors import StoreError
 from infermesh.hints import nearest
 from infermesh.query.diff import RunDiff, StageDiff, StageSide
 from infermesh.query.union import RunUnion
-from infermesh.runs.execute import DATABASE
 from infermesh.store.folders import run_folders
+from infermesh.store.schema import DATABASE
 
 _NOTES = 10
 # A terminal has no room for keys and whole answers: the first column that differs is shown, or why there is no answer.

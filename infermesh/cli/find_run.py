@@ -6,8 +6,8 @@ from pathlib import Path
 
 from infermesh.cli.common import fail
 from infermesh.query.summary import describe
-from infermesh.runs.execute import DATABASE
 from infermesh.store.folders import OUTPUTS, run_folders
+from infermesh.store.schema import DATABASE
 
 
 def find_run(name: str | None) -> Path:

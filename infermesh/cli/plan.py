@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 
 from infermesh.cli.common import fail
-from infermesh.config.compose import check_chosen, compose
-from infermesh.config.load import load
+from infermesh.config.compose import compose
+from infermesh.config.declaration import declared
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.plan import Options, Plan, QuotaFacts, Resource, StageEstimate, make_plan
 from infermesh.runs.progress import duration
@@ -33,12 +33,11 @@ def run_plan(
         print("looking at the source …", file=sys.stderr)
     try:
         composed = compose(overrides, config_dir=config_dir)
-        check_chosen(composed.mapping)
-        load(composed.mapping)
+        job = declared(composed)
         assert composed.folder is not None  # it has a name
         options = Options(show, sample, latency_s, output_tokens)
         with _quiet():
-            plan = make_plan(composed.mapping, composed.folder, roots=composed.roots, options=options)
+            plan = make_plan(job, composed.folder, options=options)
     except InfermeshError as error:
         fail(str(error))
     for note in plan.notes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from infermesh.runs.execute import Observer
 from infermesh.runs.progress import PlainLines, Rates, summary
-from infermesh.runs.stats import RunStats
+from infermesh.runs.stats import Observer, RunStats
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

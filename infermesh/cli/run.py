@@ -6,14 +6,14 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import yaml
 
-from infermesh.cli.common import fail
+from infermesh.cli.common import fail, print_error
 from infermesh.cli.find_run import find_run
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob, is_multirun
@@ -27,14 +27,18 @@ from infermesh.config.compose import (
     roots,
     search_path,
 )
+from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.hints import nearest
 from infermesh.query.summary import describe, newest_unfinished
 from infermesh.runs.control import Control
-from infermesh.runs.execute import DATABASE, Observer, RunOutcome, launch
+from infermesh.runs.execute import execute
+from infermesh.runs.outcome import RunOutcome
+from infermesh.runs.stats import Observer
 from infermesh.store.database import Redo, connect
-from infermesh.store.folders import fixed, made, run_folders
+from infermesh.store.folders import CONFIG_FOLDER, claim_folder, discard, resolve_latest
 from infermesh.store.output_file import read_record
+from infermesh.store.schema import DATABASE
 
 
 def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
@@ -88,29 +92,31 @@ class _Job:
         folder = Path(hydra_config.runtime.output_dir)
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
-        folder = fixed(folder)
-        named = any("hydra.run.dir" in override for override in hydra_config.overrides.hydra)
-        if self._sweep is None and not named:
-            try:
-                (folder / ".hydra").mkdir(parents=True)
-            except FileExistsError:  # another run began in the same second
-                folder = made(folder)
-        mapping, places = plain(config), roots(Path.cwd(), self._config_dir)
-        overrides = list(hydra_config.overrides.task)
-        if self._sweep is None:
-            self.code = run_job(mapping, folder, places, overrides=overrides)
-        else:
+        folder = resolve_latest(folder)
+        mapping, overrides = plain(config), list(hydra_config.overrides.task)
+        looked_in = roots(Path.cwd(), self._config_dir)
+        if self._sweep is not None:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)
-            self.code = job.run(mapping, places, run_job)
+            self.code = job.run(mapping, looked_in, run_job)
+            return self.code
+        try:
+            declaration = declare(mapping, looked_in, overrides)
+        except ConfigError:
+            discard(folder)  # Hydra has made it
+            raise
+        if not any("hydra.run.dir" in override for override in hydra_config.overrides.hydra):
+            try:
+                (folder / CONFIG_FOLDER).mkdir(parents=True)
+            except FileExistsError:  # another run began in the same second
+                folder = claim_folder(folder)
+        self.code = run_job(declaration, folder)
         return self.code
 
 
 def run_job(
-    mapping: Mapping[str, Any],
+    declaration: Declaration,
     folder: Path,
-    places: list[Path],
     *,
-    overrides: list[str] | None = None,
     redo: Redo | None = None,
     observer: Observer | None = None,
     control: Control | None = None,
@@ -119,13 +125,12 @@ def run_job(
     """Run or resume an experiment in a folder, with progress and a closing word, or a ``brief`` one; the exit code."""
     observer = observer or make_observer()
     try:
-        outcome = launch(mapping, folder, places, observer=observer, overrides=overrides, redo=redo, control=control)
+        outcome = execute(declaration, folder, observer=observer, redo=redo, control=control)
     except KeyboardInterrupt:
         print("interrupted before the first request", file=sys.stderr)
         return 130
     except InfermeshError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        print_error(error)
         return 1
     print(_closing(outcome, brief), file=sys.stderr)
     for problem in outcome.files.errors:
@@ -139,26 +144,26 @@ def resume_run(name: str | None) -> int:
     """Go on with a run in its folder, from the config that it keeps."""
     folder = find_run(name) if name is not None else newest_unfinished()
     if folder is None:
+        newest = describe(find_run(None))  # ends the command where there is no run at all
         print("nothing to resume: no unfinished run below outputs/", file=sys.stderr)
-        failed = next((info for info in map(describe, run_folders()[:1]) if info.failed), None)
-        if failed is not None:
+        if newest.failed:
             print(
-                f"the newest one finished with {failed.failed} failed row states; infermesh resume {failed.folder} "
+                f"the newest one finished with {newest.failed} failed row states; infermesh resume {newest.folder} "
                 "tries them again",
                 file=sys.stderr,
             )
         return 0
-    mapping, places = _declared(folder)
+    declaration = _declared(folder)
     print(f"resuming {folder}", file=sys.stderr)
-    return run_job(mapping, folder, places)
+    return run_job(declaration, folder)
 
 
 def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int:
     """Send settled rows of a stage again, those that a condition chooses; says how many they are first."""
     folder = find_run(name)
-    mapping, places = _declared(folder)
+    declaration = _declared(folder)
     redo = Redo(stage, where)
-    over_rows = [name for name, config in mapping.get("stages", {}).items() if config.get("kind") != "sql"]
+    over_rows = [name for name, config in declaration.experiment.stages.items() if config.kind != "sql"]
     if stage not in over_rows:
         fail(f"--stage {stage}: no such stage over rows.{nearest(stage, over_rows)}", code=2)
     try:
@@ -169,11 +174,11 @@ def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int
     print(f"{folder}: {rows} rows of {stage} where {where}", file=sys.stderr)
     if dry_run or not rows:
         return 0
-    return run_job(mapping, folder, places, redo=redo)
+    return run_job(declaration, folder, redo=redo)
 
 
-def _declared(folder: Path) -> tuple[dict[str, Any], list[Path]]:
-    """The declaration that a run keeps, and what its paths are relative to."""
+def _declared(folder: Path) -> Declaration:
+    """The declaration that a run keeps. Its paths are relative to the working directory first, then as they were."""
     try:
         with connect(folder / DATABASE, read_only=True) as connection:
             row = connection.execute("SELECT config, roots FROM run").fetchone()
@@ -185,7 +190,10 @@ def _declared(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     if row is None:
         fail(f"{folder / DATABASE} holds no run: it ended before its source was loaded. Run it again.")
     kept = [Path(root) for root in orjson.loads(row[1])]
-    return orjson.loads(row[0]), [Path.cwd(), *(root for root in kept if root != Path.cwd())]
+    try:
+        return declare(orjson.loads(row[0]), [Path.cwd(), *(root for root in kept if root != Path.cwd())])
+    except ConfigError as error:
+        fail(str(error))
 
 
 def _closing(outcome: RunOutcome, brief: bool) -> str:

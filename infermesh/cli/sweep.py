@@ -32,13 +32,16 @@ from infermesh.bench.sweeps import (
     write_plot,
     write_table,
 )
+from infermesh.cli.common import print_error
 from infermesh.cli.progress import make_observer
-from infermesh.errors import StoreError
+from infermesh.config.declaration import Declaration, declare
+from infermesh.errors import ConfigError, StoreError
 from infermesh.query.figures import read_stored
 from infermesh.runs.control import Control
-from infermesh.runs.execute import DATABASE
 from infermesh.runs.progress import PlainLines, duration, short
 from infermesh.runs.stats import RunStats
+from infermesh.store.folders import discard
+from infermesh.store.schema import DATABASE
 
 ANNOUNCE = "++hydra.callbacks.infermesh={_target_:infermesh.cli.hydra_callback.Announcer}"
 _RECORDS = ".jobs"
@@ -179,7 +182,7 @@ class SweepJob:
         parsed = {override.key_or_group: override.value() for override in _parsed(overrides)}
         self._values = {key: _plain(parsed.get(key)) for key in sweep.keys}
 
-    def run(self, mapping: dict[str, Any], places: list[Path], run_job: Callable[..., int]) -> int:
+    def run(self, mapping: dict[str, Any], roots: list[Path], run_job: Callable[..., int]) -> int:
         """Do it and leave a record; its exit code. Interrupted in this process, it ends the sweep."""
         shown = " ".join(override.lstrip("+") for override in self._overrides)
         print(f"job {self._number}: {shown}", file=sys.stderr)
@@ -188,21 +191,30 @@ class SweepJob:
             code = 130
         else:
             self._record(None)
-            mapping = self._measurable(mapping)
-            if differs := self._anothers():
-                print(f"error: {differs}", file=sys.stderr)
+            try:
+                job = declare(self._measurable(mapping), roots, self._overrides)
+            except ConfigError as error:
+                print_error(error)
+                discard(self._folder)
                 code = 1
-            elif passed_over := is_complete(mapping, self._folder, places):
-                print(f"  complete already, passed over: {self._folder}", file=sys.stderr)
-                code = 0 if not self._failed_rows() else 3
             else:
-                code = self._execute(mapping, places, run_job)
+                code, passed_over = self._do(job, run_job)
         self._record(code, passed_over)
         if code == 130 and not self._sweep.parallel:
             raise SystemExit(130)
         return code
 
-    def _execute(self, mapping: dict[str, Any], places: list[Path], run_job: Callable[..., int]) -> int:
+    def _do(self, job: Declaration, run_job: Callable[..., int]) -> tuple[int, bool]:
+        """The job's exit code, and whether it was complete already."""
+        if differs := self._anothers():
+            print(f"error: {differs}", file=sys.stderr)
+            return 1, False
+        if is_complete(job, self._folder):
+            print(f"  complete already, passed over: {self._folder}", file=sys.stderr)
+            return (3 if self._failed_rows() else 0), True
+        return self._execute(job, run_job), False
+
+    def _execute(self, job: Declaration, run_job: Callable[..., int]) -> int:
         control = Control()
         observer = make_observer()
         elsewhere = self._sweep.parallel and threading.current_thread() is threading.main_thread()
@@ -211,15 +223,7 @@ class SweepJob:
             if elsewhere:  # a terminal's Ctrl-C reaches every process; the one that started them speaks for all
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            return run_job(
-                mapping,
-                self._folder,
-                places,
-                overrides=self._overrides,
-                observer=observer,
-                control=control,
-                brief=True,
-            )
+            return run_job(job, self._folder, observer=observer, control=control, brief=True)
         finally:
             if elsewhere:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -38,13 +38,14 @@ class Composed:
         ``hydra.run.dir``: the one that was asked for, else ``outputs/<name>/<time>``. ``None`` where the declaration
         has no name.
     overrides
-        What was changed of the declaration, as Hydra writes it, without Hydra's own keys.
+        What was changed of the declaration, as Hydra writes it, without Hydra's own keys; ``None`` where it was not
+        composed by Hydra.
     """
 
     mapping: dict[str, Any]
     roots: list[Path]
     folder: Path | None
-    overrides: list[str]
+    overrides: list[str] | None
 
 
 def compose(overrides: Sequence[str], *, config_dir: Path | None = None, cwd: Path | None = None) -> Composed:

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from infermesh.config.load import load
+from infermesh.config.declaration import Declaration
 from infermesh.config.schema import Experiment, LimitsConfig, ModelStageConfig
 from infermesh.dispatch.fleet import Fleet
 from infermesh.limits import DayUsage
@@ -67,10 +66,9 @@ class Plan:
 
 
 def make_plan(
-    mapping: Mapping[str, Any],
+    declaration: Declaration,
     folder: Path,
     *,
-    roots: Sequence[Path],
     options: Options | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Plan:
@@ -78,27 +76,25 @@ def make_plan(
 
     Parameters
     ----------
-    mapping
-        The composed config.
+    declaration
+        The job.
     folder
         Where it would run; a run that is there would be gone on with.
-    roots
-        What relative paths are relative to, first match wins.
 
     Raises
     ------
     ConfigError
-        The declaration is wrong, as ``infermesh run`` would say it.
+        The declaration names what is not there, as ``infermesh run`` would say it.
     StoreError
         The run's database cannot be read, or another process is at it.
     """
-    experiment, options = load(mapping), options or Options()
+    experiment, options = declaration.experiment, options or Options()
     with ExitStack() as stack:
-        fleet, pipeline = stack.enter_context(assembled(experiment, roots, environ, simulator_url=SIMULATOR_URL))
+        fleet, pipeline = stack.enter_context(assembled(declaration, environ, simulator_url=SIMULATOR_URL))
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infermesh-plan-")))
         rows, notes = PlannedRows(experiment, pipeline, folder, place), list[str]()
         stack.callback(rows.close)
-        rows.prepare(roots, notes.append)
+        rows.prepare(declaration.roots, notes.append)
         return _Planner(experiment, fleet, pipeline, rows, folder, options, notes).plan()
 
 

@@ -16,7 +16,6 @@ import orjson
 from infermesh.config.schema import Experiment
 from infermesh.inputs.sources import resolve
 from infermesh.query.survey import Survey
-from infermesh.runs.execute import DATABASE
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
 from infermesh.store import SOURCE, Column, RunStore, StoredRow
@@ -24,6 +23,7 @@ from infermesh.store.database import connect, utcnow
 from infermesh.store.filter import RowFilter, column_references
 from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
+from infermesh.store.schema import DATABASE
 
 __all__ = ["PlannedRows"]
 

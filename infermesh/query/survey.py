@@ -10,11 +10,11 @@ from typing import Any
 import duckdb
 import orjson
 
-from infermesh.errors import StoreError
+from infermesh.errors import StoreError, StoreInUseError
 from infermesh.store.database import connect
-from infermesh.store.folders import databases
+from infermesh.store.folders import run_folders
 from infermesh.store.pending import _SETTLED, _SETTLED_WITH_ERRORS
-from infermesh.store.schema import SOURCE, StageTable, live, quoted
+from infermesh.store.schema import DATABASE, SOURCE, StageTable, live, quoted
 
 __all__ = ["Measured", "Survey", "measured"]
 
@@ -114,19 +114,18 @@ def measured(
     found: dict[str, Measured] = {}
     opened = 0
     # By its folder's name a run is guessed to be of the experiment; its table decides.
-    for database in sorted(databases(outputs), key=lambda path: experiment not in path.parts):
+    for folder in sorted(run_folders(outputs), key=lambda folder: experiment not in folder.parts):
         if opened == _MOST_RUNS or found.keys() >= set(stages):
             break
         opened += 1
         try:
-            with connect(database, read_only=True) as connection:
-                for stage, measurement in _measurements(connection, database.parent, experiment):
+            with connect(folder / DATABASE, read_only=True) as connection:
+                for stage, measurement in _measurements(connection, folder, experiment):
                     if stage in stages:
                         found.setdefault(stage, measurement)
-        except StoreError as error:
-            if "in use" in str(error):
-                note(f"{database.parent} is running: it is not looked at")
-        except duckdb.Error:
+        except StoreInUseError:
+            note(f"{folder} is running: it is not looked at")
+        except (StoreError, duckdb.Error):
             continue  # no run, or one that ended before its tables were there
     return found
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,20 +16,22 @@ from typing import Any, Literal
 import orjson
 from dotenv import dotenv_values
 
-from infermesh.config.compose import check_chosen, compose, roots
-from infermesh.config.load import load
+from infermesh.config.compose import Composed, compose, roots
+from infermesh.config.declaration import Declaration, declared
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.query.reader import RunReader, request_stop
 from infermesh.query.relation import Ask, Result, html_table
-from infermesh.runs.execute import DATABASE, EXIT_CODES, Observer, RunOutcome, launch
-from infermesh.runs.stats import RunStats
-from infermesh.runs.threads import Work, claimed, live
-from infermesh.store.folders import fixed, made
+from infermesh.runs.execute import execute
+from infermesh.runs.outcome import EXIT_CODES, RunOutcome
+from infermesh.runs.progress import PlainLines
+from infermesh.runs.stats import Observer
+from infermesh.runs.threads import RunThread, claim, running_in
+from infermesh.store.folders import OUTPUTS, claim_folder, resolve_latest
+from infermesh.store.schema import DATABASE
 
 __all__ = ["Run", "open_run", "run"]
 
 ROWS = "rows.jsonl"
-_LINE_EVERY_S = 5.0
 
 
 def run(
@@ -80,35 +83,28 @@ def run(
         raise ConfigError("give either config, or an experiment with its overrides and config_dir")
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: expected a list of overrides, got the text {overrides!r}")
-    changed: list[str] | None = None
     if config is not None:
-        mapping, places, home = _plain(config), roots(Path.cwd(), None), None
+        composed = Composed(_plain(config), roots(Path.cwd(), None), None, None)
     else:
         chosen = [*([] if experiment is None else [f"+experiment={experiment}"]), *overrides]
         composed = compose(chosen, config_dir=None if config_dir is None else Path(config_dir))
-        mapping, places, home, changed = composed.mapping, composed.roots, composed.folder, composed.overrides
     if rows is not None:
-        mapping = {**mapping, "source": {"path": ROWS, "format": "jsonl"}}
-    check_chosen(mapping)
-    load(mapping)
-    if folder is None and not any("hydra.run.dir" in override for override in overrides):
-        target = made((home or _new_folder(mapping)).absolute())
-    else:
-        target = fixed(Path(folder or home or _new_folder(mapping)).absolute())
-    if rows is not None:
-        mapping["source"]["path"] = str(target / ROWS)
-    work = Work(target)
-    with claimed(work):
+        composed = replace(composed, mapping={**composed.mapping, "source": {"path": ROWS, "format": "jsonl"}})
+    declaration, observer, environ = declared(composed), _observer(progress), _environment(env)
+    named = Path(folder or composed.folder or _new_folder(declaration)).absolute()
+    fresh = folder is None and not any("hydra.run.dir" in override for override in overrides)
+    target = claim_folder(named) if fresh else resolve_latest(named)
+    work = RunThread(target)
+    with claim(work):
         if rows is not None:
             _write_rows(target, rows)
+            declaration = declaration.reading(target / ROWS)
         start = partial(
-            launch,
-            mapping,
+            execute,
+            declaration,
             target,
-            places,
-            observer=_observer(progress),
-            overrides=changed,
-            environ=_environment(env),
+            observer=observer,
+            environ=environ,
             control=work.control,
             written=() if rows is None else (ROWS,),
         )
@@ -134,7 +130,7 @@ def open_run(path: str | Path) -> Run:
     """
     folder = Path(path).absolute()
     folder = (folder.parent if folder.name == DATABASE else folder).resolve()
-    work = live(folder)
+    work = running_in(folder)
     if work is None and not (folder / DATABASE).is_file():
         raise StoreError(f"{path}: no run is there: expected a folder that holds {DATABASE}, or that file")
     return Run(folder, work)
@@ -151,7 +147,7 @@ class Run:
         Where ``run.duckdb`` is.
     """
 
-    def __init__(self, folder: Path, work: Work | None = None) -> None:
+    def __init__(self, folder: Path, work: RunThread | None = None) -> None:
         self.folder = folder
         self._work = work
 
@@ -337,8 +333,8 @@ class Run:
         return RunReader(self.folder)
 
 
-def _new_folder(mapping: Mapping[str, Any]) -> Path:
-    return Path("outputs") / str(mapping.get("name", "unnamed")) / time.strftime("%Y-%m-%d_%H-%M-%S")
+def _new_folder(declaration: Declaration) -> Path:
+    return OUTPUTS / declaration.experiment.name / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def _plain(node: Any) -> Any:
@@ -395,39 +391,5 @@ def _as_json(value: Any) -> Any:
 
 def _observer(progress: Callable[[str], object] | Observer | None) -> Observer:
     if progress is None:
-        return _Lines(None)
-    return _Lines(progress) if callable(progress) else progress
-
-
-class _Lines:
-    """Tells a function where the run is, in a line every five seconds."""
-
-    def __init__(self, tell: Callable[[str], object] | None) -> None:
-        self._tell = tell
-        self._next = 0.0
-
-    def note(self, text: str) -> None:
-        """Say something once."""
-        if self._tell is not None:
-            self._tell(text)
-
-    def start(self, stats: RunStats) -> None:
-        """The first line comes after the first interval."""
-        self._next = time.monotonic() + _LINE_EVERY_S
-
-    def tick(self, stats: RunStats) -> None:
-        """Tell where a line is due."""
-        if time.monotonic() >= self._next:
-            self._next += _LINE_EVERY_S
-            self._line(stats)
-
-    def stop(self, stats: RunStats) -> None:
-        """The last line."""
-        self._line(stats)
-
-    def _line(self, stats: RunStats) -> None:
-        stages = ", ".join(
-            f"{name} {stage.settled}/{stage.total}" + (f" ({stage.failed} failed)" if stage.failed else "")
-            for name, stage in stats.stages.items()
-        )
-        self.note(f"{stages}; {stats.requests} requests")
+        return PlainLines(lambda line: None)
+    return PlainLines(progress) if callable(progress) else progress

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from infermesh.config.schema import Experiment
+from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
 from infermesh.simulator.process import SimulatorProcess
 from infermesh.stages import StageContext, build_stages
@@ -19,11 +19,12 @@ NOWHERE = "http://127.0.0.1:9/v1"  # stands for the embedded simulator where not
 
 @contextlib.contextmanager
 def assembled(
-    experiment: Experiment, roots: Sequence[Path], environ: Mapping[str, str], *, simulator_url: str | None = None
+    declaration: Declaration, environ: Mapping[str, str], *, simulator_url: str | None = None
 ) -> Iterator[tuple[Fleet, Pipeline]]:
-    """What a declaration says, ready to be asked; the embedded simulator, where it asks for one, ends with it.
+    """Build the deployments, models and stages of a declaration, and start the embedded simulator where it asks for it.
 
-    With a ``simulator_url`` that stands for the embedded simulator, none is started.
+    The simulator and the stages are closed on leaving. With a ``simulator_url``, which then stands for the embedded
+    simulator, none is started.
 
     Raises
     ------
@@ -31,6 +32,7 @@ def assembled(
         The declaration names what is not there.
     """
     with ExitStack() as stack:
+        experiment, roots = declaration.experiment, declaration.roots
         stack.enter_context(_importable(roots))
         if experiment.uses_simulator and simulator_url is None:
             simulator_url = stack.enter_context(SimulatorProcess(experiment.simulator)).url

@@ -1,4 +1,4 @@
-"""A one-stage declaration put to work without a store: for a prompt on the command line, and for the benchmark."""
+"""One stage without a store: for a prompt on the command line, and for the concurrency benchmark."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from infermesh.config.load import load
+from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import RequestError
 from infermesh.runs.assemble import assembled
@@ -19,8 +18,8 @@ from infermesh.stages.base import Result
 
 
 @dataclass(slots=True)
-class Desk:
-    """One stage and who serves it."""
+class DirectStage:
+    """A stage that is asked without a store: nothing is kept, and nothing is resumed."""
 
     stage: Stage
     fleet: Fleet
@@ -56,23 +55,14 @@ class Desk:
 
 
 @contextmanager
-def opened(
-    mapping: Mapping[str, Any], roots: Sequence[Path], environ: Mapping[str, str] = os.environ
-) -> Iterator[Desk]:
-    """Build what a declaration of one stage says.
-
-    Parameters
-    ----------
-    mapping
-        The composed config.
-    roots
-        What relative paths are relative to, and where ``module:name`` imports from.
+def open_stage(declaration: Declaration, environ: Mapping[str, str] = os.environ) -> Iterator[DirectStage]:
+    """Build the last stage of a declaration, usually its only one, and what serves it.
 
     Raises
     ------
     ConfigError
-        The declaration is wrong.
+        The declaration names what is not there.
     """
-    with assembled(load(mapping), roots, environ) as (fleet, graph):
-        *_, stage = graph.stages.values()
-        yield Desk(stage, fleet)
+    with assembled(declaration, environ) as (fleet, pipeline):
+        *_, stage = pipeline.stages.values()
+        yield DirectStage(stage, fleet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 
 from infermesh.runs.stats import RunStats
 
@@ -71,16 +72,28 @@ def summary(stats: RunStats, rates: Rates) -> str:
     )
 
 
-class PlainLines:
-    """For logs: one line every five seconds, and one at the end."""
+def to_stderr(line: str) -> None:
+    """Print a line at once."""
+    print(line, file=sys.stderr, flush=True)
 
-    def __init__(self) -> None:
+
+class PlainLines:
+    """An observer that says where the run is, in one line every five seconds and one at the end.
+
+    Parameters
+    ----------
+    tell
+        Called with each line.
+    """
+
+    def __init__(self, tell: Callable[[str], object] = to_stderr) -> None:
+        self._tell = tell
         self._rates = Rates()
         self._next = 0.0
 
     def note(self, text: str) -> None:
         """Say something once."""
-        print(text, file=sys.stderr, flush=True)
+        self._tell(text)
 
     def start(self, stats: RunStats) -> None:
         """The first line comes after the first interval."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib.metadata
 import logging
-import platform
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,7 @@ from typing import Any
 import duckdb
 import orjson
 
-from infermesh.config.load import config_hash
-from infermesh.config.schema import Experiment
+from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import InfermeshError, StoreError
 from infermesh.inputs.sources import Source
@@ -31,12 +27,12 @@ from infermesh.runs.explain import changed, opening
 from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
-from infermesh.runs.record import git_revision
+from infermesh.runs.record import run_record
 from infermesh.runs.runner import Runner
 from infermesh.runs.stats import Observer, RunStats, StageStats
 from infermesh.stages.graph import Pipeline, Wave
 from infermesh.store import Column, GroupWriter, PendingRows, RunStore
-from infermesh.store.database import Redo, utcnow
+from infermesh.store.database import Redo
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.schema import DATABASE
@@ -59,25 +55,22 @@ class RunSession:
 
     def __init__(
         self,
-        experiment: Experiment,
-        mapping: Mapping[str, Any],
+        declaration: Declaration,
         folder: Path,
         pipeline: Pipeline,
         fleet: Fleet,
         observer: Observer,
+        control: Control,
         sink: Sink | None = None,
-        overrides: Sequence[str] | None = None,
-        control: Control | None = None,
     ) -> None:
-        self._control = control or Control()
-        self._experiment = experiment
-        self._mapping = mapping
+        self._control = control
+        self._declaration = declaration
+        self._experiment = experiment = declaration.experiment
         self._folder = folder
         self._pipeline = pipeline
         self._fleet = fleet
         self._observer = observer
         self._sink = sink
-        self._overrides = overrides
         self._store = RunStore(folder / DATABASE, experiment.store)
         self._filters: dict[str, RowFilter] = {}
         self._stale: set[str] = set()
@@ -90,7 +83,7 @@ class RunSession:
         self._stopped_by: str | None = None  # a guard's reason; None where a user did
         self._complete = False
 
-    def prepare(self, source: Source, roots: Sequence[Path], redo: Redo | None = None) -> None:
+    def prepare(self, source: Source, redo: Redo | None = None) -> None:
         """Load the source, check what is named against it, find what an edit has touched or is to be done again."""
         store, pipeline = self._store, self._pipeline
         tables = [stage.table for stage in pipeline.stages.values()]
@@ -113,7 +106,7 @@ class RunSession:
         store.prepare(
             source,
             tables,
-            self._record(unsure, roots),
+            self._record(unsure),
             queries=list(pipeline.queries.values()),
             check=self._check,
         )
@@ -144,24 +137,9 @@ class RunSession:
         self._filters = self._pipeline.filters(origins)
         check_sinks(connection, self._experiment.sinks)
 
-    def _record(self, signatures: Mapping[str, str], roots: Sequence[Path]) -> dict[str, Any]:
+    def _record(self, signatures: Mapping[str, str]) -> dict[str, Any]:
         facts = {name: stage.facts for name, stage in self._pipeline.stages.items()}
-        return {
-            "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
-            "experiment": self._experiment.name,
-            "config": orjson.dumps(self._mapping).decode(),  # as written: the order of stages and columns is kept
-            "config_hash": config_hash(self._mapping),
-            "git_revision": git_revision(),
-            "versions": orjson.dumps(
-                {name: importlib.metadata.version(name) for name in ("infermesh", "duckdb", "pyreqwest")}
-                | {"python": platform.python_version()}
-            ).decode(),
-            "started_at": utcnow(),
-            "signatures": orjson.dumps(signatures).decode(),
-            "facts": orjson.dumps(facts, default=str, option=orjson.OPT_NON_STR_KEYS).decode(),
-            "roots": orjson.dumps([str(root) for root in roots]).decode(),
-            "overrides": None if self._overrides is None else orjson.dumps(list(self._overrides)).decode(),
-        }
+        return run_record(self._declaration, signatures, facts)
 
     async def run(self) -> RunOutcome:
         """Send what is pending; returns when it is settled and committed, or drained after a stop."""

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from infermesh.errors import StoreError
 from infermesh.runs.control import Control
-from infermesh.runs.execute import RunOutcome
+from infermesh.runs.outcome import RunOutcome
 
 _EXIT_S = 35.0  # a drain takes at most 30 s
-_live: dict[Path, Work] = {}
-_live_lock = threading.Lock()
+_running: dict[Path, RunThread] = {}
+_running_lock = threading.Lock()
 
 
-class Work:
+class RunThread:
     """The thread in which a run goes on. ``future`` settles when its database is closed again."""
 
     def __init__(self, folder: Path) -> None:
@@ -44,8 +44,8 @@ class Work:
             outcome = launched()
         except BaseException as failure:
             error = failure
-        with _live_lock:
-            del _live[self.folder]
+        with _running_lock:
+            del _running[self.folder]
         if error is not None:
             self.future.set_exception(error)
         else:
@@ -59,25 +59,25 @@ class Work:
             self._thread.join(_EXIT_S)
 
 
-def live(folder: Path) -> Work | None:
+def running_in(folder: Path) -> RunThread | None:
     """The run of this process that goes on in a folder."""
-    with _live_lock:
-        return _live.get(folder.resolve())
+    with _running_lock:
+        return _running.get(folder.resolve())
 
 
 @contextmanager
-def claimed(work: Work) -> Iterator[None]:
+def claim(work: RunThread) -> Iterator[None]:
     """Let no second run of this process into the folder: DuckDB would not mind. Given back where no thread starts."""
-    with _live_lock:
-        if work.folder in _live:
+    with _running_lock:
+        if work.folder in _running:
             raise StoreError(f"{work.folder}: a run of this process is at it; wait for it, or stop it")
-        _live[work.folder] = work
+        _running[work.folder] = work
         _drain_at_exit()
     try:
         yield
     except BaseException:
-        with _live_lock:
-            _live.pop(work.folder, None)
+        with _running_lock:
+            _running.pop(work.folder, None)
         raise
 
 
@@ -96,8 +96,8 @@ def _drain_at_exit() -> None:
 
 
 def _drain() -> None:
-    with _live_lock:
-        works = list(_live.values())
+    with _running_lock:
+        works = list(_running.values())
     for work in works:
         work.control.stop()
     for work in works:

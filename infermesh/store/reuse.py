@@ -14,7 +14,7 @@ import duckdb
 from infermesh.config.schema import Experiment
 from infermesh.errors import ConfigError, StoreError
 from infermesh.store.database import RunStore
-from infermesh.store.folders import all_databases
+from infermesh.store.folders import run_folders
 from infermesh.store.memory import fetch
 from infermesh.store.schema import DATABASE, StageTable, literal, quoted
 
@@ -77,7 +77,7 @@ class EarlierAnswers:
                 answers.take(run)
                 taken += 1
             except (duckdb.Error, StoreError) as error:
-                note(f"reuse: {run.parent} is left out: {' '.join(str(error).split())[:200]}")
+                note(f"reuse: {run} is left out: {' '.join(str(error).split())[:200]}")
             if experiment.reuse == "latest" and taken:
                 break
         told = ", ".join(f"{rows} for {name}" for name, rows in answers.found.items() if rows)
@@ -85,10 +85,10 @@ class EarlierAnswers:
         note(f"reuse: {experiment.reuse}: answers of {which}: {told or 'none that these stages could use'}")
         return answers if any(answers.found.values()) else None
 
-    def take(self, database: Path) -> None:
-        """Copy the answers of a run; where several runs have one, the first that was taken stands."""
+    def take(self, folder: Path) -> None:
+        """Copy the answers of the run in a folder; where several runs have one, the first that was taken stands."""
         connection = self._connection
-        connection.execute(f"ATTACH {literal(str(database))} AS earlier (READ_ONLY)")
+        connection.execute(f"ATTACH {literal(str(folder.resolve() / DATABASE))} AS earlier (READ_ONLY)")
         try:
             row = connection.execute("SELECT run_id FROM earlier.run").fetchone()
             if row is None:
@@ -145,19 +145,18 @@ def _name(stage: str) -> str:
 
 
 def _earlier_runs(experiment: Experiment, folder: Path) -> list[Path]:
-    """Databases of the runs that ``reuse`` names, newest first, without this one."""
-    own = (folder / DATABASE).resolve()
+    """Folders of the runs that ``reuse`` names, newest first, without this one."""
     if experiment.reuse == "none":
         return []
     if experiment.reuse in ("latest", "all"):
         home = next((parent for parent in folder.absolute().parents if parent.name == experiment.name), None)
-        found = [] if home is None else all_databases(home)
-        found = [path for path in found if path.resolve() != own]
-        return found
-    named = [Path(match) for match in glob.glob(experiment.reuse)] or [Path(experiment.reuse)]
-    found = [path for name in named for path in all_databases(name)]
-    if not found:
-        raise ConfigError(
-            f"reuse: '{experiment.reuse}' holds no run. Expected none, latest, all, or the folder of a run."
-        )
-    return [path for path in found if path.resolve() != own]
+        found = [] if home is None else run_folders(home)
+    else:
+        named = [Path(match) for match in glob.glob(experiment.reuse)] or [Path(experiment.reuse)]
+        found = [run for name in named for run in run_folders(name)]
+        if not found:
+            raise ConfigError(
+                f"reuse: '{experiment.reuse}' holds no run. Expected none, latest, all, or the folder of a run."
+            )
+    own = folder.resolve()
+    return [run for run in found if run.resolve() != own]

@@ -15,9 +15,10 @@ from infermesh.config.schema import Experiment
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.limits import DayUsage
 from infermesh.store.database import connect
-from infermesh.store.folders import databases, written_at
+from infermesh.store.folders import run_folders, written_at
+from infermesh.store.schema import DATABASE
 
-__all__ = ["databases", "day_limited", "used_today"]
+__all__ = ["day_limited", "used_today"]
 
 # A limiter takes back what was turned away or never arrived; so does this count.
 _NOT_COUNTED = ("rate_limit", "connection", "input", "stopped")
@@ -98,14 +99,13 @@ def _runs(
     if own is not None:
         yield lambda sql: own.execute(sql).fetchall()
     mine = None if own is None or own_folder is None else own_folder.resolve()
-    for database in databases(outputs):
-        if written_at(database) < midnight:
+    for folder in run_folders(outputs):
+        if written_at(folder) < midnight:
             return  # the rest is older
-        folder = database.parent
         if folder.resolve() == mine:
             continue
         try:
-            with connect(database, read_only=True) as connection:
+            with connect(folder / DATABASE, read_only=True) as connection:
                 yield lambda sql, connection=connection: connection.execute(sql).fetchall()  # type: ignore[misc]
         except StoreError as error:
             if not isinstance(error, StoreInUseError):

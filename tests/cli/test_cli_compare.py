@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from infermesh.config.declaration import declare
 from infermesh.runs.execute import execute
 from infermesh.simulator import Simulator
 from tests.support import Lab, Watch, embed, experiment, generate, here, texts
@@ -25,7 +26,7 @@ OTHER = "outputs/lab/2025-01-02_10-00-00"
 
 
 def run(root: Path, folder: str, mapping: Mapping[str, Any], overrides: list[str]) -> None:
-    execute(mapping, root / folder, roots=[root], observer=Watch(), environ={}, overrides=overrides)
+    execute(declare(mapping, [root], overrides), root / folder, observer=Watch(), environ={})
 
 
 @pytest.fixture(scope="module")

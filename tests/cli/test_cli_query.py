@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -254,6 +255,11 @@ class TestResume:
         assert "nothing to resume" in found.stderr
         assert totals(simulator)["received"] == 0
 
+    def test_no_run_at_all(self, tmp_path: Path) -> None:
+        found = here("resume", cwd=tmp_path)
+        assert found.returncode == 1
+        assert "there is no run below outputs/ yet" in found.stderr
+
     def test_no_such_run(self, tmp_path: Path) -> None:
         found = here("resume", "nothing", cwd=tmp_path)
         assert found.returncode == 1
@@ -266,3 +272,33 @@ class TestResume:
         found = here("resume", str(interrupted.folder), cwd=tmp_path_factory.mktemp("elsewhere"))
         assert found.returncode == 0, found.stderr
         assert totals(simulator)["received"] == 3
+
+
+@pytest.mark.parametrize("link", ["outputs", "parent", "experiment"])
+def test_runs_on_another_disk_are_found(
+    project: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, link: str
+) -> None:
+    """On clusters ``outputs``, the folder that it is in, or an experiment's folder is a link to scratch space."""
+    disk = tmp_path_factory.mktemp("scratch")
+    shutil.copytree(project / "outputs", disk / "outputs", symlinks=True)
+    home, outputs = tmp_path, "outputs"
+    if link == "outputs":
+        (home / "outputs").symlink_to(disk / "outputs")
+    elif link == "parent":
+        (home / "team").symlink_to(disk)
+        outputs = str(home / "team" / "outputs")
+        home = home / "team"
+    else:
+        (home / "outputs").mkdir()
+        (home / "outputs" / "lab").symlink_to(disk / "outputs" / "lab")
+    listed = here("runs", "--outputs", outputs, cwd=home)
+    assert listed.stdout.count("2025-01-0") == 2, listed.stderr
+    every = here("sql", "SELECT count(*) FROM source", "--all", "--outputs", outputs, cwd=home)
+    assert every.stdout.split() == ["count_star()", "8"], every.stderr
+    for words in (["status"], ["sql", "SELECT 1 AS one"], ["sql", "SELECT 1 AS one", "--run", "2025-01-01_10-00-00"]):
+        found = here(*words, cwd=home)
+        assert found.returncode == 0, found.stderr
+    assert "no run is going on" in here("stop", cwd=home).stderr
+    resumed = here("resume", cwd=home)
+    assert resumed.returncode == 0
+    assert "nothing to resume" in resumed.stderr

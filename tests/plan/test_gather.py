@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
+from infermesh.config.declaration import declare
 from infermesh.errors import ConfigError, StoreError
 from infermesh.plan import Options, Plan, StageEstimate, make_plan
-from infermesh.runs.execute import DATABASE
 from infermesh.simulator import Simulator
+from infermesh.store.schema import DATABASE
 from tests.support import Lab, embed, experiment, generate, texts, totals, transcribe, wav
 
 TWO = {"a": generate(max_parallel_requests=8), "b": generate("{{ a.text }} Once more.", max_parallel_requests=8)}
 
 
 def plan(lab: Lab, mapping: dict[str, Any], **options: Any) -> Plan:
-    return make_plan(mapping, lab.folder, roots=[lab.root], options=Options(**options), environ={})
+    return make_plan(declare(mapping, [lab.root]), lab.folder, options=Options(**options), environ={})
 
 
 def stages(found: Plan) -> dict[str, StageEstimate]:
@@ -53,7 +54,10 @@ def test_a_key_is_not_shown(lab: Lab) -> None:
     entry = {"model": "openai/gpt-4.1-mini", "api_base": "http://127.0.0.1:9/v1?code=hush", "api_key_env": "TEAM_KEY"}
     mapping = experiment("", {"a": generate()}, deployments={"d": entry})
     found = make_plan(
-        mapping, lab.folder, roots=[lab.root], options=Options(show=1), environ={"TEAM_KEY": "a-very-secret-key"}
+        declare(mapping, [lab.root]),
+        lab.folder,
+        options=Options(show=1),
+        environ={"TEAM_KEY": "a-very-secret-key"},
     )
     assert "secret" not in str(found)
     assert "hush" not in str(found)

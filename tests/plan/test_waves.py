@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from infermesh.config.declaration import declare
 from infermesh.plan import Options, Plan, make_plan
 from infermesh.simulator import Simulator
 from tests.support import Lab, experiment, generate, texts, totals
@@ -18,7 +19,7 @@ def declared(url: str, stages: dict[str, Any], **sections: Any) -> dict[str, Any
 
 
 def plan(lab: Lab, mapping: dict[str, Any]) -> Plan:
-    return make_plan(mapping, lab.folder, roots=[lab.root], options=Options(), environ={})
+    return make_plan(declare(mapping, [lab.root]), lab.folder, options=Options(), environ={})
 
 
 def rows(found: Plan) -> Rows:

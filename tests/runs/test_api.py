@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_an_experiment(project: Path, simulator: Simulator) -> None:
     assert run.sql("SELECT count(*) FROM results WHERE a_status = 'done'").fetchall() == [(20,)]
     assert [row["n"] for row in run.results("rows")] == list(range(20))
     assert run.failures().fetchall() == []
-    assert lines[-1] == "a 20/20; 20 requests"
+    assert re.match(r"a 20/20  \|  .* · 20 requests · ", lines[-1])
     assert "done; a: 20 done>" in repr(run)
     assert "<td>20 done</td>" in run._repr_html_()
     assert ask(run.folder, "SELECT run_id, overrides->>1 FROM run") == [

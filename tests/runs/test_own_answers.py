@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from infermesh.config.declaration import declare
 from infermesh.plan import Options, make_plan
 from infermesh.runs.control import Control
 from infermesh.runs.execute import execute
@@ -38,7 +39,7 @@ def sent(simulator: Simulator, endpoint: str | None = None) -> int:
 
 
 def again(lab: Lab, mapping: dict[str, Any], **changes: Any) -> Any:
-    return execute(mapping, lab.folder, roots=[lab.root], observer=Watch(), environ={}, **changes)
+    return execute(declare(mapping, [lab.root]), lab.folder, observer=Watch(), environ={}, **changes)
 
 
 def answers(lab: Lab) -> list[str | None]:
@@ -195,7 +196,7 @@ class TestInterrupted:
                 control.stop()
 
         outcome = execute(
-            mapping, lab.folder, roots=[lab.root], observer=Watch(on_tick=stop), environ={}, control=control
+            declare(mapping, [lab.root]), lab.folder, observer=Watch(on_tick=stop), environ={}, control=control
         )
         assert (outcome.status, outcome.reused) == ("interrupted", 40)
         taken = len(answers(lab)) - answers(lab).count(None)
@@ -339,7 +340,7 @@ def test_a_plan_takes_them_off(lab: Lab, simulator: Simulator) -> None:
     lab.run(mapping)
     simulator.reset()
     lab.rows([*texts(25, a=1), {"n": 99, "text": "Another one."}])
-    plan = make_plan(mapping, lab.folder, roots=[lab.root], options=Options(), environ={})
+    plan = make_plan(declare(mapping, [lab.root]), lab.folder, options=Options(), environ={})
     assert [(stage.facts.rows, stage.facts.certainty) for stage in plan.estimate.stages] == [(1, "exact")]
     assert any(note.startswith("answers of rows that are gone: 30 for answers") for note in plan.notes)
     assert sent(simulator) == 0

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from infermesh.config.declaration import declare
 from infermesh.errors import ConfigError, StoreError
-from infermesh.runs.execute import DATABASE, execute
+from infermesh.runs.execute import execute
 from infermesh.simulator import Simulator
 from infermesh.store.database import Redo
+from infermesh.store.schema import DATABASE
 from tests import functions
 from tests.support import Lab, Watch, embed, experiment, generate, texts, totals
 
@@ -313,7 +315,7 @@ class TestPythonStages:
 def elsewhere(lab: Lab, name: str, mapping: dict[str, Any], watch: Watch | None = None) -> Any:
     """A run of the same experiment in another folder."""
     return execute(
-        mapping, lab.root / "outputs" / "lab" / name, roots=[lab.root], observer=watch or Watch(), environ={}
+        declare(mapping, [lab.root]), lab.root / "outputs" / "lab" / name, observer=watch or Watch(), environ={}
     )
 
 
@@ -391,7 +393,7 @@ class TestReuse:
 
 
 def again(lab: Lab, mapping: dict[str, Any], redo: Redo) -> Any:
-    return execute(mapping, lab.folder, roots=[lab.root], observer=Watch(), environ={}, redo=redo)
+    return execute(declare(mapping, [lab.root]), lab.folder, observer=Watch(), environ={}, redo=redo)
 
 
 class TestRetry:

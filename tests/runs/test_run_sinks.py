@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from infermesh.errors import ConfigError
-from infermesh.runs.execute import DATABASE
 from infermesh.simulator import Simulator
+from infermesh.store.schema import DATABASE
 from tests.support import Lab, Watch, experiment, generate, here, texts, totals, write_experiment
 
 

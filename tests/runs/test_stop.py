@@ -10,7 +10,7 @@ import pytest
 
 from infermesh.query.reader import open_run, request_stop
 from infermesh.query.server import SOCKET, LiveServer
-from infermesh.runs.execute import RunOutcome
+from infermesh.runs.outcome import RunOutcome
 from infermesh.simulator import Simulator
 from tests.support import Lab, experiment, generate, texts, totals, wait_until
 

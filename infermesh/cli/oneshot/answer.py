@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import orjson
 
+from infermesh.config.declaration import Declaration
 from infermesh.errors import RequestError
 from infermesh.results import EmbeddingResult, GenerationResult, TranscriptionResult
-from infermesh.runs.direct import Desk, opened
+from infermesh.runs.direct import DirectStage, open_stage
 from infermesh.runtime.loop import run_loop
 from infermesh.stages.base import Result
 from infermesh.wire.structured import to_json
 
 
-def print_answers(mapping: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, many: bool, parse: bool) -> int:
+def print_answers(declaration: Declaration, rows: Sequence[Mapping[str, Any]], *, many: bool, parse: bool) -> int:
     """Send each row and print its answer.
 
     Parameters
@@ -34,8 +34,8 @@ def print_answers(mapping: Mapping[str, Any], rows: Sequence[Mapping[str, Any]],
         0; 1 where the only request failed; 3 where some of many did.
     """
     logging.getLogger("infermesh").addHandler(logging.StreamHandler(sys.stderr))
-    with opened(mapping, [Path.cwd()]) as desk:
-        results = run_loop(_ask(desk, rows))
+    with open_stage(declaration) as stage:
+        results = run_loop(_ask(stage, rows))
     out = sys.stdout.buffer
     failed = 0
     for index, (row, result) in enumerate(zip(rows, results, strict=True)):
@@ -52,11 +52,11 @@ def print_answers(mapping: Mapping[str, Any], rows: Sequence[Mapping[str, Any]],
     return 3 if many else 1
 
 
-async def _ask(desk: Desk, rows: Sequence[Mapping[str, Any]]) -> list[Result | RequestError]:
+async def _ask(stage: DirectStage, rows: Sequence[Mapping[str, Any]]) -> list[Result | RequestError]:
     try:
-        return await desk.ask_each(rows)
+        return await stage.ask_each(rows)
     finally:
-        await desk.aclose()
+        await stage.aclose()
 
 
 def _bare(result: Result, parse: bool) -> bytes:

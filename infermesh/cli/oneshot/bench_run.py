@@ -18,10 +18,11 @@ from infermesh.cli.common import fail, load_env
 from infermesh.cli.oneshot.declare import as_flags, compose, refuse_secrets
 from infermesh.cli.oneshot.options import GenerateOptions, InputOptions, LimitOptions, ModelOptions, SweepOptions
 from infermesh.cli.oneshot.run import ASKS, leave_quietly, row_input
+from infermesh.config.declaration import declare
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.inputs.sources import resolve
-from infermesh.runs.direct import opened
+from infermesh.runs.direct import open_stage
 from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
 from infermesh.store.sample import sample
@@ -81,9 +82,9 @@ class Bench:
             print(f"{requests} requests are few for c={max(levels)}: raise --requests", file=sys.stderr)
         if (told := allow_requests(max(levels))) is not None:
             print(told, file=sys.stderr)
-        with opened(mapping, [Path.cwd()]) as desk:
+        with open_stage(declare(mapping, [Path.cwd()])) as stage:
             measured: list[Level] = run_loop(
-                sweep(desk, rows, levels, requests=requests, warmup=warmup, report=_report)
+                sweep(stage, rows, levels, requests=requests, warmup=warmup, report=_report)
             )
         return self._conclude(measured)
 

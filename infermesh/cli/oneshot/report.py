@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infermesh.runs.execute import RunOutcome
+from infermesh.runs.outcome import RunOutcome
 
 _VERBS = {"done": "complete", "failed_rows": "finished, with failed rows", "interrupted": "interrupted"}
 _WORDS = {"done": "done", "error": "failed", "pending": "not done"}

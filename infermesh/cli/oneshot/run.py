@@ -26,6 +26,7 @@ from infermesh.cli.oneshot.options import (
     OutputOptions,
     WindowOption,
 )
+from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import InfermeshError
 
 # Kind → the flag that asks for one answer, the row's field that it stands for, the stage's key for a template.
@@ -36,7 +37,7 @@ ASKS = {
 }
 _INPUTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq")
 _OUTPUTS = (".jsonl", ".ndjson", ".parquet", ".pq")
-_OURS = frozenset({"run.log", "stdin.jsonl", "rows.jsonl"})
+_SPOOLED = ("stdin.jsonl", "rows.jsonl")
 
 
 @dataclass(slots=True)
@@ -76,9 +77,9 @@ class Command:
             leave_quietly()
         raise typer.Exit(code)
 
-    def mapping(self, source: Mapping[str, Any], **stage: Any) -> dict[str, Any]:
-        """The declaration of this call."""
-        return compose(
+    def declaration(self, source: Mapping[str, Any], **stage: Any) -> Declaration:
+        """What this call stands for."""
+        mapping = compose(
             self.kind,
             source,
             self.model,
@@ -87,6 +88,7 @@ class Command:
             stage={"max_parallel_requests": self.window.max_parallel_requests, **self.stage, **stage},
             keep_errors=self.out.keep_errors,
         )
+        return declare(mapping, [Path.cwd()])
 
     def _answer(self) -> int:
         from infermesh.cli.oneshot.answer import print_answers
@@ -94,8 +96,8 @@ class Command:
         rows = self._given_rows()
         parse = self.request is not None and self.request.parse_json
         many = isinstance(self.given, list) and len(rows) > 1
-        mapping = self.mapping({"sql": "select 1"}, **row_input(self.kind, self.rows, self.given))
-        return print_answers(mapping, rows, many=many, parse=parse)
+        job = self.declaration({"sql": "select 1"}, **row_input(self.kind, self.rows, self.given))
+        return print_answers(job, rows, many=many, parse=parse)
 
     def _given_rows(self) -> list[dict[str, Any]]:
         name = ASKS[self.kind][1]
@@ -106,19 +108,14 @@ class Command:
         output = self._output()
         with _checkpoint(output, self.rows.input, self.out.checkpoint_dir) as folder:
             self._check_earlier(output, folder)
-            made = not folder.exists()
-            try:
-                return self._execute(output, folder)
-            except InfermeshError:
-                if made:
-                    _discard(folder)
-                raise
+            return self._execute(output, folder)
 
     def _execute(self, output: Path | None, folder: Path) -> int:
         from infermesh.cli.oneshot.report import closing
         from infermesh.cli.progress import make_observer
         from infermesh.runs.execute import execute
         from infermesh.runs.output_files import LineFile, LineStream, ParquetFile, Sink
+        from infermesh.store.folders import discard
 
         again = self.out.rerun_changed
         if output is None:
@@ -127,8 +124,13 @@ class Command:
             sink = ParquetFile(self.kind, output, rerun_changed=again)
         else:
             sink = LineFile(self.kind, output, rerun_changed=again)
-        mapping = self.mapping({"path": self._input(folder)}, **row_input(self.kind, self.rows, self.given))
-        outcome = execute(mapping, folder, roots=[Path.cwd()], observer=make_observer(), sink=sink)
+        spooled = () if folder.exists() else _SPOOLED  # what an earlier call has put there stays
+        try:
+            job = self.declaration({"path": self._input(folder)}, **row_input(self.kind, self.rows, self.given))
+        except InfermeshError:
+            discard(folder, spooled)
+            raise
+        outcome = execute(job, folder, observer=make_observer(), sink=sink, written=spooled)
         lasting = output is not None or self.out.checkpoint_dir is not None
         print(closing(outcome, output, folder if lasting else None), file=sys.stderr)
         return outcome.exit_code
@@ -164,7 +166,7 @@ class Command:
 
     def _check_earlier(self, output: Path | None, folder: Path) -> None:
         """Without --resume, nothing of an earlier run is touched."""
-        from infermesh.runs.execute import DATABASE
+        from infermesh.store.schema import DATABASE
 
         checkpoint = (folder / DATABASE).exists()
         if not self.out.resume:
@@ -233,12 +235,6 @@ def _spool_stdin(path: Path, *, resume: bool) -> Path:
     else:
         os.replace(arriving, path)
     return path
-
-
-def _discard(folder: Path) -> None:
-    """Remove a checkpoint in which nothing ran."""
-    if folder.is_dir() and all(item.name in _OURS for item in folder.iterdir()):
-        shutil.rmtree(folder)
 
 
 def leave_quietly() -> NoReturn:

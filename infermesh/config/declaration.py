@@ -1,0 +1,82 @@
+"""What one job is made from, as one value: the composed config, checked once where it enters, and what came with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from infermesh.config.compose import Composed, check_chosen
+from infermesh.config.load import config_hash, load
+from infermesh.config.schema import Experiment
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One job as it was declared. Make it with :func:`declare`; pass it on whole.
+
+    Attributes
+    ----------
+    mapping
+        The config as it was composed: plain dicts, lists and scalars. It is stored with the run.
+    experiment
+        The same, validated.
+    roots
+        The folders that relative paths are relative to; the first one that holds a file wins.
+    overrides
+        What the caller changed, in Hydra's syntax. ``None`` where nobody said: a resumed run keeps those it has.
+    """
+
+    mapping: Mapping[str, Any]
+    experiment: Experiment
+    roots: tuple[Path, ...]
+    overrides: tuple[str, ...] | None = None
+
+    @property
+    def hash(self) -> str:
+        """The hash of the mapping, whatever the order of its keys."""
+        return config_hash(self.mapping)
+
+    def reading(self, path: Path) -> Declaration:
+        """The same job over another source file."""
+        source = {**self.mapping["source"], "path": str(path)}
+        experiment = self.experiment.model_copy(
+            update={"source": self.experiment.source.model_copy(update={"path": str(path)})}
+        )
+        return replace(self, mapping={**self.mapping, "source": source}, experiment=experiment)
+
+
+def declare(mapping: Mapping[str, Any], roots: Sequence[Path], overrides: Sequence[str] | None = None) -> Declaration:
+    """Check a composed config, and put it together with what came with it.
+
+    This is the one place where a config is validated: whoever holds a :class:`Declaration` need not do it again.
+
+    Raises
+    ------
+    ConfigError
+        No experiment was chosen, a key stands in the config, or the config is wrong; one line per problem.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> job = declare(
+    ...     {
+    ...         "name": "mine",
+    ...         "source": {"path": "rows.jsonl"},
+    ...         "deployments": {"gpu": {"model": "hosted_vllm/llama", "api_base": "http://127.0.0.1:8000/v1"}},
+    ...         "models": {"llama": {"deployments": ["gpu"]}},
+    ...         "stages": {"answers": {"kind": "generate", "model": "llama", "prompt": "{{ text }}"}},
+    ...     },
+    ...     [Path.cwd()],
+    ... )
+    >>> job.experiment.stages["answers"].max_parallel_requests
+    64
+    """
+    check_chosen(mapping)
+    return Declaration(mapping, load(mapping), tuple(roots), None if overrides is None else tuple(overrides))
+
+
+def declared(composed: Composed) -> Declaration:
+    """What :func:`~infermesh.config.compose.compose` has composed, checked."""
+    return declare(composed.mapping, composed.roots, composed.overrides)
