@@ -199,19 +199,19 @@ def running(count: int) -> dict[str, float]:
     from infermesh.runtime.loop import run_loop
     from infermesh.stages import Prepared
     from infermesh.stages.graph import StageGraph
-    from infermesh.store.pending import CHUNK, StoredRow
+    from infermesh.store.pending import CHUNK, Row
 
     stage = _stage()
     prepared = Prepared(None, "0" * 32)
     attempts = [Attempt(1, "d", time.time(), 0.0, 0.01, 200, None, 12, 11)]
     usage = TokenUsage(12, 11, 23)
 
-    async def answer(rows: Any) -> Any:
+    async def answer(item: Any) -> Any:
         metrics = RequestMetrics("d", 0.0, 0.01, 0.01, 0, attempts)
-        return [GenerationResult("chatcmpl-1", "static", usage, None, metrics, None, "Paris.")]
+        return GenerationResult("chatcmpl-1", "static", usage, None, metrics, None, "Paris.")
 
     stage.prepare, stage.answer = lambda context: prepared, answer
-    rows = [StoredRow(number, {"id": number, "note": "x"}, None, {}) for number in range(count)]
+    rows = [Row(number, {"id": number, "note": "x"}, None, {}) for number in range(count)]
     chunks = [rows[start : start + CHUNK] for start in range(0, count, CHUNK)]
     stats = RunStats({"s0": StageStats(count)})
 

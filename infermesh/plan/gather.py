@@ -169,7 +169,7 @@ class _Planner:
 
     def _rehearse(self, rehearsal: Rehearsal, wave: Wave) -> None:
         for name in wave.graph.stages:
-            rehearsal.at(name)
+            rehearsal.begin(name)
         walk = rehearse(
             rehearsal,
             wave.graph,

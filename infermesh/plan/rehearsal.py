@@ -15,13 +15,15 @@ import orjson
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import BadRequestError, InputError, RequestError
 from infermesh.limits import NullLimiter
+from infermesh.runs.gate import Gate
+from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored
 from infermesh.simulator.answers import Answer, Answers
 from infermesh.simulator.errors import ApiError
 from infermesh.simulator.settings import SimulatorSettings
-from infermesh.stages import Stage
+from infermesh.stages import Prepared, Stage, answers
 from infermesh.stages.graph import StageGraph
 from infermesh.stages.transcribe import Transcribe
-from infermesh.store import StoredRow
+from infermesh.store import Row
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.transports import NativeTransport
@@ -199,31 +201,31 @@ class Rehearsal:
 
     def real_answers(self, stage: Stage) -> bool:
         """Whether the answers are those that the run will get."""
-        model = getattr(stage, "model", None)
-        return model is not None and all(label in self._labels for label in model.labels)
+        return stage.model is not None and all(label in self._labels for label in stage.model.labels)
 
-    def at(self, stage: str) -> StageRehearsal:
-        """Let what is sent from now on belong to a stage."""
+    def begin(self, stage: str) -> StageRehearsal:
+        """Count what is sent from now on as a stage's."""
         self._stage = stage
         return self.found.setdefault(stage, StageRehearsal())
 
 
-class _Walker:
-    """A sample row on its way: what templates see, and which stages have none of a run's own answers."""
+class _Sample:
+    """A sample row on its way, and which stages have none of a run's own answers for it."""
 
-    __slots__ = ("context", "failed", "made_up", "row")
+    __slots__ = ("made_up", "row")
 
-    def __init__(self, row: StoredRow) -> None:
+    def __init__(self, row: Row) -> None:
         self.row = row
-        self.context: dict[str, Any] = dict(row.values)
-        self.failed: dict[str, str] = {}
         self.made_up: dict[str, bool] = {}  # stage → whether its answer is a stand-in that the run will not see
+
+    def reads_stand_ins(self, requires: set[str]) -> bool:
+        return any(self.made_up.get(other) for other in requires)
 
 
 async def rehearse(
     rehearsal: Rehearsal,
     graph: StageGraph,
-    rows: Sequence[StoredRow],
+    rows: Sequence[Row],
     *,
     filters: Mapping[str, RowFilter],
     stale: set[str],
@@ -237,137 +239,129 @@ async def rehearse(
     dict
         Stage → what became of the rows there.
     """
-    walkers = [_Walker(row) for row in rows if row.error is None]
+    samples = [_Sample(row) for row in rows if row.error is None]
     for name, stage in graph.stages.items():
-        found = rehearsal.at(name)
-        todo = [walker for walker in walkers if not _take_stored(walker, stage, name in stale, keep_errors)]
-        todo = _through_filter(todo, stage, graph.requires[name], filters.get(name), found)
-        if getattr(stage, "model", None) is None:
+        found, outputs = rehearsal.begin(name), StageOutputs(stage.table, graph.needed[name])
+        gate = Gate(stage, filters.get(name), known)
+        todo = [
+            sample
+            for sample in samples
+            if not take_stored(sample.row, name, outputs, stale=name in stale, keep_errors=keep_errors)
+        ]
+        todo = _through_filter(todo, stage, graph.requires[name], gate, outputs, found)
+        if stage.model is None:
             _unasked(todo, stage, found)
         else:
-            answers = known if known is not None and known.knows(name) else None
-            await _ask(rehearsal, stage, graph.requires[name], todo, found, answers)
+            await _ask(rehearsal, stage, graph.requires[name], todo, gate, outputs, found)
     return rehearsal.found
 
 
-def _take_stored(walker: _Walker, stage: Stage, stale: bool, keep_errors: bool) -> bool:
-    """Whether the row's stored state stands, as :class:`~infermesh.runs.runner.Runner` decides it."""
-    state = walker.row.states.get(stage.name)
-    if state is None or stale:
-        return False
-    if state.status == "done":
-        walker.context[stage.name] = state.outputs | {"status": "done"}
-        return True
-    if state.status == "skipped" and state.error_type is None:
-        walker.context[stage.name] = _nothing(stage)
-        return True
-    if keep_errors:
-        walker.failed[stage.name] = "failed in an earlier session"
-    return keep_errors
-
-
-def _nothing(stage: Stage) -> dict[str, Any]:
-    return {column.name: None for column in stage.table.outputs} | {"status": "skipped"}
-
-
 def _through_filter(
-    walkers: list[_Walker], stage: Stage, requires: set[str], condition: RowFilter | None, found: StageRehearsal
-) -> list[_Walker]:
+    samples: list[_Sample],
+    stage: Stage,
+    requires: set[str],
+    gate: Gate,
+    outputs: StageOutputs,
+    found: StageRehearsal,
+) -> list[_Sample]:
     """Those whose upstream is there and that pass the stage's condition; the others are counted."""
     todo = []
-    for walker in walkers:
-        above = requires & walker.failed.keys()
+    for sample in samples:
+        failed = sample.row.failed
+        above = requires & failed.keys()
         if above:
             other = min(above)
             found.looked_at += 1
-            if walker.made_up.get(other):
+            if sample.made_up.get(other):
                 found.blind += 1
-                walker.made_up[stage.name] = True
-                found.because(f"stage {other}: {walker.failed[other]}")
+                sample.made_up[stage.name] = True
+                found.because(f"stage {other}: {failed[other]}")
             else:
                 found.lost += 1
-            walker.failed[stage.name] = walker.failed[other]
+            failed[stage.name] = failed[other]
         else:
-            todo.append(walker)
-    if condition is None or not todo:
-        return todo
-    found.on_stand_ins |= any(walker.made_up.get(other) for walker in todo for other in requires)
-    passing = condition.passing([walker.context for walker in todo])
+            todo.append(sample)
+    if stage.where is not None:
+        found.on_stand_ins |= any(sample.reads_stand_ins(requires) for sample in todo)
     kept = []
-    for walker, passes in zip(todo, passing, strict=True):
-        if passes is True:
-            kept.append(walker)
+    for sample, verdict in zip(todo, gate.passing([sample.row for sample in todo]), strict=True):
+        if verdict is True:
+            kept.append(sample)
         else:
             found.left_out += 1
-            walker.context[stage.name] = _nothing(stage)
-            if isinstance(passes, InputError):
-                walker.failed[stage.name] = passes.message
+            sample.row.context[stage.name] = outputs.of_skipped
+            if isinstance(verdict, InputError):
+                sample.row.failed[stage.name] = verdict.message
     return kept
 
 
-def _unasked(walkers: list[_Walker], stage: Stage, found: StageRehearsal) -> None:
+def _unasked(samples: list[_Sample], stage: Stage, found: StageRehearsal) -> None:
     """A stage that asks no model: what it would make of a row is not known without doing it."""
-    found.looked_at += len(walkers)
-    found.sent += len(walkers)
-    for walker in walkers:
-        walker.failed[stage.name] = f"what {stage.name} makes of a row is not known before the run"
-        walker.made_up[stage.name] = True
+    found.looked_at += len(samples)
+    found.sent += len(samples)
+    for sample in samples:
+        sample.row.failed[stage.name] = f"what {stage.name} makes of a row is not known before the run"
+        sample.made_up[stage.name] = True
 
 
 async def _ask(
     rehearsal: Rehearsal,
     stage: Stage,
     requires: set[str],
-    walkers: list[_Walker],
+    samples: list[_Sample],
+    gate: Gate,
+    outputs: StageOutputs,
     found: StageRehearsal,
-    known: KnownAnswers | None,
 ) -> None:
-    found.looked_at += len(walkers)
-    ready: list[tuple[_Walker, Any]] = []
-    for walker in walkers:
-        invented = any(walker.made_up.get(other) for other in requires)
-        found.on_stand_ins |= invented
-        try:
-            item = stage.prepare(walker.context)
-        except Exception as error:  # a mapper of the user's may raise anything
-            message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
-            found.because(message)
-            walker.failed[stage.name] = message
-            walker.made_up[stage.name] = invented
-            found.blind += invented
-            found.lost += not invented
-            continue
-        state = walker.row.states.get(stage.name)
-        # What is rendered on a stand-in is not what the run will render: it counts as changed.
-        if state is not None and state.status == "done" and state.request_key == item.key and not invented:
-            walker.context[stage.name] = state.outputs | {"status": "done"}
-            found.kept += 1
-        elif known is not None and not invented and (answer := known.look_up(stage.name, [item.key])[0]) is not None:
-            walker.context[stage.name] = _readable(stage, answer.outputs)
-            found.kept += 1
-        else:
-            ready.append((walker, item))
+    ready = _to_send(stage, requires, samples, gate, outputs, found)
     found.sent += len(ready)
     every = max(1, len(ready) // _MOST_CLIPS) if isinstance(stage, Transcribe) else 1
     first = ready[::every]
     results: list[Any] = []
     for start in range(0, len(first), stage.batch_size):
-        batch = [item for _, item in first[start : start + stage.batch_size]]
-        results += await stage.answer(batch)
+        results += await answers(stage, [item for _, item in first[start : start + stage.batch_size]])
     found.answered += len(first)
-    for number, (walker, item) in enumerate(ready):
+    for number, (sample, item) in enumerate(ready):
         result = results[number // every % len(results)]
-        invented = any(walker.made_up.get(other) for other in requires)
-        walker.made_up[stage.name] = invented or not rehearsal.real_answers(stage)
+        sample.made_up[stage.name] = sample.reads_stand_ins(requires) or not rehearsal.real_answers(stage)
         if isinstance(result, RequestError):
             found.because(result.message)
-            walker.failed[stage.name] = result.message
+            sample.row.failed[stage.name] = result.message
         else:
-            walker.context[stage.name] = _readable(stage, (*stage.outputs(result), *item.carried))
+            sample.row.context[stage.name] = outputs.of((*stage.outputs(result), *item.carried))
 
 
-def _readable(stage: Stage, outputs: tuple[Any, ...]) -> dict[str, Any]:
-    values: dict[str, Any] = {"status": "done"}
-    for column, value in zip(stage.table.outputs, outputs, strict=True):
-        values[column.name] = orjson.loads(value) if column.type == "JSON" and value is not None else value
-    return values
+def _to_send(
+    stage: Stage,
+    requires: set[str],
+    samples: list[_Sample],
+    gate: Gate,
+    outputs: StageOutputs,
+    found: StageRehearsal,
+) -> list[tuple[_Sample, Prepared[Any]]]:
+    """The rows that would be sent, with their requests; the others are counted, and get the answer that is there."""
+    found.looked_at += len(samples)
+    ready: list[tuple[_Sample, Prepared[Any]]] = []
+    for sample in samples:
+        row, invented = sample.row, sample.reads_stand_ins(requires)
+        found.on_stand_ins |= invented
+        try:
+            item = stage.prepare(row.context)
+        except Exception as error:  # a mapper of the user's may raise anything
+            message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+            found.because(message)
+            row.failed[stage.name] = message
+            sample.made_up[stage.name] = invented
+            found.blind += invented
+            found.lost += not invented
+            continue
+        # What is rendered on a stand-in is not what the run will render: it counts as changed.
+        if not invented and answered_by_its_state(row, stage.name, item):
+            row.context[stage.name] = row.states[stage.name].outputs | {"status": "done"}
+            found.kept += 1
+        elif not invented and (answer := gate.known_answers([item])[0]) is not None:
+            row.context[stage.name] = outputs.of(answer.outputs)
+            found.kept += 1
+        else:
+            ready.append((sample, item))
+    return ready

@@ -18,7 +18,7 @@ from infermesh.inputs.sources import resolve
 from infermesh.query.survey import Survey
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
-from infermesh.store import SOURCE, Column, RunStore, StoredRow
+from infermesh.store import SOURCE, Column, Row, RunStore
 from infermesh.store.database import connect, utcnow
 from infermesh.store.filter import RowFilter, column_references
 from infermesh.store.known import KnownAnswers
@@ -104,7 +104,7 @@ class PlannedRows:
         """Whether there are answers that a stage's requests may find."""
         return self.known is not None and self.known.knows(stage.name)
 
-    def sample(self, wave: Wave, most: int) -> list[StoredRow]:
+    def sample(self, wave: Wave, most: int) -> list[Row]:
         """Rows with something to do, for each stage some that are evenly spread over its own."""
         wanted: set[int] = set()
         for name, stage in wave.graph.stages.items():

@@ -13,7 +13,7 @@ from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import RequestError
 from infermesh.runs.assemble import assembled
 from infermesh.runtime.workers import run_window
-from infermesh.stages import Stage
+from infermesh.stages import Stage, answers
 from infermesh.stages.base import Result
 
 
@@ -30,7 +30,7 @@ class DirectStage:
             prepared = [self.stage.prepare(row) for row in rows]
         except RequestError as error:
             return [error] * len(rows)
-        return list(await self.stage.answer(prepared))
+        return list(await answers(self.stage, prepared))
 
     async def ask_each(self, rows: Sequence[Mapping[str, Any]]) -> list[Result | RequestError]:
         """Send each row by itself, as many at once as the stage's window has; results in the rows' order."""

@@ -10,32 +10,30 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
 from typing import Any
-
-import orjson
 
 from infermesh.errors import InputError, RequestError, StoppedError
 from infermesh.results import RequestMetrics, TokenUsage
-from infermesh.runs.row import Row
+from infermesh.runs.gate import Gate
+from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored
 from infermesh.runs.stats import RunStats
 from infermesh.runtime.workers import Channel, run_window
-from infermesh.stages import Prepared, Stage
+from infermesh.stages import BatchStage, Prepared, Stage
+from infermesh.stages.base import Result
 from infermesh.stages.graph import StageGraph
-from infermesh.store import GroupWriter, PendingRows
+from infermesh.store import GroupWriter, PendingRows, Row
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
 from infermesh.store.reuse import Answer
+from infermesh.store.schema import attempt_row, state_row, timestamp
 
 logger = logging.getLogger("infermesh")
 
-_EPOCH = datetime(1970, 1, 1)  # of UTC, as the tables keep it: without a time zone
 _MAX_BACKLOG = 20_000
-_SIFT_BATCH = 512
-_SIFT_PAUSE = 128  # rows made ready without letting others run
+_GATE_BATCH = 512
 _BATCH_LINGER_S = 0.25  # half-empty micro-batches cost requests; a full one and the last never wait
-_SIFT_LINGER_S = 0.002
+_GATE_LINGER_S = 0.002
 
 
 class Runner:
@@ -71,17 +69,16 @@ class Runner:
         known: KnownAnswers | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        self._known = known
         self._after = after
         self._graph = graph
         self._writer = writer
         self.stats = stats
-        self._filters = filters
         self._stale = stale
         self._keep_errors = keep_errors
         self._channels: dict[str, Channel[Row]] = {name: Channel() for name in graph.stages}
-        self._gates: dict[str, Channel[Row]] = {
-            name: Channel() for name in graph.stages if name in filters or (known is not None and known.knows(name))
+        gates = {name: Gate(stage, filters.get(name), known) for name, stage in graph.stages.items()}
+        self._gates: dict[str, tuple[Gate, Channel[Row]]] = {
+            name: (gate, Channel()) for name, gate in gates.items() if not gate.is_open
         }
         self._limit = max(2 * CHUNK, 2 * sum(stage.window * stage.batch_size for stage in graph.stages.values()))
         self._active = 0
@@ -89,18 +86,7 @@ class Runner:
         self._stopping = False
         self._fresh = {name: len(graph.requires[name]) for name in graph.stages}
         self._first = [name for name, count in self._fresh.items() if not count]
-        self._empty = {
-            name: {column.name: None for column in stage.table.outputs} | {"status": "skipped"}
-            for name, stage in graph.stages.items()
-        }
-        self._read_columns = {
-            name: [
-                (position, column.name, column.type == "JSON")
-                for position, column in enumerate(stage.table.outputs)
-                if column.name in graph.needed[name]
-            ]
-            for name, stage in graph.stages.items()
-        }
+        self._outputs = {name: StageOutputs(stage.table, graph.needed[name]) for name, stage in graph.stages.items()}
 
     async def run(self, rows: PendingRows) -> None:
         """Take every pending row through its stages; returns when all are settled, or drained after :meth:`stop`."""
@@ -111,13 +97,13 @@ class Runner:
                 ends[name] = group.create_task(self._work(stage), name=f"stage-{name}")
                 group.create_task(self._seal(name, before), name=f"seal-{name}")
             for name in self._gates:
-                group.create_task(self._sift(name), name=f"gate-{name}")
+                group.create_task(self._keep_gate(name), name=f"gate-{name}")
 
     def stop(self) -> None:
         """Admit nothing more and let what is in flight finish; rows between stages stay pending."""
         self._stopping = True
         self._room.set()
-        for channel in (*self._gates.values(), *self._channels.values()):
+        for channel in (*(entrance for _, entrance in self._gates.values()), *self._channels.values()):
             channel.drop()
 
     def committed(self) -> None:
@@ -127,7 +113,11 @@ class Runner:
     async def _seal(self, name: str, before: Sequence[asyncio.Task[None]]) -> None:
         """Close a stage's channel once nothing more can come: its last micro-batch goes as it is."""
         await asyncio.wait(before)
-        self._gates.get(name, self._channels[name]).close()
+        self._entrance(name).close()
+
+    def _entrance(self, name: str) -> Channel[Row]:
+        """Where rows for a stage go in: before its gate, where it has one."""
+        return self._gates[name][1] if name in self._gates else self._channels[name]
 
     async def _feed(self, rows: PendingRows) -> None:
         chunks = iter(rows.chunks)
@@ -146,7 +136,7 @@ class Runner:
                         await self._room.wait()
                     if self._stopping:
                         return
-                    self._admit(Row(item))
+                    self._admit(item)
                 await asyncio.sleep(0)
         finally:
             if ahead is not None:
@@ -176,19 +166,8 @@ class Runner:
             self._submit(name, row)
 
     def _take_stored(self, row: Row, name: str) -> bool:
-        """Whether the row's stored state of a stage still holds; then later stages read it."""
-        state = row.states.get(name)
-        if state is None or name in self._stale:
-            return False
-        if state.status == "done":
-            row.context[name] = state.outputs | {"status": "done"}
-            return True
-        if state.status == "skipped" and state.error_type is None:
-            row.context[name] = self._empty[name]
-            return True
-        if self._keep_errors:
-            row.failed[name] = "failed in an earlier session"
-        return self._keep_errors
+        stale = name in self._stale
+        return take_stored(row, name, self._outputs[name], stale=stale, keep_errors=self._keep_errors)
 
     def _submit(self, name: str, row: Row) -> None:
         if row.failed and (failed := self._graph.requires[name] & row.failed.keys()):
@@ -196,84 +175,51 @@ class Runner:
             self._settle(self._graph.stages[name], row, "skipped", error=("upstream", reason))
         elif row.error is not None:
             self._settle(self._graph.stages[name], row, "error", error=("malformed_input", row.error))
-        elif name in self._gates:
-            self._gates[name].put_nowait(row)
         else:
-            self._channels[name].put_nowait(row)
+            self._entrance(name).put_nowait(row)
 
-    async def _sift(self, name: str) -> None:
-        """Let through the rows that ``where`` passes and whose answer is not known."""
-        gate, channel = self._gates[name], self._channels[name]
+    async def _keep_gate(self, name: str) -> None:
+        """Take the rows that come to a stage through its gate, in batches, since DuckDB is asked about each batch."""
+        stage, channel = self._graph.stages[name], self._channels[name]
+        gate, entrance = self._gates[name]
         while True:
             try:
-                rows = await gate.get_batch(_SIFT_BATCH, _SIFT_LINGER_S)
+                rows = await entrance.get_batch(_GATE_BATCH, _GATE_LINGER_S)
             except StopAsyncIteration:
                 channel.close()
                 return
-            if name in self._filters:
-                rows = await self._passing(name, rows)
-            if self._known is not None and self._known.knows(name):
-                rows = await self._unanswered(self._graph.stages[name], rows, self._known)
+            passed = self._settle_filtered(stage, rows, await gate.where(rows))
+            left, answered = await gate.split(passed, lambda: self._stopping)
+            for row, item, answer in answered:
+                self.stats.reused += 1
+                own = answer.outputs[: len(answer.outputs) - len(item.carried)]
+                self._settle(stage, row, "done", (*own, *item.carried), key=item.key, reused=answer)
             if self._stopping:
                 return
-            for row in rows:
+            for row in left:
                 channel.put_nowait(row)
 
-    async def _passing(self, name: str, rows: Sequence[Row]) -> list[Row]:
-        stage, passed = self._graph.stages[name], []
-        passing = await asyncio.to_thread(self._filters[name].passing, [row.context for row in rows])
-        for row, passes in zip(rows, passing, strict=True):
+    def _settle_filtered(self, stage: Stage, rows: Sequence[Row], verdicts: Sequence[bool | InputError]) -> list[Row]:
+        """Settle the rows that ``where`` leaves out or fails for; the others."""
+        passed = []
+        for row, verdict in zip(rows, verdicts, strict=True):
             if self._stopping:
                 return []
-            if isinstance(passes, InputError):
-                self._settle(stage, row, "error", error=(passes.kind, passes.message))
-            elif passes:
+            if isinstance(verdict, InputError):
+                self._settle(stage, row, "error", error=(verdict.kind, verdict.message))
+            elif verdict:
                 passed.append(row)
             else:
                 self._settle(stage, row, "skipped")
         return passed
 
-    async def _unanswered(self, stage: Stage, rows: Sequence[Row], known: KnownAnswers) -> list[Row]:
-        """Settle the rows whose request has been answered for another row; the others."""
-        left: list[Row] = []
-        asked: list[tuple[Row, Prepared]] = []
-        for number, row in enumerate(rows):
-            try:
-                item = stage.prepare(row.context)
-            except Exception:  # the worker meets it again, and books it
-                left.append(row)
-                continue
-            row.prepared = {**(row.prepared or {}), stage.name: item}
-            if self._stands(stage, row, item):
-                left.append(row)
-            else:
-                asked.append((row, item))
-            if number % _SIFT_PAUSE == _SIFT_PAUSE - 1:
-                await asyncio.sleep(0)
-        answers = await asyncio.to_thread(known.look_up, stage.name, [item.key for _, item in asked])
-        if self._stopping:
-            return []
-        for (row, item), answer in zip(asked, answers, strict=True):
-            if answer is None:
-                left.append(row)
-                continue
-            self.stats.reused += 1
-            own = answer.outputs[: len(answer.outputs) - len(item.carried)]
-            self._settle(stage, row, "done", (*own, *item.carried), key=item.key, reused=answer)
-        return left
-
-    def _stands(self, stage: Stage, row: Row, item: Prepared) -> bool:
-        """Whether the row's stored answer is that to this very request."""
-        state = row.states.get(stage.name)
-        return state is not None and state.status == "done" and state.request_key == item.key
-
     async def _work(self, stage: Stage) -> None:
         channel = self._channels[stage.name]
-        if stage.batch_size == 1:
+        if not isinstance(stage, BatchStage) or stage.batch_size == 1:
 
             async def handle_one(row: Row) -> None:
                 if (item := self._ready(stage, row)) is not None:
-                    await self._send(stage, (row,), (item,))
+                    await self._send(stage, row, item)
 
             await run_window(channel.get, handle_one, stage.window)
             return
@@ -284,15 +230,15 @@ class Runner:
         async def handle(rows: Sequence[Row]) -> None:
             ready = [(row, item) for row in rows if (item := self._ready(stage, row)) is not None]
             if ready:
-                await self._send(stage, *zip(*ready, strict=True))
+                await self._send_batch(stage, *zip(*ready, strict=True))
 
         await run_window(pull, handle, stage.window)
 
-    def _ready(self, stage: Stage, row: Row) -> Prepared | None:
+    def _ready(self, stage: Stage, row: Row) -> Prepared[Any] | None:
         """Make a row ready to send; ``None`` where that settles it."""
         try:
             if row.prepared and stage.name in row.prepared:
-                item = row.prepared.pop(stage.name)
+                item: Prepared[Any] = row.prepared.pop(stage.name)
             else:
                 item = stage.prepare(row.context)
         except InputError as error:
@@ -301,38 +247,60 @@ class Runner:
         except Exception as error:
             self._settle(stage, row, "error", error=_unforeseen(stage, error))
             return None
-        if row.states and self._stands(stage, row, item):
+        if row.states and answered_by_its_state(row, stage.name, item):
             self._keep(stage, row)
             return None
         return item
 
-    async def _send(self, stage: Stage, rows: Sequence[Row], prepared: Sequence[Prepared]) -> None:
+    async def _send(self, stage: Stage, row: Row, item: Prepared[Any]) -> None:
+        """One request for one row, and what came of it."""
+        stats = self.stats.stages[stage.name]
+        stats.in_flight += 1
+        result: Result | RequestError
+        try:
+            result = await stage.answer(item)
+        except RequestError as error:
+            result = error
+        except Exception as error:
+            self._settle(stage, row, "error", error=_unforeseen(stage, error), key=item.key)
+            return
+        finally:
+            stats.in_flight -= 1
+        if result.metrics is not None:
+            self._log_attempts(stage.name, row.row_id, result.metrics)
+        self._settle_result(stage, row, item, result)
+        if self._after is not None:
+            self._after()
+
+    async def _send_batch(self, stage: BatchStage, rows: Sequence[Row], items: Sequence[Prepared[Any]]) -> None:
         """One request for these rows, and what came of it for each."""
         stats = self.stats.stages[stage.name]
         stats.in_flight += len(rows)
         try:
-            results = await stage.answer(prepared)
+            results = await stage.answer_batch(items)
         except Exception as error:
-            for row, item in zip(rows, prepared, strict=True):
+            for row, item in zip(rows, items, strict=True):
                 self._settle(stage, row, "error", error=_unforeseen(stage, error), key=item.key)
             return
         finally:
             stats.in_flight -= len(rows)
         seen: RequestMetrics | None = None
-        for row, item, result in zip(rows, prepared, results, strict=True):
+        for row, item, result in zip(rows, items, results, strict=True):
             metrics = result.metrics
-            if metrics is not None and metrics is not seen:
+            if metrics is not None and metrics is not seen:  # rows of one request share its metrics
                 seen = metrics
                 self._log_attempts(stage.name, row.row_id, metrics)
-            if not isinstance(result, RequestError):
-                outputs = stage.outputs(result)
-                self._settle(stage, row, "done", outputs + item.carried, key=item.key, result=result)
-            elif not isinstance(result, StoppedError):  # it was not sent: the row stays pending
-                blank = (None,) * (len(stage.table.outputs) - len(item.carried))
-                failure = (result.kind, result.message)
-                self._settle(stage, row, "error", blank + item.carried, error=failure, key=item.key, result=result)
+            self._settle_result(stage, row, item, result)
         if self._after is not None:
             self._after()
+
+    def _settle_result(self, stage: Stage, row: Row, item: Prepared[Any], result: Result | RequestError) -> None:
+        if not isinstance(result, RequestError):
+            self._settle(stage, row, "done", stage.outputs(result) + item.carried, key=item.key, result=result)
+        elif not isinstance(result, StoppedError):  # it was not sent: the row stays pending
+            blank = (None,) * (len(stage.table.outputs) - len(item.carried))
+            failure = (result.kind, result.message)
+            self._settle(stage, row, "error", blank + item.carried, error=failure, key=item.key, result=result)
 
     def _keep(self, stage: Stage, row: Row) -> None:
         """The request is the one that was answered before: the stored answer stands."""
@@ -351,71 +319,31 @@ class Runner:
         *,
         error: tuple[str, str] | None = None,
         key: str | None = None,
-        result: Any = None,
+        result: Result | RequestError | None = None,
         reused: Answer | None = None,
     ) -> None:
         """Store a row's final state of a stage and send the row on."""
         name = stage.name
-        error_type, message = error or (None, None)
-        metrics: RequestMetrics | None = None
-        usage: TokenUsage | Answer | None = None
-        model_id = request_id = deployment = cost = finished_at = None
-        if result is not None:
-            metrics, request_id = result.metrics, result.request_id
-            if error is None:
-                usage, model_id, cost = result.token_usage, result.model_id, result.cost
-                deployment = metrics.deployment if metrics is not None else None
-            else:
-                deployment = result.deployment
-        elif reused is not None:
-            usage, model_id, request_id, cost = reused, reused.model_id, reused.request_id, 0.0
-            finished_at = reused.finished_at
+        message = error[1] if error is not None else None
         stats = self.stats.stages[name]
         if status == "done":
             stats.done += 1
-            row.context[name] = self._readable(name, outputs or ())
+            row.context[name] = self._outputs[name].of(outputs or ())
         elif status == "error":
             stats.failed += 1
             self.stats.errors += 1
             row.failed[name] = message or "failed"
         else:
             stats.skipped += 1
-            row.context[name] = self._empty[name]
+            row.context[name] = self._outputs[name].of_skipped
             if error is not None:
                 row.failed[name] = message or "skipped"
         self.stats.settled += 1
-        self._writer.put(
-            name,
-            (
-                row.row_id,
-                status,
-                *(outputs if outputs is not None else (None,) * len(stage.table.outputs)),
-                error_type,
-                message,
-                len(metrics.attempts) if metrics is not None else 0,
-                deployment,
-                model_id,
-                request_id,
-                key,
-                usage.prompt_tokens if usage is not None else None,
-                usage.completion_tokens if usage is not None else None,
-                cost,
-                metrics.queue_s if metrics is not None else None,
-                metrics.service_s if metrics is not None else None,
-                finished_at or _EPOCH + timedelta(0, time.time()),
-                reused.run_id if reused is not None else None,
-            ),
-            replaces=name in row.states,
-        )
+        if outputs is None:
+            outputs = (None,) * len(stage.table.outputs)
+        state = _state(row.row_id, status, outputs, error or (None, None), key, result, reused)
+        self._writer.put(name, state, replaces=name in row.states)
         self._advance(name, row)
-
-    def _readable(self, name: str, outputs: tuple[Any, ...]) -> dict[str, Any]:
-        """What later stages read of a stage's outputs: only the columns that one of them names."""
-        values: dict[str, Any] = {"status": "done"}
-        for position, column, is_json in self._read_columns[name]:
-            value = outputs[position]
-            values[column] = orjson.loads(value) if is_json and value is not None else value
-        return values
 
     def _advance(self, name: str, row: Row) -> None:
         row.open -= 1
@@ -448,24 +376,49 @@ class Runner:
                 stats.completion_tokens += completion
             if cost is not None:
                 stats.cost_usd = (stats.cost_usd or 0.0) + cost
-            self._writer.put(
-                "attempts",
-                (
-                    stage,
-                    row_id,
-                    attempt.attempt,
-                    attempt.deployment,
-                    _EPOCH + timedelta(0, attempt.started_at),
-                    attempt.queue_s,
-                    attempt.service_s,
-                    attempt.status_code,
-                    attempt.error_type,
-                    prompt,
-                    completion,
-                    cost,
-                    attempt.rows,
-                ),
-            )
+            self._writer.put("attempts", attempt_row(stage, row_id, attempt))
+
+
+def _state(
+    row_id: int,
+    status: str,
+    outputs: Sequence[Any],
+    error: tuple[str | None, str | None],
+    key: str | None,
+    result: Result | RequestError | None,
+    reused: Answer | None,
+) -> tuple[Any, ...]:
+    """The row of a stage's table for what became of a row there; ``result`` and ``reused`` exclude each other."""
+    metrics: RequestMetrics | None = None
+    usage: TokenUsage | Answer | None = None
+    model_id = request_id = deployment = cost = finished_at = None
+    if isinstance(result, RequestError):
+        metrics, request_id, deployment = result.metrics, result.request_id, result.deployment
+    elif result is not None:
+        metrics, request_id = result.metrics, result.request_id
+        usage, model_id, cost = result.token_usage, result.model_id, result.cost
+        deployment = metrics.deployment if metrics is not None else None
+    elif reused is not None:
+        usage, model_id, request_id, cost = reused, reused.model_id, reused.request_id, 0.0
+        finished_at = reused.finished_at
+    return state_row(
+        row_id,
+        status,
+        outputs,
+        *error,
+        len(metrics.attempts) if metrics is not None else 0,
+        deployment,
+        model_id,
+        request_id,
+        key,
+        usage.prompt_tokens if usage is not None else None,
+        usage.completion_tokens if usage is not None else None,
+        cost,
+        metrics.queue_s if metrics is not None else None,
+        metrics.service_s if metrics is not None else None,
+        finished_at or timestamp(time.time()),
+        reused.run_id if reused is not None else None,
+    )
 
 
 def _unforeseen(stage: Stage, error: Exception) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from infermesh.config.schema import ModelStageConfig
 from infermesh.dispatch.model import Model
@@ -19,6 +19,7 @@ from infermesh.inputs.templates import Template
 from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
 from infermesh.store import Column, StageTable
 
+R = TypeVar("R")
 Result = GenerationResult | EmbeddingResult | TranscriptionResult | FunctionResult
 
 
@@ -32,13 +33,20 @@ class StageContext:
 
 
 @dataclass(slots=True)
-class Prepared:
-    """A row made ready to send: the request (or text), and the hash of all that decides its answer.
+class Prepared(Generic[R]):
+    """A row made ready to send.
 
-    ``carried`` are the values of the table's last output columns, which stand whatever comes of the request.
+    Attributes
+    ----------
+    request
+        What the stage's kind sends: a request, a text, a path, a row.
+    key
+        The hash of all that decides its answer.
+    carried
+        The values of the table's last output columns, which are stored whatever comes of the request.
     """
 
-    request: Any
+    request: R
     key: str
     carried: tuple[Any, ...] = ()
 
@@ -48,7 +56,8 @@ class Stage(Protocol):
 
     Its ``templates``, ``where`` and ``reads`` say which stages and columns it reads; ``rows`` is the sql stage whose
     rows it takes, where the declaration says so. ``window`` requests are in flight at once, and ``batch_size`` rows
-    travel in one. ``facts`` is what decides every row's answer, in words; ``signature`` its hash.
+    travel in one. ``facts`` is what decides every row's answer, in words; ``signature`` its hash. ``model`` is whom it
+    asks; ``None`` for a stage that calls a function.
     """
 
     name: str
@@ -62,12 +71,15 @@ class Stage(Protocol):
     signature: str
     facts: dict[str, Any]
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared:
+    @property
+    def model(self) -> Model | None: ...
+
+    def prepare(self, context: Mapping[str, Any]) -> Prepared[Any]:
         """Turn a row into a request. Raises ``InputError``."""
         ...
 
-    async def answer(self, prepared: Sequence[Prepared]) -> Sequence[Result | RequestError]:
-        """Send and await; one result or error for each prepared row."""
+    async def answer(self, prepared: Prepared[Any]) -> Result:
+        """Send and await. Raises ``RequestError``."""
         ...
 
     def outputs(self, result: Any) -> tuple[Any, ...]:
@@ -83,6 +95,28 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchStage(Stage, Protocol):
+    """A stage whose requests may carry several rows."""
+
+    async def answer_batch(self, prepared: Sequence[Prepared[Any]]) -> Sequence[Result | RequestError]:
+        """Send them in one request and await it; one result or error for each."""
+        ...
+
+
+async def answers(stage: Stage, prepared: Sequence[Prepared[Any]]) -> Sequence[Result | RequestError]:
+    """Ask a stage for some rows: in one request where it is a :class:`BatchStage`, else one after the other."""
+    if isinstance(stage, BatchStage):
+        return await stage.answer_batch(prepared)
+    found: list[Result | RequestError] = []
+    for item in prepared:
+        try:
+            found.append(await stage.answer(item))
+        except RequestError as error:
+            found.append(error)
+    return found
+
+
 class ModelStage:
     """The part of a stage that asks a model."""
 
@@ -92,6 +126,7 @@ class ModelStage:
 
     def __init__(self, name: str, config: ModelStageConfig, context: StageContext) -> None:
         self.name = name
+        self._kind = config.kind
         self.rows = config.rows
         self.where = config.where
         self.window = config.max_parallel_requests
@@ -105,7 +140,7 @@ class ModelStage:
     def sign(self, **parts: Any) -> None:
         """Hash what decides every row's answer, so that a resumed run sees what an edit has touched."""
         endpoint, _, backends = self.model.identity.partition("|")
-        facts = {"kind": type(self).__name__.lower(), "where": self.where, "model": backends, "endpoint": endpoint}
+        facts = {"kind": self._kind, "where": self.where, "model": backends, "endpoint": endpoint}
         facts |= {f"params.{name}": value for name, value in sorted(self.params.items())}
         self.facts = {name: value for name, value in (facts | parts).items() if value is not None}
         self.signature = hashed(sorted(self.facts.items()))

@@ -36,7 +36,7 @@ class Embed(ModelStage):
             mapper_code=self._mapper and self._mapper.code,
         )
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared:
+    def prepare(self, context: Mapping[str, Any]) -> Prepared[str]:
         """Render the text. The key is that of a request with this text alone, whatever neighbours it travels with."""
         carried: tuple[str | None, ...] = ()
         if self._text is not None:
@@ -47,7 +47,14 @@ class Embed(ModelStage):
             text, carried = mapped.input, (mapped.metadata,)
         return Prepared(text, request_key(embedding_request([text], self.params), self.model.identity), carried)
 
-    async def answer(self, prepared: Sequence[Prepared]) -> Sequence[EmbeddingResult | RequestError]:
+    async def answer(self, prepared: Prepared[str]) -> EmbeddingResult:
+        """One request for one text."""
+        (result,) = await self.answer_batch([prepared])
+        if isinstance(result, RequestError):
+            raise result
+        return result
+
+    async def answer_batch(self, prepared: Sequence[Prepared[str]]) -> Sequence[EmbeddingResult | RequestError]:
         """One request for all of them; a text that the server refuses costs its own row alone."""
         return await self.model.embed([item.request for item in prepared], self.params)
 

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from infermesh.config.schema import GenerateStage
-from infermesh.errors import ConfigError, InputError, RequestError
+from infermesh.errors import ConfigError, InputError
 from infermesh.inputs.paths import find, similar_file
 from infermesh.inputs.templates import Template, load_template
 from infermesh.results import GenerationResult
@@ -61,7 +61,7 @@ class Generate(ModelStage):
             mapper_code=self._mapper and self._mapper.code,
         )
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared:
+    def prepare(self, context: Mapping[str, Any]) -> Prepared[Request]:
         """Render the prompt and build the request."""
         if self._system is None and self._prompt is not None:
             if self._form is None:
@@ -91,13 +91,9 @@ class Generate(ModelStage):
             content, self.params, system=system, response_format=self._format, endpoint=endpoint
         )
 
-    async def answer(self, prepared: Sequence[Prepared]) -> Sequence[GenerationResult | RequestError]:
-        """One request for one row."""
-        request: Request = prepared[0].request
-        try:
-            return [await self.model.generate(request, self._format, on_invalid=self._on_invalid)]
-        except RequestError as error:
-            return [error]
+    async def answer(self, prepared: Prepared[Request]) -> GenerationResult:
+        """Ask the model; again where the answer does not satisfy the format and that is wanted."""
+        return await self.model.generate(prepared.request, self._format, on_invalid=self._on_invalid)
 
     def outputs(self, result: GenerationResult) -> tuple[Any, ...]:
         """text, parsed, reasoning, finish_reason, tool_calls."""

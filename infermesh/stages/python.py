@@ -38,6 +38,7 @@ class Python:
     """
 
     batch_size = 1
+    model = None
 
     def __init__(self, name: str, config: PythonStage, context: StageContext) -> None:
         path = f"stages.{name}"
@@ -86,7 +87,7 @@ class Python:
         """End the threads."""
         self._call.close()
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared:
+    def prepare(self, context: Mapping[str, Any]) -> Prepared[dict[str, Any]]:
         """The row as the function gets it. The key is the hash of the row and of the function's code."""
         row = {name: value for name, value in context.items() if name not in self._hidden}
         try:
@@ -95,15 +96,12 @@ class Python:
             raise InputError(f"stages.{self.name}: the row cannot be hashed: {error}") from None
         return Prepared(row, hashed((self.signature, content)))
 
-    async def answer(self, prepared: Sequence[Prepared]) -> Sequence[FunctionResult | RequestError]:
-        """Call it for one row."""
-        request = Request("function", prepared[0].request)
-        try:
-            result, metrics = await self._dispatcher.send(request, self._parse, self._timeout)
-        except RequestError as error:
-            return [error]
+    async def answer(self, prepared: Prepared[dict[str, Any]]) -> FunctionResult:
+        """Call the function."""
+        request = Request("function", prepared.request)
+        result, metrics = await self._dispatcher.send(request, self._parse, self._timeout)
         result.metrics = metrics
-        return [result]
+        return result
 
     def _parse(self, reply: Reply) -> tuple[FunctionResult, None]:
         value: Any = reply.body

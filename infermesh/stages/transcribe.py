@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from infermesh.config.schema import TranscribeStage
-from infermesh.errors import InputError, RequestError
+from infermesh.errors import InputError
 from infermesh.inputs.audio import read_audio
 from infermesh.inputs.paths import find
 from infermesh.inputs.templates import load_template
@@ -42,7 +42,7 @@ class Transcribe(ModelStage):
             mapper_code=self._mapper and self._mapper.code,
         )
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared:
+    def prepare(self, context: Mapping[str, Any]) -> Prepared[Path]:
         """Find the clip. The key stands for its path, size and time: hashing each clip would read it twice."""
         carried: tuple[str | None, ...] = ()
         if self._audio is not None:
@@ -70,14 +70,10 @@ class Transcribe(ModelStage):
         looked = ", ".join(str(root) for root in self._roots)
         raise InputError(f"{self._audio.path}: no audio file '{written}' (looked in {looked}).")
 
-    async def answer(self, prepared: Sequence[Prepared]) -> Sequence[TranscriptionResult | RequestError]:
+    async def answer(self, prepared: Prepared[Path]) -> TranscriptionResult:
         """Read the clip off the event loop, then send it."""
-        path: Path = prepared[0].request
-        try:
-            audio = await asyncio.to_thread(read_audio, path, max_bytes=self._max_bytes)
-            return [await self.model.transcribe(audio, self.params)]
-        except RequestError as error:
-            return [error]
+        audio = await asyncio.to_thread(read_audio, prepared.request, max_bytes=self._max_bytes)
+        return await self.model.transcribe(audio, self.params)
 
     def outputs(self, result: TranscriptionResult) -> tuple[Any, ...]:
         """text, language, duration_s."""

@@ -1,8 +1,8 @@
 """run.duckdb: schema, ingest of a source, group-commit writer, queries. Only this folder knows SQL."""
 
 from infermesh.store.database import RunStore
-from infermesh.store.pending import PendingRows, StoredRow
+from infermesh.store.pending import PendingRows, Row
 from infermesh.store.schema import SOURCE, Column, QueryTable, StageTable
 from infermesh.store.writer import GroupWriter
 
-__all__ = ["SOURCE", "Column", "GroupWriter", "PendingRows", "QueryTable", "RunStore", "StageTable", "StoredRow"]
+__all__ = ["SOURCE", "Column", "GroupWriter", "PendingRows", "QueryTable", "Row", "RunStore", "StageTable"]

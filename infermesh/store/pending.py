@@ -29,14 +29,39 @@ class StoredState:
     outputs: dict[str, Any]
 
 
-@dataclass(slots=True)
-class StoredRow:
-    """A row and the states of the stages that it has been through; ``error`` where the line was malformed."""
+class Row:
+    """A row on its way through the stages over its origin.
 
-    row_id: int
-    values: dict[str, Any]
-    error: str | None
-    states: dict[str, StoredState]
+    Attributes
+    ----------
+    context
+        What templates and conditions read: its columns by name, and for each stage that has settled its outputs by
+        ``stage.column``.
+    error
+        Why the source's line could not be read; ``None`` where it could.
+    states
+        Stage → what the stage's table held for it when it was read.
+    failed
+        Stage → why it has no answer there.
+    waiting
+        Stage → how many of the stages that it reads have not settled yet.
+    open
+        How many stages have not settled.
+    prepared
+        Stage → its request, where that was built before the row came to be sent.
+    """
+
+    __slots__ = ("context", "error", "failed", "open", "prepared", "row_id", "states", "waiting")
+
+    def __init__(self, row_id: int, context: dict[str, Any], error: str | None, states: dict[str, StoredState]) -> None:
+        self.row_id = row_id
+        self.context = context
+        self.error = error
+        self.states = states
+        self.failed: dict[str, str] = {}
+        self.waiting: dict[str, int] = {}
+        self.open = 0
+        self.prepared: dict[str, Any] | None = None
 
 
 class PendingRows:
@@ -145,7 +170,7 @@ class PendingRows:
             f"s.row_id < $high AND {self._live} ORDER BY s.row_id"
         )
 
-    def read(self, chunk: int) -> list[StoredRow]:
+    def read(self, chunk: int) -> list[Row]:
         """The rows of a chunk, settled ones among them. Called from a thread of the reader's own.
 
         Raises
@@ -160,7 +185,7 @@ class PendingRows:
             raise StoreError(f"run.duckdb could not be read: {error}") from None
         return [self._row(row) for row in rows]
 
-    def _row(self, row: tuple[Any, ...]) -> StoredRow:
+    def _row(self, row: tuple[Any, ...]) -> Row:
         if self._json:
             changed = list(row)
             for number in self._json:
@@ -185,4 +210,4 @@ class PendingRows:
                         found[name] = orjson.loads(value) if parse else value
                     states[table.name] = StoredState(status, error_type, key, found)
                 at += len(outputs)
-        return StoredRow(row[0], values, row[end], states)
+        return Row(row[0], values, row[end], states)

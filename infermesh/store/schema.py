@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
+
+from infermesh.results import Attempt
 
 DATABASE = "run.duckdb"
 SCHEMA_VERSION = 2
 # A name in a user's SQL is a table of the run, never a variable of ours; and no thread looks at Python's frames for it
 # while it holds a lock of the database.
 SETTINGS: dict[str, Any] = {"python_enable_replacements": False}
+_EPOCH = datetime(1970, 1, 1)
 
 
 def quoted(name: str) -> str:
@@ -56,6 +60,49 @@ AFTER_OUTPUTS = (
     Column("finished_at", "TIMESTAMP"),
     Column("reused_from", "VARCHAR"),
 )
+
+
+def state_row(
+    row_id: int,
+    status: str,
+    outputs: Sequence[Any],
+    error_type: str | None,
+    error: str | None,
+    attempts: int,
+    deployment: str | None,
+    model_id: str | None,
+    request_id: str | None,
+    request_key: str | None,
+    prompt_tokens: int | None,
+    completion_tokens: int | None,
+    cost_usd: float | None,
+    queue_s: float | None,
+    service_s: float | None,
+    finished_at: datetime,
+    reused_from: str | None,
+) -> tuple[Any, ...]:
+    """A row of a stage's table: a value for each of ``BEFORE_OUTPUTS``, the stage's outputs and ``AFTER_OUTPUTS``."""
+    return (
+        row_id,
+        status,
+        *outputs,
+        error_type,
+        error,
+        attempts,
+        deployment,
+        model_id,
+        request_id,
+        request_key,
+        prompt_tokens,
+        completion_tokens,
+        cost_usd,
+        queue_s,
+        service_s,
+        finished_at,
+        reused_from,
+    )
+
+
 ATTEMPTS = (
     Column("stage", "VARCHAR"),
     Column("row_id", "BIGINT"),
@@ -71,6 +118,31 @@ ATTEMPTS = (
     Column("cost_usd", "DOUBLE"),
     Column("request_rows", "INTEGER"),
 )
+
+
+def attempt_row(stage: str, row_id: int, attempt: Attempt) -> tuple[Any, ...]:
+    """A row of ``attempts``: a value for each of ``ATTEMPTS``."""
+    return (
+        stage,
+        row_id,
+        attempt.attempt,
+        attempt.deployment,
+        timestamp(attempt.started_at),
+        attempt.queue_s,
+        attempt.service_s,
+        attempt.status_code,
+        attempt.error_type,
+        attempt.prompt_tokens,
+        attempt.completion_tokens,
+        attempt.cost_usd,
+        attempt.rows,
+    )
+
+
+def timestamp(seconds: float) -> datetime:
+    """Seconds since the epoch as a TIMESTAMP column keeps them: UTC, without a time zone."""
+    return _EPOCH + timedelta(0, seconds)
+
 
 RUN_DDL = """
 CREATE TABLE IF NOT EXISTS run (

@@ -59,7 +59,7 @@ def load(
         keys = dict(store._connection.execute("SELECT row_id, row_key FROM source").fetchall())
     return Loaded(
         types,
-        [row.values for row in stored],
+        [row.context for row in stored],
         [keys[row.row_id] for row in stored],
         {number: row.error for number, row in enumerate(stored) if row.error is not None},
     )

@@ -85,7 +85,6 @@ class TestAddedColumn:
             raise AssertionError
 
         monkeypatch.setattr("infermesh.store.known.KnownAnswers.look_up", never)
-        monkeypatch.setattr("infermesh.runs.runner.Runner._unanswered", never)
         lab.rows(texts(5))
         mapping = experiment(simulator.url, {"answers": generate()})
         assert lab.run(mapping).status == "done"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import pytest
 from infermesh.config.schema import SourceConfig, StoreConfig
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.inputs.sources import resolve
+from infermesh.results import Attempt
 from infermesh.store import Column, RunStore, StageTable, database
 from infermesh.store.database import connect
+from infermesh.store.schema import AFTER_OUTPUTS, ATTEMPTS, BEFORE_OUTPUTS, attempt_row, state_row
 from tests.support import DEADLINE_S, RECORD, texts, write_jsonl
 
 ANSWERS = StageTable("answers", (Column("text", "VARCHAR"), Column("parsed", "JSON")))
@@ -342,3 +346,25 @@ def test_a_writer_is_not_waited_for(store: RunStore, monkeypatch: pytest.MonkeyP
     ):
         RunStore(store.path, StoreConfig())
     assert (tries.writing, tries.reading) == (1, 1)
+
+
+def test_a_tables_columns_and_the_rows_put_into_it_have_the_same_order() -> None:
+    from_state = list(inspect.signature(state_row).parameters)
+    assert from_state == [column.name for column in (*BEFORE_OUTPUTS, Column("outputs", ""), *AFTER_OUTPUTS)]
+    attempt = Attempt(2, "gpu", 86400.5, 0.1, 0.2, 429, "rate_limit", 5, 6, 0.7, 8)
+    by_column = dict(zip([column.name for column in ATTEMPTS], attempt_row("a", 3, attempt), strict=True))
+    assert by_column == {
+        "stage": "a",
+        "row_id": 3,
+        "attempt": 2,
+        "deployment": "gpu",
+        "started_at": datetime(1970, 1, 2, 0, 0, 0, 500_000),
+        "queue_s": 0.1,
+        "service_s": 0.2,
+        "status_code": 429,
+        "error_type": "rate_limit",
+        "prompt_tokens": 5,
+        "completion_tokens": 6,
+        "cost_usd": 0.7,
+        "request_rows": 8,
+    }
