@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -30,6 +31,20 @@ def fail(message: str, code: int = 1) -> NoReturn:
     """Say on stderr what is wrong, and exit."""
     print_error(message)
     raise typer.Exit(code)
+
+
+def split_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The arguments without ``--config-dir DIR`` (or ``-cd DIR``), and its absolute folder; the last one wins."""
+    found, others, rest = None, [], iter(argv)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found = value if equals else next(rest, "")
+        else:
+            others.append(argument)
+    if found is not None and not Path(found).is_dir():
+        fail(f"--config-dir {found}: no such folder")
+    return others, None if found is None else Path(found).resolve()
 
 
 def load_env(env_file: Path | None) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from infermesh.cli.common import fail
+from infermesh.cli.common import fail, split_config_dir
 from infermesh.config.compose import compose
 from infermesh.config.declaration import declared
-from infermesh.errors import ConfigError, InfermeshError
+from infermesh.errors import InfermeshError
 from infermesh.plan import Options, Plan, QuotaFacts, Resource, StageEstimate, make_plan
 from infermesh.runs.progress import duration
 
@@ -65,20 +65,12 @@ def _arguments(argv: list[str]) -> tuple[list[str], Path | None]:
     """Overrides, and the folder of ``--config-dir``."""
     if not argv:
         fail("which experiment? infermesh plan +experiment=NAME", code=2)
-    overrides: list[str] = []
-    config_dir, rest = None, iter(argv)
-    for argument in rest:
-        name, _, value = argument.partition("=")
-        if name in ("--config-dir", "-cd"):
-            config_dir = Path(value or next(rest, ""))
-        elif name in ("-m", "--multirun"):
+    overrides, config_dir = split_config_dir(argv)
+    for argument in overrides:
+        if argument in ("-m", "--multirun"):
             fail("a plan looks at one job: leave -m out, and give one value for each key", code=2)
-        elif argument.startswith("-"):
+        if argument.startswith("-"):
             fail(f"{argument}: no such option of plan; infermesh plan --help", code=2)
-        else:
-            overrides.append(argument)
-    if config_dir is not None and not config_dir.is_dir():
-        fail(str(ConfigError(f"--config-dir {config_dir}: no such folder")))
     return overrides, config_dir
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
-import yaml
 
-from infermesh.cli.common import fail, print_error
+from infermesh.cli.closing import run_closing
+from infermesh.cli.common import fail, print_error, split_config_dir
 from infermesh.cli.find_run import find_run
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob, is_multirun
@@ -33,7 +32,6 @@ from infermesh.hints import nearest
 from infermesh.query.summary import describe, newest_unfinished
 from infermesh.runs.control import Control
 from infermesh.runs.execute import execute
-from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.stats import Observer
 from infermesh.store.database import Redo, connect
 from infermesh.store.folders import CONFIG_FOLDER, claim_folder, discard, resolve_latest
@@ -51,7 +49,7 @@ def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
         refuse_inline(argv)  # Hydra writes a sweep's overrides to a file before any job
     except ConfigError as error:
         fail(str(error))
-    config_dir = _config_dir(argv)
+    _, config_dir = split_config_dir(argv)
     arguments = ["infermesh", *(addable(argument) for argument in argv)]
     sweep = None
     if is_multirun(argv):
@@ -132,7 +130,7 @@ def run_job(
     except InfermeshError as error:
         print_error(error)
         return 1
-    print(_closing(outcome, brief), file=sys.stderr)
+    print(run_closing(outcome, brief=brief), file=sys.stderr)
     for problem in outcome.files.errors:
         print(f"error: {problem}", file=sys.stderr)
     if outcome.files.errors:
@@ -196,76 +194,8 @@ def _declared(folder: Path) -> Declaration:
         fail(str(error))
 
 
-def _closing(outcome: RunOutcome, brief: bool) -> str:
-    """What a user wants to know when a run has ended."""
-    stages = []
-    for stage, counts in outcome.counts.items():
-        words = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
-        told = ", ".join(f"{counts[key]} {words[key]}" for key in words if counts.get(key))
-        stages.append(f"  {stage}: {told or 'no rows'}")
-    verb = {
-        "done": "complete",
-        "failed_rows": "finished, with failed rows",
-        "interrupted": "interrupted",
-        "stopped": "stopped by a guard",
-    }
-    totals = outcome.totals
-    cost = "" if totals["cost_usd"] is None else f", ${totals['cost_usd']:.4f}"
-    tokens = totals["prompt_tokens"] + totals["completion_tokens"]
-    lines = [
-        f"{outcome.experiment}: {verb[outcome.status]} in {outcome.elapsed_s:.1f} s "
-        f"({totals['requests']} requests, {tokens} tokens{cost})",
-        *stages,
-        *([f"  kept      {outcome.kept} answers whose request is unchanged"] if outcome.kept else []),
-        *([f"  reused    {outcome.reused} answers to identical requests"] if outcome.reused else []),
-    ]
-    if outcome.status == "stopped":
-        lines.insert(1, f"  stopped   {outcome.reason}; raise or remove that guard to go on")
-    if brief:
-        return "\n".join(lines)
-    lines += [
-        f"  folder    {outcome.folder}",
-        f'  query     infermesh sql "select * from results limit 5" --run {outcome.folder}',
-        *(f"  written   {file}" for file in outcome.files.written),
-    ]
-    if outcome.failures:
-        stage, kind, rows, example = outcome.failures[0]
-        lines.append(f"  failures  {rows} × {stage}: {kind}: {(example or '').splitlines()[0][:160]}")
-        lines.append(
-            f'            infermesh sql "select row_id, error_type, error from {stage} '
-            f"where status = 'error'\" --run {outcome.folder}"
-        )
-    if outcome.status == "stopped":
-        lines.append(f"  go on     {_without_guard(outcome)}")
-    elif outcome.status != "done":
-        again = "tries the failed rows again" if outcome.status == "failed_rows" else "sends only what is left"
-        lines.append(f"  resume    infermesh resume {outcome.folder}   ({again})")
-    else:
-        lines.append(f"  resume    infermesh resume {outcome.folder}   (nothing is left to send)")
-    return "\n".join(lines)
-
-
-def _without_guard(outcome: RunOutcome) -> str:
-    """The command that goes on after a guard: ``resume`` would keep the guard."""
-    guard = (outcome.reason or "guards").split()[0]
-    kept = outcome.folder / ".hydra" / "overrides.yaml"
-    overrides = yaml.safe_load(kept.read_text(encoding="utf-8")) if kept.exists() else ["+experiment=NAME"]
-    named = ["+" + item if item.startswith("experiment=") else item for item in overrides or ()]
-    others = [item for item in named if item.lstrip("+").partition("=")[0] not in (guard, "hydra.run.dir")]
-    return shlex.join(["infermesh", "run", *others, f"{guard}=null", f"hydra.run.dir={outcome.folder}"])
-
-
 def _list_experiments() -> None:
     print(f"there is: {', '.join(experiments(Path.cwd()))}", file=sys.stderr)
-
-
-def _config_dir(argv: list[str]) -> Path | None:
-    for number, argument in enumerate(argv):
-        name, _, value = argument.partition("=")
-        if name in ("--config-dir", "-cd"):
-            chosen = value or (argv[number + 1] if number + 1 < len(argv) else "")
-            return Path(chosen).resolve() if chosen else None
-    return None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import duckdb
 import orjson
 
 from infermesh.config.schema import Experiment
@@ -18,7 +17,7 @@ from infermesh.inputs.sources import resolve
 from infermesh.query.survey import Survey
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
-from infermesh.store import SOURCE, Column, Row, RunStore
+from infermesh.store import SOURCE, Column, Connection, Row, RunStore
 from infermesh.store.database import connect, utcnow
 from infermesh.store.filter import RowFilter, column_references
 from infermesh.store.known import KnownAnswers
@@ -61,7 +60,7 @@ class PlannedRows:
         self.total = store.total()
         self.known = KnownAnswers.of(self._experiment, self._folder, store, tables, note)
 
-    def _check(self, connection: duckdb.DuckDBPyConnection, origins: Mapping[str, Sequence[Column]]) -> None:
+    def _check(self, connection: Connection, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
         self.filters = self._pipeline.filters(origins)
 

@@ -26,7 +26,7 @@ from infermesh.runs.outcome import EXIT_CODES, RunOutcome
 from infermesh.runs.progress import PlainLines
 from infermesh.runs.stats import Observer
 from infermesh.runs.threads import RunThread, claim, running_in
-from infermesh.store.folders import OUTPUTS, claim_folder, resolve_latest
+from infermesh.store.folders import OUTPUTS, claim_folder, discard, resolve_latest
 from infermesh.store.schema import DATABASE
 
 __all__ = ["Run", "open_run", "run"]
@@ -319,7 +319,7 @@ class Run:
             if work.here and not work.control.ready.is_set():
                 raise StoreError(f"{self.folder}: the run has not loaded its source yet")
             work.control.ready.wait()
-            with work.control.reading() as connection:
+            with work.control.read() as connection:
                 if connection is not None:
                     yield lambda query: (connection, query)
                     return
@@ -376,8 +376,7 @@ def _write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         if fresh:
-            with suppress(OSError):
-                folder.rmdir()
+            discard(folder)
         raise
 
 

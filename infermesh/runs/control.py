@@ -1,23 +1,34 @@
-"""A run in the hands of another thread: stop it, ask its database while it goes on."""
+"""A run in the hands of other threads: stop it, query its database while it goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+
+from infermesh.store import Connection
 
 
 class Control:
-    """What somebody outside may do with a run; every method may be called from any thread, before and after it too."""
+    """What somebody outside may do with a run. Every method may be called from any thread, before and after it too.
+
+    The holder calls :meth:`stop` and :meth:`read`; the run tells what they reach by :meth:`on_stop` and :meth:`attach`.
+
+    Attributes
+    ----------
+    stopping
+        Whether somebody has asked the run to stop.
+    ready
+        Set once the database is open and its source loaded.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._stop: Callable[[], object] | None = None
-        self._cursor: Callable[[], Any] | None = None
+        self._cursor: Callable[[], Connection] | None = None
         self.stopping = False
-        self.ready = threading.Event()  # the database has been opened and its source is loaded
+        self.ready = threading.Event()
 
     def stop(self) -> None:
         """Drain the run: nothing more is sent, what is in flight is waited for. A second time changes nothing."""
@@ -27,8 +38,8 @@ class Control:
                 self._stop()
 
     @contextlib.contextmanager
-    def stops(self, stop: Callable[[], object]) -> Iterator[None]:
-        """While inside, :meth:`stop` calls ``stop``, from whichever thread; at once where it was asked for before."""
+    def on_stop(self, stop: Callable[[], object]) -> Iterator[None]:
+        """While inside, :meth:`stop` calls ``stop``, from whichever thread; at once where it was called before."""
         with self._lock:
             self._stop = stop
             if self.stopping:
@@ -39,18 +50,15 @@ class Control:
             with self._lock:
                 self._stop = None
 
-    def opened(self, cursor: Callable[[], Any] | None) -> None:
-        """The run has opened its database, and ``cursor`` makes a connection to it; ``None`` before it is closed.
-
-        Waits for queries that are going on.
-        """
+    def attach(self, cursor: Callable[[], Connection] | None) -> None:
+        """Let :meth:`read` use connections that ``cursor`` makes; ``None`` detaches, and waits for who is reading."""
         with self._reading:
             self._cursor = cursor
         if cursor is not None:
             self.ready.set()
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Any]:
+    def read(self) -> Iterator[Connection | None]:
         """A read-only connection to the live database, ``None`` where no run has it open. The run ends after it."""
         with self._reading:
             if self._cursor is None:

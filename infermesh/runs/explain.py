@@ -1,4 +1,4 @@
-"""What a run says when it starts: what stands, what will be looked at again, and why."""
+"""What a run says of itself in words: what an edit has changed, what stands, what is done again, how it ended."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import orjson
 
 from infermesh.store import RunStore
 
-_SHOWN = 60  # characters of an old and a new value together
+FACT_CHARACTERS = 70  # of a value, where the old and the new one are shown
 
 
-def changed(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Stage → what has changed in its declaration, in words.
 
     Parameters
@@ -23,21 +23,45 @@ def changed(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[s
     found = {}
     for name, facts in now.items():
         new = orjson.loads(orjson.dumps(facts, default=str, option=orjson.OPT_NON_STR_KEYS))
-        old = before.get(name, new)
-        words = []
-        for key in {**old, **new}:
-            if old.get(key) == new.get(key):
-                continue
-            step = f"{old.get(key)!r} → {new.get(key)!r}"
-            words.append(f"{key} {step}" if len(step) <= _SHOWN else f"{key} has changed")
+        words = changed_facts(before.get(name, new), new)
         found[name] = (
             ", ".join(words) or "a stage that it reads has changed, or the last session did not come to its end"
         )
     return found
 
 
+def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``name: old → new`` for each fact that differs; long values are cut around the first difference."""
+    found = []
+    for name in (*before, *(name for name in now if name not in before)):
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            if name in _CODE:
+                found.append(f"{_CODE[name]}: its code has changed")
+            else:
+                found.append(f"{name}: {_pair(old, new)}")
+    return found
+
+
+_CODE = {"mapper_code": "mapper", "code": "function"}  # hashes, which say nothing to a reader
+
+
+def _pair(old: Any, new: Any) -> str:
+    first, second = ("none" if value is None else repr(value) for value in (old, new))
+    same = next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
+    start = max(same - FACT_CHARACTERS // 3, 0)
+    return " → ".join(
+        _cut(text, start if max(len(first), len(second)) > FACT_CHARACTERS else 0) for text in (first, second)
+    )
+
+
+def _cut(text: str, start: int) -> str:
+    shown = text[start : start + FACT_CHARACTERS]
+    return f"{'…' if start else ''}{shown}{'…' if start + FACT_CHARACTERS < len(text) else ''}"
+
+
 def opening(store: RunStore, stages: Sequence[str], changes: Mapping[str, str], *, keep_errors: bool) -> Iterator[str]:
-    """The lines that a run starts with; ``changes`` as :func:`changed` gives them."""
+    """The lines that a run starts with; ``changes`` as :func:`changes` gives them."""
     if store.is_new:
         noun = "stage" if len(stages) == 1 else "stages"
         yield f"{store.total()} rows × {len(stages)} {noun}"
@@ -65,31 +89,3 @@ def opening(store: RunStore, stages: Sequence[str], changes: Mapping[str, str], 
 
 def _standing(found: Mapping[str, int]) -> int:
     return found.get("done", 0) + found.get("skipped", 0)
-
-
-_SHOWN = 70
-
-
-def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``name: old → new`` for each fact that differs; long values are cut around the first difference."""
-    changes = []
-    for name in (*before, *(name for name in now if name not in before)):
-        old, new = before.get(name), now.get(name)
-        if old != new:
-            if name == "mapper_code":
-                changes.append("mapper: its code has changed")
-            else:
-                changes.append(f"{name}: {_pair(old, new)}")
-    return changes
-
-
-def _pair(old: Any, new: Any) -> str:
-    first, second = ("none" if value is None else repr(value) for value in (old, new))
-    same = next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
-    start = max(same - _SHOWN // 3, 0)
-    return " → ".join(_cut(text, start if max(len(first), len(second)) > _SHOWN else 0) for text in (first, second))
-
-
-def _cut(text: str, start: int) -> str:
-    shown = text[start : start + _SHOWN]
-    return f"{'…' if start else ''}{shown}{'…' if start + _SHOWN < len(text) else ''}"

@@ -17,12 +17,13 @@ from typing import Any, BinaryIO, Protocol
 
 from infermesh.config.schema import OWN_FIELDS
 from infermesh.errors import ConfigError, StoreError
-from infermesh.runs.explain import _SHOWN, changed_facts
+from infermesh.runs.explain import changed_facts
 from infermesh.store import RunStore, StageTable
 from infermesh.store.output_file import OutputRecord, OutputTable
 
 Note = Callable[[str], None]
 _BLOCK = 1 << 20
+_SHOWN_BYTES = 70
 _INDEX = re.compile(rb'\{"_index":(\d+)[,}]')
 
 
@@ -371,7 +372,7 @@ class ParquetFile(_FileSink):
 
 
 def _shown(line: bytes) -> str:
-    return repr(line[:_SHOWN].decode("utf-8", "replace"))
+    return repr(line[:_SHOWN_BYTES].decode("utf-8", "replace"))
 
 
 def _digest(path: Path) -> tuple[int, str]:

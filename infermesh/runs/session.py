@@ -9,11 +9,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import orjson
 
 from infermesh.config.declaration import Declaration
@@ -23,7 +22,7 @@ from infermesh.inputs.sources import Source
 from infermesh.query.export import check_sinks, write_sinks
 from infermesh.query.reader import ask_run
 from infermesh.runs.control import Control
-from infermesh.runs.explain import changed, opening
+from infermesh.runs.explain import changes, opening
 from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
@@ -31,7 +30,7 @@ from infermesh.runs.record import run_record
 from infermesh.runs.runner import Runner
 from infermesh.runs.stats import Observer, RunStats, StageStats
 from infermesh.stages.graph import Pipeline, Wave
-from infermesh.store import Column, GroupWriter, PendingRows, RunStore
+from infermesh.store import Column, Connection, GroupWriter, PendingRows, RunStore
 from infermesh.store.database import Redo
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
@@ -91,13 +90,13 @@ class RunSession:
         last = next(reversed(pipeline.stages.values()), None)
         if self._sink is not None and last is not None:
             self._sink.admit(store, last.table, last.facts, self._observer.note)
-        changes: dict[str, str] = {}
+        edits: dict[str, str] = {}
         if not store.is_new:
             before = orjson.loads(store.run_value("signatures") or "{}")
             self._stale = {name for name, now in signatures.items() if before.get(name, now) != now}
             self._signatures = before | signatures
             facts = {name: pipeline.stages[name].facts for name in self._stale}
-            changes = changed(store.facts(), facts)
+            edits = changes(store.facts(), facts)
         else:
             self._signatures = signatures
             self._observer.note(f"loading {source.shown} …")
@@ -117,13 +116,13 @@ class RunSession:
             self._stale |= readers
             rows = store.redo(redo, self._signatures | dict.fromkeys(self._stale, ""))
             self._observer.note(f"retry: {rows} rows of {redo.stage} are sent again")
-            changes |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
+            edits |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
         # What is to be done again is asked for anew, not taken from elsewhere.
         able = [table for table in tables if redo is None or table.name != redo.stage]
         self._known = KnownAnswers.of(self._experiment, self._folder, store, able, self._observer.note)
-        for line in opening(store, list(pipeline.stages), changes, keep_errors=self._experiment.keep_errors):
+        for line in opening(store, list(pipeline.stages), edits, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)
-        self._control.opened(store.cursor)
+        self._control.attach(store.cursor)
 
     def restore_usage(self, outputs: Path) -> None:
         """Count to the quotas of the day what was used of them before, by this run and by those below ``outputs``."""
@@ -132,7 +131,7 @@ class RunSession:
         for told in self._fleet.restore_usage(used):
             self._observer.note(told)
 
-    def _check(self, connection: duckdb.DuckDBPyConnection, origins: Mapping[str, Sequence[Column]]) -> None:
+    def _check(self, connection: Connection, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
         self._filters = self._pipeline.filters(origins)
         check_sinks(connection, self._experiment.sinks)
@@ -237,7 +236,7 @@ class RunSession:
         if self._runner is not None:
             self._runner.committed()
 
-    def _guard(self, stats: RunStats, guards: Guards) -> Any:
+    def _guard(self, stats: RunStats, guards: Guards) -> Callable[[], None]:
         def look() -> None:
             if not self._stops and (reason := guards.tripped(stats)):
                 self._stop(reason)
@@ -280,7 +279,7 @@ class RunSession:
             for told in self._fleet.used_up():
                 self._observer.note(told)
 
-    def cursor(self) -> Any:
+    def cursor(self) -> Connection:
         """One more connection to the run's database, for a thread of its own."""
         return self._store.cursor()
 
@@ -315,7 +314,7 @@ class RunSession:
             if not self._stops:
                 self._stop()
 
-        with self._control.stops(functools.partial(loop.call_soon_threadsafe, drain)):
+        with self._control.on_stop(functools.partial(loop.call_soon_threadsafe, drain)):
             for number in numbers:
                 loop.add_signal_handler(number, self._stop)
             try:
@@ -326,7 +325,7 @@ class RunSession:
 
     def close(self) -> None:
         """Close the filters and the database."""
-        self._control.opened(None)
+        self._control.attach(None)
         for condition in self._filters.values():
             condition.close()
         if self._known is not None:
@@ -345,6 +344,6 @@ def _told(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _close_quietly(writer: Any) -> None:
+def _close_quietly(writer: GroupWriter) -> None:
     with contextlib.suppress(StoreError, OSError):  # reported through on_failure already
         writer.close()

@@ -37,7 +37,8 @@ from infermesh.store.schema import (
 )
 from infermesh.store.writer import GroupWriter
 
-Check = Callable[[duckdb.DuckDBPyConnection, Mapping[str, Sequence[Column]]], None]
+Connection = duckdb.DuckDBPyConnection
+Check = Callable[[Connection, Mapping[str, Sequence[Column]]], None]
 
 _READERS_S = 1.0  # a run that starts waits so long for those who read the closed database
 # When the last connection goes, DuckDB would also join all parts of the tables that are not full: for a million rows

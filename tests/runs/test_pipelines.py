@@ -128,7 +128,7 @@ class TestSqlStages:
         edited = {"model": "m", **generate("Another title for: {{ merged.text }}")}
         lab.run(chunked(simulator.url, titles=edited), watch=watch)
         assert totals(simulator)["received"] == 4
-        assert any(note.startswith("titles: prompt has changed: 4 rows are looked at again") for note in watch.notes)
+        assert any(note.startswith("titles: prompt: '") and "'Another title for: " in note for note in watch.notes)
         assert any(note == "summaries: 12 kept" for note in watch.notes)
 
     def test_failed_rows_are_left_to_the_query(self, lab: Lab, start_simulator: Start) -> None:

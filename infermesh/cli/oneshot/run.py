@@ -111,7 +111,7 @@ class Command:
             return self._execute(output, folder)
 
     def _execute(self, output: Path | None, folder: Path) -> int:
-        from infermesh.cli.oneshot.report import closing
+        from infermesh.cli.closing import oneshot_closing
         from infermesh.cli.progress import make_observer
         from infermesh.runs.execute import execute
         from infermesh.runs.output_files import LineFile, LineStream, ParquetFile, Sink
@@ -132,7 +132,7 @@ class Command:
             raise
         outcome = execute(job, folder, observer=make_observer(), sink=sink, written=spooled)
         lasting = output is not None or self.out.checkpoint_dir is not None
-        print(closing(outcome, output, folder if lasting else None), file=sys.stderr)
+        print(oneshot_closing(outcome, output, folder if lasting else None), file=sys.stderr)
         return outcome.exit_code
 
     def _input(self, folder: Path) -> str:

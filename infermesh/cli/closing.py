@@ -1,0 +1,110 @@
+"""What a command says when its run has ended: how it ended, where it is, what failed, how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import yaml
+
+from infermesh.runs.outcome import RunOutcome
+
+_ENDS = {
+    "done": "complete",
+    "failed_rows": "finished, with failed rows",
+    "interrupted": "interrupted",
+    "stopped": "stopped by a guard",
+}
+_WORDS = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
+_EXAMPLE_CHARACTERS = 160
+
+
+def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
+    """For ``infermesh run`` and ``resume``; ``brief`` for a sweep's job, without what to do next."""
+    lines = [
+        f"{_end(outcome)} ({_totals(outcome)})",
+        *(f"  {stage}: {_counted(counts)}" for stage, counts in outcome.counts.items()),
+        *([f"  kept      {outcome.kept} answers whose request is unchanged"] if outcome.kept else []),
+        *([f"  reused    {outcome.reused} answers to identical requests"] if outcome.reused else []),
+    ]
+    if outcome.status == "stopped":
+        lines.insert(1, f"  stopped   {outcome.reason}; raise or remove that guard to go on")
+    if brief:
+        return "\n".join(lines)
+    lines += [f"  folder    {outcome.folder}", _query(outcome.folder)]
+    lines += [f"  written   {file}" for file in outcome.files.written]
+    if outcome.failures:
+        stage = outcome.failures[0][0]
+        lines += _failures(outcome, 1)
+        lines.append(
+            f'            infermesh sql "select row_id, error_type, error from {stage} '
+            f"where status = 'error'\" --run {outcome.folder}"
+        )
+    if outcome.status == "stopped":
+        lines.append(f"  go on     {_without_guard(outcome)}")
+    else:
+        lines.append(f"  resume    infermesh resume {outcome.folder}   ({_what_resuming_does(outcome)})")
+    return "\n".join(lines)
+
+
+def oneshot_closing(outcome: RunOutcome, output: Path | None, checkpoint: Path | None) -> str:
+    """For ``generate``, ``embed`` and ``transcribe`` over a file of rows.
+
+    Parameters
+    ----------
+    output
+        The file that was written; ``None`` for stdout.
+    checkpoint
+        The run's folder; ``None`` where it does not outlive the command.
+    """
+    counts = outcome.counts[outcome.experiment]
+    lines = [f"{_end(outcome)}: {_counted(counts)} ({_totals(outcome)})"]
+    if output is not None:
+        lines.append(f"  output    {output}")
+    if checkpoint is not None:
+        lines.append(_query(checkpoint))
+    lines += _failures(outcome, 3)
+    if outcome.status != "done" and checkpoint is not None:
+        lines.append(f"  resume    the same command with --resume   ({_what_resuming_does(outcome)})")
+    return "\n".join(lines)
+
+
+def _end(outcome: RunOutcome) -> str:
+    return f"{outcome.experiment}: {_ENDS[outcome.status]} in {outcome.elapsed_s:.1f} s"
+
+
+def _totals(outcome: RunOutcome) -> str:
+    totals = outcome.totals
+    cost = "" if totals["cost_usd"] is None else f", ${totals['cost_usd']:.4f}"
+    return f"{totals['requests']} requests, {totals['prompt_tokens'] + totals['completion_tokens']} tokens{cost}"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[key]} {word}" for key, word in _WORDS.items() if counts.get(key)) or "no rows"
+
+
+def _query(folder: Path) -> str:
+    return f'  query     infermesh sql "select * from results limit 5" --run {folder}'
+
+
+def _failures(outcome: RunOutcome, most: int) -> Iterator[str]:
+    for stage, kind, rows, example in outcome.failures[:most]:
+        first_line = (example or "").splitlines()[0] if example else ""
+        yield f"  failures  {rows} × {stage}: {kind}: {first_line[:_EXAMPLE_CHARACTERS]}"
+
+
+def _what_resuming_does(outcome: RunOutcome) -> str:
+    if outcome.status == "done":
+        return "nothing is left to send"
+    return "tries the failed rows again" if outcome.status == "failed_rows" else "sends only what is left"
+
+
+def _without_guard(outcome: RunOutcome) -> str:
+    """The command that goes on after a guard: ``resume`` would keep the guard."""
+    guard = (outcome.reason or "guards").split()[0]
+    kept = outcome.folder / ".hydra" / "overrides.yaml"
+    overrides = yaml.safe_load(kept.read_text(encoding="utf-8")) if kept.exists() else ["+experiment=NAME"]
+    named = ["+" + item if item.startswith("experiment=") else item for item in overrides or ()]
+    others = [item for item in named if item.lstrip("+").partition("=")[0] not in (guard, "hydra.run.dir")]
+    return shlex.join(["infermesh", "run", *others, f"{guard}=null", f"hydra.run.dir={outcome.folder}"])
