@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "infermesh"
-HEAVY = {"datasets", "litellm", "pyarrow", "uvloop", "hydra", "omegaconf", "matplotlib"}
+HEAVY = {"datasets", "litellm", "pyarrow", "uvloop", "hydra", "omegaconf", "vl_convert"}
 
 
 def imports_on_loading(path: Path) -> Iterator[str]:

@@ -1,34 +1,23 @@
-"""A sweep as two curves over concurrency, throughput above and latency below: a page of its own, or a picture."""
+"""A sweep as curves over its setting: throughput, latency, failures. One picture, as a page, an SVG or a PNG."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from infermesh.bench import vega
 from infermesh.bench.measure import Level, Recommendation
 from infermesh.errors import ConfigError
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 300, 70, 20, 34, 44
-_COLOURS = {"throughput": "#1f6fb2", "p50": "#7a7a7a", "p95": "#c4541a", "p99": "#8a2b8f"}
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 14px/1.5 system-ui, sans-serif; max-width: {width}px; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }}
-svg text {{ font: 12px system-ui, sans-serif; fill: #333; }}
-</style>
-<h1>{title}</h1>
-<p>{summary}</p>
-{charts}
-<table><tr>{head}</tr>
-{rows}
-</table>
-</html>
-"""
+_ENDINGS = (".html", ".htm", ".svg", ".png")
+_WIDE, _NARROW = 640, 270  # pixels of the plot itself; axes come on top. The narrow one fits a phone
+_FONT = "Arial, Helvetica, Liberation Sans, sans-serif"  # of one width, so that what was laid out stays so
+_PERCENTILES = ("p50", "p95", "p99")
+_NOT_XML = re.compile("[^ -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,55 +37,35 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Curves over one setting: the points in its order, which one is chosen, and what things are called."""
+    """Curves over one setting: the points in its order, which one is chosen, and what things are called.
+
+    ``summary`` and ``notes`` say which setting to choose; ``axis`` and ``rate`` name the axes, ``column`` and ``unit``
+    are the short names of the same in the table.
+    """
 
     title: str
     points: Sequence[Point]
     chosen: float | None
     summary: str
+    notes: Sequence[str]
     axis: str
     column: str
     rate: str
     unit: str
 
 
-Curve = tuple[str, Callable[[Point], float]]
-_THROUGHPUT: tuple[Curve, ...] = (("throughput", lambda point: point.rate),)
-_LATENCY: tuple[Curve, ...] = (
-    ("p50", lambda point: point.p50_s),
-    ("p95", lambda point: point.p95_s),
-    ("p99", lambda point: point.p99_s),
-)
-
-
 def check_plot(path: Path) -> None:
-    """Fail before anything is measured. Raises ``ConfigError``: the ending is unknown, or matplotlib is not there."""
-    if path.suffix.lower() == ".png":
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            raise ConfigError(
-                "--plot: a .png needs matplotlib: pip install 'infermesh[plot]'. A .html needs nothing."
-            ) from None
-    elif path.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--plot {path}: expected a .html or .png file")
+    """Fail before anything is measured. Raises ``ConfigError``: the ending is unknown, or the extra is not there."""
+    if path.suffix.lower() not in _ENDINGS:
+        raise ConfigError(f"--plot {path}: expected a .html, .svg or .png file")
+    try:
+        vega.require()
+    except ConfigError as error:
+        raise ConfigError(f"--plot {path}: {error}") from None
 
 
-def write_plot(path: Path, title: str, levels: Sequence[Level], recommendation: Recommendation) -> None:
-    """Write the curves; ``path`` has been checked."""
-    picture = _picture(title, levels, recommendation)
-    if path.suffix.lower() == ".png":
-        _write_png(path, picture)
-    else:
-        path.write_text(render(picture), encoding="utf-8")
-
-
-def page(title: str, levels: Sequence[Level], recommendation: Recommendation) -> str:
-    """A page that needs nothing from elsewhere."""
-    return render(_picture(title, levels, recommendation))
-
-
-def _picture(title: str, levels: Sequence[Level], recommendation: Recommendation) -> Picture:
+def picture_of(title: str, levels: Sequence[Level], recommendation: Recommendation) -> Picture:
+    """The picture of a concurrency sweep."""
     chosen = recommendation.concurrency
     found = "No level can be recommended." if chosen is None else f"Recommended max_parallel_requests: {chosen}."
     points = [
@@ -113,107 +82,183 @@ def _picture(title: str, levels: Sequence[Level], recommendation: Recommendation
         )
         for level in levels
     ]
-    summary = " ".join((found, *(f"{note}." for note in recommendation.notes)))
-    return Picture(title, points, chosen, summary, "requests in flight", "c", "requests per second", "requests/s")
+    names = ("requests in flight", "c", "requests per second", "requests/s")
+    return Picture(title, points, chosen, found, recommendation.notes, *names)
 
 
-def render(picture: Picture) -> str:
-    """The picture as a page that needs nothing from elsewhere."""
-    columns = (picture.column, picture.unit, "p50 s", "p95 s", "p99 s", "svc_p95 s", "q_p95 s", "errors")
-    cells = [
-        (
-            f"{point.setting:g}",
-            _figure(point.rate, 2),
-            *(_figure(value, 3) for value in (point.p50_s, point.p95_s, point.p99_s)),
-            *(_figure(value, 3) for value in (point.svc_p95_s, point.queue_p95_s)),
-            f"{point.errors}/{point.requests}",
-        )
-        for point in picture.points
-    ]
-    return _PAGE.format(
-        title=html.escape(picture.title),
-        width=_WIDTH,
-        summary=html.escape(picture.summary),
-        charts=_chart(picture.rate, picture, _THROUGHPUT) + _chart("seconds", picture, _LATENCY),
-        head="".join(f"<th>{html.escape(column)}</th>" for column in columns),
-        rows="\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells),
+def draw(path: Path, picture: Picture) -> None:
+    """Write the picture in the format of the path's ending, which has been checked.
+
+    Raises
+    ------
+    ConfigError
+        The extra ``plot`` is not installed, or the picture cannot be drawn; nothing is written.
+    """
+    picture = _printable(picture)
+    ending = path.suffix.lower()
+    if ending == ".png":
+        path.write_bytes(vega.png(_spec(picture, _WIDE, vega.LIGHT, picture.title)))
+    elif ending == ".svg":
+        path.write_text(vega.svg(_spec(picture, _WIDE, vega.LIGHT, picture.title)), encoding="utf-8")
+    else:
+        path.write_text(_page(picture), encoding="utf-8")
+
+
+def _printable(picture: Picture) -> Picture:
+    """Names as XML may hold them: a command line's may have control characters, or bytes that are no text."""
+
+    def shown(text: str) -> str:
+        return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+    return replace(
+        picture,
+        title=shown(picture.title),
+        summary=shown(picture.summary),
+        notes=[shown(note) for note in picture.notes],
+        axis=shown(picture.axis),
+        column=shown(picture.column),
     )
 
 
-def _figure(value: float, places: int) -> str:
+def _page(picture: Picture) -> str:
+    """A page that needs nothing from elsewhere and runs no script."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    pages = Environment(loader=PackageLoader("infermesh.bench"), autoescape=True, undefined=StrictUndefined)
+    pages.filters |= {"setting": _number, "places": _places}
+    return pages.get_template("sweep.html.jinja").render(
+        picture=picture,
+        colours=vega.COLOURS,
+        wide=vega.svg(_spec(picture, _WIDE, vega.VARIABLES)),
+        narrow=vega.svg(_spec(picture, _NARROW, vega.VARIABLES)),
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.12g}"
+
+
+def _places(value: float, places: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{places}f}"
 
 
-def _positions(points: Sequence[Point]) -> Callable[[float], float]:
-    """Setting → pixels from the left: on a logarithmic axis, a linear one where a setting is not above 0."""
-    settings = [point.setting for point in points]
-    scale = math.log2 if min(settings) > 0 else float
-    low, high = scale(min(settings)), scale(max(settings))
-
-    def x(setting: float) -> float:
-        share = (scale(setting) - low) / (high - low) if high > low else 0.5
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-    return x
-
-
-def _chart(unit: str, picture: Picture, curves: Sequence[Curve]) -> str:
-    """One panel: the setting from left to right, values from 0."""
-    points, chosen, x = picture.points, picture.chosen, _positions(picture.points)
-    values = [value(point) for _, value in curves for point in points]
-    top = max((value for value in values if not math.isnan(value)), default=1.0) * 1.08 or 1.0
-
-    def y(value: float) -> float:
-        return _HEIGHT - _BOTTOM - value / top * (_HEIGHT - _TOP - _BOTTOM)
-
-    label = html.escape(picture.axis)
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{unit} by {label}">']
-    for step in range(5):
-        value = top * step / 4
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#e3e3e3"/>'
-            f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
-        )
-    if chosen is not None:
-        parts.append(
-            f'<line x1="{x(chosen):.1f}" x2="{x(chosen):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="#2a8f4d" '
-            'stroke-dasharray="4 4"/>'
-        )
-    parts += [
-        f'<text x="{x(c):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{c:g}</text>'
-        for c in (point.setting for point in points)
-    ]
-    for number, (name, value_of) in enumerate(curves):
-        marks = [(x(point.setting), y(value_of(point))) for point in points if not math.isnan(value_of(point))]
-        line = " ".join(f"{left:.1f},{down:.1f}" for left, down in marks)
-        colour = _COLOURS[name]
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{left:.1f}" cy="{down:.1f}" r="3" fill="{colour}"/>' for left, down in marks]
-        parts.append(f'<text x="{_LEFT + 110 * number}" y="{_TOP - 14}" style="fill:{colour}">● {name}, {unit}</text>')
-    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{label}</text></svg>\n')
-    return "".join(parts)
-
-
-def _write_png(path: Path, picture: Picture) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(2, 1, sharex=True, figsize=(8, 7), constrained_layout=True)
-    settings = [point.setting for point in picture.points]
-    for axes, curves, unit in zip(panels, (_THROUGHPUT, _LATENCY), (picture.rate, "seconds"), strict=True):
-        for name, value_of in curves:
-            values = [value_of(point) for point in picture.points]
-            axes.plot(settings, values, marker="o", label=name, color=_COLOURS[name])
+def _spec(picture: Picture, width: int, colours: Mapping[str, str], title: str | None = None) -> dict[str, Any]:
+    """The picture in Vega-Lite: panels below one another, all over the same axis."""
+    x = _x(picture.points)
+    panels = _panels(picture, colours)
+    for panel in panels:
+        panel |= {"width": width, "encoding": {"x": x | {"title": None}}}
         if picture.chosen is not None:
-            axes.axvline(picture.chosen, linestyle="--", color="#2a8f4d")
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(bottom=0)
-        axes.set_ylabel(unit)
-        axes.legend()
-    panels[0].set_title(picture.title)
-    panels[1].set_xlabel(picture.axis)
-    panels[1].set_xticks(settings, [f"{setting:g}" for setting in settings])
-    figure.savefig(path)
-    pyplot.close(figure)
+            panel["layer"].insert(0, _line_at(picture.chosen, colours))
+    panels[-1]["encoding"] = {"x": x | {"title": picture.axis}}
+    if picture.chosen is not None:
+        panels[0]["layer"].append(_words_at(picture.chosen, colours))
+    return {
+        "data": {"values": [_row(point) for point in picture.points]},
+        "vconcat": panels,
+        "spacing": 18,
+        "resolve": {"scale": {"color": "independent", "shape": "independent"}},
+        "config": _config(width, colours),
+        "background": None if title is None else colours["paper"],
+        **({} if title is None else {"title": {"text": title, "anchor": "start", "limit": width, "offset": 12}}),
+    }
+
+
+def _panels(picture: Picture, colours: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Those that have something to show."""
+    panels = []
+    if any(point.rate > 0 for point in picture.points):
+        panels.append(_rate(picture.rate, colours))
+    if any(math.isfinite(point.p50_s) for point in picture.points):
+        panels.append(_latency(colours))
+    if any(point.errors for point in picture.points):
+        panels.append(_failures(colours))
+    return panels
+
+
+def _row(point: Point) -> dict[str, float | None]:
+    """A point as JSON knows it."""
+    latencies = dict(zip(_PERCENTILES, (point.p50_s, point.p95_s, point.p99_s), strict=True))
+    row = {"setting": point.setting, "rate": point.rate, "failed": point.errors / point.requests, **latencies}
+    return {name: value if math.isfinite(value) else None for name, value in row.items()}
+
+
+def _x(points: Sequence[Point]) -> dict[str, Any]:
+    """The setting from left to right: on a logarithmic axis, a linear one where a setting is not above 0."""
+    settings = [point.setting for point in points]
+    low, high = min(settings), max(settings)
+    if low > 0:
+        room = (high / low) ** 0.05 if high > low else 2
+        scale: dict[str, Any] = {"type": "log", "base": 2, "domain": [low / room, high * room]}
+    else:
+        room = (high - low) * 0.05 if high > low else 1
+        scale = {"type": "linear", "domain": [low - room, high + room], "zero": False}
+    scale |= {"nice": False, "padding": 0}  # else bars get room at the edges that lines do not
+    axis = {"values": settings, "format": ",.12~g", "labelOverlap": "greedy", "labelSeparation": 6, "grid": False}
+    return {"field": "setting", "type": "quantitative", "scale": scale, "axis": axis}
+
+
+def _y(field: str, title: str, **axis: Any) -> dict[str, Any]:
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": {"zero": True, "nice": True},
+        "axis": {"tickCount": 5, "minExtent": 38, **axis},
+    }
+
+
+def _rate(title: str, colours: Mapping[str, str]) -> dict[str, Any]:
+    mark = {"type": "line", "color": colours["rate"], "point": {"color": colours["rate"], "size": 50}}
+    return {"height": 190, "layer": [{"mark": mark, "encoding": {"y": _y("rate", title)}}]}
+
+
+def _latency(colours: Mapping[str, str]) -> dict[str, Any]:
+    """A line for each percentile, with a colour and a shape of its own."""
+    kind = {"field": "percentile", "type": "nominal", "legend": {"orient": "top", "title": None, "symbolSize": 60}}
+    hues = {"domain": _PERCENTILES, "range": [colours[name] for name in _PERCENTILES]}
+    shapes = {"domain": _PERCENTILES, "range": ["circle", "square", "triangle-up"]}
+    encoding = {"y": _y("seconds", "latency in seconds"), "color": kind | {"scale": hues}}
+    points = {"type": "point", "filled": True, "opacity": 1, "size": 50}
+    return {
+        "height": 190,
+        "transform": [{"fold": _PERCENTILES, "as": ["percentile", "seconds"]}],
+        "layer": [
+            {"mark": "line", "encoding": encoding},
+            {"mark": points, "encoding": encoding | {"shape": kind | {"scale": shapes}}},
+        ],
+    }
+
+
+def _failures(colours: Mapping[str, str]) -> dict[str, Any]:
+    mark = {"type": "bar", "color": colours["failed"], "width": 8}
+    share = _y("failed", "failed requests", format="~%", tickCount=3)
+    return {"height": 90, "layer": [{"mark": mark, "encoding": {"y": share}}]}
+
+
+def _line_at(setting: float, colours: Mapping[str, str]) -> dict[str, Any]:
+    mark = {"type": "rule", "strokeDash": [4, 4], "strokeWidth": 1.5, "color": colours["chosen"]}
+    return {"data": {"values": [{"setting": setting}]}, "mark": mark}
+
+
+def _words_at(setting: float, colours: Mapping[str, str]) -> dict[str, Any]:
+    """The chosen setting in words, above the panel, where no curve runs."""
+    place = {"y": -8, "baseline": "bottom", "fontWeight": "bold", "color": colours["chosen"]}
+    return {
+        "data": {"values": [{"setting": setting}]},
+        "mark": {"type": "text", "text": f"recommended: {_number(setting)}", **place},
+    }
+
+
+def _config(width: int, colours: Mapping[str, str]) -> dict[str, Any]:
+    texts = {"labelColor": colours["muted"], "titleColor": colours["ink"], "labelFontSize": 12, "titleFontSize": 12}
+    lines = dict.fromkeys(("gridColor", "domainColor", "tickColor"), colours["grid"])
+    return {
+        "font": _FONT,
+        "view": {"stroke": None},
+        "axis": texts | lines | {"titleFontWeight": "normal"},
+        "axisX": {"titleLimit": width},
+        "legend": texts,
+        "text": {"fontSize": 12},
+        "title": {"color": colours["ink"], "fontSize": 14},
+    }

@@ -1,4 +1,4 @@
-"""What a sweep's jobs were, measured from their databases: figures, the recommended setting, a table and a plot."""
+"""What a sweep's jobs were, measured from their databases: figures, the recommended setting, a table and a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from infermesh.bench.measure import Candidate, choose
-from infermesh.bench.plot import Picture, Point, render
+from infermesh.bench.plot import Picture, Point
 from infermesh.config.declaration import Declaration
 from infermesh.errors import ConfigError, StoreError
 from infermesh.inputs.sources import resolve
@@ -165,15 +165,15 @@ def write_table(path: Path, jobs: Sequence[MeasuredJob], keys: Sequence[str]) ->
     write_parquet(path, columns, rows)
 
 
-def write_plot(path: Path, title: str, jobs: Sequence[MeasuredJob], keys: Sequence[str], advice: Advice) -> bool:
-    """Write the curves where one numeric key was swept; whether it was."""
+def picture_of(title: str, jobs: Sequence[MeasuredJob], keys: Sequence[str], advice: Advice) -> Picture | None:
+    """The curves over the key that was swept; ``None`` where it was not one, numeric, and measured at two settings."""
     drawn = [
         (job.record.values[keys[0]], job.figures)
         for job in jobs
         if len(keys) == 1 and job.figures is not None and job.figures.requests
     ]
     if len(drawn) < 2 or not all(_is_number(value) for value, _ in drawn):
-        return False
+        return None
     points = [
         Point(
             value,
@@ -190,10 +190,8 @@ def write_plot(path: Path, title: str, jobs: Sequence[MeasuredJob], keys: Sequen
     ]
     chosen = None if advice.job is None else advice.job.record.values[keys[0]]
     found = "No setting can be recommended." if advice.job is None else f"Recommended: {setting(advice.job, keys)}."
-    summary = " ".join((found, *(f"{note[0].upper()}{note[1:]}." for note in advice.notes)))
-    picture = Picture(title, points, chosen, summary, keys[0], keys[0].rpartition(".")[2], "rows per second", "rows/s")
-    path.write_text(render(picture), encoding="utf-8")
-    return True
+    names = (keys[0], keys[0].rpartition(".")[2], "rows per second", "rows/s")
+    return Picture(title, points, chosen, found, advice.notes, *names)
 
 
 _COUNTS = ("rows", "failed", "pending", "requests", "request_errors", "prompt_tokens", "completion_tokens")

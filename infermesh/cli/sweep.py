@@ -19,8 +19,10 @@ from typing import Any
 
 import orjson
 
+from infermesh.bench.plot import draw
 from infermesh.bench.sweeps import (
     RULE,
+    Advice,
     JobRecord,
     MeasuredJob,
     advise,
@@ -28,8 +30,8 @@ from infermesh.bench.sweeps import (
     is_complete,
     measure,
     measured_stage,
+    picture_of,
     setting,
-    write_plot,
     write_table,
 )
 from infermesh.cli.common import print_error
@@ -151,12 +153,21 @@ class Sweep:
         if measured:
             write_table(self.folder / "sweep.parquet", jobs, self.keys)
             print(f"  figures   {self.folder / 'sweep.parquet'}", file=sys.stderr)
-            title = f"{self.folder}: {self._scope()}"
-            if write_plot(self.folder / "sweep.html", title, jobs, self.keys, advice):
-                print(f"  plot      {self.folder / 'sweep.html'}", file=sys.stderr)
+            self._draw(self.folder / "sweep.html", jobs, advice)
         if code and any(job.record.code != 1 for job in jobs):
             print(f"  go on     {self.command()}   (does only what is left)", file=sys.stderr)
         return code
+
+    def _draw(self, path: Path, jobs: Sequence[MeasuredJob], advice: Advice) -> None:
+        """Write the curves where there are any to draw; say so where they cannot be drawn."""
+        picture = picture_of(f"{self.folder}: {self._scope()}", jobs, self.keys, advice)
+        if picture is None:
+            return
+        try:
+            draw(path, picture)
+            print(f"  plot      {path}", file=sys.stderr)
+        except ConfigError as error:
+            print(f"  plot      none: {error}", file=sys.stderr)
 
     def _scope(self) -> str:
         stage = measured_stage(self.keys)

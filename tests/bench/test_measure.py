@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from infermesh.bench.measure import Level, as_json, percentile, recommend
-from infermesh.bench.plot import check_plot, page
-from infermesh.errors import ConfigError
 
 
 def level(concurrency: int, rps: float, p95: float, **fields: Any) -> Level:
@@ -84,17 +81,3 @@ def test_figures_without_a_value_are_null() -> None:
     figures = as_json([failed], recommend([failed]), operation="embed")
     assert figures["levels"][0]["p95_s"] is None
     assert figures["recommended_max_parallel_requests"] is None
-
-
-def test_the_page_holds_its_curves_itself() -> None:
-    levels = [level(1, 10, 0.1), level(8, 40, 0.1), level(16, 40, math.nan, errors=100)]
-    text = page("generate: <model>", levels, recommend(levels))
-    assert text.count("<svg") == 2
-    assert "generate: &lt;model&gt;" in text
-    assert "nan" not in "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
-    assert "Recommended max_parallel_requests: 8." in text
-
-
-def test_an_unknown_ending(tmp_path: Any) -> None:
-    with pytest.raises(ConfigError, match=r"\.html or \.png"):
-        check_plot(tmp_path / "bench.pdf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from infermesh.bench.sweeps import (
     advise,
     decides_speed_only,
     measured_stage,
-    write_plot,
+    picture_of,
     write_table,
 )
 from infermesh.query.figures import Figures
@@ -132,25 +131,16 @@ def test_the_table_is_typed(tmp_path: Path, values: list[Any], kind: str) -> Non
     assert found == [(0, kind, 0.1), (1, kind, 0.1), (2, kind, None)]
 
 
-def test_the_plot_takes_a_zero(tmp_path: Path) -> None:
-    key = "models.m.max_retries"
-    made = [job(number, 10.0, **{key: number}) for number in range(3)]
-    assert write_plot(tmp_path / "p.html", "<t>", made, [key], advise(made, [key]))
-    text = (tmp_path / "p.html").read_text()
-    assert "&lt;t&gt;" in text
-    assert "nan" not in text
-    assert key in text
+def test_the_picture_is_in_the_order_of_the_settings() -> None:
+    made = list(reversed(jobs(10, 20, 39, 40)))
+    picture = picture_of("t", made, [KEY], advise(made, [KEY]))
+    assert picture is not None
+    assert [(point.setting, point.rate) for point in picture.points] == [(1, 10), (2, 20), (4, 39), (8, 40)]
+    assert picture.chosen == 4
+    assert picture.summary == f"Recommended: {KEY}=4."
 
 
 @pytest.mark.parametrize("made", [jobs(10), [job(0, 1, k="x"), job(1, 1, k="y")]])
-def test_no_plot_without_numbers(tmp_path: Path, made: list[MeasuredJob]) -> None:
+def test_no_picture_without_numbers(made: list[MeasuredJob]) -> None:
     keys = list(made[0].record.values)
-    assert not write_plot(tmp_path / "p.html", "t", made, keys, advise(made, keys))
-    assert not (tmp_path / "p.html").exists()
-
-
-def test_a_job_without_answers_has_no_point(tmp_path: Path) -> None:
-    made = jobs(10, 20)
-    made.append(job(2, 5, math.nan, errors=100, **{KEY: 4}))
-    assert write_plot(tmp_path / "p.html", "t", made, [KEY], advise(made, [KEY]))
-    assert "nan" not in (tmp_path / "p.html").read_text()
+    assert picture_of("t", made, keys, advise(made, keys)) is None

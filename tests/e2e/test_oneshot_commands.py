@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,8 +234,21 @@ class TestBench:
         assert figures["recommended_max_parallel_requests"] == 8
         assert [level["concurrency"] for level in figures["levels"]] == [4, 8, 16]
         page = (tmp_path / "bench.html").read_text()
-        assert page.count("<svg") == 2
-        assert "http" not in page
+        assert "recommended: 8</text>" in page
+        assert "Recommended max_parallel_requests: 8." in page
+
+    @pytest.mark.parametrize("name", ["b.html", "b.svg", "b.PNG"])
+    def test_without_the_extra_a_plot_is_refused_before_anything_is_sent(
+        self, shell: Shell, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "vl_convert", None)
+        before = totals(simulator)["received"]
+        flags = ("--prompt", "x", "--requests", "2", "--warmup", "0", "--concurrency", "1")
+        done = shell.here("bench", "generate", *flags, "--plot", name)
+        assert done.returncode == 1
+        assert f"--plot {name}: curves are drawn by vl-convert-python: pip install 'infermesh[plot]'" in done.stderr
+        assert totals(simulator)["received"] == before
+        assert shell.here("bench", "generate", *flags, "--output-json", "b.json").returncode == 0
 
     @pytest.mark.parametrize("kind", ["embed", "transcribe"])
     def test_the_other_kinds_from_a_file(self, shell: Shell, kind: str) -> None:

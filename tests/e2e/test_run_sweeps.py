@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -83,8 +84,26 @@ def test_the_table_the_figures_and_the_plot(tmp_path: Path, start_simulator: Sta
     assert [(int(job), int(value)) for job, value, _ in shown] == [(0, 1), (1, 8)]
     assert [float(rate) for *_, rate in shown] == pytest.approx([slow, fast], abs=0.06)
     page = (tmp_path / "outputs/s/sweep.html").read_text()
-    assert page.count("<svg") == 2
     assert f"Recommended: {KEY}=8." in page
+    assert "recommended: 8</text>" in page
+    assert "rows per second" in page
+
+
+def test_without_the_extra_all_but_the_plot_is_there(
+    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)  # as Python has it where a module is not to be found
+    make_project(tmp_path, simulator.url)
+    found = sweep(tmp_path, f"{KEY}=1,8")
+    assert found.returncode == 0, found.stderr
+    assert "  plot      none: curves are drawn by vl-convert-python: pip install 'infermesh[plot]'\n" in found.stderr
+    assert table(tmp_path, "status") == [("done",)] * 2
+    assert not (tmp_path / "outputs/s/sweep.html").exists()
+    monkeypatch.undo()
+    simulator.reset()
+    assert "  plot      outputs/s/sweep.html\n" in sweep(tmp_path, f"{KEY}=1,8").stderr
+    assert totals(simulator)["received"] == 0
+    assert (tmp_path / "outputs/s/sweep.html").exists()
 
 
 def test_run_again_it_sends_nothing(tmp_path: Path, simulator: Simulator) -> None:

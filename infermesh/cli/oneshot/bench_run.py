@@ -13,7 +13,7 @@ import orjson
 import typer
 
 from infermesh.bench.measure import Level, Recommendation, as_json, recommend, sweep
-from infermesh.bench.plot import check_plot, write_plot
+from infermesh.bench.plot import check_plot, draw, picture_of
 from infermesh.cli.common import fail, load_env
 from infermesh.cli.oneshot.declare import as_flags, compose, refuse_secrets
 from infermesh.cli.oneshot.options import GenerateOptions, InputOptions, LimitOptions, ModelOptions, SweepOptions
@@ -110,7 +110,7 @@ class Bench:
             )
             self.sweep.output_json.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2) + b"\n")
         if self.sweep.plot is not None:
-            write_plot(self.sweep.plot, f"{self.kind}: {self.model.model}", measured, found)
+            draw(self.sweep.plot, picture_of(f"{self.kind}: {self.model.model}", measured, found))
 
     def _sample(self) -> list[dict[str, Any]]:
         """The rows to send: from the file its first ones, as many as the sweep can use."""
