@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +30,6 @@ from infermesh.runtime.openfiles import allow_requests
 from infermesh.store.database import Redo
 from infermesh.store.folders import outputs_of, point_latest
 from infermesh.store.schema import DATABASE
-from infermesh.transports.http.reqwest import import_for_good
 
 __all__ = [
     "DATABASE",
@@ -173,8 +171,6 @@ def launch(
     """
     fresh = not (folder / DATABASE).exists()
     kept = {file: file.read_bytes() for file in (folder / ".hydra").glob("*.yaml")}
-    if threading.current_thread() is not threading.main_thread():
-        import_for_good("pyreqwest.client")
     try:
         check_chosen(mapping)
         load(mapping)  # before anything is written: an inline key must not reach the folder

@@ -153,7 +153,7 @@ class RunSession:
             "config_hash": config_hash(self._mapping),
             "git_revision": git_revision(),
             "versions": orjson.dumps(
-                {name: importlib.metadata.version(name) for name in ("infermesh", "duckdb", "pyreqwest")}
+                {name: importlib.metadata.version(name) for name in ("infermesh", "duckdb")}
                 | {"python": platform.python_version()}
             ).decode(),
             "started_at": utcnow(),
