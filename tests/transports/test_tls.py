@@ -39,18 +39,19 @@ async def serve() -> AsyncIterator[Serve]:
     """Start a server that reads, answers and closes; gives its URL."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(context: ssl.SSLContext | None, answer: bytes = OK) -> str:
+        async def start(context: ssl.SSLContext | None, host: str = "127.0.0.1") -> str:
             async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                     await reader.readuntil(b"\r\n\r\n")
-                    writer.write(answer)
+                    writer.write(OK)
                     await writer.drain()
                 writer.close()
 
-            server = await asyncio.start_server(one, "127.0.0.1", 0, ssl=context)
+            server = await asyncio.start_server(one, host, 0, ssl=context)
             stack.push_async_callback(server.wait_closed)
             stack.callback(server.close)
-            return f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            shown = f"[{host}]" if ":" in host else host
+            return f"https://{shown}:{server.sockets[0].getsockname()[1]}/v1"
 
         yield start
 
@@ -74,6 +75,11 @@ async def test_a_server_of_a_known_authority(version: ssl.TLSVersion, trusted: A
     context = trusted.serving()
     context.minimum_version = context.maximum_version = version
     assert (await ask(await serve(context))).status == 200
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+async def test_an_address_of_ip_version_6(trusted: Authority, serve: Serve) -> None:
+    assert (await ask(await serve(trusted.serving("::1"), "::1"))).status == 200
 
 
 async def test_a_server_that_also_speaks_http_2(trusted: Authority, serve: Serve) -> None:
@@ -245,6 +251,29 @@ async def test_a_large_request_waits_for_the_server(trusted: Authority, monkeypa
         assert (await asking).data == b"{}"
         await done
     assert max(ahead) < 1_000_000
+
+
+async def test_others_have_their_turn_while_a_large_request_is_sent(trusted: Authority) -> None:
+    turns, loop = 0, asyncio.get_running_loop()
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if not asking.done():
+            loop.call_soon(turn)
+
+    def talk(connection: ssl.SSLSocket) -> None:
+        left = 20_000_000
+        while left > 0:
+            left -= len(connection.recv(1_000_000))
+        connection.sendall(OK)
+
+    with raw(trusted.serving(), talk) as (url, done):
+        asking = asyncio.ensure_future(ask(url, 30.0, b"x" * 20_000_000))
+        loop.call_soon(turn)
+        assert (await asking).data == b"{}"
+        await done
+    assert turns > 70
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "No such file"), ("garbage", "no certificates in it")])

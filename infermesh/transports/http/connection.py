@@ -163,12 +163,16 @@ class Connection(asyncio.Protocol):
         self._parser = None  # it refers to this object, and would leave both to the garbage collector
 
     def _send_on(self) -> None:
-        while self._unsent is not None and not self._paused:
-            piece = next(self._unsent, None)
-            if piece is None:
-                self._unsent = None
-            else:
-                self._transport.write(piece)
+        """Send the next piece, unless the network is to catch up first; others have their turn in between."""
+        if self._unsent is None or self._paused:
+            return
+        piece = next(self._unsent, None)
+        if piece is None:
+            self._unsent = None
+            return
+        self._transport.write(piece)
+        if not self._paused:  # else resume_writing goes on
+            self._owner.loop.call_soon(self._send_on)
 
     # What llhttp has found.
 

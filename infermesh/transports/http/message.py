@@ -74,8 +74,8 @@ def head(url: str, headers: Mapping[str, str], *, forwarded: bool = False) -> by
         if name in _FRAMING or not _TOKEN.fullmatch(name):
             raise ValueError(f"the header {name!r} cannot be set")
         if not _VALUE.fullmatch(value):
-            what = "the key, or the header 'authorization'" if name == "authorization" else f"the header {name!r}"
-            raise ValueError(f"{what}, is not text on one line")
+            what = "key, or the header 'authorization'," if name == "authorization" else f"header {name!r}"
+            raise ValueError(f"the {what} is not text on one line")
     path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), _KEPT)
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"POST {f'http://{host}' if forwarded else ''}{path} HTTP/1.1\r\n{lines}content-length: ".encode()
