@@ -33,6 +33,7 @@ __all__ = ["HttpClient"]
 
 _CONNECT_TIMEOUT_S = 30.0
 _REAP_S = 0.25
+_COPIED = 65_536  # a body up to this size is sent in one piece with its head
 _CONNECTING = 64  # at once: thousands would hold up the event loop
 
 
@@ -99,7 +100,10 @@ class HttpClient:
         RequestError
             No answer came. Any HTTP status is an answer.
         """
-        return await self._ask(b"%b%d\r\n\r\n" % (self._heads[operation], len(content)), (content,), timeout)
+        start = b"%b%d\r\n\r\n" % (self._heads[operation], len(content))
+        if len(content) <= _COPIED:
+            return await self._ask(start + content, (), timeout)
+        return await self._ask(start, (content,), timeout)
 
     async def post_form(self, operation: Operation, form: Form, timeout: float | None) -> Answer:
         """Post a form, as :meth:`post` does JSON."""
@@ -107,7 +111,7 @@ class HttpClient:
         start = head(self._urls[operation], headers, forwarded=self._forwarded)
         return await self._ask(b"%b%d\r\n\r\n" % (start, sum(map(len, form.pieces))), form.pieces, timeout)
 
-    async def _ask(self, message: bytes, body: tuple[bytes, ...], timeout: float | None) -> Answer:
+    async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None) -> Answer:
         left = timeout
         if self._idle:
             connection, _ = self._idle.popitem()
@@ -116,7 +120,7 @@ class HttpClient:
             connection = await self._connect(timeout)
             if timeout is not None:
                 left = max(timeout - (self.loop.time() - started), 0.001)
-        answer = connection.ask(message, *body)
+        answer = connection.ask(start, rest)
         if left is not None:
             connection.expect_within(left, timeout)
         try:

@@ -22,8 +22,7 @@ __all__ = ["Answer", "Connection"]
 _KEEP_ALIVE_S = 5.0
 _KEEP_ALIVE_USED = 0.8
 _IDLE_S = 60.0  # at most, whatever the server says
-_COPIED = 65_536  # a message up to this size is sent in one piece
-_PIECE = 262_144  # of a larger one: what TLS encrypts at once, in a fifth of a millisecond
+_PIECE = 262_144  # of a large message: what TLS encrypts at once, in a fifth of a millisecond
 
 _ANNOUNCED = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
 
@@ -80,14 +79,16 @@ class Connection(asyncio.Protocol):
         self._paused = self._ended = False
         self._begun = self._complete = self._reusable = False
 
-    def ask(self, head: bytes, *body: bytes) -> asyncio.Future[Answer]:
-        """Send one request; the future gets its answer, or a ``RequestError``."""
+    def ask(self, start: bytes, rest: tuple[bytes, ...] = ()) -> asyncio.Future[Answer]:
+        """Send one request; the future gets its answer, or a ``RequestError``.
+
+        ``rest`` is what follows ``start`` where it is large: it is sent as the network takes it, and not copied.
+        """
         self._answer = answer = self._owner.loop.create_future()
         self._begun = self._complete = False
-        if sum(map(len, body)) <= _COPIED:
-            self._transport.write(b"".join((head, *body)))
-        else:
-            self._unsent = _pieces((head, *body))
+        self._transport.write(start)
+        if rest:
+            self._unsent = _pieces(rest)
             self._send_on()
         return answer
 

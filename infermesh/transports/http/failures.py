@@ -51,7 +51,7 @@ def cause_of(error: Exception) -> Cause:
     """What an error of the system, of the event loop or of the TLS library means."""
     if isinstance(error, ssl.SSLCertVerificationError):
         said = error.verify_message.rstrip(".")
-        check = "check the host in api_base; the file that SSL_CERT_FILE names may add certificate authorities"
+        check = "check the host in api_base; SSL_CERT_FILE names a file with further authorities"
         return Cause(f"the TLS certificate was not accepted ({said})", check)
     if isinstance(error, ssl.SSLError):
         said = (error.reason or "the connection ended").replace("_", " ").lower()
