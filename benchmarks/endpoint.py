@@ -2,7 +2,8 @@
 
 `static_endpoint` is nginx where it is installed, otherwise a protocol of a hundred lines on uvloop. Either way the
 client under measurement is the bottleneck, and not the endpoint. `watching_endpoint` is always the protocol: it can
-answer late, and it tells when requests came in, which nginx does not.
+answer late, and it tells when requests came in, which nginx does not. `tls_endpoint` is the static one over TLS, with a
+path that is never answered.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import random
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -48,9 +50,12 @@ _NGINX = """daemon off; worker_processes 1; error_log stderr crit; pid {folder}/
 events {{ worker_connections 4096; }}
 http {{ access_log off; keepalive_requests 100000000; client_body_temp_path {folder}; proxy_temp_path {folder};
 fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
-server {{ listen 127.0.0.1:{port} backlog=4096; default_type application/json;
+server {{ listen 127.0.0.1:{port} backlog=4096{secure}; default_type application/json; {more}
 location / {{ return 200 '{answer}'; }} }} }}
 """
+_TLS = """ssl_certificate {certificate}; ssl_certificate_key {certificate};
+location /v1/never/ {{ proxy_pass {behind}; proxy_read_timeout 600s; proxy_http_version 1.1; }}"""
+_NEVER = b"POST /v1/never/"
 _BUCKETS_A_SECOND = 100
 
 
@@ -83,6 +88,7 @@ class _Log:
     def __init__(self, delay_s: float, spread_s: float) -> None:
         self.delay_s = delay_s
         self.spread_s = spread_s
+        self.waiting = 0
         self.clear()
 
     def clear(self) -> None:
@@ -95,8 +101,11 @@ class _Log:
             self.first = now
         self.counts[int(now * _BUCKETS_A_SECOND)] += 1
 
+    def seen(self) -> dict[str, object]:
+        return {"first": self.first, "last": self.last, "counts": self.counts, "waiting": self.waiting}
+
     def told(self) -> bytes:
-        data = json.dumps({"first": self.first, "last": self.last, "counts": self.counts}).encode()
+        data = json.dumps(self.seen()).encode()
         self.clear()
         return _HEAD % len(data) + data
 
@@ -108,10 +117,14 @@ class _Static(asyncio.Protocol):
         self._log = log
         self._answer = _HEAD % len(ANSWER) + ANSWER
         self._data = b""
+        self._waits = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport  # uvloop's is no asyncio.Transport
         self._loop = asyncio.get_running_loop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._log.waiting -= self._waits
 
     def data_received(self, data: bytes) -> None:
         self._data += data
@@ -121,6 +134,10 @@ class _Static(asyncio.Protocol):
             if len(self._data) < whole:
                 break
             asked = self._data.startswith(b"GET /arrivals")
+            if self._data.startswith(_NEVER):
+                self._waits = True
+                self._log.waiting += 1
+                return
             self._data = self._data[whole:]
             if asked:
                 self._transport.write(self._log.told())
@@ -133,10 +150,14 @@ class _Static(asyncio.Protocol):
                 self._transport.write(self._answer)
 
 
-async def _serve(port: int, delay_s: float, spread_s: float) -> None:
+async def _serve(port: int, delay_s: float, spread_s: float, certificate: Path | None) -> None:
     log = _Log(delay_s, spread_s)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Static(log), "127.0.0.1", port, backlog=4096)
+    context = None
+    if certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
+    server = await loop.create_server(lambda: _Static(log), "127.0.0.1", port, backlog=4096, ssl=context)
     await server.serve_forever()
 
 
@@ -177,11 +198,55 @@ def static_endpoint() -> Iterator[str]:
             yield url
         return
     port = _free_port()
+    with tempfile.TemporaryDirectory() as folder, _nginx(nginx, folder, port) as url:
+        yield url
+
+
+@contextmanager
+def _nginx(command: str, folder: str, port: int, tls: str = "") -> Iterator[str]:
+    config = Path(folder, "nginx.conf")
+    secure = " ssl" if tls else ""
+    config.write_text(_NGINX.format(folder=folder, port=port, answer=ANSWER.decode(), secure=secure, more=tls))
+    with _process([command, "-c", str(config)], port) as url:
+        yield url
+
+
+@dataclass(frozen=True, slots=True)
+class TlsEndpoint:
+    """An endpoint over TLS: its base URL, the file of the authority that has signed its certificate, and who watches.
+
+    Requests to ``/v1/never/...`` get no answer.
+    """
+
+    url: str
+    authority: str
+    watching: str
+
+    def waiting(self) -> int:
+        """How many connections are open on which a request waits for the answer that never comes."""
+        return int(_report(self.watching, self.authority)["waiting"])
+
+
+@contextmanager
+def tls_endpoint() -> Iterator[TlsEndpoint]:
+    """Run the fastest endpoint over TLS, with a certificate of an authority made for it."""
+    import trustme
+
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder, "nginx.conf")
-        config.write_text(_NGINX.format(folder=folder, port=port, answer=ANSWER.decode()))
-        with _process([nginx, "-c", str(config)], port) as url:
-            yield url
+        authority, certificate = Path(folder, "authority.pem"), Path(folder, "certificate.pem")
+        signer = trustme.CA()
+        signer.cert_pem.write_to_path(str(authority))
+        signer.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+        nginx, port = shutil.which("nginx"), _free_port()
+        if not nginx:
+            with _watching(port, "--certificate", str(certificate)) as url:
+                url = url.replace("http:", "https:")
+                yield TlsEndpoint(url, str(authority), url)
+            return
+        with watching_endpoint() as behind:
+            tls = _TLS.format(certificate=certificate, behind=behind.removesuffix("/v1"))
+            with _nginx(nginx, folder, port, tls) as url:
+                yield TlsEndpoint(url.replace("http:", "https:"), str(authority), behind)
 
 
 @contextmanager
@@ -190,16 +255,26 @@ def watching_endpoint(delay_s: float = 0.0, spread_s: float = 0.0) -> Iterator[s
 
     It answers after ``delay_s`` seconds, give or take up to ``spread_s``, evenly distributed.
     """
-    port = _free_port()
-    options = ["--port", str(port), "--delay", str(delay_s), "--spread", str(spread_s)]
-    with _process([sys.executable, "-m", "benchmarks.endpoint", *options], port) as url:
+    with _watching(_free_port(), "--delay", str(delay_s), "--spread", str(spread_s)) as url:
         yield url
+
+
+@contextmanager
+def _watching(port: int, *options: str) -> Iterator[str]:
+    command = [sys.executable, "-m", "benchmarks.endpoint", "--port", str(port), *options]
+    with _process(command, port) as url:
+        yield url
+
+
+def _report(url: str, authority: str | None = None) -> Any:
+    context = ssl.create_default_context(cafile=authority) if url.startswith("https:") else None
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/arrivals", timeout=30, context=context) as answer:
+        return json.load(answer)
 
 
 def arrivals(url: str) -> Arrivals:
     """What a watching endpoint has seen since it was last asked."""
-    with urllib.request.urlopen(url.removesuffix("/v1") + "/arrivals", timeout=30) as answer:
-        seen = json.load(answer)
+    seen = _report(url)
     return Arrivals(seen["first"], seen["last"], {int(slot): count for slot, count in seen["counts"].items()})
 
 
@@ -219,8 +294,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--spread", type=float, default=0.0)
+    parser.add_argument("--certificate", type=Path)
     arguments = parser.parse_args()
-    serving = _serve(arguments.port, arguments.delay, arguments.spread)
+    serving = _serve(arguments.port, arguments.delay, arguments.spread, arguments.certificate)
     with suppress(KeyboardInterrupt):
         try:
             import uvloop

@@ -46,7 +46,7 @@ def _on_uvloop(main: Coroutine[Any, Any, list[Any]]) -> list[Any]:
     return uvloop.run(main)
 
 
-async def _by_workers(todo: list[str], window: int, ask: Callable[[str], Awaitable[Any]]) -> list[Any]:
+async def by_workers(todo: list[str], window: int, ask: Callable[[str], Awaitable[Any]]) -> list[Any]:
     """Ask for each prompt, by so many workers."""
     answers: list[Any] = [None] * len(todo)
     left = iter(enumerate(todo))
@@ -59,26 +59,31 @@ async def _by_workers(todo: list[str], window: int, ask: Callable[[str], Awaitab
     return answers
 
 
-def _body(prompt: str) -> dict[str, Any]:
+def request_body(prompt: str) -> dict[str, Any]:
+    """A chat completion's."""
     return {"model": "static", "messages": [{"role": "user", "content": prompt}]}
 
 
 def bare(url: str, todo: list[str], window: int) -> list[Any]:
-    """What a user would write by hand for speed alone."""
+    """What a user would write by hand for speed alone: the yardstick."""
     import orjson
-    from pyreqwest.client import ClientBuilder
-    from pyreqwest.http import Url
+
+    try:
+        from pyreqwest.client import ClientBuilder
+        from pyreqwest.http import Url
+    except ImportError:
+        raise SystemExit(f"the {BARE} needs pyreqwest: pip install -e '.[benchmarks]'") from None
 
     async def main() -> list[Any]:
         target, forever = Url(f"{url}/chat/completions"), timedelta(seconds=600)
         async with ClientBuilder().build() as client:
 
             async def ask(prompt: str) -> Any:
-                request = client.post(target).body_bytes(orjson.dumps(_body(prompt))).timeout(forever).build()
+                request = client.post(target).body_bytes(orjson.dumps(request_body(prompt))).timeout(forever).build()
                 response = await request.send()
                 return orjson.loads(memoryview(await response.bytes()))
 
-            return await _by_workers(todo, window, ask)
+            return await by_workers(todo, window, ask)
 
     return _on_uvloop(main())
 
@@ -94,10 +99,10 @@ def bare_aiohttp(url: str, todo: list[str], window: int) -> list[Any]:
         async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
             async def ask(prompt: str) -> Any:
-                async with session.post(f"{url}/chat/completions", data=orjson.dumps(_body(prompt))) as response:
+                async with session.post(f"{url}/chat/completions", data=orjson.dumps(request_body(prompt))) as response:
                     return orjson.loads(await response.read())
 
-            return await _by_workers(todo, window, ask)
+            return await by_workers(todo, window, ask)
 
     return _on_uvloop(main())
 
@@ -114,7 +119,7 @@ def openai_sdk(url: str, todo: list[str], window: int) -> list[Any]:
                     model="static", messages=[{"role": "user", "content": prompt}]
                 )
 
-            return await _by_workers(todo, window, ask)
+            return await by_workers(todo, window, ask)
 
     return _on_uvloop(main())
 
@@ -128,7 +133,7 @@ def litellm_loop(url: str, todo: list[str], window: int) -> list[Any]:
             model="hosted_vllm/static", api_base=url, api_key="none", messages=[{"role": "user", "content": prompt}]
         )
 
-    return _on_uvloop(_by_workers(todo, window, ask))
+    return _on_uvloop(by_workers(todo, window, ask))
 
 
 def flexllm(url: str, todo: list[str], window: int, **options: Any) -> list[Any]:
@@ -198,7 +203,7 @@ def async_single(url: str, todo: list[str], window: int) -> list[Any]:
 
     async def main() -> list[Any]:
         async with _client(url, window) as client:
-            return await _by_workers(todo, window, client.agenerate)
+            return await by_workers(todo, window, client.agenerate)
 
     return asyncio.run(main())
 

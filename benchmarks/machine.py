@@ -13,7 +13,20 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT
 
-_PACKAGES = ("pyreqwest", "uvloop", "orjson", "duckdb", "pydantic", "jinja2", "aiohttp", "openai", "litellm", "flexllm")
+_PACKAGES = (
+    "pyreqwest",
+    "pyqwest",
+    "httptools",
+    "uvloop",
+    "orjson",
+    "duckdb",
+    "pydantic",
+    "jinja2",
+    "aiohttp",
+    "openai",
+    "litellm",
+    "flexllm",
+)
 
 
 def describe() -> list[list[str]]:

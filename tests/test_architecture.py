@@ -44,8 +44,8 @@ def test_heavy_libraries_are_imported_late() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("infermesh", {"litellm", "pydantic", "duckdb", "hydra", "aiohttp", "jinja2", "pyreqwest"}),
-        ("infermesh.cli.app", {"litellm", "duckdb", "hydra", "omegaconf", "aiohttp", "jinja2", "pyreqwest"}),
+        ("infermesh", {"litellm", "pydantic", "duckdb", "hydra", "aiohttp", "jinja2", "python_socks"}),
+        ("infermesh.cli.app", {"litellm", "duckdb", "hydra", "omegaconf", "aiohttp", "jinja2", "python_socks"}),
         ("infermesh.config.compose", {"litellm", "hydra", "omegaconf", "duckdb", "typer", "jinja2"}),
         ("infermesh.runs.api", {"litellm", "hydra", "omegaconf", "typer", "aiohttp", "openai", "pyarrow", "pandas"}),
         ("infermesh.runs.execute", {"litellm", "hydra", "omegaconf", "typer", "aiohttp", "openai"}),

@@ -8,15 +8,17 @@ import math
 import sys
 import urllib.request
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import live, plan, profile, store
+from benchmarks import live, plan, profile, store, tls
 from benchmarks.__main__ import SCRIPTS, page
-from benchmarks.endpoint import ANSWER, Arrivals, arrivals, static_endpoint, watching_endpoint
+from benchmarks.endpoint import ANSWER, Arrivals, arrivals, static_endpoint, tls_endpoint, watching_endpoint
 from benchmarks.harness import (
     BARE,
     Result,
@@ -186,12 +188,39 @@ def test_the_watching_endpoint_answers_late_and_tells_when_it_was_asked() -> Non
         assert arrivals(url).total == 0
 
 
-def test_ways_and_runs_are_counted_as_done() -> None:
+WITHOUT_YARDSTICK = find_spec("pyreqwest") is None
+NO_YARDSTICK = pytest.mark.skipif(WITHOUT_YARDSTICK, reason="pyreqwest comes with the extra 'benchmarks'")
+
+
+@pytest.mark.parametrize("way", [pytest.param(BARE, marks=NO_YARDSTICK), "bare aiohttp loop", "generate_batch"])
+def test_ways_are_counted_as_done(way: str) -> None:
     with watching_endpoint() as url:
-        for way in (BARE, "bare aiohttp loop", "generate_batch"):
-            arrivals(url)
-            assert timed(way, url, requests=30, window=4)["seconds"] > 0
-            assert arrivals(url).total == 30 + 30  # as many warm it up
+        assert timed(way, url, requests=30, window=4)["seconds"] > 0
+        assert arrivals(url).total == 30 + 30  # as many warm it up
+
+
+@pytest.mark.skipif(not WITHOUT_YARDSTICK, reason="pyreqwest is there")
+def test_a_missing_yardstick_is_said() -> None:
+    with pytest.raises(SystemExit, match="benchmarks"):
+        timed(BARE, "http://127.0.0.1:9", requests=1, window=1)
+
+
+@pytest.mark.parametrize("nginx", [True, False])
+def test_ways_over_tls(nginx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not nginx:
+        monkeypatch.setattr("shutil.which", lambda _: None)
+    with tls_endpoint() as endpoint:
+        for way in (*tls.PEERS, tls.BATCH):
+            one_in = 0 if way == tls.BATCH else 10
+            found = isolated(tls.timed, way=way, endpoint=asdict(endpoint), requests=40, one_in=one_in)
+            assert found["seconds"] > 0
+            assert found["cpu_s"] > 0
+            if way == tls.OWN:
+                assert found["open"] == 0
+
+
+def test_runs_are_counted_as_done() -> None:
+    with watching_endpoint() as url:
         found = run_once(url, rows=20, stages=2, window=4)
         assert found["worst_ms"] >= found["median_ms"]
         assert arrivals(url).total == 2 * 64 + 2 * 20

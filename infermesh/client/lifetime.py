@@ -17,8 +17,6 @@ from infermesh.errors import ConfigError
 from infermesh.results import BatchResult, StreamItem
 from infermesh.runtime.loopthread import LoopThread
 from infermesh.runtime.openfiles import allow_requests
-from infermesh.transports import NativeTransport
-from infermesh.transports.http.reqwest import import_for_good
 from infermesh.types import Transport
 
 __all__ = ["Session"]
@@ -61,8 +59,6 @@ class Session:
         operations: Callable[[], Operations],
         window: int | None,
     ) -> None:
-        if any(isinstance(deployment.transport, NativeTransport) for deployment in deployments):
-            import_for_good("pyreqwest.client")
         self._deployments = deployments
         self._connect = connect
         self._make_operations = operations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +27,6 @@ from infermesh.runtime.openfiles import allow_requests
 from infermesh.store.database import Redo
 from infermesh.store.folders import CONFIG_FOLDER, LOG, discard, outputs_of, point_latest
 from infermesh.store.schema import DATABASE
-from infermesh.transports.http.reqwest import import_for_good
 
 logger = logging.getLogger("infermesh")
 
@@ -75,8 +73,6 @@ def execute(
     KeyboardInterrupt
         Before the first request; later, it drains the run.
     """
-    if threading.current_thread() is not threading.main_thread():
-        import_for_good("pyreqwest.client")
     fresh = not (folder / DATABASE).exists()
     before = {file: file.read_bytes() for file in (folder / CONFIG_FOLDER).glob("*.yaml")}
     try:

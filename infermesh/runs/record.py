@@ -15,7 +15,7 @@ import orjson
 from infermesh.config.declaration import Declaration
 from infermesh.store.database import utcnow
 
-_VERSIONS_OF = ("infermesh", "duckdb", "pyreqwest")
+_VERSIONS_OF = ("infermesh", "duckdb")
 
 
 def run_record(

@@ -12,9 +12,10 @@ import orjson
 from infermesh.errors import AuthenticationError, ConfigError, InputError, MalformedResponseError
 from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.errors import error_from_status, error_in_body
-from infermesh.transports.http.client import Answer, HttpClient, client_closed
-from infermesh.transports.http.plain import PlainClient, speaks_plainly
-from infermesh.transports.http.reqwest import PyreqwestClient
+from infermesh.transports.http.client import HttpClient
+from infermesh.transports.http.connection import Answer
+from infermesh.transports.http.failures import client_closed
+from infermesh.transports.http.form import Form, form
 from infermesh.types import Operation, Reply, Request
 from infermesh.wire.requests import request_body
 
@@ -33,14 +34,8 @@ _TEXT_FORMATS = frozenset(("text", "srt", "vtt"))
 class NativeTransport:
     """One deployment's endpoint, asked in the OpenAI wire format.
 
-    The HTTP client is made at the first :meth:`send`, in the running loop: one of the loop's own for plain ``http://``,
-    pyreqwest for everything else and for forms. Connections are not limited here (limits are another layer's), idle
-    ones are kept, redirects are not followed, and each request goes out once.
-
-    Attributes
-    ----------
-    plain
-        Whether the loop's own client is used where it can be. Read at the first request.
+    The HTTP client is made at the first :meth:`send`, in the running loop. Connections are not limited here (limits are
+    another layer's), idle ones are kept, redirects are not followed, and each request goes out once.
 
     Parameters
     ----------
@@ -81,9 +76,7 @@ class NativeTransport:
         self._headers = dict(headers or {})
         self._missing_key = missing_key
         self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers))))
-        self.plain = True
         self._client: HttpClient | None = None
-        self._form_client: PyreqwestClient | None = None
         self._closed = False
         if not api_base.startswith(("http://", "https://")) or origin(api_base).endswith("//?"):
             raise ConfigError(
@@ -94,13 +87,13 @@ class NativeTransport:
     async def send(self, request: Request, timeout: float | None) -> Reply:
         """Send one request once. See :class:`~infermesh.types.Transport`."""
         operation = request.operation
+        client = self._client or self._connect()
         if operation == "transcription":
-            answer = await self._send_form(request, timeout)
+            answer = await client.post_form(operation, self._form(request), timeout)
             if 200 <= answer.status < 300 and request.payload.get("response_format") in _TEXT_FORMATS:
                 text = answer.data.decode("utf-8", "replace").strip("\r\n")
                 return Reply(answer.status, {"text": text}, answer.header)
         else:
-            client = self._client or self._connect()
             answer = await client.post(operation, request_body(request, self.model), timeout)
         status, data, header = answer
         if not 200 <= status < 300:
@@ -121,9 +114,8 @@ class NativeTransport:
     async def aclose(self) -> None:
         """Close every connection. A request in flight fails."""
         self._closed = True
-        for client in {self._client, self._form_client}:
-            if client is not None:
-                await client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     def url(self, operation: Operation) -> str:
         """Where requests of this kind go."""
@@ -132,17 +124,9 @@ class NativeTransport:
 
     def _connect(self) -> HttpClient:
         self._check_open()
-        if self.plain and speaks_plainly(self.api_base, self._all_headers()):
-            self._client = PlainClient(self.label, self.api_base, self._urls(), self._all_headers())
-        else:
-            self._client = self._connect_for_forms()
+        urls = {operation: self.url(operation) for operation in _PATHS}
+        self._client = HttpClient(self.label, self.api_base, urls, self._all_headers())
         return self._client
-
-    def _connect_for_forms(self) -> PyreqwestClient:
-        self._check_open()
-        if self._form_client is None:
-            self._form_client = PyreqwestClient(self.label, self.api_base, self._urls(), self._all_headers())
-        return self._form_client
 
     def _check_open(self) -> None:
         if self._missing_key:
@@ -153,9 +137,6 @@ class NativeTransport:
             )
         if self._closed:
             raise client_closed(self.label)
-
-    def _urls(self) -> dict[Operation, str]:
-        return {operation: self.url(operation) for operation in _PATHS}
 
     def _all_headers(self) -> dict[str, str]:
         headers = {
@@ -168,7 +149,7 @@ class NativeTransport:
         headers.update((name.lower(), value) for name, value in self._headers.items())
         return headers
 
-    async def _send_form(self, request: Request, timeout: float | None) -> Answer:
+    def _form(self, request: Request) -> Form:
         if request.audio is None:
             raise InputError("a transcription request without a clip", deployment=self.label)
         payload = dict(request.payload)
@@ -179,8 +160,7 @@ class NativeTransport:
                 fields[f"{name}[]"] = [_form_text(one) for one in value]
             else:
                 fields[name] = [_form_text(value)]
-        client = self._form_client or self._connect_for_forms()
-        return await client.post_form(request.operation, fields, request.audio, timeout)
+        return form(fields, request.audio)
 
     def _malformed(self, what: str, answer: Answer) -> MalformedResponseError:
         shown = redact(" ".join(answer.data[:2000].decode("utf-8", "replace").split()), *self._secrets)[:200]

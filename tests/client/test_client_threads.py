@@ -20,7 +20,6 @@ import pytest
 from infermesh import LMClient
 from infermesh.runtime.loopthread import LoopThread
 from infermesh.simulator import Faults, Simulator
-from infermesh.transports.http.reqwest import import_for_good
 from tests.support import totals, wait_until
 
 Start = Callable[..., Simulator]
@@ -285,19 +284,3 @@ def test_nothing_is_left_waiting_when_calls_and_a_close_meet() -> None:
             thread.close()
             for future in futures:
                 future.result(timeout=10)
-
-
-def test_an_import_for_good_happens_once_in_a_thread_that_stays(tmp_path: Path) -> None:
-    (tmp_path / "stays.py").write_text("import threading\nthread = threading.current_thread()\n", encoding="utf-8")
-    sys.path.insert(0, str(tmp_path))
-    try:
-        worker = threading.Thread(target=import_for_good, args=("stays",))
-        worker.start()
-        worker.join()
-        loader: threading.Thread = sys.modules["stays"].thread
-        assert loader.is_alive()
-        assert loader.daemon
-        import_for_good("stays")
-    finally:
-        sys.path.remove(str(tmp_path))
-        sys.modules.pop("stays", None)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+import trustme
 from aiohttp import web
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
@@ -24,19 +28,68 @@ KEY = "sk-loopback-0123456789abcdef"
 SECRET_ECHO = f"Incorrect API key provided: {KEY}. Bearer {KEY} at http://user:hunter2@host/v1?api_key=hunter2"
 
 
+class Authority:
+    """A certificate authority of the tests' own, and servers' settings with its certificates."""
+
+    def __init__(self, folder: Path) -> None:
+        self._authority = trustme.CA()
+        self.file = folder / "authority.pem"
+        self._authority.cert_pem.write_to_path(str(self.file))
+
+    def serving(self, *names: str, expired: bool = False) -> ssl.SSLContext:
+        """The settings of a server with these names or addresses: 127.0.0.1 and localhost if none is given."""
+        until = datetime.now(UTC) - timedelta(days=1) if expired else None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        certificate = self._authority.issue_cert(*(names or ("127.0.0.1", "::1", "localhost")), not_after=until)
+        certificate.configure_cert(context)
+        return context
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def trusted(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """The authority, which clients made from here on accept."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    return authority
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
 @dataclass
 class Loopback:
-    """The server's address, and what it has seen."""
+    """The server's addresses, at http:// and https://, and what it has seen."""
 
     port: int = 0
+    tls_port: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     open_requests: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
+    runner: web.AppRunner | None = None
+
     def url(self, behaviour: str = "ok") -> str:
         return f"http://127.0.0.1:{self.port}/{behaviour}/v1"
+
+    def secure_url(self, behaviour: str = "ok") -> str:
+        return f"https://127.0.0.1:{self.tls_port}/{behaviour}/v1"
+
+    async def listen(self, context: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> int:
+        """Open another port, with TLS settings of its own."""
+        assert self.runner is not None
+        before = set(self.runner.addresses)
+        await web.TCPSite(self.runner, host, 0, ssl_context=context).start()
+        return int((set(self.runner.addresses) - before).pop()[1])
 
 
 USAGE = {
@@ -251,14 +304,15 @@ class _Handler:
 
 
 @pytest.fixture
-async def loopback() -> AsyncIterator[Loopback]:
+async def loopback(authority: Authority) -> AsyncIterator[Loopback]:
     seen = Loopback()
     app = web.Application()
     app.router.add_post("/{tail:.*}", _Handler(seen).answer)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    seen.port = runner.addresses[0][1]
+    seen.runner = runner
+    seen.port = await seen.listen()
+    seen.tls_port = await seen.listen(authority.serving())
     yield seen
     await runner.cleanup()
 
@@ -266,4 +320,5 @@ async def loopback() -> AsyncIterator[Loopback]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The client that lives on the loop itself is tested on every loop it may find."""
-    return LOOPS if item.path.name == "test_plain.py" else {"asyncio": asyncio.new_event_loop}
+    on_all = item.path.name in ("test_http_client.py", "test_proxies.py", "test_tls.py")
+    return LOOPS if on_all else {"asyncio": asyncio.new_event_loop}

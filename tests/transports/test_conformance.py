@@ -1,4 +1,7 @@
-"""Both transports against one server: equal results, equal errors. What LiteLLM cannot do alike is marked below."""
+"""Both transports against one server: equal results, equal errors, over TLS and through a proxy too.
+
+What LiteLLM cannot do alike is marked below.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pickle
 import socket
 import warnings
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,13 +33,14 @@ from infermesh.errors import (
     ServerError,
 )
 from infermesh.results import TokenUsage, ToolCall
-from infermesh.transports import NativeTransport, make_transport
+from infermesh.transports import make_transport
 from infermesh.transports.litellm import _import_litellm
 from infermesh.types import Audio, Request, Transport
 from infermesh.wire import requests as wire
 from infermesh.wire.structured import ResponseFormat
 
-from .conftest import KEY, Loopback
+from .conftest import KEY, Authority, Loopback
+from .proxy import HttpProxy
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:litellm"),
@@ -43,7 +48,10 @@ pytestmark = [
 ]
 
 HAS_MCP = importlib.util.find_spec("mcp") is not None
-KINDS = ("native", "native-pyreqwest", "litellm-vllm", "litellm-openai")
+# Over TLS; through a proxy that forwards; through a tunnel that it gives, over TLS.
+NATIVE = ("native", "native-tls", "native-proxy", "native-tunnel")
+KINDS = (*NATIVE, "litellm-vllm", "litellm-openai")
+SECURE = ("native-tls", "native-tunnel", "litellm-vllm", "litellm-openai")
 Make = Callable[..., Transport]
 
 
@@ -55,19 +63,28 @@ def _litellm_is_imported() -> None:
 
 
 @pytest.fixture
-async def make() -> AsyncIterator[Make]:
+async def proxy() -> AsyncIterator[HttpProxy]:
+    async with HttpProxy().serving() as serving:
+        yield serving
+
+
+@pytest.fixture
+async def make(
+    loopback: Loopback, proxy: HttpProxy, trusted: Authority, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Make]:
     made: list[Transport] = []
 
     def build(kind: str, base: str, operation: str = "", **config: Any) -> Transport:
         if operation == "responses" and kind.startswith("litellm") and not HAS_MCP:
             pytest.skip("LiteLLM's responses endpoint needs the package mcp")
+        if kind in ("native-proxy", "native-tunnel"):
+            monkeypatch.setenv("all_proxy", f"http://{proxy.address}")
+        if kind in ("native-tls", "native-tunnel"):
+            base = base.replace("http://", "https://").replace(str(loopback.port), str(loopback.tls_port))
         prefix = "openai" if kind == "litellm-openai" else "hosted_vllm"
         transport: Any = kind.partition("-")[0]
         deployment = DeploymentConfig(f"{prefix}/m", base, KEY, transport=transport, **config)
-        one = make_transport(deployment, label="gpu-0", environ={})
-        if isinstance(one, NativeTransport):
-            one.plain = kind == "native"  # plain http:// is pyreqwest's only behind a proxy
-        made.append(one)
+        made.append(one := make_transport(deployment, label="gpu-0", environ={}))
         return one
 
     yield build
@@ -286,7 +303,9 @@ class TestFailures:
             base = loopback.url(behaviour)
             error = await error_of(make(kind, base), chat())
             native = await error_of(make("native", base), chat())
-            assert str(error).replace("openai/m", "m").replace("hosted_vllm/m", "m") == str(native)
+            said = str(error).replace("openai/m", "m").replace("hosted_vllm/m", "m")
+            secure, plain = (url.partition("/ok")[0] for url in (loopback.secure_url(), loopback.url()))
+            assert said.replace(secure, plain) == str(native)
 
     @pytest.mark.parametrize("operation", list(REQUESTS))
     @pytest.mark.parametrize("behaviour", ["badjson", "notjson", "list", "shape"])
@@ -306,9 +325,12 @@ class TestFailures:
     async def test_broken(self, kind: str, behaviour: str, operation: str, make: Make, loopback: Loopback) -> None:
         error = await error_of(make(kind, loopback.url(behaviour), operation), REQUESTS[operation]())
         assert (type(error), error.status_code, error.retryable) == (APIConnectionError, None, True)
-        assert f"127.0.0.1:{loopback.port}" in str(error)
+        port = loopback.tls_port if kind in ("native-tls", "native-tunnel") else loopback.port
+        assert f"127.0.0.1:{port}" in str(error)
 
     async def test_refused(self, kind: str, make: Make) -> None:
+        if kind == "native-proxy":
+            pytest.skip("the proxy answers for the server, with a status")
         with socket.socket() as closed:  # bound, not listening
             closed.bind(("127.0.0.1", 0))
             port = closed.getsockname()[1]
@@ -319,9 +341,9 @@ class TestFailures:
 
     @pytest.mark.parametrize("operation", list(REQUESTS))
     async def test_timeout(self, kind: str, operation: str, make: Make, loopback: Loopback) -> None:
-        error = await error_of(make(kind, loopback.url("hang"), operation), REQUESTS[operation](), timeout=0.15)
+        error = await error_of(make(kind, loopback.url("hang"), operation), REQUESTS[operation](), timeout=0.4)
         assert (type(error), error.status_code, error.retryable) == (RequestTimeoutError, None, True)
-        assert "0.15 s" in str(error)
+        assert "0.4 s" in str(error)
         assert "connect" not in str(error)
         await asyncio.wait_for(loopback.gone.wait(), 5.0)
 
@@ -344,6 +366,25 @@ class TestFailures:
         await transport.aclose()
         error = await error_of(transport, chat())
         assert (type(error), error.retryable) == (APIConnectionError, False)
+
+
+@pytest.mark.parametrize("kind", SECURE)
+class TestCertificates:
+    async def test_one_that_is_right(self, kind: str, make: Make, loopback: Loopback, trusted: Authority) -> None:
+        port = await loopback.listen(trusted.serving())
+        assert (await result_of(make(kind, f"https://127.0.0.1:{port}/ok/v1"), chat())).output_text == "Hello there."
+
+    @pytest.mark.parametrize("wrong", ["authority", "name", "date"])
+    async def test_one_that_is_not(
+        self, wrong: str, kind: str, make: Make, loopback: Loopback, trusted: Authority, tmp_path: Path
+    ) -> None:
+        authority = Authority(tmp_path) if wrong == "authority" else trusted
+        names = ("elsewhere.example",) if wrong == "name" else ()
+        port = await loopback.listen(authority.serving(*names, expired=wrong == "date"))
+        error = await error_of(make(kind, f"https://127.0.0.1:{port}/ok/v1"), chat())
+        assert (type(error), error.status_code, error.retryable) == (APIConnectionError, None, True)
+        assert "certificate" in str(error).lower()
+        assert loopback.requests == []
 
 
 async def test_redirects_differ(make: Make, loopback: Loopback) -> None:

@@ -28,9 +28,7 @@ async def transport(loopback: Loopback) -> AsyncIterator[NativeTransport]:
     await made.aclose()
 
 
-@pytest.mark.parametrize("plain", [False, True])
-async def test_headers_and_query(plain: bool, transport: NativeTransport, loopback: Loopback) -> None:
-    transport.plain = plain
+async def test_headers_and_query(transport: NativeTransport, loopback: Loopback) -> None:
     await transport.send(chat(), None)
     sent = loopback.headers[0]
     assert sent["user-agent"].startswith("infermesh/")
@@ -54,7 +52,6 @@ def test_transcript_format(model: str, form: str) -> None:
 
 async def test_a_cancelled_request_spares_the_others(loopback: Loopback) -> None:
     transport = NativeTransport(label="a", model="m", api_base=loopback.url("hang"))
-    transport.plain = False
     kept, dropped = (asyncio.create_task(transport.send(chat(), 30.0)) for _ in range(2))
     while loopback.open_requests < 2:
         loopback.arrived.clear()
@@ -62,7 +59,6 @@ async def test_a_cancelled_request_spares_the_others(loopback: Loopback) -> None
     dropped.cancel()
     with pytest.raises(asyncio.CancelledError):
         await dropped
-    assert loopback.open_requests == 2  # told apart from the other one only once that has ended
     with pytest.raises(RequestTimeoutError):
         await transport.send(chat(), 0.1)
     assert not kept.done()
@@ -83,15 +79,13 @@ async def test_a_gateway_that_wraps_its_upstreams_error(loopback: Loopback) -> N
 
 async def test_a_key_that_is_no_header() -> None:
     transport = NativeTransport(label="a", model="m", api_base="http://127.0.0.1:1/v1", api_key="sk-öff\nline")
-    with pytest.raises(InputError, match="ASCII") as caught:
+    with pytest.raises(InputError, match=r"the key.* one line") as caught:
         await transport.send(chat(), 1.0)
     assert "sk-" not in str(caught.value)
 
 
-@pytest.mark.parametrize("plain", [False, True])
-async def test_names_that_do_not_resolve(plain: bool) -> None:
+async def test_names_that_do_not_resolve() -> None:
     transport = NativeTransport(label="a", model="m", api_base="http://nowhere.invalid/v1")
-    transport.plain = plain
     with pytest.raises(APIConnectionError, match=r"nowhere\.invalid.*resolved"):
         await transport.send(chat(), 5.0)
     await transport.aclose()

@@ -144,7 +144,8 @@ def test_kinds() -> None:
 def test_importing_transports_loads_no_http_stack() -> None:
     script = (
         "import sys, infermesh.transports; "
-        "print([name for name in ('litellm', 'pyreqwest', 'openai', 'genai_prices') if name in sys.modules])"
+        "names = ('litellm', 'python_socks', 'truststore', 'openai', 'genai_prices'); "
+        "print([name for name in names if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "[]"

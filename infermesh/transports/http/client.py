@@ -1,50 +1,96 @@
-"""What the native transport asks of an HTTP client, and how failed connections are told."""
+"""HTTP/1.1 on the event loop's own thread: connections to one endpoint, as many as there are requests in flight.
+
+A client that lives in a thread of its own hands each answer over the interpreter's lock, which costs more than the rest
+of the request; here bytes go from the event loop, which does TLS too, to llhttp (httptools) in one callback. The
+protocol: RFC 9112. Why it is our own: docs/decisions/0001-http-client.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+import asyncio
+import ssl
+from collections.abc import Mapping
 
-from infermesh.errors import APIConnectionError
+from infermesh.errors import APIConnectionError, InputError, MalformedResponseError
 from infermesh.redaction import origin
+from infermesh.transports.errors import timed_out
+from infermesh.transports.http.connection import Answer, Connection
+from infermesh.transports.http.failures import (
+    BROKE_OFF,
+    Cause,
+    ProxyRefusedError,
+    cause_of,
+    client_closed,
+    connection_failed,
+)
+from infermesh.transports.http.form import Form
+from infermesh.transports.http.message import head, origin_of
+from infermesh.transports.http.proxies import proxy_for
+from infermesh.transports.http.route import Route
 from infermesh.types import Operation
 
-__all__ = ["CONNECT_TIMEOUT_S", "Answer", "HttpClient", "client_closed", "connection_failed"]
+__all__ = ["HttpClient"]
 
-CONNECT_TIMEOUT_S = 30.0
-KEEPALIVE_IDLE_S = 30
-KEEPALIVE_INTERVAL_S = 10
-
-# What the last cause of a failed connection contains → what happened, what to check.
-_CAUSES = (
-    ("refused", "connection refused", "is the server running, and is the port in api_base right?"),
-    ("dns error", "the host name cannot be resolved", "check the host in api_base, and the network"),
-    ("lookup address", "the host name cannot be resolved", "check the host in api_base, and the network"),
-    ("too many open files", "this process has no file descriptors left", "raise `ulimit -n` or lower concurrency"),
-    ("certificate", "the TLS certificate was not accepted", "check the host in api_base and its certificate"),
-    ("invalidcontenttype", "the TLS handshake failed", "does the server speak plain http:// on that port?"),
-    ("unreachable", "the network is unreachable", "check the network and any proxy settings"),
-    ("no route", "the network is unreachable", "check the network and any proxy settings"),
-    ("reset", "the server reset the connection", "it may have restarted, or be out of memory: see its log"),
-    ("broken pipe", "the server closed the connection", "it may have restarted, or be out of memory: see its log"),
-    ("before message completed", "the server closed the connection without an answer", "see the server's log"),
-    ("broke off", "the connection broke before the answer was complete", "see the server's log"),
-)
+_CONNECT_TIMEOUT_S = 30.0
+_REAP_S = 0.25
+_COPIED = 65_536  # a body up to this size is sent in one piece with its head
+_CONNECTING = 64  # at once: thousands would hold up the event loop
 
 
-class Answer(NamedTuple):
-    """A complete answer: its status, its decoded body, and a case-insensitive header lookup."""
-
-    status: int
-    data: bytes
-    header: Callable[[str], str | None]
-
-
-class HttpClient(Protocol):
+class HttpClient:
     """Connections to one endpoint, as many as there are requests in flight; idle ones are kept.
 
-    Redirects are not followed, and each request goes out once. A cancelled request's connection is closed.
+    Redirects are not followed, and each request goes out once. A cancelled request's connection is closed. An idle
+    connection is used again only while the server surely keeps it: for four fifths of the time that its ``Keep-Alive``
+    header announces, or of 5 s. One that the server closes under a request all the same fails that request, which is
+    not sent a second time here: the server may have worked on it (RFC 9110, section 9.2.2).
+
+    Made in the event loop that it works in.
+
+    Parameters
+    ----------
+    label
+        The deployment's label, for messages.
+    api_base
+        Its base URL, for messages.
+    urls
+        Where the requests of each operation go: all of one origin.
+    headers
+        Sent with each request.
+
+    Raises
+    ------
+    InputError
+        A URL or a header cannot be sent, or what the environment says of proxies or certificates is wrong.
     """
+
+    def __init__(self, label: str, api_base: str, urls: Mapping[Operation, str], headers: Mapping[str, str]) -> None:
+        self.label = label
+        self.api_base = api_base
+        self.loop = asyncio.get_running_loop()
+        try:
+            self._route(urls, headers)
+        except ValueError as error:
+            raise InputError(f"{label}: the client cannot be made: {error}", deployment=label) from None
+        self._idle: dict[Connection, None] = {}  # an ordered set: the most recently used last
+        self._open: set[Connection] = set()
+        self._connecting = asyncio.Semaphore(_CONNECTING)
+        self._waiting: set[asyncio.Timeout] = set()
+        self._reaper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def _route(self, urls: Mapping[Operation, str], headers: Mapping[str, str]) -> None:
+        """Find out how the endpoint is reached, and what its requests begin with."""
+        secure, host, port = origin_of(next(iter(urls.values())))
+        proxy = proxy_for("https" if secure else "http", host, port)
+        self._forwarded = proxy is not None and not secure and not proxy.socks
+        if secure:
+            headers = {"accept-encoding": "gzip", **headers}
+        if proxy is not None and self._forwarded:
+            headers = {**headers, **proxy.authorization}
+        self._urls, self._headers, self._proxy = urls, headers, proxy
+        self._heads = {operation: head(url, headers, forwarded=self._forwarded) for operation, url in urls.items()}
+        self._way = Route(self.loop, host, port, secure=secure, proxy=proxy)
 
     async def post(self, operation: Operation, content: bytes, timeout: float | None) -> Answer:
         """Post JSON, and wait ``timeout`` seconds at most for the whole answer.
@@ -54,24 +100,115 @@ class HttpClient(Protocol):
         RequestError
             No answer came. Any HTTP status is an answer.
         """
-        ...
+        start = b"%b%d\r\n\r\n" % (self._heads[operation], len(content))
+        if len(content) <= _COPIED:
+            return await self._ask(start + content, (), timeout)
+        return await self._ask(start, (content,), timeout)
+
+    async def post_form(self, operation: Operation, form: Form, timeout: float | None) -> Answer:
+        """Post a form, as :meth:`post` does JSON."""
+        headers = {**self._headers, "content-type": form.content_type}
+        start = head(self._urls[operation], headers, forwarded=self._forwarded)
+        return await self._ask(b"%b%d\r\n\r\n" % (start, sum(map(len, form.pieces))), form.pieces, timeout)
+
+    async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None) -> Answer:
+        left = timeout
+        if self._idle:
+            connection, _ = self._idle.popitem()
+        else:
+            started = self.loop.time()
+            connection = await self._connect(timeout)
+            if timeout is not None:
+                left = max(timeout - (self.loop.time() - started), 0.001)
+        answer = connection.ask(start, rest)
+        if left is not None:
+            connection.expect_within(left, timeout)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            connection.abandon(answer)
+            raise
 
     async def aclose(self) -> None:
         """Close every connection. A request in flight fails."""
-        ...
+        self._closed = True
+        for connection in list(self._open):
+            connection.fail(client_closed(self.label, "was"))
+        for limit in self._waiting:
+            if not limit.expired():
+                limit.reschedule(self.loop.time())
+        if self._reaper is not None:
+            self._reaper.cancel()
 
+    async def _connect(self, timeout: float | None) -> Connection:
+        if self._closed:
+            raise client_closed(self.label)
+        patience = _CONNECT_TIMEOUT_S if timeout is None else min(timeout, _CONNECT_TIMEOUT_S)
+        limit = asyncio.timeout(patience)
+        self._waiting.add(limit)
+        try:
+            async with limit, self._connecting:
+                # One may have come back by now.
+                connection = self._idle.popitem()[0] if self._idle else await self._open_another()
+        except (OSError, ValueError, RuntimeError, ProxyRefusedError) as error:
+            if self._closed:
+                raise client_closed(self.label, "was") from None
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise timed_out(self.label, patience, f" (no connection to {self._place})") from None
+            raise self._not_connected(error) from None
+        finally:
+            self._waiting.discard(limit)
+        if connection not in self._open:
+            raise client_closed(self.label, "was") if self._closed else self.broken(BROKE_OFF)
+        return connection
 
-def connection_failed(label: str, api_base: str, cause: str, shown: str = "") -> APIConnectionError:
-    """The error for a connection that was not made, or broke.
+    async def _open_another(self) -> Connection:
+        connection = Connection(self)
+        await self._way.open(connection)
+        return connection
 
-    ``cause`` is what the client or the system says; a cause that is not known here is shown, or ``shown`` in its place.
-    """
-    said = cause.lower()
-    unknown = (shown or cause, "check api_base")
-    what, check = next(((what, check) for mark, what, check in _CAUSES if mark in said), unknown)
-    return APIConnectionError(f"{label}: {origin(api_base)}: {what}: {check}", deployment=label)
+    @property
+    def _place(self) -> str:
+        """The endpoint, and the proxy before it."""
+        return origin(self.api_base) + (f" through the proxy {self._proxy}" if self._proxy else "")
 
+    def _not_connected(self, error: Exception) -> APIConnectionError:
+        cause = cause_of(error)
+        if self._proxy is not None and not isinstance(error, ssl.SSLError):
+            cause = cause._replace(check="check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, and the proxy itself")
+        return connection_failed(self.label, self._place, cause)
 
-def client_closed(label: str, when: str = "is") -> APIConnectionError:
-    """The error for a request of a closed client."""
-    return APIConnectionError(f"{label}: the client {when} closed", deployment=label, retryable=False)
+    def made(self, connection: Connection) -> None:
+        """A connection was made."""
+        self._open.add(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection is closed."""
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+
+    def broken(self, cause: Cause) -> APIConnectionError:
+        """The error for a connection that broke."""
+        return connection_failed(self.label, origin(self.api_base), cause)
+
+    def malformed(self, what: str) -> MalformedResponseError:
+        """The error for an answer that cannot be read."""
+        return MalformedResponseError(
+            f"{self.label}: the answer of {origin(self.api_base)} {what}: check that api_base has the right scheme and "
+            "port, and any proxy between here and the server",
+            deployment=self.label,
+        )
+
+    def released(self, connection: Connection) -> None:
+        """Take back a connection whose answer is complete."""
+        connection.kept_until = self.loop.time() + connection.kept_s
+        self._idle[connection] = None
+        if self._reaper is None:
+            self._reaper = self.loop.call_later(_REAP_S, self._reap)
+
+    def _reap(self) -> None:
+        """Close the connections that the server may close soon. Who asks need not look at the clock then."""
+        now = self.loop.time()
+        for connection in [one for one in self._idle if one.kept_until <= now]:
+            connection.close()
+        self._reaper = self.loop.call_later(_REAP_S, self._reap) if self._idle else None

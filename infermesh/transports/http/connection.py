@@ -5,25 +5,34 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from infermesh.errors import RequestError
 from infermesh.transports.errors import timed_out
-from infermesh.transports.http.client import Answer
+from infermesh.transports.http.failures import BROKE_OFF, NO_ANSWER, Cause, cause_of
 
-__all__ = ["Connection"]
+__all__ = ["Answer", "Connection"]
 
 # How long a server keeps an idle connection that does not say (`Keep-Alive: timeout=`): uvicorn's, Node's and
 # cpp-httplib's default. A request on a connection that is being closed is lost, so it is left alone a fifth earlier.
 _KEEP_ALIVE_S = 5.0
 _KEEP_ALIVE_USED = 0.8
 _IDLE_S = 60.0  # at most, whatever the server says
-_COPIED = 65_536  # a body up to this size is sent in one piece with its head
+_PIECE = 262_144  # of a large message: what TLS encrypts at once, in a fifth of a millisecond
 
 _ANNOUNCED = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
+
+
+class Answer(NamedTuple):
+    """A complete answer: its status, its decoded body, and a case-insensitive header lookup."""
+
+    status: int
+    data: bytes
+    header: Callable[[str], str | None]
 
 
 class Owner(Protocol):
@@ -44,7 +53,7 @@ class Owner(Protocol):
         """It is closed."""
         ...
 
-    def broken(self, cause: str) -> RequestError:
+    def broken(self, cause: Cause) -> RequestError:
         """The error for a request whose connection broke."""
         ...
 
@@ -66,16 +75,21 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
         self._headers: list[tuple[bytes, bytes]] = []
+        self._unsent: Iterator[memoryview] | None = None
+        self._paused = self._ended = False
         self._begun = self._complete = self._reusable = False
 
-    def ask(self, message: bytes, content: bytes) -> asyncio.Future[Answer]:
-        """Send one request; the future gets its answer, or a ``RequestError``."""
+    def ask(self, start: bytes, rest: tuple[bytes, ...] = ()) -> asyncio.Future[Answer]:
+        """Send one request; the future gets its answer, or a ``RequestError``.
+
+        ``rest`` is what follows ``start`` where it is large: it is sent as the network takes it, and not copied.
+        """
         self._answer = answer = self._owner.loop.create_future()
         self._begun = self._complete = False
-        if len(content) <= _COPIED:
-            self._transport.write(message + content)
-        else:
-            self._transport.writelines((message, content))
+        self._transport.write(start)
+        if rest:
+            self._unsent = _pieces(rest)
+            self._send_on()
         return answer
 
     def expect_within(self, left: float, timeout: float | None) -> None:
@@ -99,8 +113,10 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection, at once."""
+        self._unsent = None
         self._owner.lost(self)
-        self._transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -123,18 +139,41 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self._finish()
 
+    def pause_writing(self) -> None:
+        """Called by the event loop: enough waits to be sent."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Called by the event loop."""
+        self._paused = False
+        self._send_on()
+
     def eof_received(self) -> None:
         """Called by the event loop. No answer can come any more, whatever is still to be sent."""
+        self._ended = True
         self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
-        if self._begun and self._answer is not None and exc is None and self._ends_with_connection():
+        # Where TLS was cut off without its own farewell, uvloop does not call that the end; asyncio does (3.11).
+        if self._begun and self._ended and self._answer is not None and self._ends_with_connection():
             self._finish()
         else:
-            said = str(exc) if exc else "the connection closed before message completed"
-            self.fail(self._owner.broken("the connection broke off" if self._begun else said))
+            cause = cause_of(exc) if exc else NO_ANSWER
+            self.fail(self._owner.broken(BROKE_OFF if self._begun else cause))
         self._parser = None  # it refers to this object, and would leave both to the garbage collector
+
+    def _send_on(self) -> None:
+        """Send the next piece, unless the network is to catch up first; others have their turn in between."""
+        if self._unsent is None or self._paused:
+            return
+        piece = next(self._unsent, None)
+        if piece is None:
+            self._unsent = None
+            return
+        self._transport.write(piece)
+        if not self._paused:  # else resume_writing goes on
+            self._owner.loop.call_soon(self._send_on)
 
     # What llhttp has found.
 
@@ -187,7 +226,8 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if self.kept_s < 0:
             self.kept_s = _keeps(header("keep-alive"))
-        if self._reusable and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
+        sent = self._unsent is None and not self._transport.get_write_buffer_size()
+        if self._reusable and sent and not self._transport.is_closing():
             self._owner.released(self)
         else:
             self.close()
@@ -214,6 +254,14 @@ class _Headers(list[tuple[bytes, bytes]]):
             if found.lower() == wanted:
                 return value.decode("latin-1")
         return None
+
+
+def _pieces(parts: Iterable[bytes]) -> Iterator[memoryview]:
+    """A message in pieces, without a copy."""
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), _PIECE):
+            yield view[start : start + _PIECE]
 
 
 def _keeps(announced: str | None) -> float:

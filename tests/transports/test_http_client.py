@@ -1,4 +1,4 @@
-"""The event loop's own HTTP client, against a server that answers byte by byte what a test says."""
+"""The HTTP client against a server that answers byte by byte what a test says, over plain connections and over TLS."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import orjson
 import pytest
 
 from infermesh.errors import APIConnectionError, MalformedResponseError, RequestError, RequestTimeoutError
-from infermesh.transports.http.client import Answer
-from infermesh.transports.http.connection import Connection, _keeps
-from infermesh.transports.http.plain import PlainClient, speaks_plainly
+from infermesh.transports.http.client import HttpClient
+from infermesh.transports.http.connection import Answer, Connection, _keeps
+
+from .conftest import Authority
 
 BODY = b'{"ok": true}'
 OK = b"HTTP/1.1 200 OK\r\nX-Request-ID: r-1\r\ncontent-length: 12\r\n\r\n" + BODY
@@ -32,11 +33,12 @@ class Server:
         self.requests: list[bytes] = []
         self.changed = asyncio.Condition()
         self.port = 0
+        self.scheme = "http"
         self._writers: list[asyncio.StreamWriter] = []
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self.scheme}://127.0.0.1:{self.port}/v1"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -82,10 +84,12 @@ class Server:
             writer.close()
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
+@pytest.fixture(params=["http", "https"])
+async def server(request: pytest.FixtureRequest, trusted: Authority) -> AsyncIterator[Server]:
     made = Server()
-    listening = await asyncio.start_server(made.serve, "127.0.0.1", 0, limit=2**22)
+    made.scheme = request.param
+    context = trusted.serving("127.0.0.1", "replicas.invalid") if made.scheme == "https" else None
+    listening = await asyncio.start_server(made.serve, "127.0.0.1", 0, limit=2**22, ssl=context)
     made.port = listening.sockets[0].getsockname()[1]
     yield made
     made.hang_up()
@@ -95,21 +99,21 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def client(server: Server) -> AsyncIterator[PlainClient]:
+async def client(server: Server) -> AsyncIterator[HttpClient]:
     made = of(server.url)
     yield made
     await made.aclose()
 
 
-def of(url: str, **headers: str) -> PlainClient:
-    return PlainClient("gpu-0", url, {"chat_completion": url + "/chat/completions?a=b"}, headers)
+def of(url: str, **headers: str) -> HttpClient:
+    return HttpClient("gpu-0", url, {"chat_completion": url + "/chat/completions?a=b"}, headers)
 
 
-def post(client: PlainClient, content: bytes = b"{}", timeout: float | None = 10.0) -> Awaitable[Answer]:
+def post(client: HttpClient, content: bytes = b"{}", timeout: float | None = 10.0) -> Awaitable[Answer]:
     return client.post("chat_completion", content, timeout)
 
 
-async def failure(client: PlainClient, timeout: float = 10.0) -> RequestError:
+async def failure(client: HttpClient, timeout: float = 10.0) -> RequestError:
     with pytest.raises(RequestError) as caught:
         await post(client, timeout=timeout)
     return caught.value
@@ -124,6 +128,7 @@ async def test_one_request(server: Server) -> None:
     assert head.split(b"\r\n") == [
         b"POST /v1/chat/completions?a=b HTTP/1.1",
         f"host: 127.0.0.1:{server.port}".encode(),
+        *([b"accept-encoding: gzip"] if server.scheme == "https" else []),
         b"accept: x/y",
         b"content-length: 8",
     ]
@@ -151,7 +156,7 @@ async def test_one_request(server: Server) -> None:
         *("offers-an-upgrade", "huge-header"),
     ],
 )
-async def test_ways_to_frame_an_answer(answer: bytes, server: Server, client: PlainClient) -> None:
+async def test_ways_to_frame_an_answer(answer: bytes, server: Server, client: HttpClient) -> None:
     server.answers = [answer]
     for _ in range(2):
         found = await post(client)
@@ -161,26 +166,26 @@ async def test_ways_to_frame_an_answer(answer: bytes, server: Server, client: Pl
 
 
 @pytest.mark.parametrize("header", [b"connection: close", b"content-encoding: gzip\r\ncontent-length: 0"])
-async def test_an_empty_body(header: bytes, server: Server, client: PlainClient) -> None:
+async def test_an_empty_body(header: bytes, server: Server, client: HttpClient) -> None:
     server.answers = [b"HTTP/1.1 401 Unauthorized\r\n%b\r\n\r\n" % header]
     for _ in range(2):
         assert (await post(client))[:2] == (401, b"")
 
 
-async def test_answers_in_pieces(server: Server, client: PlainClient) -> None:
+async def test_answers_in_pieces(server: Server, client: HttpClient) -> None:
     big = orjson.dumps({"x": "y" * 3_000_000})
     server.answers = [b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(big), big)]
     assert (await post(client, big)).data == big
     assert server.requests[0].endswith(big)
 
 
-async def test_connections_are_kept_and_as_many_as_needed(server: Server, client: PlainClient) -> None:
+async def test_connections_are_kept_and_as_many_as_needed(server: Server, client: HttpClient) -> None:
     for _ in range(3):
         await asyncio.gather(*[post(client) for _ in range(5)])
     assert (server.connections, len(server.requests)) == (5, 15)
 
 
-async def test_a_kept_connection_that_the_server_has_closed(server: Server, client: PlainClient) -> None:
+async def test_a_kept_connection_that_the_server_has_closed(server: Server, client: HttpClient) -> None:
     await post(client)
     server.hang_up()
     await server.until(lambda: not server.open)
@@ -189,7 +194,7 @@ async def test_a_kept_connection_that_the_server_has_closed(server: Server, clie
     assert server.connections == 2
 
 
-async def test_what_nobody_asked_for_is_not_an_answer(server: Server, client: PlainClient) -> None:
+async def test_what_nobody_asked_for_is_not_an_answer(server: Server, client: HttpClient) -> None:
     late = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"
     server.answers = [OK + late, OK]
     assert (await post(client)).data == BODY
@@ -197,7 +202,7 @@ async def test_what_nobody_asked_for_is_not_an_answer(server: Server, client: Pl
     assert server.connections == 2
 
 
-async def test_closed_connections_leave_no_garbage(server: Server, client: PlainClient) -> None:
+async def test_closed_connections_leave_no_garbage(server: Server, client: HttpClient) -> None:
     server.answers = [OK.replace(b"content", b"connection: close\r\ncontent")]
     gc.collect()
     gc.disable()
@@ -210,7 +215,7 @@ async def test_closed_connections_leave_no_garbage(server: Server, client: Plain
         gc.enable()
 
 
-async def test_an_answer_before_the_request_was_read(server: Server, client: PlainClient) -> None:
+async def test_an_answer_before_the_request_was_read(server: Server, client: HttpClient) -> None:
     refusal = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     server.answers = [refusal, OK]
     with contextlib.suppress(APIConnectionError):  # the server's reset may overtake its answer
@@ -266,17 +271,19 @@ async def test_a_server_that_hangs_up_while_the_request_is_written() -> None:
     ],
 )
 async def test_broken_answers(
-    answer: bytes | None, expected: type[RequestError], said: str, server: Server, client: PlainClient
+    answer: bytes | None, expected: type[RequestError], said: str, server: Server, client: HttpClient
 ) -> None:
     server.answers = [answer, OK]
     with pytest.raises(expected, match=said) as caught:
         await post(client)
-    assert f"gpu-0: {'the answer of ' if expected is MalformedResponseError else ''}http://" in str(caught.value)
+    assert f"gpu-0: {'the answer of ' if expected is MalformedResponseError else ''}{server.scheme}://" in str(
+        caught.value
+    )
     assert caught.value.retryable
     assert (await post(client)).status == 200
 
 
-async def test_a_timeout_closes_the_connection(server: Server, client: PlainClient) -> None:
+async def test_a_timeout_closes_the_connection(server: Server, client: HttpClient) -> None:
     server.answers = [..., OK]
     error = await failure(client, timeout=0.05)
     assert isinstance(error, RequestTimeoutError)
@@ -302,7 +309,7 @@ async def test_a_timeout_while_connecting() -> None:
             filler.close()
 
 
-async def test_a_cancelled_request_closes_its_connection_alone(server: Server, client: PlainClient) -> None:
+async def test_a_cancelled_request_closes_its_connection_alone(server: Server, client: HttpClient) -> None:
     server.answers = [..., ..., OK]
     dropped, kept = (asyncio.ensure_future(post(client)) for _ in range(2))
     await server.until(lambda: len(server.requests) == 2)
@@ -319,7 +326,7 @@ async def test_a_cancelled_request_closes_its_connection_alone(server: Server, c
 
 
 @pytest.mark.parametrize("soon", [False, True])
-async def test_cancelled_as_the_answer_comes(soon: bool, server: Server, client: PlainClient) -> None:
+async def test_cancelled_as_the_answer_comes(soon: bool, server: Server, client: HttpClient) -> None:
     """The connection may serve the next request by then, and is left alone."""
     released = client.released
 
@@ -338,7 +345,7 @@ async def test_cancelled_as_the_answer_comes(soon: bool, server: Server, client:
 
 @pytest.mark.parametrize("announced", [True, False])
 async def test_idle_connections_are_closed_before_the_server_does(
-    announced: bool, server: Server, client: PlainClient, monkeypatch: pytest.MonkeyPatch
+    announced: bool, server: Server, client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if announced:
         server.answers = [OK.replace(b"content", b"Keep-Alive: timeout=0, max=9\r\ncontent")]
@@ -357,7 +364,7 @@ def test_how_long_a_connection_is_used(announced: str | None, expected: float) -
 
 
 async def test_a_request_as_the_server_closes_a_kept_connection(
-    server: Server, client: PlainClient, monkeypatch: pytest.MonkeyPatch
+    server: Server, client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end is read, and the connection not closed yet."""
     await post(client)
@@ -378,7 +385,7 @@ async def test_a_request_as_the_server_closes_a_kept_connection(
 
 
 async def test_who_waits_to_connect_takes_what_comes_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infermesh.transports.http.plain._CONNECTING", 1)
+    monkeypatch.setattr("infermesh.transports.http.client._CONNECTING", 1)
     client = of(server.url)
     await post(client)
     async with client._connecting:
@@ -392,12 +399,12 @@ async def test_who_waits_to_connect_takes_what_comes_back(server: Server, monkey
 
 @pytest.mark.parametrize("passes", range(5))
 async def test_cancelled_while_the_connection_is_made(
-    passes: int, server: Server, client: PlainClient, monkeypatch: pytest.MonkeyPatch
+    passes: int, server: Server, client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cancel_in(left: int) -> None:
         client.loop.call_soon(cancel_in, left - 1) if left else asking.cancel()
 
-    monkeypatch.setattr("infermesh.transports.http.plain._tune", lambda _: cancel_in(passes))
+    monkeypatch.setattr("infermesh.transports.http.route._tune", lambda _: cancel_in(passes))
     asking = asyncio.ensure_future(post(client))
     server.answers = [...]
     with pytest.raises(asyncio.CancelledError):
@@ -430,7 +437,7 @@ async def test_closed_while_a_name_is_looked_up(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(APIConnectionError, match="was closed"):
             await asyncio.wait_for(one, 10.0)
     answered.set()
-    lookup = client._lookup
+    lookup = client._way._addresses._lookup
     assert lookup is not None
     await asyncio.wait([lookup])
     del client, waiting, one, lookup
@@ -454,7 +461,7 @@ async def test_a_name_that_is_resolved_later(server: Server, monkeypatch: pytest
         return found
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    client = of("http://replicas.invalid:1/v1")
+    client = of(f"{server.scheme}://replicas.invalid:1/v1")
     assert "cannot be resolved" in str(await failure(client))
     found.append((socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port)))
     assert (await post(client)).status == 200
@@ -476,41 +483,7 @@ async def test_a_name_with_several_addresses(server: Server, monkeypatch: pytest
             return [(*stream, closed.getsockname()), (*stream, ("127.0.0.1", server.port))]
 
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-        client = of("http://replicas.invalid:1/v1")
+        client = of(f"{server.scheme}://replicas.invalid:1/v1")
         await asyncio.gather(*[post(client) for _ in range(6)])
         await client.aclose()
     assert (server.connections, asked) == (6, ["replicas.invalid"])
-
-
-@pytest.mark.parametrize(
-    ("url", "headers", "expected"),
-    [
-        ("http://gpu-0:8000/v1", {}, True),
-        ("http://[::1]:8000/v1?api-version=1", {"x-team": "a b"}, True),
-        ("https://api.example.com/v1", {}, False),
-        ("http://user:secret@gpu-0/v1", {}, False),
-        ("http://gpu-0/v1", {"x": "a\r\nb: c"}, False),
-        ("http://gpu-0/v1", {"x y": "a"}, False),
-        ("http://gpu-0/v1", {"Host": "other"}, False),
-        ("http://gpu-0/v1", {"x": "ö"}, False),
-        ("http://gpu-0/ö", {}, False),
-        ("http://gpu-0:port/v1", {}, False),
-        ("http://:8000/v1", {}, False),
-        ("http://[::1/v1", {}, False),
-        ("http://[fe80::1%eth0]:8000/v1", {}, False),
-    ],
-)
-def test_what_is_plain(url: str, headers: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    assert speaks_plainly(url, headers) is expected
-
-
-@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
-def test_proxies_are_left_to_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "http://proxy:3128")
-    assert not speaks_plainly("http://gpu-0:8000/v1", {})
-    monkeypatch.setenv("no_proxy", "gpu-0,.cluster.local")
-    assert speaks_plainly("http://gpu-0:8000/v1", {})
-    assert speaks_plainly("http://a.cluster.local/v1", {})
-    assert not speaks_plainly("http://elsewhere/v1", {})

@@ -1,0 +1,77 @@
+"""How failed connections are told: what happened, and what to check."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from typing import NamedTuple
+
+from infermesh.errors import APIConnectionError
+
+__all__ = ["BROKE_OFF", "NO_ANSWER", "Cause", "ProxyRefusedError", "cause_of", "client_closed", "connection_failed"]
+
+
+class Cause(NamedTuple):
+    """Why there is no answer, and what a user should look at."""
+
+    what: str
+    check: str
+
+
+class ProxyRefusedError(Exception):
+    """A proxy does not let the connection through. The text says with which words, and holds no secret."""
+
+
+BROKE_OFF = Cause("the connection broke before the answer was complete", "see the server's log")
+NO_ANSWER = Cause("the server closed the connection without an answer", "see the server's log")
+
+_RESTARTED = "it may have restarted, or be out of memory: see its log"
+_UNREACHABLE = Cause("the network is unreachable", "check the network and any proxy settings")
+_NO_DESCRIPTORS = Cause("this process has no file descriptors left", "raise `ulimit -n` or lower concurrency")
+_BY_TYPE: tuple[tuple[type[Exception], Cause], ...] = (
+    (ConnectionRefusedError, Cause("connection refused", "is the server running, and is the port in api_base right?")),
+    (ConnectionResetError, Cause("the server reset the connection", _RESTARTED)),
+    (ConnectionAbortedError, Cause("the server reset the connection", _RESTARTED)),
+    (BrokenPipeError, Cause("the server closed the connection", _RESTARTED)),
+    (TimeoutError, Cause("the server does not react", "check that the host in api_base is up, and the network")),
+    (socket.gaierror, Cause("the host name cannot be resolved", "check the host in api_base, and the network")),
+)
+_BY_NUMBER = {
+    errno.EMFILE: _NO_DESCRIPTORS,
+    errno.ENFILE: _NO_DESCRIPTORS,
+    errno.ENETUNREACH: _UNREACHABLE,
+    errno.ENETDOWN: _UNREACHABLE,
+    errno.EHOSTUNREACH: _UNREACHABLE,
+}
+
+
+def cause_of(error: Exception) -> Cause:
+    """What an error of the system, of the event loop or of the TLS library means."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        said = error.verify_message.rstrip(".")
+        check = "check the host in api_base; SSL_CERT_FILE names a file with further authorities"
+        return Cause(f"the TLS certificate was not accepted ({said})", check)
+    if isinstance(error, ssl.SSLError):
+        said = (error.reason or "the connection ended").replace("_", " ").lower()
+        return Cause(f"the TLS handshake failed ({said})", "does the server speak plain http:// on that port?")
+    if isinstance(error, ProxyRefusedError):
+        return Cause(str(error), "check the proxy's address and password, and whom it serves")
+    for kind, cause in _BY_TYPE:
+        if isinstance(error, kind):
+            return cause
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _BY_NUMBER:
+        return _BY_NUMBER[number]
+    return Cause(os.strerror(number) if number else str(error), "check api_base")
+
+
+def connection_failed(label: str, place: str, cause: Cause) -> APIConnectionError:
+    """The error for a connection to ``place`` that was not made, or broke."""
+    return APIConnectionError(f"{label}: {place}: {cause.what}: {cause.check}", deployment=label)
+
+
+def client_closed(label: str, when: str = "is") -> APIConnectionError:
+    """The error for a request of a closed client."""
+    return APIConnectionError(f"{label}: the client {when} closed", deployment=label, retryable=False)
