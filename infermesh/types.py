@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from enum import Enum
+from typing import Any, Final, Literal, Protocol
 
 Endpoint = Literal["chat_completion", "text_completion", "responses"]
 Operation = Literal["chat_completion", "text_completion", "responses", "embedding", "transcription", "function"]
 RoutingStrategy = Literal["simple-shuffle", "least-busy", "latency-based-routing"]
 TransportKind = Literal["auto", "native", "litellm"]
 HeaderBucketScope = Literal["auto", "minute", "day"]
+
+
+class UseClientDefault(Enum):
+    """The type of :data:`USE_CLIENT_DEFAULT`, for annotations. An enumeration, so that type checkers narrow it."""
+
+    USE_CLIENT_DEFAULT = "USE_CLIENT_DEFAULT"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+# "No timeout was given": `None` cannot say it, since it means to wait for ever.
+USE_CLIENT_DEFAULT: Final = UseClientDefault.USE_CLIENT_DEFAULT
+Timeout = float | None | UseClientDefault
 
 
 @dataclass(slots=True)
@@ -32,7 +47,6 @@ class Request:
     operation: Operation
     payload: dict[str, Any]
     audio: Audio | None = None
-    timeout: float | None = None
     prompt_tokens: int = 0
     output_tokens: int | None = None
     encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)  # wire.payload_bytes' cache

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 from infermesh.client.batches import Inputs, Watch
 from infermesh.client.build import client_model, deployment_configs
 from infermesh.client.lifetime import Session
-from infermesh.client.operations import Operations, check_choice, check_timeout
+from infermesh.client.operations import Operations, check_choice, default_timeout
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.dispatch.model import OnInvalid
 from infermesh.dispatch.retry import RetryPolicy
@@ -25,7 +25,7 @@ from infermesh.inputs.audio import DEFAULT_MAX_BYTES
 from infermesh.limits import Limits
 from infermesh.results import BatchResult, EmbeddingResult, GenerationResult, StreamItem, TranscriptionResult
 from infermesh.transports import make_transport
-from infermesh.types import Endpoint, HeaderBucketScope, RoutingStrategy
+from infermesh.types import USE_CLIENT_DEFAULT, Endpoint, HeaderBucketScope, RoutingStrategy, Timeout
 from infermesh.wire.requests import GenerationInput
 
 __all__ = ["LMClient"]
@@ -67,7 +67,7 @@ class LMClient:
     default_output_tokens
         Tokens to reserve for an answer without ``max_tokens``; by default the mean of the answers so far.
     timeout
-        Seconds for one attempt; ``None`` waits for ever.
+        Seconds for one attempt, above 0; ``None`` waits for ever. One in ``default_request_kwargs`` stands over it.
     max_retries
         Attempts after the first, for failures that may pass.
     default_request_kwargs
@@ -114,6 +114,7 @@ class LMClient:
         if max_parallel_requests is not None and max_parallel_requests < 1:
             raise ConfigError(f"max_parallel_requests: expected at least 1, got {max_parallel_requests}")
         configs = deployment_configs(model, api_base, api_key, deployments)
+        defaults = dict(default_request_kwargs or {})
         slots = max_parallel_requests
         if slots is not None and len(configs) == 1:  # then the deployment's slots are the client's
             ((label, config),) = configs.items()
@@ -129,7 +130,7 @@ class LMClient:
             strategy=routing_strategy,
             endpoint=check_choice("endpoint", endpoint, Endpoint),
             retry=RetryPolicy(max_retries=max_retries),
-            timeout=check_timeout(timeout),
+            timeout=default_timeout(timeout, defaults),
             costs=(input_cost_per_token, output_cost_per_token),
         )
         window = max_parallel_requests
@@ -139,7 +140,7 @@ class LMClient:
         self._session = Session(
             deployed,
             lambda label: make_transport(configs[label], label=label),
-            partial(Operations, own, slots, default_request_kwargs or {}, max_transcription_bytes),
+            partial(Operations, own, slots, defaults, max_transcription_bytes),
             window,
         )
 
@@ -181,7 +182,7 @@ class LMClient:
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
         system: str | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> GenerationResult:
         """Answer one prompt.
@@ -198,8 +199,11 @@ class LMClient:
         on_invalid
             ``"null"`` (default): an answer that does not satisfy the format is a warning, and ``output_parsed`` is
             ``None``. ``"retry"``: the model is told and asked again, at most twice.
-        endpoint, timeout
+        endpoint
             Over the client's.
+        timeout
+            Seconds for one attempt, above 0. ``None`` waits for ever. ``USE_CLIENT_DEFAULT``, the default, takes the
+            client's.
         system
             The system message.
         params
@@ -230,7 +234,7 @@ class LMClient:
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
         system: str | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> GenerationResult:
         """Do what :meth:`generate` does."""
@@ -257,7 +261,7 @@ class LMClient:
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
         system: str | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[GenerationResult]:
         """Answer many prompts.
@@ -310,7 +314,7 @@ class LMClient:
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
         system: str | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[GenerationResult]:
         """Do what :meth:`generate_batch` does."""
@@ -334,7 +338,7 @@ class LMClient:
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
         system: str | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> Iterator[StreamItem[GenerationResult]]:
         """Answer prompts one by one as they settle, for inputs and outputs of any length.
@@ -367,7 +371,7 @@ class LMClient:
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
         system: str | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> AsyncIterator[StreamItem[GenerationResult]]:
         """Do what :meth:`generate_stream` does, for ``async for``."""
@@ -386,7 +390,7 @@ class LMClient:
         self,
         text: str,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> EmbeddingResult:
         """Embed one text. ``params`` are wire parameters (``dimensions`` …). Raises ``RequestError``."""
@@ -397,7 +401,7 @@ class LMClient:
         self,
         text: str,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> EmbeddingResult:
         """Do what :meth:`embed` does."""
@@ -412,7 +416,7 @@ class LMClient:
         return_exceptions: bool = True,
         on_result: OnResult[EmbeddingResult] | None = None,
         on_progress: OnProgress | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[EmbeddingResult]:
         """Embed many texts, ``micro_batch_size`` to a request; one that the server refuses costs only itself.
@@ -430,7 +434,7 @@ class LMClient:
         return_exceptions: bool = True,
         on_result: OnResult[EmbeddingResult] | None = None,
         on_progress: OnProgress | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[EmbeddingResult]:
         """Do what :meth:`embed_batch` does."""
@@ -443,7 +447,7 @@ class LMClient:
         self,
         audio: AudioInput,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> TranscriptionResult:
         """Transcribe one clip: a path, bytes, or an open binary file. ``params``: ``language``, ``prompt`` and so on.
@@ -457,7 +461,7 @@ class LMClient:
         self,
         audio: AudioInput,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> TranscriptionResult:
         """Do what :meth:`transcribe` does."""
@@ -471,7 +475,7 @@ class LMClient:
         return_exceptions: bool = True,
         on_result: OnResult[TranscriptionResult] | None = None,
         on_progress: OnProgress | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[TranscriptionResult]:
         """Transcribe many clips. The other parameters are those of :meth:`generate_batch`."""
@@ -485,7 +489,7 @@ class LMClient:
         return_exceptions: bool = True,
         on_result: OnResult[TranscriptionResult] | None = None,
         on_progress: OnProgress | None = None,
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[TranscriptionResult]:
         """Do what :meth:`transcribe_batch` does."""

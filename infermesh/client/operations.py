@@ -6,6 +6,7 @@ Each is prepared once for a call or a whole batch: options merged and checked, o
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from infermesh.dispatch.model import Model, OnInvalid
 from infermesh.errors import ConfigError, InputError, RequestError
 from infermesh.inputs.audio import read_audio
 from infermesh.results import EmbeddingResult, GenerationResult, TranscriptionResult
-from infermesh.types import Endpoint, Request
+from infermesh.types import USE_CLIENT_DEFAULT, Endpoint, Request, Timeout
 from infermesh.wire.requests import PromptForm
 from infermesh.wire.structured import ResponseFormat
 
@@ -25,7 +26,7 @@ __all__ = ["Operations", "check_choice", "check_timeout"]
 R = TypeVar("R")
 
 # What a generation takes besides wire parameters.
-_GENERATION_OPTIONS = ("response_format", "parse_output", "on_invalid", "endpoint", "system", "timeout")
+_GENERATION_OPTIONS = ("response_format", "parse_output", "on_invalid", "endpoint", "system")
 
 
 class Operations:
@@ -51,7 +52,7 @@ class Operations:
         self._defaults = dict(defaults)
         self._max_bytes = max_transcription_bytes
 
-    def generation(self, params: Mapping[str, Any], **options: Any) -> Work[Any, GenerationResult]:
+    def generation(self, params: Mapping[str, Any], timeout: Timeout, **options: Any) -> Work[Any, GenerationResult]:
         """Inputs are prompts, conversations or payloads. Raises ``ConfigError`` for an option that cannot be."""
         wire = self._merged(params, options)
         chosen = {name: wire.pop(name, None) for name in _GENERATION_OPTIONS}
@@ -62,7 +63,7 @@ class Operations:
         parse = output if chosen["parse_output"] is not False else None
         on_invalid: OnInvalid = check_choice("on_invalid", chosen["on_invalid"] or "null", OnInvalid)
         endpoint: Endpoint = check_choice("endpoint", chosen["endpoint"] or self._model.endpoint, Endpoint)
-        system, timeout = chosen["system"], check_timeout(chosen["timeout"])
+        system, timeout = chosen["system"], check_timeout(timeout)
         model, slots = self._model, self._slots
 
         def make(input: Any) -> Request:
@@ -83,10 +84,9 @@ class Operations:
 
         return Work(one)
 
-    def embedding(self, params: Mapping[str, Any], timeout: float | None) -> Work[Any, EmbeddingResult]:
+    def embedding(self, params: Mapping[str, Any], timeout: Timeout) -> Work[Any, EmbeddingResult]:
         """Inputs are texts, and those of one call travel in one request."""
-        wire = self._for_others(params, timeout)
-        timeout = check_timeout(wire.pop("timeout", None))
+        wire, timeout = self._for_others(params), check_timeout(timeout)
         model, slots = self._model, self._slots
 
         async def group(chunk: Sequence[Any]) -> Sequence[EmbeddingResult | Exception]:
@@ -111,10 +111,9 @@ class Operations:
 
         return Work(one, group)
 
-    def transcription(self, params: Mapping[str, Any], timeout: float | None) -> Work[Any, TranscriptionResult]:
+    def transcription(self, params: Mapping[str, Any], timeout: Timeout) -> Work[Any, TranscriptionResult]:
         """Inputs are paths, bytes or binary files, read in another thread."""
-        wire = self._for_others(params, timeout)
-        timeout = check_timeout(wire.pop("timeout", None))
+        wire, timeout = self._for_others(params), check_timeout(timeout)
         model, slots, max_bytes = self._model, self._slots, self._max_bytes
 
         async def ask(source: Any) -> TranscriptionResult:
@@ -130,14 +129,10 @@ class Operations:
         given = {name: value for name, value in options.items() if value is not None}
         return {**self._defaults, **given, **params}
 
-    def _for_others(self, params: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
+    def _for_others(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The merged parameters of an operation that is not a generation."""
-        defaults = {
-            name: value
-            for name, value in self._defaults.items()
-            if name == "timeout" or name not in _GENERATION_OPTIONS
-        }
-        return {**defaults, **({} if timeout is None else {"timeout": timeout}), **params}
+        defaults = {name: value for name, value in self._defaults.items() if name not in _GENERATION_OPTIONS}
+        return {**defaults, **params}
 
 
 class _Slots:
@@ -194,13 +189,28 @@ def check_choice(name: str, value: Any, allowed: Any) -> Any:
     return value
 
 
-def check_timeout(timeout: Any) -> float | None:
-    """``timeout`` itself; ``ConfigError`` unless it is ``None`` or a number above 0."""
-    if timeout is None:
-        return None
+def check_timeout(timeout: Any) -> Timeout:
+    """A timeout as a call may give it; infinite seconds are ``None``, for ever.
+
+    Raises ``ConfigError`` for anything but a number above 0, ``None`` and ``USE_CLIENT_DEFAULT``.
+    """
+    if timeout is None or timeout is USE_CLIENT_DEFAULT:
+        return timeout
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise ConfigError(f"timeout: expected a number of seconds above 0, got {timeout!r}")
-    return float(timeout)
+        raise ConfigError(f"timeout: expected a number of seconds above 0, or None to wait for ever, got {timeout!r}")
+    return None if math.isinf(timeout) else float(timeout)
+
+
+def default_timeout(timeout: Any, defaults: dict[str, Any]) -> float | None:
+    """The timeout of calls that give none; one among the request defaults is taken out of them, and stands first.
+
+    Raises ``ConfigError`` as :func:`check_timeout` does, and where the client itself is to use the client's default.
+    """
+    own = check_timeout(timeout)
+    if own is USE_CLIENT_DEFAULT:
+        raise ConfigError("timeout: this is the client's default: give seconds, or None to wait for ever")
+    given = check_timeout(defaults.pop("timeout", USE_CLIENT_DEFAULT))
+    return own if given is USE_CLIENT_DEFAULT else given
 
 
 I = TypeVar("I")  # noqa: E741

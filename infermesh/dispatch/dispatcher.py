@@ -93,7 +93,7 @@ class Dispatcher:
             Turns a reply into a result and its usage. A ``RequestError`` from it counts as a failure of the attempt;
             its ``usage`` is booked.
         timeout
-            Seconds for each attempt, where the request sets none.
+            Seconds for each attempt; ``None`` waits for ever.
 
         Returns
         -------
@@ -111,7 +111,7 @@ class Dispatcher:
         """
         if self._stopping:
             raise StoppedError("stopped before the request was sent")
-        call = _Call(self, request.timeout if request.timeout is not None else timeout)
+        call = _Call(self, timeout)
         while True:
             # What need not be waited for is taken without a turn of the event loop.
             lease = self.router.try_lease(call.avoid)

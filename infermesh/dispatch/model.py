@@ -16,7 +16,16 @@ from infermesh.dispatch.dispatcher import Dispatcher
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import BadRequestError, InputError, RequestError
 from infermesh.results import EmbeddingResult, GenerationResult, RequestMetrics, TokenUsage, TranscriptionResult
-from infermesh.types import Audio, Endpoint, Operation, Reply, Request, RoutingStrategy
+from infermesh.types import (
+    USE_CLIENT_DEFAULT,
+    Audio,
+    Endpoint,
+    Operation,
+    Reply,
+    Request,
+    RoutingStrategy,
+    Timeout,
+)
 from infermesh.wire.requests import (
     embedding_request,
     estimate_tokens,
@@ -84,6 +93,9 @@ class Model:
         """Send nothing more; requests that wait for their turn end with ``StoppedError``."""
         self._dispatcher.stop()
 
+    def _seconds(self, timeout: Timeout) -> float | None:
+        return self.timeout if timeout is USE_CLIENT_DEFAULT else timeout
+
     def key(self, *parts: object) -> str:
         """Hash of what decides an answer, for requests that are not hashed by their payload."""
         return hashlib.blake2b(repr((self.identity, *parts)).encode(), digest_size=16).hexdigest()
@@ -116,7 +128,7 @@ class Model:
         response_format: ResponseFormat | None = None,
         *,
         on_invalid: OnInvalid = "null",
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
     ) -> Coroutine[Any, Any, GenerationResult]:
         """Send a generation request.
 
@@ -129,7 +141,7 @@ class Model:
         return self._generate_parsed(request, response_format, on_invalid, timeout)
 
     async def _generate_parsed(
-        self, request: Request, response_format: ResponseFormat, on_invalid: OnInvalid, timeout: float | None
+        self, request: Request, response_format: ResponseFormat, on_invalid: OnInvalid, timeout: Timeout
     ) -> GenerationResult:
         result = await self._generate(request, timeout)
         reasks = MAX_REASKS if on_invalid == "retry" else 0
@@ -148,17 +160,17 @@ class Model:
                 raise
             result = _merged(result, again)
 
-    async def _generate(self, request: Request, timeout: float | None) -> GenerationResult:
+    async def _generate(self, request: Request, timeout: Timeout) -> GenerationResult:
         if self._counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
         parse = _PARSERS[request.operation]
-        result, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        result, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
         result.metrics = metrics
         result.cost = _cost(metrics)
         return result
 
     async def embed(
-        self, texts: Sequence[str], params: Mapping[str, Any], *, timeout: float | None = None
+        self, texts: Sequence[str], params: Mapping[str, Any], *, timeout: Timeout = USE_CLIENT_DEFAULT
     ) -> list[EmbeddingResult | RequestError]:
         """Embed texts in one request; if the server refuses it, in halves, so that a bad text costs only itself.
 
@@ -181,9 +193,7 @@ class Model:
             results[0].metrics = _with_earlier(results[0].metrics, error.metrics)
             return results
 
-    async def _embed(
-        self, texts: Sequence[str], params: Mapping[str, Any], timeout: float | None
-    ) -> list[EmbeddingResult]:
+    async def _embed(self, texts: Sequence[str], params: Mapping[str, Any], timeout: Timeout) -> list[EmbeddingResult]:
         request = embedding_request(texts, params)
         if self._counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
@@ -194,7 +204,7 @@ class Model:
             parts = [result.token_usage for result in results if result.token_usage is not None]
             return results, TokenUsage(sum(part.prompt_tokens for part in parts)) if parts else None
 
-        results, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        results, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
         _carried(metrics, len(texts))
         price = self._prices[metrics.deployment]
         for result in results:
@@ -203,7 +213,7 @@ class Model:
         return results
 
     async def transcribe(
-        self, audio: Audio, params: Mapping[str, Any], *, timeout: float | None = None
+        self, audio: Audio, params: Mapping[str, Any], *, timeout: Timeout = USE_CLIENT_DEFAULT
     ) -> TranscriptionResult:
         """Transcribe one clip. Raises ``RequestError``."""
 
@@ -212,7 +222,7 @@ class Model:
             return result, result.token_usage
 
         request = transcription_request(audio, params)
-        result, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        result, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
         result.metrics = metrics
         result.cost = _cost(metrics)
         return result
@@ -280,7 +290,7 @@ def _asked_again(request: Request, result: GenerationResult, problem: str) -> Re
         payload["input"] = [*start, *turns]
     else:
         payload["prompt"] = f"{payload['prompt']}{result.output_text}\n\n{note}\n"
-    return Request(request.operation, payload, timeout=request.timeout, output_tokens=request.output_tokens)
+    return Request(request.operation, payload, output_tokens=request.output_tokens)
 
 
 def _merged(first: GenerationResult, again: GenerationResult) -> GenerationResult:
