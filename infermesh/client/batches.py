@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from infermesh.client.operations import I, Work
 from infermesh.results import BatchResult, StreamItem
-from infermesh.runtime.garbage import unhurried
+from infermesh.runtime.garbage import rare_collections
 from infermesh.runtime.loopthread import Call, Hop, LoopThread
 from infermesh.runtime.workers import Channel, run_window
 
@@ -77,7 +77,7 @@ class Job(Generic[I, R]):
                 else:
                     settle(index, outcome, None)
 
-        with unhurried():
+        with rare_collections():
             await run_window(pull, handle if group is None else handle_group, self.window)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from infermesh.runtime.garbage import unhurried
+from infermesh.runtime.garbage import rare_collections
 
 
 def run_loop(main: Any) -> Any:
     """Run a coroutine on a loop of its own, uvloop's where there is one, without hurry in collecting garbage."""
-    with unhurried():
+    with rare_collections():
         try:
             import uvloop
         except ImportError:

@@ -186,6 +186,52 @@ async def test_a_cancelled_call_ends_its_request(start_simulator: Start) -> None
         assert not asyncio.all_tasks(client._session.thread.loop)
 
 
+@pytest.mark.parametrize("how", ["plain", "watched", "stream", "left early", "failing", "async"])
+def test_a_batch_leaves_the_garbage_collector_as_it_was(simulator: Simulator, how: str) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    def failing() -> None:
+        with pytest.raises(OSError, match="full"):
+            client.generate_batch(prompts(200), on_result=fail)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "plain": lambda: client.generate_batch(prompts(200)),
+        "watched": lambda: client.generate_batch(prompts(200), on_progress=lambda *_: None),
+        "stream": lambda: list(client.generate_stream(prompts(200))),
+        "left early": lambda: next(client.generate_stream(prompts(200))),
+        "failing": failing,
+        "async": lambda: asyncio.run(client.agenerate_batch(prompts(200))),
+    }
+    before = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), len(gc.callbacks)
+    with LMClient(MODEL, api_base=simulator.url, max_parallel_requests=WINDOW) as client:
+        ways[how]()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: client.generate_batch(prompts(50)), range(8)))
+        assert (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), len(gc.callbacks)) == before
+
+
+def test_what_a_program_sets_of_the_collector_while_a_batch_runs_stands(simulator: Simulator) -> None:
+    before = gc.get_threshold()
+    seen = []
+
+    def on_progress(done: int, total: int | None) -> None:
+        seen.append(gc.get_threshold())
+        if done == 10:
+            gc.set_threshold(1_234, 5, 6)
+            gc.disable()
+
+    try:
+        with LMClient(MODEL, api_base=simulator.url, max_parallel_requests=WINDOW) as client:
+            client.generate_batch(prompts(50), on_progress=on_progress)
+            assert (gc.get_threshold(), gc.isenabled()) == ((1_234, 5, 6), False)
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)
+    assert seen[0] != before
+    assert seen[-1] == (1_234, 5, 6)
+
+
 def script(simulator: Simulator, text: str, *options: str) -> subprocess.CompletedProcess[str]:
     code = f"from infermesh import LMClient\nURL = {simulator.url!r}\n{textwrap.dedent(text)}"
     return subprocess.run(
