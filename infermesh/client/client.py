@@ -1,39 +1,35 @@
 """The Python client: one model behind one or more deployments, from scripts, threads, notebooks and event loops.
 
-Every method stands here twice, plain and with an ``a`` in front, and does nothing but hand what it was given to the
-session: what they do is written once, in :mod:`infermesh.client.operations` and :mod:`infermesh.client.batches`.
+Every method is here twice, plain and with an ``a`` in front, and only hands on what it was given. What they do is
+written once, in :mod:`infermesh.client.operations` and :mod:`infermesh.client.batches`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from infermesh.client.batches import Inputs, Watch
-from infermesh.client.build import client_model, deployment_configs
-from infermesh.client.lifetime import Session
-from infermesh.client.operations import Operations, check_choice, default_timeout
+from infermesh.client.batches import Callbacks, Inputs, abatch, astream, batch, stream
+from infermesh.client.build import client_model, deployment_configs, spread_slots
+from infermesh.client.lifetime import ClientLoop
+from infermesh.client.operations import AudioInput, Operations, check_choice, default_timeout
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.dispatch.model import OnInvalid
 from infermesh.dispatch.retry import RetryPolicy
-from infermesh.errors import ConfigError
 from infermesh.inputs.audio import DEFAULT_MAX_BYTES
 from infermesh.limits import Limits
 from infermesh.results import BatchResult, EmbeddingResult, GenerationResult, StreamItem, TranscriptionResult
 from infermesh.transports import make_transport
 from infermesh.types import USE_CLIENT_DEFAULT, Endpoint, HeaderBucketScope, RoutingStrategy, Timeout
 from infermesh.wire.requests import GenerationInput
+from infermesh.wire.structured import ResponseFormatSpec
 
 __all__ = ["LMClient"]
 
 R = TypeVar("R")
-AudioInput = str | os.PathLike[str] | bytes | BinaryIO
-OnResult = Callable[[int, R | None, BaseException | None], Any]
-OnProgress = Callable[[int, int | None], Any]
+OnResult = Callable[[int, R | None, BaseException | None], object]
+OnProgress = Callable[[int, int | None], object]
 
 
 class LMClient:
@@ -111,17 +107,11 @@ class LMClient:
         output_cost_per_token: float | None = None,
     ) -> None:
         self.model = model
-        if max_parallel_requests is not None and max_parallel_requests < 1:
-            raise ConfigError(f"max_parallel_requests: expected at least 1, got {max_parallel_requests}")
-        configs = deployment_configs(model, api_base, api_key, deployments)
         defaults = dict(default_request_kwargs or {})
-        slots = max_parallel_requests
-        if slots is not None and len(configs) == 1:  # then the deployment's slots are the client's
-            ((label, config),) = configs.items()
-            own_bound = config.max_parallel_requests
-            bound = slots if own_bound is None else min(slots, own_bound)
-            configs, slots = {label: replace(config, max_parallel_requests=bound)}, None
-        own, deployed = client_model(
+        configs, slots, window = spread_slots(
+            deployment_configs(model, api_base, api_key, deployments), max_parallel_requests
+        )
+        logical_model, deployed = client_model(
             model,
             configs,
             account=Limits(
@@ -133,22 +123,14 @@ class LMClient:
             timeout=default_timeout(timeout, defaults),
             costs=(input_cost_per_token, output_cost_per_token),
         )
-        window = max_parallel_requests
-        if window is None:
-            own_slots = [config.max_parallel_requests for config in configs.values()]
-            window = None if None in own_slots else sum(n for n in own_slots if n is not None)
-        self._session = Session(
-            deployed,
-            lambda label: make_transport(configs[label], label=label),
-            partial(Operations, own, slots, defaults, max_transcription_bytes),
-            window,
-        )
+        self._operations = Operations(logical_model, slots, defaults, max_transcription_bytes)
+        self._loop = ClientLoop(deployed, lambda label: make_transport(configs[label], label=label), window)
 
     def __repr__(self) -> str:
         return f"LMClient({self.model!r})"
 
     def __enter__(self) -> Self:
-        self._session.reopen()
+        self._loop.reopen()
         return self
 
     def __exit__(
@@ -157,7 +139,7 @@ class LMClient:
         self.close()
 
     async def __aenter__(self) -> Self:
-        self._session.reopen()
+        self._loop.reopen()
         return self
 
     async def __aexit__(
@@ -167,17 +149,17 @@ class LMClient:
 
     def close(self) -> None:
         """End the calls that are under way, in whichever thread, and close every connection."""
-        self._session.close()
+        self._loop.close()
 
     async def aclose(self) -> None:
         """Do what :meth:`close` does, without blocking the event loop."""
-        await self._session.aclose()
+        await self._loop.aclose()
 
     def generate(
         self,
         input: GenerationInput,
         *,
-        response_format: Any = None,
+        response_format: ResponseFormatSpec | None = None,
         parse_output: bool | None = None,
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
@@ -214,7 +196,7 @@ class LMClient:
         RequestError
             The last failure; its class says what kind.
         """
-        work = self._session.operations.generation(
+        handler = self._operations.generation(
             params,
             response_format=response_format,
             parse_output=parse_output,
@@ -223,13 +205,13 @@ class LMClient:
             system=system,
             timeout=timeout,
         )
-        return self._session.call(work, input)
+        return self._loop.run(handler.one, input)
 
     async def agenerate(
         self,
         input: GenerationInput,
         *,
-        response_format: Any = None,
+        response_format: ResponseFormatSpec | None = None,
         parse_output: bool | None = None,
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
@@ -238,7 +220,7 @@ class LMClient:
         **params: Any,
     ) -> GenerationResult:
         """Do what :meth:`generate` does."""
-        work = self._session.operations.generation(
+        handler = self._operations.generation(
             params,
             response_format=response_format,
             parse_output=parse_output,
@@ -247,7 +229,7 @@ class LMClient:
             system=system,
             timeout=timeout,
         )
-        return await self._session.acall(work, input)
+        return await self._loop.arun(handler.one, input)
 
     def generate_batch(
         self,
@@ -256,7 +238,7 @@ class LMClient:
         return_exceptions: bool = True,
         on_result: OnResult[GenerationResult] | None = None,
         on_progress: OnProgress | None = None,
-        response_format: Any = None,
+        response_format: ResponseFormatSpec | None = None,
         parse_output: bool | None = None,
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
@@ -291,7 +273,7 @@ class LMClient:
         BaseException
             What ended the batch early, Ctrl-C included. Its attribute ``batch`` has what had settled by then.
         """
-        work = self._session.operations.generation(
+        handler = self._operations.generation(
             params,
             response_format=response_format,
             parse_output=parse_output,
@@ -300,7 +282,7 @@ class LMClient:
             system=system,
             timeout=timeout,
         )
-        return self._session.batch(work, inputs, Watch(on_result, on_progress, not return_exceptions))
+        return batch(self._loop, handler, inputs, Callbacks(on_result, on_progress, not return_exceptions))
 
     async def agenerate_batch(
         self,
@@ -309,7 +291,7 @@ class LMClient:
         return_exceptions: bool = True,
         on_result: OnResult[GenerationResult] | None = None,
         on_progress: OnProgress | None = None,
-        response_format: Any = None,
+        response_format: ResponseFormatSpec | None = None,
         parse_output: bool | None = None,
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
@@ -318,7 +300,7 @@ class LMClient:
         **params: Any,
     ) -> BatchResult[GenerationResult]:
         """Do what :meth:`generate_batch` does."""
-        work = self._session.operations.generation(
+        handler = self._operations.generation(
             params,
             response_format=response_format,
             parse_output=parse_output,
@@ -327,13 +309,13 @@ class LMClient:
             system=system,
             timeout=timeout,
         )
-        return await self._session.abatch(work, inputs, Watch(on_result, on_progress, not return_exceptions))
+        return await abatch(self._loop, handler, inputs, Callbacks(on_result, on_progress, not return_exceptions))
 
     def generate_stream(
         self,
         inputs: Inputs[GenerationInput],
         *,
-        response_format: Any = None,
+        response_format: ResponseFormatSpec | None = None,
         parse_output: bool | None = None,
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
@@ -351,7 +333,7 @@ class LMClient:
         StreamItem
             ``(index, result, error)``, in the order in which they settle.
         """
-        work = self._session.operations.generation(
+        handler = self._operations.generation(
             params,
             response_format=response_format,
             parse_output=parse_output,
@@ -360,13 +342,13 @@ class LMClient:
             system=system,
             timeout=timeout,
         )
-        return self._session.stream(work, inputs)
+        return stream(self._loop, handler, inputs)
 
     def agenerate_stream(
         self,
         inputs: Inputs[GenerationInput],
         *,
-        response_format: Any = None,
+        response_format: ResponseFormatSpec | None = None,
         parse_output: bool | None = None,
         on_invalid: OnInvalid | None = None,
         endpoint: Endpoint | None = None,
@@ -375,7 +357,7 @@ class LMClient:
         **params: Any,
     ) -> AsyncIterator[StreamItem[GenerationResult]]:
         """Do what :meth:`generate_stream` does, for ``async for``."""
-        work = self._session.operations.generation(
+        handler = self._operations.generation(
             params,
             response_format=response_format,
             parse_output=parse_output,
@@ -384,7 +366,7 @@ class LMClient:
             system=system,
             timeout=timeout,
         )
-        return self._session.astream(work, inputs)
+        return astream(self._loop, handler, inputs)
 
     def embed(
         self,
@@ -394,8 +376,8 @@ class LMClient:
         **params: Any,
     ) -> EmbeddingResult:
         """Embed one text. ``params`` are wire parameters (``dimensions`` …). Raises ``RequestError``."""
-        work = self._session.operations.embedding(params, timeout)
-        return self._session.call(work, text)
+        handler = self._operations.embedding(params, timeout)
+        return self._loop.run(handler.one, text)
 
     async def aembed(
         self,
@@ -405,8 +387,8 @@ class LMClient:
         **params: Any,
     ) -> EmbeddingResult:
         """Do what :meth:`embed` does."""
-        work = self._session.operations.embedding(params, timeout)
-        return await self._session.acall(work, text)
+        handler = self._operations.embedding(params, timeout)
+        return await self._loop.arun(handler.one, text)
 
     def embed_batch(
         self,
@@ -423,8 +405,10 @@ class LMClient:
 
         The other parameters are those of :meth:`generate_batch`.
         """
-        work = self._session.operations.embedding(params, timeout)
-        return self._session.batch(work, texts, Watch(on_result, on_progress, not return_exceptions), micro_batch_size)
+        handler = self._operations.embedding(params, timeout)
+        return batch(
+            self._loop, handler, texts, Callbacks(on_result, on_progress, not return_exceptions), micro_batch_size
+        )
 
     async def aembed_batch(
         self,
@@ -438,9 +422,9 @@ class LMClient:
         **params: Any,
     ) -> BatchResult[EmbeddingResult]:
         """Do what :meth:`embed_batch` does."""
-        work = self._session.operations.embedding(params, timeout)
-        return await self._session.abatch(
-            work, texts, Watch(on_result, on_progress, not return_exceptions), micro_batch_size
+        handler = self._operations.embedding(params, timeout)
+        return await abatch(
+            self._loop, handler, texts, Callbacks(on_result, on_progress, not return_exceptions), micro_batch_size
         )
 
     def transcribe(
@@ -454,8 +438,8 @@ class LMClient:
 
         Raises ``RequestError``: an ``InputError`` where the clip cannot be read or is too large.
         """
-        work = self._session.operations.transcription(params, timeout)
-        return self._session.call(work, audio)
+        handler = self._operations.transcription(params, timeout)
+        return self._loop.run(handler.one, audio)
 
     async def atranscribe(
         self,
@@ -465,8 +449,8 @@ class LMClient:
         **params: Any,
     ) -> TranscriptionResult:
         """Do what :meth:`transcribe` does."""
-        work = self._session.operations.transcription(params, timeout)
-        return await self._session.acall(work, audio)
+        handler = self._operations.transcription(params, timeout)
+        return await self._loop.arun(handler.one, audio)
 
     def transcribe_batch(
         self,
@@ -479,8 +463,8 @@ class LMClient:
         **params: Any,
     ) -> BatchResult[TranscriptionResult]:
         """Transcribe many clips. The other parameters are those of :meth:`generate_batch`."""
-        work = self._session.operations.transcription(params, timeout)
-        return self._session.batch(work, audio, Watch(on_result, on_progress, not return_exceptions))
+        handler = self._operations.transcription(params, timeout)
+        return batch(self._loop, handler, audio, Callbacks(on_result, on_progress, not return_exceptions))
 
     async def atranscribe_batch(
         self,
@@ -493,5 +477,5 @@ class LMClient:
         **params: Any,
     ) -> BatchResult[TranscriptionResult]:
         """Do what :meth:`transcribe_batch` does."""
-        work = self._session.operations.transcription(params, timeout)
-        return await self._session.abatch(work, audio, Watch(on_result, on_progress, not return_exceptions))
+        handler = self._operations.transcription(params, timeout)
+        return await abatch(self._loop, handler, audio, Callbacks(on_result, on_progress, not return_exceptions))

@@ -26,14 +26,12 @@ from infermesh.types import (
     RoutingStrategy,
     Timeout,
 )
+from infermesh.wire.answers import parse_embeddings, parse_generation, parse_transcription
 from infermesh.wire.requests import (
     embedding_request,
     estimate_tokens,
     generation_request,
     messages_from,
-    parse_embeddings,
-    parse_generation,
-    parse_transcription,
     transcription_request,
 )
 from infermesh.wire.structured import ResponseFormat
@@ -45,7 +43,7 @@ MAX_REASKS = 2
 _REASK = "That answer could not be used: {problem}. Answer again with nothing but JSON that satisfies the schema."
 
 
-class Model:
+class LogicalModel:
     """One model as callers name it, and the deployments that serve it.
 
     Parameters
@@ -82,7 +80,8 @@ class Model:
         self.endpoint: Endpoint = endpoint
         self.params = dict(params or {})
         self.timeout = timeout
-        self.identity = f"{endpoint}|{','.join(sorted(set(backends)))}"
+        self.backends = ",".join(sorted(set(backends)))
+        self.identity = f"{endpoint}|{self.backends}"  # hashed into the keys of stored answers: it must not change
         self.labels = [deployment.label for deployment in deployments]
         self._counts_tokens = counts_tokens
         self._prices = {deployment.label: deployment.price for deployment in deployments}

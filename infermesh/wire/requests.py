@@ -15,24 +15,6 @@ import orjson
 
 from infermesh.errors import InputError
 from infermesh.types import Audio, Endpoint, Request
-from infermesh.wire.answers import apportion, parse_embeddings, parse_generation, parse_transcription, usage_of
-
-__all__ = [
-    "PromptForm",
-    "apportion",
-    "embedding_request",
-    "estimate_tokens",
-    "generation_request",
-    "messages_from",
-    "parse_embeddings",
-    "parse_generation",
-    "parse_transcription",
-    "payload_bytes",
-    "request_body",
-    "request_key",
-    "transcription_request",
-    "usage_of",
-]
 
 GenerationInput = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
@@ -341,36 +323,47 @@ def _frame(operation: str, extra: tuple[str, ...]) -> tuple[bytes, bytes]:
 
 
 class PromptForm:
-    """Requests that differ in their prompt alone: what they have in common is made, checked and encoded once.
+    """Makes requests that differ in their prompt alone; what they have in common is checked and encoded once.
+
+    The first request is made as any other is. With the second, a template is made of it, which costs as much as two
+    requests: a form that is used once pays nothing for being one.
 
     Parameters
     ----------
     make
         Makes the request of a prompt. Raises ``InputError`` where the parameters are wrong.
-
-    Raises
-    ------
-    ValueError
-        The prompt does not stand in the request as it is.
     """
 
     _MARK = "\ue000prompt\ue000"  # of the private use area, so that nobody's parameters hold it
 
     def __init__(self, make: Callable[[str], Request]) -> None:
-        request = make(self._MARK)
-        self._head, self._tail = payload_bytes(request).split(orjson.dumps(self._MARK))  # ValueError: not just once
-        self._operation = request.operation
-        self._output_tokens = request.output_tokens
-        self._payload = request.payload
-        self._field = _INPUT_FIELD[request.operation]
+        self._make = make
+        self._made = 0
+        self._template: Request | None = None
+        self._head = self._tail = b""
 
     def request(self, prompt: str) -> Request:
         """The request of this prompt. Raises ``InputError`` where it has no JSON form."""
-        before = self._payload[self._field]
+        template = self._template
+        if template is None:
+            self._made += 1
+            if self._made != 2 or (template := self._make_template()) is None:
+                return self._make(prompt)
+        field = _INPUT_FIELD[template.operation]
+        before = template.payload[field]
         given: Any = prompt if isinstance(before, str) else [*before[:-1], {**before[-1], "content": prompt}]
-        request = Request(self._operation, {**self._payload, self._field: given}, output_tokens=self._output_tokens)
+        request = Request(template.operation, {**template.payload, field: given}, output_tokens=template.output_tokens)
         try:
             request.encoded = b"".join((self._head, orjson.dumps(prompt), self._tail))
         except TypeError as error:
             raise InputError(f"the request cannot be written as JSON: {error}") from None
         return request
+
+    def _make_template(self) -> Request | None:
+        """A request with a mark for its prompt; ``None`` where the prompt is only a part of a text that is sent."""
+        template = self._make(self._MARK)
+        parts = payload_bytes(template).split(orjson.dumps(self._MARK))
+        if len(parts) == 2:
+            self._head, self._tail = parts
+            self._template = template
+        return self._template

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from infermesh.errors import ConfigError
 
-__all__ = ["ResponseFormat", "to_json"]
+__all__ = ["ResponseFormat", "ResponseFormatSpec", "to_json"]
 
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL)
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
@@ -51,7 +51,7 @@ class ResponseFormat:
         self.model = model
 
     @classmethod
-    def of(cls, spec: Any) -> ResponseFormat:
+    def of(cls, spec: object) -> ResponseFormat:
         """Make a format from what a user may write.
 
         Parameters
@@ -159,6 +159,10 @@ class ResponseFormat:
         schema: Any = dict(self.schema or {})
         # An empty registry: a remote $ref is an error, not a download.
         return jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema, registry=Registry())
+
+
+# What a user may write for a format.
+ResponseFormatSpec = type[BaseModel] | Mapping[str, Any] | ResponseFormat
 
 
 def to_json(parsed: Any) -> str:

@@ -57,7 +57,7 @@ def test_threads_share_the_slots_and_the_limits(start_simulator: Start) -> None:
     ):
         batches = list(pool.map(lambda _: client.generate_batch(prompts(20)), range(8)))
         singles = list(pool.map(lambda n: client.generate(f"Single {n}."), range(20)))
-        used = client._session._deployments[0].limiter.used_today  # type: ignore[attr-defined]
+        used = client._loop._deployments[0].limiter.used_today  # type: ignore[attr-defined]
     assert [len(batch.failures) for batch in batches] == [0] * 8
     assert [str(single) for single in singles] == [f"Single {n}." for n in range(20)]
     assert totals(service)["max_in_flight"] == WINDOW
@@ -73,6 +73,14 @@ def test_several_deployments_share_the_clients_slots(start_simulator: Start) -> 
     assert max(totals(service)["max_in_flight"] for service in services) <= WINDOW
     waits = [result.metrics.queue_s for result in results if result.metrics]
     assert max(waits) > 0.002  # behind somebody else's request
+
+
+def test_the_clients_slots_serve_each_loop_that_it_is_opened_with(start_simulator: Start) -> None:
+    bases = [start_simulator(latency_s=0.002).url for _ in range(2)]
+    client = LMClient(MODEL, api_base=bases, max_parallel_requests=1)
+    for _ in range(3):
+        with client, ThreadPoolExecutor(4) as pool:
+            assert [str(result) for result in pool.map(client.generate, prompts(8))] == prompts(8)
 
 
 async def test_the_synchronous_face_works_where_a_loop_runs(simulator: Simulator) -> None:
@@ -145,7 +153,7 @@ def test_closing_ends_calls_in_other_threads(start_simulator: Start) -> None:
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = [pool.submit(call) for call in calls]
         wait_until(lambda: totals(stuck)["in_flight"] == WINDOW, "requests to hang")
-        wait_until(lambda: len(asyncio.all_tasks(client._session.thread.loop)) >= len(calls), "all to have begun")
+        wait_until(lambda: len(asyncio.all_tasks(client._loop.thread.loop)) >= len(calls), "all to have begun")
         client.close()
         for future in futures:
             with pytest.raises(RuntimeError, match="closed"):
@@ -172,7 +180,7 @@ def test_ctrl_c_ends_the_requests_and_keeps_the_client(start_simulator: Start, h
         with pytest.raises(KeyboardInterrupt):
             ways[how]()
         finger.join()
-        assert not asyncio.all_tasks(client._session.thread.loop)
+        assert not asyncio.all_tasks(client._loop.thread.loop)
         wait_until(lambda: totals(stuck)["in_flight"] == 0, "requests to end")
         assert totals(stuck)["received"] == WINDOW
 
@@ -183,7 +191,7 @@ async def test_a_cancelled_call_ends_its_request(start_simulator: Start) -> None
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.agenerate("Hello."), 0.2)
         await asyncio.to_thread(wait_until, lambda: totals(stuck)["in_flight"] == 0, "the request to end")
-        assert not asyncio.all_tasks(client._session.thread.loop)
+        assert not asyncio.all_tasks(client._loop.thread.loop)
 
 
 @pytest.mark.parametrize("how", ["plain", "watched", "stream", "left early", "failing", "async"])
