@@ -1,4 +1,4 @@
-"""Requests, results, usage and metrics: the values that callers hold and that layers pass to each other."""
+"""Requests, replies and the transport protocol: the values that the layers pass to each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ HeaderBucketScope = Literal["auto", "minute", "day"]
 
 
 class UseClientDefault(Enum):
-    """The type of :data:`USE_CLIENT_DEFAULT`, for annotations. An enumeration, so that type checkers narrow it."""
+    """The type of ``USE_CLIENT_DEFAULT``: no timeout was given, so the client's holds.
+
+    ``None`` cannot say that, since a timeout of ``None`` waits for ever. Use it as the default of a function of yours
+    that hands a timeout on.
+
+    Examples
+    --------
+    >>> from infermesh import USE_CLIENT_DEFAULT
+    >>> def summarize(text, timeout=USE_CLIENT_DEFAULT):
+    ...     return client.generate(f"Summarize: {text}", timeout=timeout).output_text
+    >>> summarize("The parcel came late.", timeout=None)
+    'The parcel came late.'
+    """
 
     USE_CLIENT_DEFAULT = "USE_CLIENT_DEFAULT"
 
@@ -23,7 +35,7 @@ class UseClientDefault(Enum):
         return self.value
 
 
-# "No timeout was given": `None` cannot say it, since it means to wait for ever.
+# One member of an enumeration, so that type checkers narrow it, and pickling and copying keep its identity.
 USE_CLIENT_DEFAULT: Final = UseClientDefault.USE_CLIENT_DEFAULT
 Timeout = float | None | UseClientDefault
 
@@ -38,10 +50,10 @@ class Audio:
 
 @dataclass(slots=True)
 class Request:
-    """What dispatch sends, whichever deployment it ends at.
+    """What dispatch sends, to whichever deployment.
 
     ``payload`` is the OpenAI wire body without ``model``, which belongs to the deployment. ``prompt_tokens`` is the
-    estimate that token limits reserve, 0 where nobody asked for one; ``output_tokens`` the most the answer may have.
+    estimate that token limits reserve, 0 where no limit counts tokens; ``output_tokens`` the most the answer may have.
     """
 
     operation: Operation
@@ -56,8 +68,8 @@ class Request:
 class Reply:
     """A successful answer as it came: the decoded body, and a case-insensitive header lookup.
 
-    ``status_code`` is ``None`` where no server answered, but a function; ``data`` is the JSON that ``body`` was read
-    from, where there is one.
+    ``status_code`` is ``None`` where a function answered instead of a server. ``data`` is the JSON that ``body`` was
+    decoded from, ``None`` where there was none.
     """
 
     status_code: int | None

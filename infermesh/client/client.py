@@ -33,52 +33,78 @@ OnProgress = Callable[[int, int | None], object]
 
 
 class LMClient:
-    """Sends requests to one model, one at a time or by the million.
+    """Sends requests to one model: one at a time, a list of them, or a stream.
 
-    All work is done on an event loop in a thread of the client's own, whoever calls from wherever: the limits, the
-    slots and the connections are shared by all callers, synchronous and asynchronous. The thread starts with the first
-    call and ends with :meth:`close`; use ``with`` or ``async with``, which may be entered again later.
+    Use it where code of yours makes the prompts and takes the results: in scripts, threads, notebooks and asyncio. It
+    keeps rate limits, retries failures that may pass, spreads requests over replicas, and returns typed results. For
+    rows in files, and for jobs that must survive a crash, there is ``infermesh run``.
+
+    All work is done on an event loop in a thread of the client's own. Every caller, synchronous or asynchronous, shares
+    its limits, slots and connections. The thread starts with the first call and ends with :meth:`close`. Use the client
+    in ``with`` or ``async with``, which may be entered again later.
 
     Parameters
     ----------
     model
         ``provider/model`` as LiteLLM writes it; with ``deployments``, any name.
     api_base
-        The server's base URL; several make a replica each. ``None`` for the provider's own.
+        The server's base URL, or a list of URLs with a replica each. ``None`` is the provider's own.
     api_key
-        A key; by default the provider's usual environment variable is looked at.
+        A key. ``None`` takes it from the provider's usual environment variable.
     deployments
         Label → :class:`~infermesh.config.deployment.DeploymentConfig` (or its fields as a mapping), instead of
-        ``api_base``. Their limits are each deployment's own.
+        ``api_base``. Limits set there are that deployment's own.
     endpoint
         ``chat_completion``, ``text_completion`` or ``responses``.
     max_parallel_requests
-        Requests in hand at once over all callers, and the window of each batch.
+        Requests in flight at once, over all callers, at least 1. ``None`` sets no bound, and a batch starts all its
+        items at once.
     rpm, tpm, rpd, tpd
-        Requests and tokens per minute and per UTC day, shared by all deployments. Nothing is sent over them.
+        Requests and tokens per minute and per UTC day, shared by all deployments. Requests wait until they fit.
+        ``None`` is no limit.
     max_request_burst, max_token_burst
-        What may go out at once after an idle time; by default the load is smooth.
+        Requests and tokens that may be sent at once after an idle time. ``None`` paces them evenly.
     header_bucket_scope
-        Which limits the server's ``x-ratelimit-*`` headers speak of: ``auto``, ``minute`` or ``day``.
+        Which limits the server's ``x-ratelimit-*`` headers speak of: ``minute`` or ``day``; ``auto`` infers it.
     default_output_tokens
-        Tokens to reserve for an answer without ``max_tokens``; by default the mean of the answers so far.
+        Tokens to reserve for an answer without ``max_tokens``. ``None`` takes the mean of the answers so far.
     timeout
-        Seconds for one attempt, above 0; ``None`` waits for ever. One in ``default_request_kwargs`` stands over it.
+        Seconds for one attempt, above 0. ``None`` waits for ever. One in ``default_request_kwargs`` takes its place.
     max_retries
-        Attempts after the first, for failures that may pass.
+        Attempts after the first, for failures that may pass. 0 sends every request once.
     default_request_kwargs
-        Options and wire parameters of every request, under those of the call.
+        Options and wire parameters of every request. Those of a call take their place.
     routing_strategy
         ``simple-shuffle``, ``least-busy`` or ``latency-based-routing``.
     max_transcription_bytes
-        Larger clips are refused; ``None`` sends any.
+        Largest clip that is sent. ``None`` sends any, and reads it into memory whole.
     input_cost_per_token, output_cost_per_token
-        US dollars, over the price list; for deployments that do not say their own.
+        US dollars, for deployments that do not set their own. ``None`` goes by the price list.
 
     Raises
     ------
     ConfigError
-        A parameter is out of its range, or names something that does not exist.
+        A parameter is out of its range, or names something that does not exist. Nothing was sent.
+
+    Examples
+    --------
+    >>> from infermesh import LMClient
+    >>> client = LMClient("hosted_vllm/llama-3-8b", api_base="http://localhost:8000/v1", max_parallel_requests=64)
+    >>> with client:
+    ...     batch = client.generate_batch([f"Name a city in region {n}." for n in range(100)])
+    >>> len(batch), batch.failures
+    (100, {})
+
+    Under asyncio every method has a counterpart with an ``a`` in front:
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with LMClient("hosted_vllm/llama-3-8b", api_base="http://localhost:8000/v1") as client:
+    ...         return await client.agenerate("What is the capital of France?")
+    >>> asyncio.run(main()).finish_reason
+    'stop'
+
+    The examples of the methods use an open ``client``.
     """
 
     def __init__(
@@ -148,7 +174,10 @@ class LMClient:
         await self.aclose()
 
     def close(self) -> None:
-        """End the calls that are under way, in whichever thread, and close every connection."""
+        """End all calls that are under way, in whichever thread, and close every connection.
+
+        Calls that are ended so raise ``RuntimeError``. A closed client may be opened again with ``with client:``.
+        """
         self._loop.close()
 
     async def aclose(self) -> None:
@@ -167,7 +196,9 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> GenerationResult:
-        """Answer one prompt.
+        """Answer one prompt. For many, use :meth:`generate_batch` or :meth:`generate_stream`.
+
+        Options that are ``None`` are those of ``default_request_kwargs``, or else as described here.
 
         Parameters
         ----------
@@ -175,35 +206,46 @@ class LMClient:
             A prompt; a list of messages; or a mapping with the endpoint's own fields (``messages``, ``prompt``,
             ``input`` …).
         response_format
-            A pydantic class or a JSON schema, which the answer is asked for, checked against and parsed into.
+            A pydantic class or a JSON schema. The server is asked for it, and the answer is checked and parsed into
+            ``output_parsed``. ``None`` asks for plain text.
         parse_output
-            ``False`` leaves ``output_parsed`` empty.
+            ``False`` sends the schema and leaves ``output_parsed`` empty. ``None`` is as ``True``.
         on_invalid
-            ``"null"`` (default): an answer that does not satisfy the format is a warning, and ``output_parsed`` is
-            ``None``. ``"retry"``: the model is told and asked again, at most twice.
+            What to do with an answer that does not satisfy the format. ``"null"`` (as ``None``): warn, and leave
+            ``output_parsed`` empty. ``"retry"``: tell the model what was wrong and ask again, at most twice.
         endpoint
-            Over the client's.
-        timeout
-            Seconds for one attempt, above 0. ``None`` waits for ever. ``USE_CLIENT_DEFAULT``, the default, takes the
-            client's.
+            ``None`` takes the client's.
         system
-            The system message.
+            A system message, put first unless the conversation begins with one of its own.
+        timeout
+            Seconds for one attempt, above 0. ``None`` waits for ever. ``USE_CLIENT_DEFAULT`` takes the client's.
         params
-            Wire parameters: ``temperature``, ``max_tokens``, ``tools`` and so on.
+            Wire parameters: ``temperature``, ``max_tokens``, ``tools`` and so on. ``None`` sends none of that name.
 
         Raises
         ------
         RequestError
-            The last failure; its class says what kind.
+            The failure of the last attempt; its class says what kind.
+        ConfigError
+            An option is wrong. Nothing was sent.
+
+        Examples
+        --------
+        >>> result = client.generate("What is the capital of France?", max_tokens=64, timeout=30)
+        >>> result.output_text
+        'What is the capital of France?'
+
+        (The server of these examples repeats the prompt.)
+
+        >>> from pydantic import BaseModel
+        >>> class City(BaseModel):
+        ...     name: str
+        ...     population: int
+        >>> type(client.generate("A city, as JSON.", response_format=City).output_parsed).__name__
+        'City'
         """
         handler = self._operations.generation(
-            params,
-            response_format=response_format,
-            parse_output=parse_output,
-            on_invalid=on_invalid,
-            endpoint=endpoint,
-            system=system,
-            timeout=timeout,
+            params, response_format, parse_output, on_invalid, endpoint, system, timeout
         )
         return self._loop.run(handler.one, input)
 
@@ -219,15 +261,9 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> GenerationResult:
-        """Do what :meth:`generate` does."""
+        """Do what :meth:`generate` does, for ``await``."""
         handler = self._operations.generation(
-            params,
-            response_format=response_format,
-            parse_output=parse_output,
-            on_invalid=on_invalid,
-            endpoint=endpoint,
-            system=system,
-            timeout=timeout,
+            params, response_format, parse_output, on_invalid, endpoint, system, timeout
         )
         return await self._loop.arun(handler.one, input)
 
@@ -246,18 +282,21 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[GenerationResult]:
-        """Answer many prompts.
+        """Answer many prompts, and return when all have settled.
+
+        A failed item does not end the batch. For inputs or results that do not fit into memory there is
+        :meth:`generate_stream`.
 
         Parameters
         ----------
         inputs
             Any iterable of what :meth:`generate` takes, asynchronous ones included.
         return_exceptions
-            ``True`` (default): a failed item is ``None`` among the results, and its exception stands in
-            ``batch.errors``. ``False``: the first failure ends the batch and is raised.
+            ``True``: a failed item is ``None`` in ``batch.results``, and its exception is in ``batch.errors``.
+            ``False``: the first failure ends the batch and is raised.
         on_result
-            Called with ``(index, result, error)`` as each item settles, in the caller's thread or loop. One that raises
-            ends the batch.
+            Called with ``(index, result, error)`` as each item settles, in the caller's thread or loop, one call at a
+            time. If it raises, the batch ends.
         on_progress
             Called after it with ``(done, total)``; ``total`` is ``None`` where the inputs have no length.
         response_format, parse_output, on_invalid, endpoint, system, timeout, params
@@ -271,16 +310,18 @@ class LMClient:
         Raises
         ------
         BaseException
-            What ended the batch early, Ctrl-C included. Its attribute ``batch`` has what had settled by then.
+            What ended the batch early, Ctrl-C included. Its attribute ``batch`` holds what had settled by then.
+
+        Examples
+        --------
+        >>> batch = client.generate_batch(["One.", "Two.", None], on_progress=lambda done, total: None)
+        >>> [str(result) for result in batch]
+        ['One.', 'Two.', 'None']
+        >>> batch.failures
+        {2: InputError(...)}
         """
         handler = self._operations.generation(
-            params,
-            response_format=response_format,
-            parse_output=parse_output,
-            on_invalid=on_invalid,
-            endpoint=endpoint,
-            system=system,
-            timeout=timeout,
+            params, response_format, parse_output, on_invalid, endpoint, system, timeout
         )
         return batch(self._loop, handler, inputs, Callbacks(on_result, on_progress, not return_exceptions))
 
@@ -299,15 +340,9 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[GenerationResult]:
-        """Do what :meth:`generate_batch` does."""
+        """Do what :meth:`generate_batch` does, for ``await``. Callbacks may be ``async def``."""
         handler = self._operations.generation(
-            params,
-            response_format=response_format,
-            parse_output=parse_output,
-            on_invalid=on_invalid,
-            endpoint=endpoint,
-            system=system,
-            timeout=timeout,
+            params, response_format, parse_output, on_invalid, endpoint, system, timeout
         )
         return await abatch(self._loop, handler, inputs, Callbacks(on_result, on_progress, not return_exceptions))
 
@@ -326,21 +361,25 @@ class LMClient:
         """Answer prompts one by one as they settle, for inputs and outputs of any length.
 
         Inputs are pulled as results are taken: at most twice ``max_parallel_requests`` (64 where nothing says how many)
-        are on their way, so that a slow consumer slows the requests down. Leaving the loop early ends those under way.
+        are between the iterator and the caller, so that a slow consumer slows the requests down. Leaving the loop early
+        ends the requests under way.
 
         Yields
         ------
         StreamItem
             ``(index, result, error)``, in the order in which they settle.
+
+        Examples
+        --------
+        >>> def rows():
+        ...     for number in range(1_000_000):
+        ...         yield f"Name city number {number}."
+        >>> for index, result, error in client.generate_stream(rows()):
+        ...     if index == 100:
+        ...         break
         """
         handler = self._operations.generation(
-            params,
-            response_format=response_format,
-            parse_output=parse_output,
-            on_invalid=on_invalid,
-            endpoint=endpoint,
-            system=system,
-            timeout=timeout,
+            params, response_format, parse_output, on_invalid, endpoint, system, timeout
         )
         return stream(self._loop, handler, inputs)
 
@@ -358,13 +397,7 @@ class LMClient:
     ) -> AsyncIterator[StreamItem[GenerationResult]]:
         """Do what :meth:`generate_stream` does, for ``async for``."""
         handler = self._operations.generation(
-            params,
-            response_format=response_format,
-            parse_output=parse_output,
-            on_invalid=on_invalid,
-            endpoint=endpoint,
-            system=system,
-            timeout=timeout,
+            params, response_format, parse_output, on_invalid, endpoint, system, timeout
         )
         return astream(self._loop, handler, inputs)
 
@@ -375,7 +408,27 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> EmbeddingResult:
-        """Embed one text. ``params`` are wire parameters (``dimensions`` …). Raises ``RequestError``."""
+        """Embed one text. For many, use :meth:`embed_batch`: texts that travel together cost far less.
+
+        Parameters
+        ----------
+        text
+            What to embed.
+        timeout
+            As for :meth:`generate`.
+        params
+            Wire parameters: ``dimensions`` and so on.
+
+        Raises
+        ------
+        RequestError
+            The failure of the last attempt.
+
+        Examples
+        --------
+        >>> len(client.embed("The quick brown fox", dimensions=32).embedding)
+        32
+        """
         handler = self._operations.embedding(params, timeout)
         return self._loop.run(handler.one, text)
 
@@ -386,7 +439,7 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> EmbeddingResult:
-        """Do what :meth:`embed` does."""
+        """Do what :meth:`embed` does, for ``await``."""
         handler = self._operations.embedding(params, timeout)
         return await self._loop.arun(handler.one, text)
 
@@ -401,9 +454,25 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[EmbeddingResult]:
-        """Embed many texts, ``micro_batch_size`` to a request; one that the server refuses costs only itself.
+        """Embed many texts.
 
-        The other parameters are those of :meth:`generate_batch`.
+        Parameters
+        ----------
+        texts
+            Any iterable of strings, asynchronous ones included.
+        micro_batch_size
+            Texts that travel in one request, at least 1. A request that the server refuses is split until only the text
+            that is to blame fails.
+        return_exceptions, on_result, on_progress
+            As for :meth:`generate_batch`.
+        timeout, params
+            As for :meth:`embed`.
+
+        Examples
+        --------
+        >>> batch = client.embed_batch(["sentence one", "sentence two", "sentence three"], micro_batch_size=2)
+        >>> len([result.embedding for result in batch if result is not None])
+        3
         """
         handler = self._operations.embedding(params, timeout)
         return batch(
@@ -421,7 +490,7 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[EmbeddingResult]:
-        """Do what :meth:`embed_batch` does."""
+        """Do what :meth:`embed_batch` does, for ``await``."""
         handler = self._operations.embedding(params, timeout)
         return await abatch(
             self._loop, handler, texts, Callbacks(on_result, on_progress, not return_exceptions), micro_batch_size
@@ -434,9 +503,26 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> TranscriptionResult:
-        """Transcribe one clip: a path, bytes, or an open binary file. ``params``: ``language``, ``prompt`` and so on.
+        """Transcribe one clip.
 
-        Raises ``RequestError``: an ``InputError`` where the clip cannot be read or is too large.
+        Parameters
+        ----------
+        audio
+            A path, bytes, or an open binary file.
+        timeout
+            As for :meth:`generate`.
+        params
+            Wire parameters: ``language``, ``prompt`` and so on.
+
+        Raises
+        ------
+        RequestError
+            The failure of the last attempt; an ``InputError`` where the clip cannot be read or is too large.
+
+        Examples
+        --------
+        >>> client.transcribe("recording.wav", language="en").text
+        'Good morning.'
         """
         handler = self._operations.transcription(params, timeout)
         return self._loop.run(handler.one, audio)
@@ -448,7 +534,7 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> TranscriptionResult:
-        """Do what :meth:`transcribe` does."""
+        """Do what :meth:`transcribe` does, for ``await``."""
         handler = self._operations.transcription(params, timeout)
         return await self._loop.arun(handler.one, audio)
 
@@ -462,7 +548,14 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[TranscriptionResult]:
-        """Transcribe many clips. The other parameters are those of :meth:`generate_batch`."""
+        """Transcribe many clips, each in a request of its own. Other parameters are those of :meth:`generate_batch`.
+
+        Examples
+        --------
+        >>> batch = client.transcribe_batch(["recording.wav", "missing.wav"])
+        >>> batch.failures.keys()
+        dict_keys([1])
+        """
         handler = self._operations.transcription(params, timeout)
         return batch(self._loop, handler, audio, Callbacks(on_result, on_progress, not return_exceptions))
 
@@ -476,6 +569,6 @@ class LMClient:
         timeout: Timeout = USE_CLIENT_DEFAULT,
         **params: Any,
     ) -> BatchResult[TranscriptionResult]:
-        """Do what :meth:`transcribe_batch` does."""
+        """Do what :meth:`transcribe_batch` does, for ``await``."""
         handler = self._operations.transcription(params, timeout)
         return await abatch(self._loop, handler, audio, Callbacks(on_result, on_progress, not return_exceptions))

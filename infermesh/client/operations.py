@@ -79,7 +79,6 @@ class Operations:
     def generation(
         self,
         params: Mapping[str, Any],
-        *,
         response_format: ResponseFormatSpec | None,
         parse_output: bool | None,
         on_invalid: OnInvalid | None,
