@@ -24,10 +24,10 @@ def deployment_configs(
     api_key: str | None,
     deployments: Mapping[str, DeploymentConfig | Mapping[str, Any]] | None,
 ) -> dict[str, DeploymentConfig]:
-    """What a client was told about its deployments, by label.
+    """The deployments that a client's arguments describe, by label.
 
-    Without ``deployments`` there is one for each ``api_base``: a single one is labelled with the model's name, several
-    ``replica-0``, ``replica-1`` and so on. ``api_key`` goes to those that have none of their own.
+    Without ``deployments`` there is one for each ``api_base``: a single one has the model's name for a label, several
+    have ``replica-0``, ``replica-1`` and so on. ``api_key`` is given to those that have none of their own.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def client_model(
 ) -> tuple[LogicalModel, list[Deployment]]:
     """A model over a client's deployments, which share the ``account`` limits and keep their own.
 
-    ``costs`` are dollars per prompt and per answer token, for deployments that do not say their own.
+    ``costs`` are US dollars per prompt and per answer token, for deployments that do not set their own.
     """
     prices = Prices()
     shared = None if account.unlimited else LocalRateLimiter(account)

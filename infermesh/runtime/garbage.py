@@ -1,4 +1,4 @@
-"""Rare garbage collections while many results are made. The collector is the process's, and is left as it was found."""
+"""Rare garbage collections while many results are made. The process's collector is left as it was found."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _THRESHOLDS = (10_000, 50, 100)
 class _Collector:
     """What is done to the collector while anybody is inside :func:`rare_collections`.
 
-    Two things. The thresholds are raised, never lowered. And where young collections find nothing, the objects that
-    survived them are moved to the oldest generation just before the middle one would look through them all; a program
-    that makes cycles, as LiteLLM does, keeps its middle collections.
+    The thresholds are raised, never lowered. And where the collections of the young generation find no garbage, the
+    objects that survive them are moved to the oldest generation, just before a collection of the middle one would look
+    through them all. A program that makes cycles, as LiteLLM does, keeps its middle collections.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
         self._before = self._ours = gc.get_threshold()
-        self._found = 0  # objects that were garbage, since the young generation's survivors last moved on
+        self._found = 0  # garbage objects, since survivors were last moved out of the middle generation
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
 
@@ -54,8 +54,8 @@ class _Collector:
     def _restore(self) -> None:
         with suppress(ValueError):  # somebody else has emptied the list
             gc.callbacks.remove(self._collected)
-        # Under the old thresholds the very next collection might be one of the middle generation: through everything
-        # that was kept, in the time of whoever asked for it.
+        # Under the old thresholds the very next collection could be one of the middle generation, through everything
+        # that was kept: a long pause that the program would pay for after its batch.
         if gc.get_count()[1] > self._before[1] and not self._found:
             self._promote_survivors()
         if self._in_force:
@@ -101,8 +101,9 @@ _collector = _Collector()
 def rare_collections() -> Iterator[None]:
     """Have Python collect garbage rarely while inside: for the whole process, by any number of threads at once.
 
-    When the last one leaves, the thresholds are what they were when the first one came, unless the program has set
-    others meanwhile. What it enables, disables, freezes or unfreezes meanwhile stands, and nothing else is left frozen.
+    When the last one leaves, the thresholds are what they were when the first one entered, unless the program has set
+    others meanwhile. Whatever else it does to the collector meanwhile is not undone, and nothing is left frozen that it
+    did not freeze itself.
     """
     _collector.enter()
     try:

@@ -24,7 +24,7 @@ _TOKENS_PER_MESSAGE = 4
 _TOKENS_PER_IMAGE = 765
 _TOKENS_PER_AUDIO_BLOCK = 250
 
-# Parameters of client libraries that are no part of the wire format → whose they are here.
+# Parameters of client libraries that are not in the wire format → where they belong.
 FOREIGN_PARAMETERS = {
     "model": "the deployment decides the model",
     "api_key": "the key belongs to the deployment",
@@ -90,10 +90,10 @@ def generation_request(endpoint: Endpoint, input: GenerationInput, params: Mappi
         A prompt; for chat and Responses also a list of messages or items; or a mapping that is merged into the payload
         and holds the endpoint's own input field (``messages``, ``prompt``, ``input``).
     params
-        Wire parameters (``temperature``, ``max_tokens`` …). One whose value is ``None`` counts as not given; those in
-        ``extra_body`` are merged. For
-        Responses the chat names are translated: ``max_tokens`` and ``max_completion_tokens`` → ``max_output_tokens``,
-        ``response_format`` → ``text.format``, ``reasoning_effort`` → ``reasoning.effort``, function tools → flat ones.
+        Wire parameters (``temperature``, ``max_tokens`` …). One that is ``None`` is not sent; those in ``extra_body``
+        are merged. For Responses the chat names are translated: ``max_tokens`` and ``max_completion_tokens`` →
+        ``max_output_tokens``, ``response_format`` → ``text.format``, ``reasoning_effort`` → ``reasoning.effort``,
+        function tools → flat ones.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def _merge_params(payload: dict[str, Any], params: Mapping[str, Any]) -> None:
             del payload[name]
     if not FOREIGN_PARAMETERS.keys().isdisjoint(payload):
         name = next(name for name in FOREIGN_PARAMETERS if name in payload)
-        raise InputError(f"{name!r} stands among the request's parameters: {FOREIGN_PARAMETERS[name]}, remove it")
+        raise InputError(f"{name!r} is among the request's parameters: {FOREIGN_PARAMETERS[name]}, remove it")
     if payload.get("stream") or payload.get("n", 1) != 1:
         raise InputError("stream and n > 1 are not supported: each request has one whole answer")
 
@@ -177,7 +177,7 @@ def embedding_request(texts: Sequence[str], params: Mapping[str, Any]) -> Reques
     Raises
     ------
     InputError
-        There is no text, one is not a string, or ``model`` stands among the parameters.
+        There is no text, one is not a string, or ``model`` is among the parameters.
     """
     if not texts or isinstance(texts, str):
         raise InputError("nothing to embed: pass a non-empty list of strings")
@@ -195,20 +195,20 @@ def transcription_request(audio: Audio, params: Mapping[str, Any]) -> Request:
     Raises
     ------
     InputError
-        ``model`` or ``file`` stands among the parameters.
+        ``model`` or ``file`` is among the parameters.
     """
     payload: dict[str, Any] = {}
     _merge_params(payload, params)
     if "file" in payload:
-        raise InputError("'file' stands among the request's parameters: the clip is the audio argument, remove it")
+        raise InputError("'file' is among the request's parameters: the clip is the audio argument, remove it")
     return Request("transcription", payload, audio=audio)
 
 
 def estimate_tokens(request: Request) -> int:
     """Estimate the prompt's tokens: UTF-8 bytes / 4, plus 4 a message and a constant an image or audio block.
 
-    Deterministic and cheap (no tokenizer), for limits that reserve tokens before the server has counted them. Bytes
-    rather than characters, because scripts outside ASCII take more tokens a character. Tool and output schemas are not
+    For limits that reserve tokens before the server has counted them. Deterministic and cheap: no tokenizer. It counts
+    bytes, not characters, because scripts outside ASCII take more tokens a character. Tools and output schemas are not
     counted.
     """
     payload = request.payload
@@ -296,7 +296,7 @@ def request_key(request: Request, *extra: str) -> str:
     Parameters
     ----------
     request
-        Its operation, its payload and the audio's content count; its timeout and the audio's file name do not.
+        Its operation, its payload and the audio's content are hashed; the audio's file name is not.
     extra
         What else decides the answer, such as the model's name. Order matters.
     """
@@ -311,13 +311,13 @@ def request_key(request: Request, *extra: str) -> str:
 
 
 def _counted(part: bytes) -> bytes:
-    """The length keeps ("ab", "c") apart from ("a", "bc")."""
+    """A part with its length before it, so that ("ab", "c") and ("a", "bc") differ."""
     return len(part).to_bytes(8, "little") + part
 
 
 @lru_cache(maxsize=256)
 def _frame(operation: str, extra: tuple[str, ...]) -> tuple[bytes, bytes]:
-    """What stands before and after the payload in the content of a key."""
+    """What is hashed before and after the payload."""
     after = b"".join(_counted(text.encode("utf-8", "surrogatepass")) for text in extra)
     return _counted(operation.encode()), after
 
