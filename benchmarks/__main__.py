@@ -17,7 +17,21 @@ from pathlib import Path
 from benchmarks.harness import ROOT, Result, environment, markdown, parse, table, targets_table
 from benchmarks.machine import describe
 
-SCRIPTS = ("client", "tls", "run", "inflight", "store", "memory", "start", "limits", "live", "plan", "profile")
+SCRIPTS = (
+    "client",
+    "tls",
+    "run",
+    "inflight",
+    "store",
+    "memory",
+    "pauses",
+    "loopthread",
+    "start",
+    "limits",
+    "live",
+    "plan",
+    "profile",
+)
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 

@@ -40,10 +40,12 @@ if TYPE_CHECKING:
         TranscriptionResult,
     )
     from infermesh.runs.api import Run, open_run, run
+    from infermesh.types import USE_CLIENT_DEFAULT
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "USE_CLIENT_DEFAULT",
     "APIConnectionError",
     "Attempt",
     "AuthenticationError",
@@ -93,6 +95,7 @@ _RESULTS = (
 )
 _HOMES = {
     "LMClient": "infermesh.client.client",
+    "USE_CLIENT_DEFAULT": "infermesh.types",
     "Run": "infermesh.runs.api",
     "open_run": "infermesh.runs.api",
     "run": "infermesh.runs.api",

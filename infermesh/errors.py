@@ -3,7 +3,7 @@
 ::
 
     InfermeshError
-    ├── ConfigError                  a declaration is wrong; nothing was sent
+    ├── ConfigError                  a declaration or an argument is wrong; nothing was sent
     ├── StoreError                   run.duckdb is damaged or of another version, or a query of it is wrong
     │   └── StoreInUseError          another process holds it
     └── RequestError                 one request failed: status_code, retryable, retry_after, deployment, request_id
@@ -23,8 +23,8 @@
         ├── InputError               the row cannot be made into a request: nothing was sent
         └── NoDeploymentError        every deployment failed; the message names each one's last failure
 
-Every class pickles with all its fields, so that an error can cross processes. ``kind`` is the short name that stands in
-the ``error_type`` columns of the result tables.
+Every class pickles with all its fields, so that an error can cross processes. ``kind`` is its short name in the
+``error_type`` columns of the result tables.
 """
 
 from __future__ import annotations
@@ -59,28 +59,49 @@ __all__ = [
 
 
 class InfermeshError(Exception):
-    """Base class of every error that infermesh raises on purpose."""
+    """Base class of every error that infermesh raises on purpose: catch it to catch them all.
+
+    Examples
+    --------
+    >>> from infermesh import InfermeshError
+    >>> try:
+    ...     client.generate(None)
+    ... except InfermeshError as error:
+    ...     print(error)
+    cannot make a request from NoneType: pass a prompt (str), a list of messages, or a mapping with the endpoint's own
+    fields
+    """
 
 
 class ConfigError(InfermeshError):
-    """The declaration is wrong. The message names the key or file, what was expected and what to do."""
+    """A declaration or an argument is wrong, and nothing was sent. The message names it, and what was expected.
+
+    Examples
+    --------
+    >>> from infermesh import ConfigError, LMClient
+    >>> try:
+    ...     LMClient("openai/gpt-4.1-mini", timeout=0)
+    ... except ConfigError as error:
+    ...     print(error)
+    timeout: expected a number of seconds above 0, or None to wait for ever, got 0
+    """
 
 
 class StoreError(InfermeshError):
-    """A run database cannot be used: damaged, or written by another version. Or a query of it is wrong."""
+    """A run's database cannot be used: it is damaged, or of another version, or a query of it is wrong."""
 
 
 class StoreInUseError(StoreError):
-    """Another process holds the run database."""
+    """Another process has the run's database open."""
 
 
 class RequestError(InfermeshError):
-    """One request failed.
+    """One request failed, after all its attempts. The subclass says how.
 
     Parameters
     ----------
     message
-        What happened and what to do about it. Never contains a key.
+        What happened and what to do about it. It never contains a key.
     status_code
         HTTP status, ``None`` where no answer came.
     retry_after
@@ -90,14 +111,23 @@ class RequestError(InfermeshError):
     request_id
         The provider's id of the request.
     retryable
-        Overrides the class's own answer to whether the same request may succeed later.
+        Whether the same request may succeed later; ``None`` goes by the class.
 
     Attributes
     ----------
     usage
-        Tokens that the failed answer cost all the same, where its body told; set by whoever parsed it.
+        Tokens that the failed answer cost all the same, ``None`` where its body does not say.
     metrics
-        Where the time went, over all attempts; set by dispatch on the error that it raises in the end.
+        Where the time went, over all attempts; ``None`` where nothing was sent.
+
+    Examples
+    --------
+    >>> from infermesh import RequestError
+    >>> try:
+    ...     client.generate("Hello.", model="another")
+    ... except RequestError as error:
+    ...     print(error.kind, error.status_code, error.retryable)
+    input None False
     """
 
     kind: ClassVar[str] = "request"
@@ -152,13 +182,13 @@ class NotFoundError(RequestError):
 
 
 class BadRequestError(RequestError):
-    """400, 413 or 422: the server refused the request as it stands."""
+    """400, 413 or 422: the server refused the request, and would refuse it again."""
 
     kind = "bad_request"
 
 
 class ContextLengthError(BadRequestError):
-    """The prompt (and the answer asked for) do not fit the model's context window."""
+    """The prompt and the answer asked for (``max_tokens``) do not fit the model's context window."""
 
     kind = "context_length"
 
@@ -170,7 +200,7 @@ class ContentFilterError(BadRequestError):
 
 
 class RateLimitError(RequestError):
-    """429: over a quota. ``retry_after`` says for how long, where the server said so."""
+    """429: a quota is exceeded, for ``retry_after`` seconds where the server says how long."""
 
     kind = "rate_limit"
     default_retryable = True
@@ -198,7 +228,7 @@ class ServerError(RequestError):
 
 
 class MalformedResponseError(RequestError):
-    """The server answered 200 with something that is not the protocol's answer."""
+    """The server answered 200 with something that does not follow the protocol, such as a page of HTML."""
 
     kind = "malformed_response"
     default_retryable = True
@@ -223,7 +253,7 @@ class InputError(RequestError):
 
 
 class NoDeploymentError(RequestError):
-    """Every deployment of the model failed. ``failures`` maps each label to its last failure's message."""
+    """Every deployment of the model failed. ``failures`` has the message of each one's last failure, by label."""
 
     kind = "no_deployment"
     default_retryable = True

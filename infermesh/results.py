@@ -11,7 +11,17 @@ import orjson
 
 @dataclass(slots=True)
 class TokenUsage:
-    """Tokens of one answer, as the server counted them."""
+    """Tokens of one answer, as the server counted them.
+
+    ``reasoning_tokens`` are a part of ``completion_tokens``, ``cached_tokens`` of ``prompt_tokens``; ``None`` where the
+    server does not report them.
+
+    Examples
+    --------
+    >>> usage = client.generate("Hello.").token_usage
+    >>> usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    True
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -22,9 +32,35 @@ class TokenUsage:
 
 @dataclass(slots=True)
 class Attempt:
-    """One request that went out: times in seconds, ``started_at`` in seconds since the epoch.
+    """One request that was sent.
 
-    ``attempt`` counts from 1; ``rows`` is how many inputs the request carried (a micro-batch carries several).
+    Attributes
+    ----------
+    attempt
+        Its number, from 1.
+    deployment
+        Label of the deployment that was asked.
+    started_at
+        When it was sent, in seconds since the epoch.
+    queue_s
+        Seconds that it waited on this side before: for a slot, a limit or a retry.
+    service_s
+        Seconds until the answer, or the failure.
+    status_code
+        HTTP status, ``None`` where no answer came.
+    error_type
+        ``kind`` of its error, such as ``rate_limit``; ``None`` where it succeeded.
+    prompt_tokens, completion_tokens
+        As the server counted them, ``None`` where it did not.
+    cost_usd
+        US dollars, ``None`` where no price is known.
+    rows
+        How many inputs it carried; a micro-batch of embeddings carries several.
+
+    Examples
+    --------
+    >>> [attempt.status_code for attempt in client.generate("Hello.").metrics.attempts]
+    [200]
     """
 
     attempt: int
@@ -42,10 +78,28 @@ class Attempt:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Where the time of one settled request went.
+    """Where the time of one request went, over all its attempts.
 
-    ``queue_s`` is all waiting on this side (slots, limits, back-off), ``service_s`` the last attempt's time at the
-    server, ``end_to_end_s`` the whole; ``retries`` is the number of attempts after the first.
+    Attributes
+    ----------
+    deployment
+        Label of the deployment that answered, or failed last.
+    queue_s
+        Seconds of waiting on this side: for slots, limits and retries.
+    service_s
+        Seconds of the last attempt at the server.
+    end_to_end_s
+        Seconds from the call to its result.
+    retries
+        Attempts after the first.
+    attempts
+        Each of them.
+
+    Examples
+    --------
+    >>> metrics = client.generate("Hello.").metrics
+    >>> metrics.retries, metrics.end_to_end_s >= metrics.service_s
+    (0, True)
     """
 
     deployment: str
@@ -58,7 +112,19 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class ToolCall:
-    """One call the model asks for; ``arguments`` is the JSON text as the model wrote it."""
+    """One function call that the model asks for, in ``GenerationResult.tool_calls``.
+
+    ``arguments`` is the JSON text as the model wrote it, which need not be valid. ``id`` is ``None`` where the server
+    gives none.
+
+    Examples
+    --------
+    >>> import json
+    >>> from infermesh import ToolCall
+    >>> call = ToolCall("call_1", "weather", '{"city": "Paris"}')
+    >>> json.loads(call.arguments)["city"]
+    'Paris'
+    """
 
     id: str | None
     name: str
@@ -76,17 +142,42 @@ class _Result:
 
     @property
     def raw_response(self) -> dict[str, Any] | None:
-        """The answer as it came, decoded at each access: a million results hold bytes, not trees of objects."""
+        """The answer as it came; ``None`` where there is none. Decoded at each access, to hold a million as bytes."""
         body = self.raw_body
         return orjson.loads(body) if isinstance(body, bytes) else body
 
 
 @dataclass(slots=True)
 class GenerationResult(_Result):
-    """The answer to one generation request. ``str(result)`` is its text.
+    """The answer to one prompt. ``str(result)`` is its text.
 
-    ``output_parsed`` is the validated pydantic object or plain JSON value where a ``response_format`` was given and the
-    text satisfied it, else ``None``. ``cost`` is in US dollars, ``None`` where no price is known.
+    Attributes
+    ----------
+    output_text
+        The text, empty where the answer is a tool call alone.
+    output_parsed
+        A pydantic object or plain JSON value where a ``response_format`` was given and the text satisfies it, else
+        ``None``.
+    reasoning
+        The model's reasoning, ``None`` where the server sends none.
+    tool_calls
+        The functions that the model wants called, ``None`` where there are none.
+    finish_reason
+        Why the answer ends: ``stop``, ``length``, ``tool_calls``, ``content_filter``.
+    request_id, model_id
+        The provider's id of the request, and the model that answered, in the server's words.
+    token_usage
+        ``None`` where the server sends none.
+    cost
+        US dollars over all attempts, ``None`` where no price is known.
+    metrics
+        Where the time went.
+
+    Examples
+    --------
+    >>> result = client.generate("What is the capital of France?")
+    >>> result.finish_reason, result.token_usage.total_tokens, str(result) == result.output_text
+    ('stop', 16, True)
     """
 
     output_text: str = ""
@@ -101,7 +192,15 @@ class GenerationResult(_Result):
 
 @dataclass(slots=True)
 class EmbeddingResult(_Result):
-    """One text's embedding, a list of floats."""
+    """One text's embedding, a list of floats.
+
+    Texts of one request share its ``metrics``. Its tokens and cost are shared out to them by their length.
+
+    Examples
+    --------
+    >>> len(client.embed("The quick brown fox").embedding)
+    64
+    """
 
     embedding: list[float] = field(default_factory=list)
 
@@ -111,7 +210,17 @@ class EmbeddingResult(_Result):
 
 @dataclass(slots=True)
 class TranscriptionResult(_Result):
-    """One clip's words. ``language`` and ``duration_s`` where the server tells them."""
+    """One clip's words.
+
+    ``language`` is an ISO 639-1 code and ``duration_s`` the clip's seconds, ``None`` where the server does not send
+    them.
+
+    Examples
+    --------
+    >>> result = client.transcribe("recording.wav")
+    >>> result.text, result.language
+    ('Good morning.', 'en')
+    """
 
     text: str = ""
     language: str | None = None
@@ -132,7 +241,14 @@ T = TypeVar("T")
 
 
 class StreamItem(NamedTuple, Generic[T]):
-    """One settled item of a batch or stream: its input's position, and a result or an error, the other one ``None``."""
+    """One settled item of a stream: its input's position, and a result or an error; the other is ``None``.
+
+    Examples
+    --------
+    >>> for index, result, error in client.generate_stream(["Hello."]):
+    ...     print(index, result, error)
+    0 Hello. None
+    """
 
     index: int  # type: ignore[assignment]  # in place of tuple's method
     result: T | None
@@ -141,7 +257,20 @@ class StreamItem(NamedTuple, Generic[T]):
 
 @dataclass(slots=True)
 class BatchResult(Generic[T]):
-    """Results in the order of the inputs; a failed item is ``None`` in ``results`` and an exception in ``errors``."""
+    """What became of a batch: a sequence of results in the order of the inputs.
+
+    A failed item is ``None`` in ``results`` and an exception in ``errors``; one that succeeded, the other way round. In
+    a batch that ended early, an item that had not settled is ``None`` in both.
+
+    Examples
+    --------
+    >>> inputs = ["One.", None, "Three."]
+    >>> batch = client.generate_batch(inputs)
+    >>> str(batch[0]), len(batch)
+    ('One.', 3)
+    >>> [inputs[index] for index in batch.failures]  # what to look at, and to try again
+    [None]
+    """
 
     results: list[T | None]
     errors: list[BaseException | None]
@@ -161,5 +290,5 @@ class BatchResult(Generic[T]):
 
     @property
     def failures(self) -> dict[int, BaseException]:
-        """The failed items: index → exception."""
+        """The failed items, by index, and their exceptions."""
         return {i: error for i, error in enumerate(self.errors) if error is not None}

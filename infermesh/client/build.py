@@ -9,7 +9,7 @@ from typing import Any
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.fleet import make_deployment
-from infermesh.dispatch.model import Model
+from infermesh.dispatch.model import LogicalModel
 from infermesh.dispatch.pricing import Prices
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
@@ -24,10 +24,10 @@ def deployment_configs(
     api_key: str | None,
     deployments: Mapping[str, DeploymentConfig | Mapping[str, Any]] | None,
 ) -> dict[str, DeploymentConfig]:
-    """What a client was told about its deployments, by label.
+    """The deployments that a client's arguments describe, by label.
 
-    Without ``deployments`` there is one for each ``api_base``: a single one is labelled with the model's name, several
-    ``replica-0``, ``replica-1`` and so on. ``api_key`` goes to those that have none of their own.
+    Without ``deployments`` there is one for each ``api_base``: a single one has the model's name for a label, several
+    have ``replica-0``, ``replica-1`` and so on. ``api_key`` is given to those that have none of their own.
 
     Raises
     ------
@@ -66,6 +66,38 @@ def _deployment_config(label: str, config: DeploymentConfig | Mapping[str, Any])
     return DeploymentConfig(**config)
 
 
+def spread_slots(
+    configs: dict[str, DeploymentConfig], max_parallel_requests: int | None
+) -> tuple[dict[str, DeploymentConfig], int | None, int | None]:
+    """Where the bound on requests at once is held, and how many a batch may have.
+
+    Returns
+    -------
+    configs
+        As given. An only deployment has the client's bound as its own: requests then wait in one line, not in two.
+    slots
+        For all deployments together; ``None`` where their own slots will do.
+    window
+        Requests at once in a batch: the client's bound, else all deployments' slots, else ``None``.
+
+    Raises
+    ------
+    ConfigError
+        A bound below 1.
+    """
+    if max_parallel_requests is None:
+        bounds = [config.max_parallel_requests for config in configs.values()]
+        return configs, None, None if None in bounds else sum(n for n in bounds if n is not None)
+    if max_parallel_requests < 1:
+        raise ConfigError(f"max_parallel_requests: expected at least 1, got {max_parallel_requests}")
+    if len(configs) > 1:
+        return configs, max_parallel_requests, max_parallel_requests
+    ((label, config),) = configs.items()
+    own_bound = config.max_parallel_requests
+    bound = max_parallel_requests if own_bound is None else min(max_parallel_requests, own_bound)
+    return {label: dataclasses.replace(config, max_parallel_requests=bound)}, None, max_parallel_requests
+
+
 def client_model(
     name: str,
     configs: Mapping[str, DeploymentConfig],
@@ -76,10 +108,10 @@ def client_model(
     retry: RetryPolicy,
     timeout: float | None,
     costs: tuple[float | None, float | None] = (None, None),
-) -> tuple[Model, list[Deployment]]:
+) -> tuple[LogicalModel, list[Deployment]]:
     """A model over a client's deployments, which share the ``account`` limits and keep their own.
 
-    ``costs`` are dollars per prompt and per answer token, for deployments that do not say their own.
+    ``costs`` are US dollars per prompt and per answer token, for deployments that do not set their own.
     """
     prices = Prices()
     shared = None if account.unlimited else LocalRateLimiter(account)
@@ -102,7 +134,7 @@ def client_model(
         if config.input_cost_per_token is None and config.output_cost_per_token is None:
             config = dataclasses.replace(config, input_cost_per_token=costs[0], output_cost_per_token=costs[1])
         made.append(make_deployment(label, config, limiter, prices))
-    model = Model(
+    model = LogicalModel(
         name,
         made,
         backends=[config.model for config in configs.values()],

@@ -1,31 +1,51 @@
-"""The client's three operations, on its loop: from an input and the caller's options to a result.
+"""The client's three operations: from an input and the caller's options to a result, on the client's loop.
 
-Each is prepared once for a call or a whole batch: options merged and checked, output schema compiled.
+Options are merged and checked once for a call or a whole batch, and an output schema is compiled once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, BinaryIO, Generic, TypeVar, get_args
 
-from infermesh.dispatch.model import Model, OnInvalid
+from infermesh.dispatch.model import LogicalModel, OnInvalid
 from infermesh.errors import ConfigError, InputError, RequestError
 from infermesh.inputs.audio import read_audio
 from infermesh.results import EmbeddingResult, GenerationResult, TranscriptionResult
-from infermesh.types import Endpoint, Request
-from infermesh.wire.requests import PromptForm
-from infermesh.wire.structured import ResponseFormat
+from infermesh.types import USE_CLIENT_DEFAULT, Endpoint, Request, Timeout
+from infermesh.wire.requests import GenerationInput, PromptForm
+from infermesh.wire.structured import ResponseFormat, ResponseFormatSpec
 
-__all__ = ["Operations", "check_choice", "check_timeout"]
+__all__ = ["AudioInput", "Handler", "I", "Operations", "check_choice", "check_timeout", "default_timeout"]
 
+I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
+AudioInput = str | os.PathLike[str] | bytes | BinaryIO
 
 # What a generation takes besides wire parameters.
-_GENERATION_OPTIONS = ("response_format", "parse_output", "on_invalid", "endpoint", "system", "timeout")
+_GENERATION_OPTIONS = ("response_format", "parse_output", "on_invalid", "endpoint", "system")
+
+
+@dataclass(slots=True)
+class Handler(Generic[I, R]):
+    """What is done with an input.
+
+    Attributes
+    ----------
+    one
+        From an input to its result. Raises its error.
+    group
+        From inputs that travel in one request to an outcome for each, its result or its error; ``None`` where each
+        travels alone.
+    """
+
+    one: Callable[[I], Coroutine[Any, Any, R]]
+    group: Callable[[Sequence[I]], Coroutine[Any, Any, Sequence[R | Exception]]] | None = None
 
 
 class Operations:
@@ -36,66 +56,74 @@ class Operations:
     model
         Asked without parameters of its own.
     slots
-        Requests in hand at once, over all callers and deployments; ``None`` where the deployments' own slots do.
+        Requests at once, over all callers and deployments; ``None`` where the deployments' own slots bound them.
     defaults
-        Options and wire parameters of every request.
+        Options and wire parameters of every request, the timeout apart.
     max_transcription_bytes
-        Largest clip that is sent.
+        Largest clip that is sent; ``None`` sends any.
     """
 
     def __init__(
-        self, model: Model, slots: int | None, defaults: Mapping[str, Any], max_transcription_bytes: int | None
+        self,
+        model: LogicalModel,
+        slots: int | None,
+        defaults: Mapping[str, Any],
+        max_transcription_bytes: int | None,
     ) -> None:
         self._model = model
         self._slots = None if slots is None else _Slots(slots)
-        self._defaults = dict(defaults)
+        self._options = {name: defaults.get(name) for name in _GENERATION_OPTIONS}
+        self._params = {name: value for name, value in defaults.items() if name not in _GENERATION_OPTIONS}
         self._max_bytes = max_transcription_bytes
 
-    def generation(self, params: Mapping[str, Any], **options: Any) -> Work[Any, GenerationResult]:
+    def generation(
+        self,
+        params: Mapping[str, Any],
+        response_format: ResponseFormatSpec | None,
+        parse_output: bool | None,
+        on_invalid: OnInvalid | None,
+        endpoint: Endpoint | None,
+        system: str | None,
+        timeout: Timeout,
+    ) -> Handler[GenerationInput, GenerationResult]:
         """Inputs are prompts, conversations or payloads. Raises ``ConfigError`` for an option that cannot be."""
-        wire = self._merged(params, options)
-        chosen = {name: wire.pop(name, None) for name in _GENERATION_OPTIONS}
-        spec = chosen["response_format"]
+        options = self._options
+        spec = options["response_format"] if response_format is None else response_format
         output = None if spec is None else ResponseFormat.of(spec)
+        parse = options["parse_output"] if parse_output is None else parse_output
+        parsed = None if parse is False else output
+        invalid: OnInvalid = check_choice("on_invalid", on_invalid or options["on_invalid"] or "null", OnInvalid)
+        chosen: Endpoint = check_choice("endpoint", endpoint or options["endpoint"] or self._model.endpoint, Endpoint)
+        message = options["system"] if system is None else system
+        wire, seconds = {**self._params, **params}, check_timeout(timeout)
         if output is not None:
             wire["response_format"] = output.wire
-        parse = output if chosen["parse_output"] is not False else None
-        on_invalid: OnInvalid = check_choice("on_invalid", chosen["on_invalid"] or "null", OnInvalid)
-        endpoint: Endpoint = check_choice("endpoint", chosen["endpoint"] or self._model.endpoint, Endpoint)
-        system, timeout = chosen["system"], check_timeout(chosen["timeout"])
         model, slots = self._model, self._slots
 
-        def make(input: Any) -> Request:
-            return model.generation_request(_checked(input), wire, system=system, endpoint=endpoint)
+        def make(input: GenerationInput) -> Request:
+            return model.generation_request(_checked(input), wire, system=message, endpoint=chosen)
 
-        @cache
-        def form() -> PromptForm | None:
-            try:
-                return PromptForm(make)
-            except ValueError:  # a system message before the prompt, in one text
-                return None
+        form = PromptForm(make)
 
-        async def one(input: Any) -> GenerationResult:
-            known = form() if type(input) is str else None
-            request = make(input) if known is None else known.request(input)
-            ask = model.generate(request, parse, on_invalid=on_invalid, timeout=timeout)
-            return await (ask if slots is None else slots.turn(ask))
+        async def one(input: GenerationInput) -> GenerationResult:
+            request = form.request(input) if type(input) is str else make(input)
+            answer = model.generate(request, parsed, on_invalid=invalid, timeout=seconds)
+            return await (answer if slots is None else slots.hold_during(answer))
 
-        return Work(one)
+        return Handler(one)
 
-    def embedding(self, params: Mapping[str, Any], timeout: float | None) -> Work[Any, EmbeddingResult]:
+    def embedding(self, params: Mapping[str, Any], timeout: Timeout) -> Handler[str, EmbeddingResult]:
         """Inputs are texts, and those of one call travel in one request."""
-        wire = self._for_others(params, timeout)
-        timeout = check_timeout(wire.pop("timeout", None))
+        wire, seconds = {**self._params, **params}, check_timeout(timeout)
         model, slots = self._model, self._slots
 
-        async def group(chunk: Sequence[Any]) -> Sequence[EmbeddingResult | Exception]:
+        async def group(chunk: Sequence[str]) -> Sequence[EmbeddingResult | Exception]:
             texts = [text for text in chunk if isinstance(text, str)]
             found: Sequence[EmbeddingResult | Exception] = ()
             try:
                 if texts:
-                    ask = model.embed(texts, wire, timeout=timeout)
-                    found = await (ask if slots is None else slots.turn(ask))
+                    answer = model.embed(texts, wire, timeout=seconds)
+                    found = await (answer if slots is None else slots.hold_during(answer))
             except Exception as error:
                 found = [error] * len(texts)
             if len(texts) == len(chunk):
@@ -103,78 +131,78 @@ class Operations:
             rest = iter(found)
             return [next(rest) if isinstance(text, str) else _not_a_text(text) for text in chunk]
 
-        async def one(text: Any) -> EmbeddingResult:
+        async def one(text: str) -> EmbeddingResult:
             (outcome,) = await group((text,))
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
 
-        return Work(one, group)
+        return Handler(one, group)
 
-    def transcription(self, params: Mapping[str, Any], timeout: float | None) -> Work[Any, TranscriptionResult]:
+    def transcription(self, params: Mapping[str, Any], timeout: Timeout) -> Handler[AudioInput, TranscriptionResult]:
         """Inputs are paths, bytes or binary files, read in another thread."""
-        wire = self._for_others(params, timeout)
-        timeout = check_timeout(wire.pop("timeout", None))
+        wire, seconds = {**self._params, **params}, check_timeout(timeout)
         model, slots, max_bytes = self._model, self._slots, self._max_bytes
 
-        async def ask(source: Any) -> TranscriptionResult:
+        async def read_and_send(source: AudioInput) -> TranscriptionResult:
             clip = await asyncio.to_thread(read_audio, source, max_bytes=max_bytes)
-            return await model.transcribe(clip, wire, timeout=timeout)
+            return await model.transcribe(clip, wire, timeout=seconds)
 
-        async def one(source: Any) -> TranscriptionResult:
-            return await (ask(source) if slots is None else slots.turn(ask(source)))
+        async def one(source: AudioInput) -> TranscriptionResult:
+            # With the slot held while the clip is read, so that no more clips are in memory than requests are out.
+            return await (read_and_send(source) if slots is None else slots.hold_during(read_and_send(source)))
 
-        return Work(one)
-
-    def _merged(self, params: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        given = {name: value for name, value in options.items() if value is not None}
-        return {**self._defaults, **given, **params}
-
-    def _for_others(self, params: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
-        """The merged parameters of an operation that is not a generation."""
-        defaults = {
-            name: value
-            for name, value in self._defaults.items()
-            if name == "timeout" or name not in _GENERATION_OPTIONS
-        }
-        return {**defaults, **({} if timeout is None else {"timeout": timeout}), **params}
+        return Handler(one)
 
 
 class _Slots:
-    """Requests in hand at once. What waited for its turn has the seconds in its metrics."""
+    """How many requests are out at once. A request that waited for its slot has those seconds in its metrics.
+
+    Slots belong to an event loop. A client that was closed and opened again has a new one, and all its slots free.
+    """
 
     def __init__(self, size: int) -> None:
+        self._size = size
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._free = asyncio.Semaphore(size)
 
-    async def turn(self, ask: Coroutine[Any, Any, R]) -> R:
-        """Await a request once there is a slot for it."""
-        started = time.perf_counter() if self._free.locked() else None
+    def _of_running_loop(self) -> asyncio.Semaphore:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._free = loop, asyncio.Semaphore(self._size)
+        return self._free
+
+    async def hold_during(self, answer: Coroutine[Any, Any, R]) -> R:
+        """Await an answer once there is a slot for its request."""
+        free = self._of_running_loop()
+        started = time.perf_counter() if free.locked() else None
         try:
-            await self._free.acquire()
+            await free.acquire()
         except BaseException:
-            ask.close()
+            answer.close()  # never begun: Python would warn that nobody awaited it
             raise
         waited = 0.0 if started is None else time.perf_counter() - started
         try:
-            outcome = await ask
+            outcome = await answer
         except RequestError as error:
             _add_wait((error,), waited)
             raise
         finally:
-            self._free.release()
+            free.release()
         if waited:
             _add_wait(outcome if isinstance(outcome, list) else (outcome,), waited)
         return outcome
 
 
 def _add_wait(outcomes: Iterable[Any], waited: float) -> None:
+    # The texts of one request share one metrics object.
     for metrics in {id(outcome.metrics): outcome.metrics for outcome in outcomes}.values():
         if metrics is not None:
             metrics.queue_s += waited
             metrics.end_to_end_s += waited
 
 
-def _checked(input: Any) -> Any:
+def _checked(input: GenerationInput) -> GenerationInput:
     if isinstance(input, (str, Mapping)) or (isinstance(input, Sequence) and not isinstance(input, bytes | bytearray)):
         return input
     raise InputError(
@@ -183,7 +211,7 @@ def _checked(input: Any) -> Any:
     )
 
 
-def _not_a_text(text: Any) -> InputError:
+def _not_a_text(text: object) -> InputError:
     return InputError(f"the text to embed is {type(text).__name__}, not a string")
 
 
@@ -194,30 +222,25 @@ def check_choice(name: str, value: Any, allowed: Any) -> Any:
     return value
 
 
-def check_timeout(timeout: Any) -> float | None:
-    """``timeout`` itself; ``ConfigError`` unless it is ``None`` or a number above 0."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise ConfigError(f"timeout: expected a number of seconds above 0, got {timeout!r}")
-    return float(timeout)
+def check_timeout(timeout: object) -> Timeout:
+    """A timeout as a call may give it; infinite seconds are ``None``, for ever.
 
-
-I = TypeVar("I")  # noqa: E741
-
-
-@dataclass(slots=True)
-class Work(Generic[I, R]):
-    """What is done with an input, on the client's loop.
-
-    Attributes
-    ----------
-    one
-        From an input to its result, or the error that it raises.
-    group
-        From inputs that travel together to an outcome for each, its result or its error; ``None`` where each travels
-        alone.
+    Raises ``ConfigError`` for anything but a number above 0, ``None`` and ``USE_CLIENT_DEFAULT``.
     """
+    if timeout is None or timeout is USE_CLIENT_DEFAULT:
+        return timeout
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise ConfigError(f"timeout: expected a number of seconds above 0, or None to wait for ever, got {timeout!r}")
+    return None if math.isinf(timeout) else float(timeout)
 
-    one: Callable[[I], Coroutine[Any, Any, R]]
-    group: Callable[[Sequence[I]], Coroutine[Any, Any, Sequence[R | Exception]]] | None = None
+
+def default_timeout(timeout: object, defaults: dict[str, Any]) -> float | None:
+    """The timeout of calls that give none. One among the request defaults is taken out of them and goes first.
+
+    Raises ``ConfigError`` as :func:`check_timeout` does, and where the client itself is to use the client's default.
+    """
+    own = check_timeout(timeout)
+    if own is USE_CLIENT_DEFAULT:
+        raise ConfigError("timeout: this is the client's default: give seconds, or None to wait for ever")
+    given = check_timeout(defaults.pop("timeout", USE_CLIENT_DEFAULT))
+    return own if given is USE_CLIENT_DEFAULT else given

@@ -1,9 +1,10 @@
-"""Which deployment is asked next: slots, health, and the routing strategies.
+"""One request, from the caller to an answer: retry → route → limit → send; logical models, deployments, health, prices.
 
-Slots and health belong to the deployment, which several models may share; a router is one model's view of some of them.
-A slot is leased before the limiter is asked: whoever else wanted the slot would stand behind in the line of the same
-limiter, so that a lease which waits there keeps nobody from sending. The other order would hoard permissions while
-slots are taken, and spend them in a burst.
+Slots and health belong to the deployment, which several models may share. A router is one model's view of some of them.
+
+A slot is leased before the limiter is asked for permission. A lease that waits for the limiter keeps nobody from
+sending: any other request for that slot would have to wait for the same limiter, behind it. The other order would
+gather permissions while all slots are taken, and spend them in a burst.
 """
 
 from infermesh.dispatch.deployment import Deployment, Lease

@@ -1,4 +1,9 @@
-"""A deployment and its slots, which the routers of several models may share."""
+"""A deployment and its slots, which the routers of several models may share.
+
+A request that finds no slot waits in the line of every deployment that could serve it, with one waiter that is in all
+those lines. The first deployment with a free slot serves it; in the other lines it remains, done, until it comes to the
+front and is dropped. To take it out of each line at once would cost a search through all of them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ from infermesh.types import Transport
 
 __all__ = ["Deployment", "Lease", "Waiter"]
 
-# Weight of the newest service time, and the age at which a measurement says nothing about the present load any more.
+# Weight of the newest service time in the mean, and the age in seconds at which a mean says nothing about the load now.
 LATENCY_ALPHA = 0.2
 LATENCY_LIFE_S = 60.0
 
@@ -29,34 +34,45 @@ UNHEALTHY = (APIConnectionError, RequestTimeoutError, ServerError, MalformedResp
 
 
 class Waiter:
-    """Waits for a lease at several deployments. ``None`` as its result: patience is over, look again."""
+    """A request that waits for a lease, in the lines of one or more deployments.
 
-    __slots__ = ("_all_cooling", "_patience", "future", "insistent", "timer")
+    Parameters
+    ----------
+    all_cooling
+        Whether none of the model's deployments is healthy.
+    ignores_health
+        An only deployment is tried whether it is healthy or not.
+    cooldown_timeout
+        Seconds after which, with all deployments cooling down, ``future`` becomes ``None``: the router is to choose one
+        in spite of that. ``None`` waits on.
+    """
 
-    def __init__(self, all_cooling: Callable[[], bool], insistent: bool, patience: float | None) -> None:
+    __slots__ = ("_all_cooling", "_cooldown_timeout", "future", "ignores_health", "timer")
+
+    def __init__(self, all_cooling: Callable[[], bool], ignores_health: bool, cooldown_timeout: float | None) -> None:
         self.future: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
-        self.insistent = insistent
+        self.ignores_health = ignores_health
         self.timer: asyncio.TimerHandle | None = None
         self._all_cooling = all_cooling
-        self._patience = patience
+        self._cooldown_timeout = cooldown_timeout
 
     @property
-    def live(self) -> bool:
+    def waiting(self) -> bool:
         """Whether it still waits, on a loop that still runs."""
         return not self.future.done() and not self.future.get_loop().is_closed()
 
-    def arm(self) -> None:
-        """Start to lose patience, now that a deployment is out."""
-        if self.timer is None and self._patience is not None and not self.insistent:
-            self.timer = self.future.get_loop().call_later(self._patience, self._expire)
+    def start_timeout(self) -> None:
+        """Start the cooldown timeout, when a deployment begins to cool down."""
+        if self.timer is None and self._cooldown_timeout is not None and not self.ignores_health:
+            self.timer = self.future.get_loop().call_later(self._cooldown_timeout, self._time_out)
 
-    def _expire(self) -> None:
+    def _time_out(self) -> None:
         self.timer = None
-        if self.live:
+        if self.waiting:
             if self._all_cooling():
                 self.future.set_result(None)
             else:
-                self.arm()
+                self.start_timeout()
 
 
 class Deployment:
@@ -111,98 +127,110 @@ class Deployment:
         self._waiters: deque[Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def free(self) -> bool:
-        """Whether a slot is free that nobody waits for."""
-        waiters = self._waiters
-        while waiters and not waiters[0].live:
-            waiters.popleft()
-        return self.in_flight < self.slots and not waiters
+    def has_free_slot(self) -> bool:
+        """Whether a slot is free for which no request waits."""
+        self._drop_served()
+        return self.in_flight < self.slots and not self._waiters
+
+    def _drop_served(self) -> None:
+        """Drop waiters from the front of the line that were served elsewhere, or gave up."""
+        while self._waiters and not self._waiters[0].waiting:
+            self._waiters.popleft()
 
     @property
     def waited_for(self) -> bool:
-        """Whether requests stand in line for a slot or for the limiter."""
-        return bool(self.limiter.waiting or any(waiter.live for waiter in self._waiters))
+        """Whether requests wait for a slot or for the limiter."""
+        return bool(self.limiter.waiting or any(waiter.waiting for waiter in self._waiters))
 
-    def flows(self, now: float) -> bool:
-        """Whether a request sent there now would go out at once, as far as can be told."""
+    def can_send(self, now: float) -> bool:
+        """Whether a request would be sent at once, as far as can be told."""
         limiter = self.limiter
         return (
             self.in_flight < self.slots
-            and not (self._waiters and not self.free)
+            and not (self._waiters and not self.has_free_slot())
             and (not self.health.cool_until or self.health.accepts(now))
             and limiter.ready_at <= now
             and not limiter.waiting
         )
 
-    def occupy(self, now: float) -> Lease:
+    def lease(self, now: float) -> Lease:
         """Take a slot."""
         self.in_flight += 1
         return Lease(self, self.health.begin(now) if self.health.cool_until else False)
 
-    def vacate(self) -> None:
+    def release(self) -> None:
         """Give a slot back; for leases."""
         self.in_flight -= 1
         if self._waiters:
-            self._offer()
+            self._serve_waiters()
 
-    def enqueue(self, waiter: Waiter, now: float) -> None:
-        """Let a router's waiter have a slot in its turn."""
-        _ = self.free  # drops those from the front that were served elsewhere
+    def add_waiter(self, waiter: Waiter, now: float) -> None:
+        """Put a waiter at the end of the line."""
+        self._drop_served()
         self._waiters.append(waiter)
         if self.health.cool_until:
-            waiter.arm()
-        self._offer()
+            waiter.start_timeout()
+        self._serve_waiters()
 
-    def _offer(self) -> None:
-        """Hand free slots to waiters, as far as health and pauses allow; come back when they allow more."""
+    def _serve_waiters(self) -> None:
+        """Lease free slots to waiters, as far as health and pauses allow."""
         now = asyncio.get_running_loop().time()
         while self._waiters and self.in_flight < self.slots:
-            waiter = self._next(now)
+            waiter = self._next_waiter(now)
             if waiter is None:
                 break
-            waiter.future.set_result(self.occupy(now))
-        self._come_back(now)
+            waiter.future.set_result(self.lease(now))
+        self._schedule_serving(now)
 
-    def _next(self, now: float) -> Waiter | None:
-        _ = self.free
+    def _next_waiter(self, now: float) -> Waiter | None:
+        """Take the first waiter out of the line that may be served now.
+
+        While the deployment cools down or is paused, that is one that ignores health: it has nowhere else to go. The
+        others may be served by another deployment before.
+        """
+        self._drop_served()
         if self.health.accepts(now) and self.limiter.ready_at <= now:
             return self._waiters.popleft() if self._waiters else None
-        insistent = next((w for w in self._waiters if w.insistent and w.live), None)
-        if insistent is not None:
-            self._waiters.remove(insistent)
-        return insistent
+        found = next((waiter for waiter in self._waiters if waiter.ignores_health and waiter.waiting), None)
+        if found is not None:
+            self._waiters.remove(found)
+        return found
 
-    def _come_back(self, now: float) -> None:
+    def _schedule_serving(self, now: float) -> None:
+        """Serve the line again when the cooldown or the pause ends.
+
+        No timer is needed for a deployment without a free slot, or with a probe in flight: the end of that request
+        releases a slot, and with it serves the line.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         until = max(self.health.cool_until, self.limiter.ready_at)
-        # A full deployment is looked at when a slot returns, one with a probe out when that ends.
         if self._waiters and self.in_flight < self.slots and until > now:
-            self._timer = asyncio.get_running_loop().call_at(until, self._offer)
+            self._timer = asyncio.get_running_loop().call_at(until, self._serve_waiters)
 
-    def measure(self, service_s: float, now: float) -> None:
-        """Take in one service time, in seconds."""
+    def record_latency(self, service_s: float, now: float) -> None:
+        """Count one service time, in seconds, into the mean."""
         known = self.latency_s
         self.latency_s = service_s if known is None else known + LATENCY_ALPHA * (service_s - known)
         self._measured_at = now
 
     def known_latency(self, now: float) -> float | None:
-        """Mean service time in seconds, ``None`` if never or long not measured."""
+        """Mean service time in seconds; ``None`` where it was not measured of late."""
         return self.latency_s if now - self._measured_at < LATENCY_LIFE_S else None
 
-    def fail(self, now: float, *, probe: bool) -> None:
+    def record_failure(self, now: float, *, probe: bool) -> None:
         """Count a failure against the server's health."""
         if self.health.failed(now, probe=probe):
             for waiter in self._waiters:
-                waiter.arm()
+                waiter.start_timeout()
 
 
 class Lease:
     """A slot of a deployment, held for one attempt.
 
-    The first of its three endings returns the slot; later ones do nothing.
+    It ends in one of three ways: ``succeeded``, ``failed`` or ``cancel``. The first call releases the slot, later ones
+    do nothing, so that whoever holds a lease can cancel it in a ``finally`` whatever happened before.
     """
 
     __slots__ = ("_held", "_probe", "deployment")
@@ -220,27 +248,27 @@ class Lease:
             health = deployment.health
             if health.failures or health.cool_until:
                 health.succeeded()
-            deployment.measure(service_s, asyncio.get_running_loop().time())
-            deployment.vacate()
+            deployment.record_latency(service_s, asyncio.get_running_loop().time())
+            deployment.release()
 
     def failed(self, error: RequestError, service_s: float) -> None:
-        """End it with a failure. One that the server decided on (4xx) shows a server in good health."""
+        """End it with a failure. An answer in which the server refused the request (4xx) shows a healthy server."""
         if self._held:
             self._held = False
             deployment, now = self.deployment, asyncio.get_running_loop().time()
             if isinstance(error, UNHEALTHY):
-                deployment.fail(now, probe=self._probe)
-                if isinstance(error, RequestTimeoutError):  # other failures may be quick, which is no merit
-                    deployment.measure(service_s, now)
+                deployment.record_failure(now, probe=self._probe)
+                if isinstance(error, RequestTimeoutError):  # other failures may be quick, which must not attract load
+                    deployment.record_latency(service_s, now)
             elif error.status_code is not None:
                 deployment.health.succeeded()
             else:
                 deployment.health.abandoned(probe=self._probe)
-            deployment.vacate()
+            deployment.release()
 
     def cancel(self) -> None:
         """End it without news of the server."""
         if self._held:
             self._held = False
             self.deployment.health.abandoned(probe=self._probe)
-            self.deployment.vacate()
+            self.deployment.release()

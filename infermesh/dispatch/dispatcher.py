@@ -31,10 +31,12 @@ T = TypeVar("T")
 class Dispatcher:
     """Sends the requests of one model; any number at once.
 
-    An attempt leases a slot, asks the limiter, sends, and returns both before anything is waited for. A request that
-    failed goes at once to another deployment that is in health and not paused, and backs off where there is none. A 429
-    pauses its deployment for everybody, for as long as the server asked in full (the retry policy caps a retry's own
-    back-off, not a quota's time): waiting for the end of the pause costs no request an attempt.
+    An attempt leases a slot, asks the limiter for permission, and sends. Slot and permission are given back before a
+    failed request backs off: it holds nothing that another could use.
+
+    A request that failed goes at once to another deployment that is healthy and not paused, and backs off where there
+    is none. A 429 pauses its deployment for everybody, for as long as the server asked in full: the retry policy caps
+    the back-off of a retry, not a quota's time. To wait for the end of a pause costs a request none of its attempts.
 
     Parameters
     ----------
@@ -70,7 +72,7 @@ class Dispatcher:
     def stop(self) -> None:
         """Send nothing more: requests that wait for a slot, a limit or a retry end with ``StoppedError``.
 
-        Requests that are out go on to their end.
+        Requests in flight are awaited as before.
         """
         self._stopping = True
         for task in self._waiting:
@@ -91,9 +93,9 @@ class Dispatcher:
             What to send.
         parse
             Turns a reply into a result and its usage. A ``RequestError`` from it counts as a failure of the attempt;
-            its ``usage`` is booked.
+            its ``usage`` is charged to the quotas.
         timeout
-            Seconds for each attempt, where the request sets none.
+            Seconds for each attempt; ``None`` waits for ever.
 
         Returns
         -------
@@ -111,47 +113,51 @@ class Dispatcher:
         """
         if self._stopping:
             raise StoppedError("stopped before the request was sent")
-        call = _Call(self, request.timeout if request.timeout is not None else timeout)
+        state = _RequestState(self, timeout)
         while True:
-            # What need not be waited for is taken without a turn of the event loop.
-            lease = self.router.try_lease(call.avoid)
+            # A free slot and a grant that is there are taken without a turn of the event loop.
+            lease = self.router.try_lease(state.avoid)
             if lease is None:
-                lease = await self._patiently(self.router.lease(call.avoid, self.retry.cap_s), call)
+                lease = await self._stoppable(self.router.lease(state.avoid, self.retry.cap_s), state)
             try:
                 try:
                     limiter = lease.deployment.limiter
-                    call.grant = call.reply = None
-                    call.grant = limiter.try_acquire(request.prompt_tokens, request.output_tokens)
-                    if call.grant is None:
+                    state.grant = state.reply = None
+                    state.grant = limiter.try_acquire(request.prompt_tokens, request.output_tokens)
+                    if state.grant is None:
                         waiting = limiter.acquire(request.prompt_tokens, request.output_tokens)
-                        call.grant = await self._patiently(waiting, call)
-                    return await call.attempt(lease, request, parse)
+                        state.grant = await self._stoppable(waiting, state)
+                    return await state.attempt(lease, request, parse)
                 except RequestError as error:
-                    delay = call.fail(lease, error)
+                    delay = state.fail(lease, error)
             finally:
-                lease.cancel()  # nothing, where the attempt has ended it
+                # The attempt, or its failure, has ended the lease, and this does nothing. A cancellation, or an error
+                # that is no RequestError, has not. What the limiter granted then stays charged: nobody knows whether
+                # the server has counted the request.
+                lease.cancel()
+            # From here on the request holds neither a slot nor a grant.
             if self._stopping:
-                raise call.stopped()
+                raise state.stopped()
             if delay > 0:
-                await self._patiently(asyncio.sleep(delay), call)
+                await self._stoppable(asyncio.sleep(delay), state)
 
-    async def _patiently(self, waiting: Coroutine[Any, Any, T], call: _Call) -> T:
-        """Wait for a slot, a limit or a retry; :meth:`stop` ends it."""
+    async def _stoppable(self, waiting: Coroutine[Any, Any, T], state: _RequestState) -> T:
+        """Wait for a slot, a limit or a retry. :meth:`stop` ends the wait, by cancelling the task."""
         task = asyncio.current_task()
         self._waiting.add(task)
         try:
             return await waiting
         except asyncio.CancelledError:
-            # Ours, unless somebody else has cancelled the task too.
+            # The cancellation is stop()'s, and is undone, unless somebody else has cancelled the task as well.
             if self._stopping and task is not None and task.uncancel() == 0:
-                raise call.stopped() from None
+                raise state.stopped() from None
             raise
         finally:
             self._waiting.discard(task)
 
 
-class _Call:
-    """The state of one request between its attempts."""
+class _RequestState:
+    """What is known of a request that is being sent, over all its attempts."""
 
     __slots__ = (
         "_attempts",
@@ -182,7 +188,7 @@ class _Call:
     async def attempt(
         self, lease: Lease, request: Request, parse: Callable[[Reply], tuple[T, TokenUsage | None]]
     ) -> tuple[T, RequestMetrics]:
-        """Send once, with the grant that was given."""
+        """Send once, with the slot and the grant that were given."""
         dispatcher, deployment = self._dispatcher, lease.deployment
         self._wall = dispatcher._wall()
         self._sent = dispatcher._clock()
@@ -201,7 +207,7 @@ class _Call:
         return value, RequestMetrics(only.deployment, only.queue_s, only.service_s, now - self._started, 0, attempts)
 
     def fail(self, lease: Lease, error: RequestError) -> float:
-        """Book a failed attempt and end its lease.
+        """Record a failed attempt and end its lease.
 
         Returns
         -------
@@ -238,14 +244,15 @@ class _Call:
         self.avoid = (*self.avoid, failed.label)
         if self._dispatcher.router.alternative(self.avoid):
             return 0.0
-        self.avoid = (failed.label,)  # all were tried: a new round, but not with this one if another is back by then
+        self.avoid = (failed.label,)  # all were tried: another round, and this one last
+        # After a 429 the limiter makes the request wait until the pause is over; a back-off would come on top of that.
         return 0.0 if isinstance(error, RateLimitError) else delay
 
     def _return_grant(self, error: RequestError) -> None:
         """Give back to the quotas what a failed request did not use.
 
-        Turned away or never arrived: all of it. Refused by the server: its tokens. Anything else may have been worked
-        on over there, and stays booked.
+        All of it where the request was turned away, or never arrived. Its tokens where the server refused it. Anything
+        else the server may have worked on, and it stays charged.
         """
         if self.grant is None:
             return
@@ -295,7 +302,7 @@ class _Call:
         return RequestMetrics(label, queued, service, now - self._started, retries, attempts)
 
     def stopped(self) -> StoppedError:
-        """What ends a request that waits for its turn when nothing more may be sent."""
+        """The error of a request that waits when nothing more is to be sent."""
         label = self._attempts[-1].deployment if self._attempts else ""
         error = StoppedError("stopped while the request was waiting for its turn", deployment=label or None)
         error.metrics = self._metrics(label, self._dispatcher._clock())

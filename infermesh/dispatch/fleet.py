@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.config.schema import DeploymentEntry, Experiment, LimitsConfig
 from infermesh.dispatch import Deployment
-from infermesh.dispatch.model import Model
+from infermesh.dispatch.model import LogicalModel
 from infermesh.dispatch.pricing import Prices
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.limits import DayUsage, Limits, LocalRateLimiter, RateLimiter, make_limiter
@@ -59,10 +59,10 @@ class Fleet:
             )
             for label, entry in experiment.deployments.items()
         }
-        self.models: dict[str, Model] = {}
+        self.models: dict[str, LogicalModel] = {}
         for name, model in experiment.models.items():
             entries = [experiment.deployments[label] for label in model.deployments]
-            self.models[name] = Model(
+            self.models[name] = LogicalModel(
                 name,
                 [self.deployments[label] for label in model.deployments],
                 backends=[entry.model for entry in entries],

@@ -1,4 +1,4 @@
-"""Which deployments are worth asking: a circuit breaker for each."""
+"""Which deployments are healthy: a circuit breaker for each."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LONGEST_COOLDOWN_S = 60.0
 class Health:
     """A circuit breaker.
 
-    Three failures in a row open it for 5 s; then one request probes, and a failed probe doubles the time, up to a
-    minute. Any success closes it. Only what speaks of the server counts as a failure: no answer, no answer in time,
-    5xx and answers that make no sense. Pure: the time is handed in.
+    Three failures in a row open it for 5 s. Then one request is sent as a probe; a failed probe doubles the time, up to
+    a minute. Any success closes it. Failures are what the server is to blame for: no answer, no answer in time, 5xx,
+    and answers that make no sense. Pure: the time is an argument.
     """
 
     __slots__ = ("cool_until", "cooldown_s", "failures", "probing")
@@ -30,20 +30,20 @@ class Health:
         return not self.cool_until or (now >= self.cool_until and not self.probing)
 
     def begin(self, now: float) -> bool:
-        """Note that a request goes out; returns whether it is the probe."""
+        """Note that a request is sent; returns whether it is the probe."""
         if not self.cool_until or now < self.cool_until or self.probing:
             return False
         self.probing = True
         return True
 
     def succeeded(self) -> None:
-        """Close: the server answers."""
+        """Close the circuit: the server answers."""
         self.failures, self.cooldown_s, self.cool_until, self.probing = 0, 0.0, 0.0, False
 
     def failed(self, now: float, *, probe: bool) -> bool:
         """Count a failure; returns whether the circuit opened.
 
-        Failures of requests that were under way when it opened are the same outage, and do not extend it.
+        Failures of requests that were in flight when it opened belong to the same outage, and do not extend it.
         """
         if probe:
             self.probing = False
@@ -58,6 +58,6 @@ class Health:
         return True
 
     def abandoned(self, *, probe: bool) -> None:
-        """Note that a request ended without telling anything."""
+        """Note that a request ended without news of the server."""
         if probe:
             self.probing = False

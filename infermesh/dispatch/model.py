@@ -1,6 +1,6 @@
-"""A logical model: what it is asked, over dispatch, whoever asks (the client, the runner, a benchmark).
+"""A logical model: its three operations, each from a wire request to a typed result with usage, cost and metrics.
 
-Three operations, each from a wire request to a typed result with usage, cost and metrics.
+The client, the runner and the benchmarks all send their requests through here.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ from infermesh.dispatch.dispatcher import Dispatcher
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import BadRequestError, InputError, RequestError
 from infermesh.results import EmbeddingResult, GenerationResult, RequestMetrics, TokenUsage, TranscriptionResult
-from infermesh.types import Audio, Endpoint, Operation, Reply, Request, RoutingStrategy
+from infermesh.types import (
+    USE_CLIENT_DEFAULT,
+    Audio,
+    Endpoint,
+    Operation,
+    Reply,
+    Request,
+    RoutingStrategy,
+    Timeout,
+)
+from infermesh.wire.answers import parse_embeddings, parse_generation, parse_transcription
 from infermesh.wire.requests import (
     embedding_request,
     estimate_tokens,
     generation_request,
     messages_from,
-    parse_embeddings,
-    parse_generation,
-    parse_transcription,
     transcription_request,
 )
 from infermesh.wire.structured import ResponseFormat
@@ -36,23 +43,40 @@ MAX_REASKS = 2
 _REASK = "That answer could not be used: {problem}. Answer again with nothing but JSON that satisfies the schema."
 
 
-class Model:
-    """One model as callers name it, and the deployments that serve it.
+class LogicalModel:
+    """One model as callers name it, over the deployments that serve it.
 
     Parameters
     ----------
     name
-        What callers call it.
+        Its name in messages.
     deployments
-        Who serves it. Deployments may be shared with other models, limits and slots with them.
+        Other models may share them, and with them their limits and slots.
     backends
-        The backend names behind the deployments; with the endpoint they decide the answer.
+        The deployments' names for the model.
+    strategy
+        How a deployment is chosen for a request.
+    endpoint
+        Where generations are sent, unless a request says otherwise.
     params
-        Wire parameters of every request.
+        Wire parameters of every request, for callers that add them.
+    retry
+        How often a request is tried again, and after how long.
     timeout
         Seconds for one attempt; ``None`` waits for ever.
     counts_tokens
-        Whether a token limit stands anywhere, so that requests must be estimated.
+        Whether any of the limits counts tokens, so that those of a request must be estimated.
+    rng
+        Source of the random choices and of the jitter.
+
+    Attributes
+    ----------
+    backends
+        The distinct backend names, sorted, with commas between. With the endpoint they decide the answer.
+    identity
+        Both as one text, which is hashed into the keys of stored answers.
+    labels
+        The deployments' labels.
     """
 
     def __init__(
@@ -73,7 +97,8 @@ class Model:
         self.endpoint: Endpoint = endpoint
         self.params = dict(params or {})
         self.timeout = timeout
-        self.identity = f"{endpoint}|{','.join(sorted(set(backends)))}"
+        self.backends = ",".join(sorted(set(backends)))
+        self.identity = f"{endpoint}|{self.backends}"  # if it changed, no stored answer would be found again
         self.labels = [deployment.label for deployment in deployments]
         self._counts_tokens = counts_tokens
         self._prices = {deployment.label: deployment.price for deployment in deployments}
@@ -81,11 +106,14 @@ class Model:
         self._dispatcher = Dispatcher(Router(deployments, strategy, rng=rng), retry or RetryPolicy(), rng=rng)
 
     def stop(self) -> None:
-        """Send nothing more; requests that wait for their turn end with ``StoppedError``."""
+        """Send nothing more; requests that wait to be sent end with ``StoppedError``."""
         self._dispatcher.stop()
 
+    def _seconds(self, timeout: Timeout) -> float | None:
+        return self.timeout if timeout is USE_CLIENT_DEFAULT else timeout
+
     def key(self, *parts: object) -> str:
-        """Hash of what decides an answer, for requests that are not hashed by their payload."""
+        """Hash what decides an answer, for requests that are not hashed by their payload."""
         return hashlib.blake2b(repr((self.identity, *parts)).encode(), digest_size=16).hexdigest()
 
     def generation_request(
@@ -116,20 +144,20 @@ class Model:
         response_format: ResponseFormat | None = None,
         *,
         on_invalid: OnInvalid = "null",
-        timeout: float | None = None,
+        timeout: Timeout = USE_CLIENT_DEFAULT,
     ) -> Coroutine[Any, Any, GenerationResult]:
         """Send a generation request.
 
-        With a ``response_format``, ``output_parsed`` holds the validated answer. An answer that does not satisfy it is
-        a warning and ``None``; with ``on_invalid="retry"`` the model is told what was wrong and asked again, at most
-        twice. Raises ``RequestError``.
+        With a ``response_format``, the answer is parsed into ``output_parsed``. Where it does not satisfy the format,
+        ``on_invalid="null"`` logs a warning and leaves that ``None``; ``"retry"`` tells the model what was wrong and
+        asks again, at most twice. Raises ``RequestError``.
         """
         if response_format is None:
             return self._generate(request, timeout)
         return self._generate_parsed(request, response_format, on_invalid, timeout)
 
     async def _generate_parsed(
-        self, request: Request, response_format: ResponseFormat, on_invalid: OnInvalid, timeout: float | None
+        self, request: Request, response_format: ResponseFormat, on_invalid: OnInvalid, timeout: Timeout
     ) -> GenerationResult:
         result = await self._generate(request, timeout)
         reasks = MAX_REASKS if on_invalid == "retry" else 0
@@ -148,19 +176,19 @@ class Model:
                 raise
             result = _merged(result, again)
 
-    async def _generate(self, request: Request, timeout: float | None) -> GenerationResult:
+    async def _generate(self, request: Request, timeout: Timeout) -> GenerationResult:
         if self._counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
         parse = _PARSERS[request.operation]
-        result, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        result, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
         result.metrics = metrics
         result.cost = _cost(metrics)
         return result
 
     async def embed(
-        self, texts: Sequence[str], params: Mapping[str, Any], *, timeout: float | None = None
+        self, texts: Sequence[str], params: Mapping[str, Any], *, timeout: Timeout = USE_CLIENT_DEFAULT
     ) -> list[EmbeddingResult | RequestError]:
-        """Embed texts in one request; if the server refuses it, in halves, so that a bad text costs only itself.
+        """Embed texts in one request. One that the server refuses is sent again in halves, to find the bad text.
 
         Returns
         -------
@@ -170,7 +198,7 @@ class Model:
         try:
             return list(await self._embed(texts, params, timeout))
         except RequestError as error:
-            _carried(error.metrics, len(texts))
+            _set_rows(error.metrics, len(texts))
             if len(texts) == 1 or not isinstance(error, BadRequestError | InputError):
                 return [error] * len(texts)
             half = len(texts) // 2
@@ -181,9 +209,7 @@ class Model:
             results[0].metrics = _with_earlier(results[0].metrics, error.metrics)
             return results
 
-    async def _embed(
-        self, texts: Sequence[str], params: Mapping[str, Any], timeout: float | None
-    ) -> list[EmbeddingResult]:
+    async def _embed(self, texts: Sequence[str], params: Mapping[str, Any], timeout: Timeout) -> list[EmbeddingResult]:
         request = embedding_request(texts, params)
         if self._counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
@@ -194,8 +220,8 @@ class Model:
             parts = [result.token_usage for result in results if result.token_usage is not None]
             return results, TokenUsage(sum(part.prompt_tokens for part in parts)) if parts else None
 
-        results, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
-        _carried(metrics, len(texts))
+        results, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
+        _set_rows(metrics, len(texts))
         price = self._prices[metrics.deployment]
         for result in results:
             result.metrics = metrics
@@ -203,7 +229,7 @@ class Model:
         return results
 
     async def transcribe(
-        self, audio: Audio, params: Mapping[str, Any], *, timeout: float | None = None
+        self, audio: Audio, params: Mapping[str, Any], *, timeout: Timeout = USE_CLIENT_DEFAULT
     ) -> TranscriptionResult:
         """Transcribe one clip. Raises ``RequestError``."""
 
@@ -212,7 +238,7 @@ class Model:
             return result, result.token_usage
 
         request = transcription_request(audio, params)
-        result, metrics = await self._dispatcher.send(request, parse, timeout or self.timeout)
+        result, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
         result.metrics = metrics
         result.cost = _cost(metrics)
         return result
@@ -230,7 +256,7 @@ _PARSERS = {operation: _parser(operation) for operation in get_args(Endpoint)}
 
 
 def _cost(metrics: RequestMetrics | None) -> float | None:
-    """All that the request's attempts cost, billed failures included."""
+    """What all attempts cost together, failures that are billed included."""
     attempts = metrics.attempts if metrics is not None else []
     if len(attempts) == 1:
         return attempts[0].cost_usd
@@ -238,14 +264,14 @@ def _cost(metrics: RequestMetrics | None) -> float | None:
     return sum(costs) if costs else None
 
 
-def _carried(metrics: RequestMetrics | None, rows: int) -> None:
+def _set_rows(metrics: RequestMetrics | None, rows: int) -> None:
     if metrics is not None:
         for attempt in metrics.attempts:
             attempt.rows = rows
 
 
 def _with_earlier(later: RequestMetrics | None, earlier: RequestMetrics | None) -> RequestMetrics | None:
-    """The metrics of a request and of the one that had to go before it, as one."""
+    """The metrics of a request and of the one that was sent before it for the same answer, as one."""
     if later is None or earlier is None:
         return later or earlier
     attempts = [*earlier.attempts, *later.attempts]
@@ -259,7 +285,7 @@ def _with_earlier(later: RequestMetrics | None, earlier: RequestMetrics | None) 
 
 
 def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> str | None:
-    """Fill ``output_parsed``; the reason where the text does not satisfy the format."""
+    """Fill ``output_parsed``. Returns what is wrong where the text does not satisfy the format."""
     try:
         result.output_parsed = response_format.parse(result.output_text)
     except ValueError as error:
@@ -268,7 +294,7 @@ def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> st
 
 
 def _asked_again(request: Request, result: GenerationResult, problem: str) -> Request:
-    """The same request with the model's answer and what was wrong with it at its end."""
+    """The same request, followed by the model's answer and by what was wrong with it."""
     note = _REASK.format(problem=problem)
     payload = dict(request.payload)
     turns = [{"role": "assistant", "content": result.output_text}, {"role": "user", "content": note}]
@@ -280,7 +306,7 @@ def _asked_again(request: Request, result: GenerationResult, problem: str) -> Re
         payload["input"] = [*start, *turns]
     else:
         payload["prompt"] = f"{payload['prompt']}{result.output_text}\n\n{note}\n"
-    return Request(request.operation, payload, timeout=request.timeout, output_tokens=request.output_tokens)
+    return Request(request.operation, payload, output_tokens=request.output_tokens)
 
 
 def _merged(first: GenerationResult, again: GenerationResult) -> GenerationResult:

@@ -1,6 +1,6 @@
 """Retry policy: which failures are worth another attempt, and after how long.
 
-Pure: no clock, no sleep, no I/O. Whoever sends the request does the waiting.
+Pure: no clock, no sleep, no I/O. The dispatcher does the waiting.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["RetryPolicy"]
 class RetryPolicy:
     """Exponential back-off with jitter.
 
-    The delay after failure ``n`` (from 0) is ``min(base ** n, cap_s) + U(0, jitter_s)`` seconds. A wait that the
-    server asked for takes the place of the power, under the same cap; the jitter stays, so that requests turned away
-    together do not come back together.
+    The delay after failure ``n`` (from 0) is ``min(base ** n, cap_s) + U(0, jitter_s)`` seconds. Where the server asked
+    for a wait (``Retry-After``), that takes the place of the power, under the same cap. The jitter is added to it, too,
+    so that requests turned away together do not come back together.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class RetryPolicy:
         Returns
         -------
         float or None
-            Seconds to wait, or ``None`` to give up: the error is not one that passes, or the attempts are used up.
+            Seconds to wait. ``None`` to give up: the same request would fail again, or no attempt is left.
         """
         if not error.retryable or attempt >= self.max_retries:
             return None

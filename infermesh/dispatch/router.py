@@ -22,9 +22,9 @@ class Router:
     - ``latency-based-routing``: the lowest mean service time × requests in flight / weight, so that a fast deployment
       fills until a slower one would answer sooner. One without a recent measurement gets one request to measure.
 
-    Whatever the strategy, those come first that have a free slot, are in health, are not paused and have no line at
-    their limiter. The health of an only deployment is not asked: there is nothing else to do than to try it, at the
-    pace of the retry policy.
+    Whatever the strategy, deployments come first that have a free slot, are healthy, are not paused and have nobody
+    waiting at their limiter. An only deployment is tried whether it is healthy or not: there is no other, and the retry
+    policy sets the pace.
 
     Parameters
     ----------
@@ -70,36 +70,37 @@ class Router:
         }
 
     def try_lease(self, avoid: Collection[str] = ()) -> Lease | None:
-        """A slot, if one is free now."""
+        """Lease a slot if one is free now."""
         now = asyncio.get_running_loop().time()
         chosen = self._choose(avoid, now)
-        return None if chosen is None else chosen.occupy(now)
+        return None if chosen is None else chosen.lease(now)
 
-    async def lease(self, avoid: Collection[str] = (), patience: float | None = None) -> Lease:
+    async def lease(self, avoid: Collection[str] = (), cooldown_timeout: float | None = None) -> Lease:
         """Wait for a slot, first come first served.
 
         Parameters
         ----------
         avoid
-            Labels to pass over, as long as another deployment is in health and not paused.
-        patience
-            Seconds to wait for a deployment to cool down when all of them are out; then the one that is due first is
-            tried in spite of it. ``None`` waits.
+            Labels to pass over, as long as another deployment is healthy and not paused.
+        cooldown_timeout
+            Seconds to wait when all deployments cool down; then the one whose cooldown ends first is tried in spite of
+            it. ``None`` waits for a cooldown to end.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
         chosen = self._choose(avoid, now)
         while chosen is None:
-            lease = await self._wait(avoid, patience, now)
+            lease = await self._wait(avoid, cooldown_timeout, now)
             if lease is not None:
                 return lease
+            # The cooldown timeout is over, and no deployment is healthy.
             now = loop.time()
-            out = [d for d in self.deployments if d.in_flight < d.slots]
-            chosen = min(out, key=lambda d: d.health.cool_until) if out else self._choose(avoid, now)
-        return chosen.occupy(now)
+            with_slot = [d for d in self.deployments if d.in_flight < d.slots]
+            chosen = min(with_slot, key=lambda d: d.health.cool_until) if with_slot else self._choose(avoid, now)
+        return chosen.lease(now)
 
     def alternative(self, avoid: Collection[str]) -> bool:
-        """Whether a deployment outside ``avoid`` is in health and not paused."""
+        """Whether a deployment outside ``avoid`` is healthy and not paused."""
         if self._only is not None:
             return False
         now = asyncio.get_running_loop().time()
@@ -108,36 +109,43 @@ class Router:
         )
 
     def all_cooling(self) -> bool:
-        """Whether no deployment is in health."""
+        """Whether no deployment is healthy."""
         return all(deployment.health.cool_until for deployment in self.deployments)
 
     def _choose(self, avoid: Collection[str], now: float) -> Deployment | None:
+        """The deployment to lease from now; ``None`` where the request is to wait in line for a slot.
+
+        In this order: one that would send at once; one with a free slot, whose limiter will make the request wait; and
+        where every healthy one is paused, the one whose pause ends first, so that the request waits at its limiter.
+        """
         if self._only is not None:
-            return self._only if self._only.free else None
-        flowing = [d for d in self.deployments if d.label not in avoid and d.flows(now)]
-        if flowing:
-            return self._pick(flowing, now)
-        usable = [d for d in self._wanted(avoid) if d.health.accepts(now)]
-        free = [d for d in usable if d.free and d.limiter.ready_at <= now]
+            return self._only if self._only.has_free_slot() else None
+        ready = [d for d in self.deployments if d.label not in avoid and d.can_send(now)]
+        if ready:
+            return self._pick(ready, now)
+        healthy = [d for d in self._preferred(avoid) if d.health.accepts(now)]
+        free = [d for d in healthy if d.has_free_slot() and d.limiter.ready_at <= now]
         if free:
             return self._pick(free, now)
-        if any(d.limiter.ready_at <= now for d in usable):
-            return None  # a slot will sooner be free than a pause over
-        return min((d for d in usable if d.free), key=lambda d: d.limiter.ready_at, default=None)
+        if any(d.limiter.ready_at <= now for d in healthy):
+            return None  # it is full, but a slot will be free sooner than a pause is over
+        return min((d for d in healthy if d.has_free_slot()), key=lambda d: d.limiter.ready_at, default=None)
 
-    def _wanted(self, avoid: Collection[str]) -> Sequence[Deployment]:
+    def _preferred(self, avoid: Collection[str]) -> Sequence[Deployment]:
         if not avoid or not self.alternative(avoid):
             return self.deployments
         return [d for d in self.deployments if d.label not in avoid]
 
-    async def _wait(self, avoid: Collection[str], patience: float | None, now: float) -> Lease | None:
-        waiter = Waiter(self.all_cooling, self._only is not None, patience)
-        for deployment in self._wanted(avoid):
-            if waiter.live:
-                deployment.enqueue(waiter, now)
+    async def _wait(self, avoid: Collection[str], cooldown_timeout: float | None, now: float) -> Lease | None:
+        """Wait in the line of every deployment that may serve the request; ``None`` after the cooldown timeout."""
+        waiter = Waiter(self.all_cooling, self._only is not None, cooldown_timeout)
+        for deployment in self._preferred(avoid):
+            if waiter.waiting:  # the deployment before may have served it at once
+                deployment.add_waiter(waiter, now)
         try:
             return await waiter.future
         except asyncio.CancelledError:
+            # Cancelled in the turn of the loop in which it was given a lease: nobody else would release that.
             if not waiter.future.cancelled() and (lease := waiter.future.result()) is not None:
                 lease.cancel()
             raise
@@ -148,10 +156,10 @@ class Router:
     def _shuffle(self, candidates: list[Deployment], now: float) -> Deployment:
         if len(candidates) == 1:
             return candidates[0]
-        mark = self._rng.random() * sum([d.weight for d in candidates])
+        point = self._rng.random() * sum([d.weight for d in candidates])
         for deployment in candidates:
-            mark -= deployment.weight
-            if mark < 0:
+            point -= deployment.weight
+            if point < 0:
                 return deployment
         return candidates[-1]
 
@@ -161,9 +169,10 @@ class Router:
 
     def _fastest(self, candidates: list[Deployment], now: float) -> Deployment:
         known = [d.known_latency(now) for d in candidates]
-        fresh = [d for d, latency in zip(candidates, known, strict=True) if latency is None and not d.in_flight]
-        if fresh:
-            return self._least_busy(fresh, now)
+        # A deployment without a measurement gets one request, and no second until that has come back.
+        unmeasured = [d for d, latency in zip(candidates, known, strict=True) if latency is None and not d.in_flight]
+        if unmeasured:
+            return self._least_busy(unmeasured, now)
         measured = [latency for latency in known if latency is not None]
         guess = sum(measured) / len(measured) if measured else 1.0
         scores = [

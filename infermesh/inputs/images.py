@@ -12,7 +12,7 @@ __all__ = ["image_block"]
 
 
 def image_block(source: str | Path | bytes, *, detail: str | None = None, mime: str | None = None) -> dict[str, Any]:
-    """Make the chat content block ``{"type": "image_url", "image_url": {"url": …}}``.
+    """Make a picture a part of a chat message: ``{"type": "image_url", "image_url": {"url": …}}``.
 
     Parameters
     ----------
@@ -28,6 +28,14 @@ def image_block(source: str | Path | bytes, *, detail: str | None = None, mime: 
     ------
     InputError
         The file is missing, unreadable, or not an image of a known type.
+
+    Examples
+    --------
+    >>> from infermesh import image_block
+    >>> question = {"type": "text", "text": "What is in this picture?"}
+    >>> turn = {"role": "user", "content": [question, image_block("https://example.org/cat.png", detail="low")]}
+    >>> client.generate([turn]).finish_reason
+    'stop'
     """
     image: dict[str, Any] = {"url": _url(source, mime)}
     if detail is not None:

@@ -1,60 +1,112 @@
-"""Python's garbage collector, told to take its time while rows pass."""
+"""Rare garbage collections while many results are made. The process's collector is left as it was found."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import operator
+import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
-# Rows make many objects and few cycles: with the usual thresholds a collection would stop the event loop for tens or
-# hundreds of milliseconds, again and again, to find next to nothing. The youngest generation is small, since looking
-# through objects that have left the processor's cache takes a microsecond each.
-_THRESHOLDS = (10_000, 100, 50)
-# After so many young collections that found nothing, what has survived them is not looked through again.
-_BARREN = 50
-
-_lock = threading.Lock()
-_inside = 0
-_before = gc.get_threshold()
-_passes = 0
-_found = 0
-_may_freeze = False
+# Requests make many objects and few cycles. With Python's own thresholds the collector looks through everything that is
+# kept again and again, and stops the event loop for hundreds of milliseconds to find next to nothing
+# (benchmarks/pauses.py). The youngest generation stays small: to look at an object that has left the processor's cache
+# takes up to a microsecond.
+_THRESHOLDS = (10_000, 50, 100)
 
 
-@contextlib.contextmanager
-def unhurried() -> Iterator[None]:
-    """While inside, collections are rare. For the whole process; from any number of threads at once."""
-    global _before, _inside, _may_freeze
-    with _lock:
-        if not _inside:
-            _before = gc.get_threshold()
-            gc.set_threshold(*_THRESHOLDS)
-            _may_freeze = not gc.get_freeze_count()  # what the program has frozen itself stays so
-            gc.callbacks.append(_collected)
-        _inside += 1
+class _Collector:
+    """What is done to the collector while anybody is inside :func:`rare_collections`.
+
+    The thresholds are raised, never lowered. And where the collections of the young generation find no garbage, the
+    objects that survive them are moved to the oldest generation, just before a collection of the middle one would look
+    through them all. A program that makes cycles, as LiteLLM does, keeps its middle collections.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = self._ours = gc.get_threshold()
+        self._found = 0  # garbage objects, since survivors were last moved out of the middle generation
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = gc.get_threshold()
+                # A first threshold of 0 turns automatic collections off.
+                raised = tuple(map(max, self._before, _THRESHOLDS)) if self._before[0] else self._before
+                self._ours = (raised[0], raised[1], raised[2])
+                self._found = 0
+                gc.set_threshold(*self._ours)
+                gc.callbacks.append(self._collected)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._restore()
+
+    def _restore(self) -> None:
+        with suppress(ValueError):  # somebody else has emptied the list
+            gc.callbacks.remove(self._collected)
+        # Under the old thresholds the very next collection could be one of the middle generation, through everything
+        # that was kept: a long pause that the program would pay for after its batch.
+        if gc.get_count()[1] > self._before[1] and not self._found:
+            self._promote_survivors()
+        if self._in_force:
+            gc.set_threshold(*self._before)
+
+    @property
+    def _in_force(self) -> bool:
+        """Whether the thresholds are still ours: those that the program has set meanwhile stand."""
+        return gc.get_threshold() == self._ours
+
+    def _collected(self, phase: str, info: Mapping[str, int]) -> None:
+        """Called by Python before and after each collection, in the thread that happened to start it."""
+        if phase != "stop":
+            return
+        self._found += info["collected"]
+        if info["generation"]:
+            self._found = 0
+        elif gc.get_count()[1] > self._ours[1] and not self._found:
+            self._promote_survivors()
+
+    def _promote_survivors(self) -> None:
+        """Move every living object to the oldest generation, which takes no time, whatever their number.
+
+        ``gc.freeze()`` sets all objects apart, and ``gc.unfreeze()`` puts whatever is set apart into the oldest
+        generation, also what the program had frozen: so nothing must be frozen before. Both are called from C, where no
+        other thread gets a turn between them: nobody sees frozen objects that it did not freeze, nor loses its own.
+        """
+        if self._in_force and not gc.get_freeze_count():
+            deque(map(operator.call, (gc.freeze, gc.unfreeze)), maxlen=0)
+
+    def _forked(self) -> None:
+        """In a forked child: the threads that were inside are the parent's, and would never leave here."""
+        self._lock = threading.Lock()
+        if self._inside:
+            self._inside = 0
+            self._restore()
+
+
+_collector = _Collector()
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Have Python collect garbage rarely while inside: for the whole process, by any number of threads at once.
+
+    When the last one leaves, the thresholds are what they were when the first one entered, unless the program has set
+    others meanwhile. Whatever else it does to the collector meanwhile is not undone, and nothing is left frozen that it
+    did not freeze itself.
+    """
+    _collector.enter()
     try:
         yield
     finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                gc.callbacks.remove(_collected)
-                if _may_freeze:
-                    gc.unfreeze()
-                gc.set_threshold(*_before)
-
-
-def _collected(phase: str, info: Mapping[str, int]) -> None:
-    """Set the survivors aside where collections find nothing, before they are looked at again: a batch's results.
-
-    A program that makes cycles (LiteLLM does) is left to the older generations.
-    """
-    global _found, _passes
-    if phase == "stop":
-        _passes += 1
-        _found += info["collected"]
-        if _passes == _BARREN:
-            if _may_freeze and not _found:
-                gc.freeze()
-            _passes = _found = 0
+        _collector.leave()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-from infermesh.runtime.garbage import unhurried
+from infermesh.runtime.garbage import rare_collections
+
+T = TypeVar("T")
 
 
-def run_loop(main: Any) -> Any:
-    """Run a coroutine on a loop of its own, uvloop's where there is one, without hurry in collecting garbage."""
-    with unhurried():
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a new loop, uvloop's where it is installed, with rare garbage collections meanwhile."""
+    with rare_collections():
         try:
             import uvloop
         except ImportError:

@@ -1,6 +1,7 @@
-"""File descriptors: the soft limit on open files is raised to what is wanted of it, as far as the hard one goes.
+"""File descriptors: the soft limit on open files is raised as far as the hard limit allows.
 
-Every request in flight holds a socket. Systems begin with 256 or 1,024, and let a process have many more if it asks.
+Every request in flight holds a socket. Systems begin with a soft limit of 256 or 1,024 open files, and let a process
+raise it itself.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 
 __all__ = ["SPARE", "allow_files", "allow_requests"]
 
-SPARE = 256  # what a process needs besides: databases, logs, its own pipes, who asks a live run
+SPARE = 256  # for everything else: databases, logs, pipes, queries of a live run
 
 
 def allow_files(wanted: int) -> int | None:
@@ -19,7 +20,7 @@ def allow_files(wanted: int) -> int | None:
     Returns
     -------
     int or None
-        How many it may open now, where that is fewer than wanted; ``None`` where all is well, and on Windows, which has
+        How many it may open now, where that is fewer than wanted. ``None`` where it is not, and on Windows, which has
         no such limit.
     """
     if sys.platform == "win32":
@@ -29,14 +30,14 @@ def allow_files(wanted: int) -> int | None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < limit:
-        with contextlib.suppress(ValueError, OSError):  # a Mac has a bound of its own below "unlimited"
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses more than its own bound, below "unlimited"
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
             soft = limit
     return None if soft == resource.RLIM_INFINITY or soft >= wanted else soft
 
 
 def allow_requests(at_once: int) -> str | None:
-    """Let so many requests be in flight; where the system does not allow it, that in words, with what to do."""
+    """Raise the limit for ``at_once`` requests in flight. Returns a warning where the system allows fewer."""
     wanted = at_once + SPARE
     allowed = allow_files(wanted)
     if allowed is None:

@@ -11,7 +11,7 @@ __all__ = ["Channel", "run_window"]
 
 T = TypeVar("T")
 
-# A worker whose items never wait (rows that are skipped, answers from a cache) lets others run after so many of them.
+# A worker whose items never wait (rows that are skipped, answers from a cache) gives others a turn after so many.
 YIELD_EVERY = 256
 
 
@@ -20,7 +20,8 @@ async def run_window(
 ) -> None:
     """Handle every item that ``pull`` gives, at most ``window`` at once.
 
-    Workers are started as items come, and each takes one item after the other: there is no task per item.
+    Workers are started as items come, and each handles one item after another: there is no task per item, which would
+    cost three times as much CPU (1.5 against 4.4 µs).
 
     Parameters
     ----------
@@ -28,9 +29,9 @@ async def run_window(
         Gives the next item and raises ``StopAsyncIteration`` after the last. Never called while another call of it
         runs, so that an asynchronous generator's ``__anext__`` will do.
     handle
-        Deals with one item.
+        Handles one item.
     window
-        Items in hand at once; ``None`` starts a task for every item as soon as it comes.
+        Items at once; ``None`` starts a task for every item as soon as it comes.
 
     Raises
     ------
@@ -42,12 +43,18 @@ async def run_window(
     """
     if window is not None and window < 1:
         raise ValueError(f"window: expected at least 1, got {window}")
-    crew: _Crew[T] = _Crew(pull, handle, window)
-    await crew.run()
+    pool: _WorkerPool[T] = _WorkerPool(pull, handle, window)
+    await pool.run()
 
 
-class _Crew(Generic[T]):
-    """Workers that share one source. Whoever holds the baton pulls, and lets go of it with an item in hand."""
+class _WorkerPool(Generic[T]):
+    """Workers over one source.
+
+    One worker pulls at a time, the one with the pull lock, and releases it with an item in hand: an asynchronous
+    generator allows no more, and a puller that gathers a micro-batch must not race with others for its items. The pool
+    begins with a single worker. Another is started or woken only when an item waits to be pulled while all that run are
+    busy, so that ten items under a window of a thousand cost ten tasks, and items that never wait cost one.
+    """
 
     def __init__(
         self, pull: Callable[[], Awaitable[T]], handle: Callable[[T], Awaitable[None]], window: int | None
@@ -59,22 +66,22 @@ class _Crew(Generic[T]):
         self._over = self._loop.create_future()
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
-        self._baton_free = True
-        self._scouting = False
+        self._pull_locked = False
+        self._check_scheduled = False
         self._exhausted = False
         self._failure: BaseException | None = None
 
     async def run(self) -> None:
-        self._start(self._work() if self._window is not None else self._fan_out())
+        self._start(self._work() if self._window is not None else self._start_task_per_item())
         try:
             await self._over
         finally:
-            await self._disband()
+            await self._cancel_workers()
         if self._failure is not None:
             raise self._failure
 
-    async def _disband(self) -> None:
-        """End what still runs. The wait goes on if the caller is cancelled again, so that no worker outlives it."""
+    async def _cancel_workers(self) -> None:
+        """End what still runs. A caller who is cancelled again still waits, so that no worker outlives the pool."""
         cancelled: asyncio.CancelledError | None = None
         for worker in self._workers:
             worker.cancel()
@@ -102,15 +109,22 @@ class _Crew(Generic[T]):
     async def _work(self) -> None:
         pull, handle, me = self._pull, self._handle, asyncio.current_task()
         count = 0
-        while await self._take_baton():
+        while not self._exhausted:
+            if self._pull_locked:
+                sleeper = self._loop.create_future()
+                self._idle.append(sleeper)
+                await sleeper
+                continue  # and look again: a worker that was done sooner may have the lock
+            self._pull_locked = True
             try:
                 item = await pull()
             except StopAsyncIteration:
+                # The lock is kept: nobody is to pull again. Idle workers wake up and see that there is nothing left.
                 self._exhausted = True
                 for sleeper in self._idle:
                     sleeper.set_result(None)
                 return
-            self._pass_baton()
+            self._unlock_pull()
             await handle(item)
             del item
             # A cancellation that comes in the very turn in which an answer does is lost in the HTTP client.
@@ -120,53 +134,43 @@ class _Crew(Generic[T]):
             if not count % YIELD_EVERY:
                 await asyncio.sleep(0)
 
-    def _pass_baton(self) -> None:
-        """Let go of the baton. Somebody else is sent for it only after this turn of the loop, if it still lies there.
+    def _unlock_pull(self) -> None:
+        """Release the pull lock. Whether another worker is needed is looked at after this turn of the loop.
 
-        A worker whose item never waits takes it up again at once, and spares the switch to another task.
+        By then, a worker whose item never had to wait has taken the lock again, without a switch to another task. If
+        the lock is still free, this worker waits for its item, and another one should pull the next.
         """
-        self._baton_free = True
-        if not self._scouting and self._more_hands:
-            self._scouting = True
-            self._loop.call_soon(self._scout)
+        self._pull_locked = False
+        if not self._check_scheduled and self._may_grow:
+            self._check_scheduled = True
+            self._loop.call_soon(self._wake_or_start_worker)
 
     @property
-    def _more_hands(self) -> bool:
+    def _may_grow(self) -> bool:
         return bool(self._idle) or self._window is None or len(self._workers) < self._window
 
-    def _scout(self) -> None:
-        self._scouting = False
-        if not self._baton_free or self._over.done() or not self._more_hands:
+    def _wake_or_start_worker(self) -> None:
+        self._check_scheduled = False
+        if self._pull_locked or self._over.done() or not self._may_grow:
             return
         if self._idle:
             self._idle.pop().set_result(None)
         else:
             self._start(self._work())
 
-    async def _take_baton(self) -> bool:
-        """Wait to be the one who pulls; false once there is nothing left to pull."""
-        while not self._exhausted:
-            if self._baton_free:
-                self._baton_free = False
-                return True
-            sleeper = self._loop.create_future()
-            self._idle.append(sleeper)
-            await sleeper  # and look again: a worker that was done sooner may have it
-        return False
-
-    async def _fan_out(self) -> None:
+    async def _start_task_per_item(self) -> None:
         count = 0
         while True:
             try:
                 item = await self._pull()
             except StopAsyncIteration:
                 return
-            self._start(self._one(item))
+            self._start(self._handle_one(item))
             count += 1
             if not count % YIELD_EVERY:
                 await asyncio.sleep(0)
 
-    async def _one(self, item: T) -> None:
+    async def _handle_one(self, item: T) -> None:
         await self._handle(item)
 
 
@@ -184,11 +188,6 @@ class Channel(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
-    @property
-    def closed(self) -> bool:
-        """Whether ``close`` was called; items may still be there."""
-        return self._closed
-
     def put_nowait(self, item: T) -> None:
         """Add an item. Raises ``RuntimeError`` once closed."""
         if self._closed:
@@ -198,13 +197,13 @@ class Channel(Generic[T]):
             self._wake_one()
 
     def close(self) -> None:
-        """Say that nothing more comes. What is there can still be taken."""
+        """Allow no more items. Those that are there can still be taken."""
         self._closed = True
         while self._getters:
             self._wake_one()
 
     def drop(self) -> None:
-        """Forget what is there, and close."""
+        """Close, and drop the items that are there."""
         self._items.clear()
         self.close()
 
@@ -262,7 +261,7 @@ class Channel(Generic[T]):
         try:
             await getter
         except asyncio.CancelledError:
-            # Woken and cancelled in the same turn: the item that it was woken for is somebody else's now.
+            # Woken and cancelled in the same turn of the loop: the item is left for the next getter, so wake that.
             if getter.cancelled():
                 if getter in self._getters:
                     self._getters.remove(getter)

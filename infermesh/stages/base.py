@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from infermesh.config.schema import ModelStageConfig
-from infermesh.dispatch.model import Model
+from infermesh.dispatch.model import LogicalModel
 from infermesh.errors import ConfigError, RequestError
 from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
@@ -27,7 +27,7 @@ Result = GenerationResult | EmbeddingResult | TranscriptionResult | FunctionResu
 class StageContext:
     """What building a stage needs from outside: the models, where paths are looked for, all stages' names."""
 
-    models: Mapping[str, Model]
+    models: Mapping[str, LogicalModel]
     roots: Sequence[Path]
     stages: Collection[str] = ()
 
@@ -72,7 +72,7 @@ class Stage(Protocol):
     facts: dict[str, Any]
 
     @property
-    def model(self) -> Model | None: ...
+    def model(self) -> LogicalModel | None: ...
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared[Any]:
         """Turn a row into a request. Raises ``InputError``."""
@@ -139,8 +139,8 @@ class ModelStage:
 
     def sign(self, **parts: Any) -> None:
         """Hash what decides every row's answer, so that a resumed run sees what an edit has touched."""
-        endpoint, _, backends = self.model.identity.partition("|")
-        facts = {"kind": self._kind, "where": self.where, "model": backends, "endpoint": endpoint}
+        model = self.model
+        facts = {"kind": self._kind, "where": self.where, "model": model.backends, "endpoint": model.endpoint}
         facts |= {f"params.{name}": value for name, value in sorted(self.params.items())}
         self.facts = {name: value for name, value in (facts | parts).items() if value is not None}
         self.signature = hashed(sorted(self.facts.items()))

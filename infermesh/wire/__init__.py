@@ -1,1 +1,1 @@
-"""OpenAI's wire format, pure: requests to JSON, JSON to results, response formats. No I/O."""
+"""OpenAI's wire format: requests to JSON, JSON to results, output formats. Pure: no clock, no I/O."""

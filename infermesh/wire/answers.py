@@ -1,7 +1,7 @@
-"""The OpenAI wire format, answers: the decoded JSON → typed results.
+"""The OpenAI wire format, answers: decoded JSON → typed results.
 
-Anything that is not the protocol's answer raises :class:`~infermesh.errors.MalformedResponseError`, which says what was
-expected and shows the beginning of what came. Pure: no clock, no I/O.
+An answer that does not follow the protocol raises :class:`~infermesh.errors.MalformedResponseError`. Its message says
+what was expected, and shows the beginning of the answer.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _EXCERPT = 200
 
 
 def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
-    """Read the answer to a chat, text or Responses request.
+    """Read the answer to a chat, text or Responses request. Only the first choice is read.
 
-    A refusal (``message.refusal``, or a ``refusal`` part) is the answer's text where there is no other text, and the
-    finish reason stays as the server gave it. A Responses status becomes the chat finish reason of the same meaning:
-    ``stop``, ``tool_calls``, ``length`` or ``content_filter``. Only the first choice is read.
+    A refusal (``message.refusal``, or a ``refusal`` part) is the answer's text where there is no other, and leaves the
+    finish reason as the server gave it. A Responses status becomes the chat finish reason of the same meaning:
+    ``stop``, ``tool_calls``, ``length`` or ``content_filter``.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
 
 
 def _joined(parts: list[Any], kind: str) -> str:
-    """The text of a content list's parts of one kind; Mistral nests the text of its ``thinking`` parts once more."""
+    """The text of all parts of one kind. Mistral nests the text of its ``thinking`` parts once more."""
     texts: list[str] = []
     for part in parts:
         if isinstance(part, dict) and part.get("type") == kind:
@@ -223,7 +223,7 @@ def _failed_response(body: dict[str, Any], reply: Reply) -> NoReturn:
 
 
 def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None) -> list[EmbeddingResult]:
-    """Read ``n`` embeddings, ordered as the texts were.
+    """Read ``n`` embeddings, in the order of the texts.
 
     Parameters
     ----------
@@ -232,13 +232,13 @@ def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None)
     n
         How many texts were sent.
     weights
-        The texts' lengths in any unit. The batch's token usage is shared out by them, so that the items' counts add up
-        to the batch's; equally where it is ``None``.
+        The texts' lengths in any unit. The request's tokens are shared out to the texts by them, and the shares add up
+        to the whole. ``None`` shares equally.
 
     Raises
     ------
     MalformedResponseError
-        Not ``n`` vectors with the indices 0 … n-1, or one that is empty or not finite numbers.
+        There are not ``n`` vectors with the indices 0 … n-1, or one is empty or holds what is no finite number.
     """
     body = reply.body
     data = body.get("data")
@@ -306,7 +306,7 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def parse_transcription(reply: Reply) -> TranscriptionResult:
-    """Read a transcript; ``language`` is an ISO 639-1 code also where the server spells the name out.
+    """Read a transcript. ``language`` is an ISO 639-1 code, also where the server spells the name out.
 
     Raises
     ------

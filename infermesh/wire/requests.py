@@ -15,24 +15,6 @@ import orjson
 
 from infermesh.errors import InputError
 from infermesh.types import Audio, Endpoint, Request
-from infermesh.wire.answers import apportion, parse_embeddings, parse_generation, parse_transcription, usage_of
-
-__all__ = [
-    "PromptForm",
-    "apportion",
-    "embedding_request",
-    "estimate_tokens",
-    "generation_request",
-    "messages_from",
-    "parse_embeddings",
-    "parse_generation",
-    "parse_transcription",
-    "payload_bytes",
-    "request_body",
-    "request_key",
-    "transcription_request",
-    "usage_of",
-]
 
 GenerationInput = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
@@ -42,7 +24,7 @@ _TOKENS_PER_MESSAGE = 4
 _TOKENS_PER_IMAGE = 765
 _TOKENS_PER_AUDIO_BLOCK = 250
 
-# Parameters of client libraries that are no part of the wire format → whose they are here.
+# Parameters of client libraries that are not in the wire format → where they belong.
 FOREIGN_PARAMETERS = {
     "model": "the deployment decides the model",
     "api_key": "the key belongs to the deployment",
@@ -108,10 +90,10 @@ def generation_request(endpoint: Endpoint, input: GenerationInput, params: Mappi
         A prompt; for chat and Responses also a list of messages or items; or a mapping that is merged into the payload
         and holds the endpoint's own input field (``messages``, ``prompt``, ``input``).
     params
-        Wire parameters (``temperature``, ``max_tokens`` …). One whose value is ``None`` counts as not given; those in
-        ``extra_body`` are merged. For
-        Responses the chat names are translated: ``max_tokens`` and ``max_completion_tokens`` → ``max_output_tokens``,
-        ``response_format`` → ``text.format``, ``reasoning_effort`` → ``reasoning.effort``, function tools → flat ones.
+        Wire parameters (``temperature``, ``max_tokens`` …). One that is ``None`` is not sent; those in ``extra_body``
+        are merged. For Responses the chat names are translated: ``max_tokens`` and ``max_completion_tokens`` →
+        ``max_output_tokens``, ``response_format`` → ``text.format``, ``reasoning_effort`` → ``reasoning.effort``,
+        function tools → flat ones.
 
     Raises
     ------
@@ -161,7 +143,7 @@ def _merge_params(payload: dict[str, Any], params: Mapping[str, Any]) -> None:
             del payload[name]
     if not FOREIGN_PARAMETERS.keys().isdisjoint(payload):
         name = next(name for name in FOREIGN_PARAMETERS if name in payload)
-        raise InputError(f"{name!r} stands among the request's parameters: {FOREIGN_PARAMETERS[name]}, remove it")
+        raise InputError(f"{name!r} is among the request's parameters: {FOREIGN_PARAMETERS[name]}, remove it")
     if payload.get("stream") or payload.get("n", 1) != 1:
         raise InputError("stream and n > 1 are not supported: each request has one whole answer")
 
@@ -195,7 +177,7 @@ def embedding_request(texts: Sequence[str], params: Mapping[str, Any]) -> Reques
     Raises
     ------
     InputError
-        There is no text, one is not a string, or ``model`` stands among the parameters.
+        There is no text, one is not a string, or ``model`` is among the parameters.
     """
     if not texts or isinstance(texts, str):
         raise InputError("nothing to embed: pass a non-empty list of strings")
@@ -213,20 +195,20 @@ def transcription_request(audio: Audio, params: Mapping[str, Any]) -> Request:
     Raises
     ------
     InputError
-        ``model`` or ``file`` stands among the parameters.
+        ``model`` or ``file`` is among the parameters.
     """
     payload: dict[str, Any] = {}
     _merge_params(payload, params)
     if "file" in payload:
-        raise InputError("'file' stands among the request's parameters: the clip is the audio argument, remove it")
+        raise InputError("'file' is among the request's parameters: the clip is the audio argument, remove it")
     return Request("transcription", payload, audio=audio)
 
 
 def estimate_tokens(request: Request) -> int:
     """Estimate the prompt's tokens: UTF-8 bytes / 4, plus 4 a message and a constant an image or audio block.
 
-    Deterministic and cheap (no tokenizer), for limits that reserve tokens before the server has counted them. Bytes
-    rather than characters, because scripts outside ASCII take more tokens a character. Tool and output schemas are not
+    For limits that reserve tokens before the server has counted them. Deterministic and cheap: no tokenizer. It counts
+    bytes, not characters, because scripts outside ASCII take more tokens a character. Tools and output schemas are not
     counted.
     """
     payload = request.payload
@@ -314,7 +296,7 @@ def request_key(request: Request, *extra: str) -> str:
     Parameters
     ----------
     request
-        Its operation, its payload and the audio's content count; its timeout and the audio's file name do not.
+        Its operation, its payload and the audio's content are hashed; the audio's file name is not.
     extra
         What else decides the answer, such as the model's name. Order matters.
     """
@@ -329,48 +311,59 @@ def request_key(request: Request, *extra: str) -> str:
 
 
 def _counted(part: bytes) -> bytes:
-    """The length keeps ("ab", "c") apart from ("a", "bc")."""
+    """A part with its length before it, so that ("ab", "c") and ("a", "bc") differ."""
     return len(part).to_bytes(8, "little") + part
 
 
 @lru_cache(maxsize=256)
 def _frame(operation: str, extra: tuple[str, ...]) -> tuple[bytes, bytes]:
-    """What stands before and after the payload in the content of a key."""
+    """What is hashed before and after the payload."""
     after = b"".join(_counted(text.encode("utf-8", "surrogatepass")) for text in extra)
     return _counted(operation.encode()), after
 
 
 class PromptForm:
-    """Requests that differ in their prompt alone: what they have in common is made, checked and encoded once.
+    """Makes requests that differ in their prompt alone; what they have in common is checked and encoded once.
+
+    The first request is made as any other is. With the second, a template is made of it, which costs as much as two
+    requests: a form that is used once pays nothing for being one.
 
     Parameters
     ----------
     make
         Makes the request of a prompt. Raises ``InputError`` where the parameters are wrong.
-
-    Raises
-    ------
-    ValueError
-        The prompt does not stand in the request as it is.
     """
 
     _MARK = "\ue000prompt\ue000"  # of the private use area, so that nobody's parameters hold it
 
     def __init__(self, make: Callable[[str], Request]) -> None:
-        request = make(self._MARK)
-        self._head, self._tail = payload_bytes(request).split(orjson.dumps(self._MARK))  # ValueError: not just once
-        self._operation = request.operation
-        self._output_tokens = request.output_tokens
-        self._payload = request.payload
-        self._field = _INPUT_FIELD[request.operation]
+        self._make = make
+        self._made = 0
+        self._template: Request | None = None
+        self._head = self._tail = b""
 
     def request(self, prompt: str) -> Request:
         """The request of this prompt. Raises ``InputError`` where it has no JSON form."""
-        before = self._payload[self._field]
+        template = self._template
+        if template is None:
+            self._made += 1
+            if self._made != 2 or (template := self._make_template()) is None:
+                return self._make(prompt)
+        field = _INPUT_FIELD[template.operation]
+        before = template.payload[field]
         given: Any = prompt if isinstance(before, str) else [*before[:-1], {**before[-1], "content": prompt}]
-        request = Request(self._operation, {**self._payload, self._field: given}, output_tokens=self._output_tokens)
+        request = Request(template.operation, {**template.payload, field: given}, output_tokens=template.output_tokens)
         try:
             request.encoded = b"".join((self._head, orjson.dumps(prompt), self._tail))
         except TypeError as error:
             raise InputError(f"the request cannot be written as JSON: {error}") from None
         return request
+
+    def _make_template(self) -> Request | None:
+        """A request with a mark for its prompt; ``None`` where the prompt is only a part of a text that is sent."""
+        template = self._make(self._MARK)
+        parts = payload_bytes(template).split(orjson.dumps(self._MARK))
+        if len(parts) == 2:
+            self._head, self._tail = parts
+            self._template = template
+        return self._template

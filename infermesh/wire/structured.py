@@ -1,4 +1,4 @@
-"""Structured output: what a caller asks for → ``response_format`` on the wire, and the answer's text → checked values.
+"""Structured output: a caller's format → ``response_format`` on the wire, and an answer's text → checked values.
 
 The wire form is OpenAI's Structured Outputs (https://platform.openai.com/docs/guides/structured-outputs), which vLLM,
 SGLang and most compatible servers take as well.
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from infermesh.errors import ConfigError
 
-__all__ = ["ResponseFormat", "to_json"]
+__all__ = ["ResponseFormat", "ResponseFormatSpec", "to_json"]
 
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL)
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
@@ -51,17 +51,17 @@ class ResponseFormat:
         self.model = model
 
     @classmethod
-    def of(cls, spec: Any) -> ResponseFormat:
-        """Make a format from what a user may write.
+    def of(cls, spec: object) -> ResponseFormat:
+        """Make a format.
 
         Parameters
         ----------
         spec
             A pydantic model class; a JSON schema; ``{"type": "json_schema", "json_schema": {"name", "schema",
-            "strict"}}``; ``{"type": "json_object"}``; or a ``ResponseFormat``, which comes back as it is. ``strict`` is
-            sent as the user set it, else it is on exactly where the schema satisfies OpenAI's rules for it (every
-            object closed with ``additionalProperties: false`` and every property required). The objects of a pydantic
-            class that say nothing about further keys are closed, since pydantic would drop those keys.
+            "strict"}}``; ``{"type": "json_object"}``; or a ``ResponseFormat``, which is returned as it is. ``strict``
+            is sent as given. Where it is not, it is on if the schema satisfies OpenAI's rules for it: every object
+            closed with ``additionalProperties: false``, and every property required. Objects of a pydantic class that
+            say nothing about further keys are closed, since pydantic would drop those keys.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class ResponseFormat:
 
     @classmethod
     def any_json(cls) -> ResponseFormat:
-        """Nothing is asked of the server; any JSON value in the answer is taken."""
+        """A format that asks nothing of the server, and takes any JSON value for an answer."""
         return cls({}, {})
 
     @classmethod
@@ -159,6 +159,10 @@ class ResponseFormat:
         schema: Any = dict(self.schema or {})
         # An empty registry: a remote $ref is an error, not a download.
         return jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema, registry=Registry())
+
+
+# What a user may write for a format.
+ResponseFormatSpec = type[BaseModel] | Mapping[str, Any] | ResponseFormat
 
 
 def to_json(parsed: Any) -> str:

@@ -48,7 +48,7 @@ def client(simulator: Simulator) -> Any:
 def seen(client: LMClient) -> list[Any]:
     """Every request that goes out from now on."""
     requests: list[Any] = []
-    for deployment in client._session._deployments:
+    for deployment in client._loop._deployments:
         send = deployment.transport.send
 
         async def spy(request: Any, timeout: float | None, send: Any = send) -> Any:
@@ -127,7 +127,7 @@ def test_structured_output_is_parsed_checked_or_a_warning(client: LMClient, capl
     assert isinstance(client.generate("A word.", response_format=schema).output_parsed["word"], str)
     assert client.generate("A word.", response_format=schema, parse_output=False).output_parsed is None
     with pytest.raises(ConfigError, match="response_format"):
-        client.generate("A word.", response_format=5)
+        client.generate("A word.", response_format=5)  # type: ignore[arg-type]
     assert not caplog.records
 
 
@@ -279,9 +279,9 @@ def test_limits_outlive_a_close(simulator: Simulator) -> None:
     client = LMClient(MODEL, api_base=simulator.url, rpd=2)
     with client:
         client.generate_batch(["One.", "Two."])
-    limiter = client._session._deployments[0].limiter
+    limiter = client._loop._deployments[0].limiter
     with client:
-        assert client._session._deployments[0].limiter is limiter
+        assert client._loop._deployments[0].limiter is limiter
     assert limiter.used_today.requests == 2  # type: ignore[attr-defined]
 
 

@@ -185,7 +185,7 @@ def test_a_stream_that_nobody_reads_stands_still(client: LMClient, simulator: Si
 
 def test_a_stream_checks_its_options_at_once(client: LMClient) -> None:
     with pytest.raises(ConfigError, match="response_format"):
-        client.generate_stream(prompts(2), response_format=5)
+        client.generate_stream(prompts(2), response_format=5)  # type: ignore[arg-type]
     items = list(client.generate_stream(prompts(2), response_format=Note))
     assert {item.index for item in items} == {0, 1}
     assert all(isinstance(item.result and item.result.output_parsed, Note) for item in items)

@@ -56,7 +56,7 @@ def test_threads_share_the_slots_and_the_limits(start_simulator: Start) -> None:
     ):
         batches = list(pool.map(lambda _: client.generate_batch(prompts(20)), range(8)))
         singles = list(pool.map(lambda n: client.generate(f"Single {n}."), range(20)))
-        used = client._session._deployments[0].limiter.used_today  # type: ignore[attr-defined]
+        used = client._loop._deployments[0].limiter.used_today  # type: ignore[attr-defined]
     assert [len(batch.failures) for batch in batches] == [0] * 8
     assert [str(single) for single in singles] == [f"Single {n}." for n in range(20)]
     assert totals(service)["max_in_flight"] == WINDOW
@@ -72,6 +72,14 @@ def test_several_deployments_share_the_clients_slots(start_simulator: Start) -> 
     assert max(totals(service)["max_in_flight"] for service in services) <= WINDOW
     waits = [result.metrics.queue_s for result in results if result.metrics]
     assert max(waits) > 0.002  # behind somebody else's request
+
+
+def test_the_clients_slots_serve_each_loop_that_it_is_opened_with(start_simulator: Start) -> None:
+    bases = [start_simulator(latency_s=0.002).url for _ in range(2)]
+    client = LMClient(MODEL, api_base=bases, max_parallel_requests=1)
+    for _ in range(3):
+        with client, ThreadPoolExecutor(4) as pool:
+            assert [str(result) for result in pool.map(client.generate, prompts(8))] == prompts(8)
 
 
 async def test_the_synchronous_face_works_where_a_loop_runs(simulator: Simulator) -> None:
@@ -144,7 +152,7 @@ def test_closing_ends_calls_in_other_threads(start_simulator: Start) -> None:
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = [pool.submit(call) for call in calls]
         wait_until(lambda: totals(stuck)["in_flight"] == WINDOW, "requests to hang")
-        wait_until(lambda: len(asyncio.all_tasks(client._session.thread.loop)) >= len(calls), "all to have begun")
+        wait_until(lambda: len(asyncio.all_tasks(client._loop.thread.loop)) >= len(calls), "all to have begun")
         client.close()
         for future in futures:
             with pytest.raises(RuntimeError, match="closed"):
@@ -171,7 +179,7 @@ def test_ctrl_c_ends_the_requests_and_keeps_the_client(start_simulator: Start, h
         with pytest.raises(KeyboardInterrupt):
             ways[how]()
         finger.join()
-        assert not asyncio.all_tasks(client._session.thread.loop)
+        assert not asyncio.all_tasks(client._loop.thread.loop)
         wait_until(lambda: totals(stuck)["in_flight"] == 0, "requests to end")
         assert totals(stuck)["received"] == WINDOW
 
@@ -182,7 +190,53 @@ async def test_a_cancelled_call_ends_its_request(start_simulator: Start) -> None
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.agenerate("Hello."), 0.2)
         await asyncio.to_thread(wait_until, lambda: totals(stuck)["in_flight"] == 0, "the request to end")
-        assert not asyncio.all_tasks(client._session.thread.loop)
+        assert not asyncio.all_tasks(client._loop.thread.loop)
+
+
+@pytest.mark.parametrize("how", ["plain", "watched", "stream", "left early", "failing", "async"])
+def test_a_batch_leaves_the_garbage_collector_as_it_was(simulator: Simulator, how: str) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    def failing() -> None:
+        with pytest.raises(OSError, match="full"):
+            client.generate_batch(prompts(200), on_result=fail)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "plain": lambda: client.generate_batch(prompts(200)),
+        "watched": lambda: client.generate_batch(prompts(200), on_progress=lambda *_: None),
+        "stream": lambda: list(client.generate_stream(prompts(200))),
+        "left early": lambda: next(client.generate_stream(prompts(200))),
+        "failing": failing,
+        "async": lambda: asyncio.run(client.agenerate_batch(prompts(200))),
+    }
+    before = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), len(gc.callbacks)
+    with LMClient(MODEL, api_base=simulator.url, max_parallel_requests=WINDOW) as client:
+        ways[how]()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: client.generate_batch(prompts(50)), range(8)))
+        assert (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), len(gc.callbacks)) == before
+
+
+def test_what_a_program_sets_of_the_collector_while_a_batch_runs_stands(simulator: Simulator) -> None:
+    before = gc.get_threshold()
+    seen = []
+
+    def on_progress(done: int, total: int | None) -> None:
+        seen.append(gc.get_threshold())
+        if done == 10:
+            gc.set_threshold(1_234, 5, 6)
+            gc.disable()
+
+    try:
+        with LMClient(MODEL, api_base=simulator.url, max_parallel_requests=WINDOW) as client:
+            client.generate_batch(prompts(50), on_progress=on_progress)
+            assert (gc.get_threshold(), gc.isenabled()) == ((1_234, 5, 6), False)
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)
+    assert seen[0] != before
+    assert seen[-1] == (1_234, 5, 6)
 
 
 def script(simulator: Simulator, text: str, *options: str) -> subprocess.CompletedProcess[str]:

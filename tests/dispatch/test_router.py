@@ -32,7 +32,7 @@ def router(*deployments: Deployment, strategy: Any = "simple-shuffle") -> Router
 
 async def break_it(target: Deployment, times: int = 3) -> None:
     for _ in range(times):
-        target.occupy(now()).failed(APIConnectionError("refused"), 0.0)
+        target.lease(now()).failed(APIConnectionError("refused"), 0.0)
 
 
 # --- strategies
@@ -92,7 +92,7 @@ async def test_latency_prefers_the_fast_one_and_fills_it_in_proportion() -> None
 async def test_latency_measures_the_unmeasured_with_one_request() -> None:
     known, new = deployment("known"), deployment("new")
     routes = router(known, new, strategy="latency-based-routing")
-    known.measure(0.01, now())
+    known.record_latency(0.01, now())
     assert (await routes.lease()).deployment is new
     assert (await routes.lease()).deployment is known  # the first has not come back: no flood
 
@@ -101,21 +101,21 @@ async def test_latency_measures_the_unmeasured_with_one_request() -> None:
 async def test_latency_measures_again_what_was_slow_long_ago() -> None:
     a, b = deployment("a"), deployment("b")
     routes = router(a, b, strategy="latency-based-routing")
-    a.measure(0.1, now())
-    b.measure(9.0, now())
+    a.record_latency(0.1, now())
+    b.record_latency(9.0, now())
     assert (await routes.lease()).deployment is a
     await asyncio.sleep(61)
-    a.measure(0.1, now())
+    a.record_latency(0.1, now())
     assert (await routes.lease()).deployment is b
 
 
 @virtual
 async def test_quick_failures_do_not_look_like_speed() -> None:
     a = deployment("a")
-    a.measure(1.0, now())
-    a.occupy(now()).failed(APIConnectionError("refused"), 0.001)
+    a.record_latency(1.0, now())
+    a.lease(now()).failed(APIConnectionError("refused"), 0.001)
     assert a.latency_s == 1.0
-    a.occupy(now()).failed(RequestTimeoutError("slow"), 30.0)
+    a.lease(now()).failed(RequestTimeoutError("slow"), 30.0)
     assert a.latency_s is not None
     assert a.latency_s > 5
 
@@ -210,8 +210,8 @@ async def test_cancelled_waiters_leave_no_slot_taken() -> None:
     assert a.in_flight + b.in_flight == len(held)
     for lease in held:
         lease.cancel()
-    assert a.free
-    assert b.free
+    assert a.has_free_slot()
+    assert b.has_free_slot()
     assert {(await routes.lease()).deployment.label for _ in range(2)} == {"a", "b"}
 
 
@@ -353,7 +353,7 @@ async def test_a_probe_decides() -> None:
 async def test_what_says_nothing_about_the_server_is_no_failure(error: RequestError) -> None:
     a = deployment("a")
     for _ in range(10):
-        a.occupy(now()).failed(error, 0.1)
+        a.lease(now()).failed(error, 0.1)
     assert a.health.accepts(now())
 
 
@@ -381,30 +381,30 @@ async def test_all_out_waits_for_the_first_that_is_due() -> None:
     await asyncio.sleep(1)
     await break_it(b)
     start = now()
-    assert (await routes.lease(patience=60)).deployment is a
+    assert (await routes.lease(cooldown_timeout=60)).deployment is a
     assert now() - start == pytest.approx(4, abs=0.1)
-    assert (await routes.lease(patience=60)).deployment is b
+    assert (await routes.lease(cooldown_timeout=60)).deployment is b
 
 
 @virtual
-async def test_patience_has_an_end() -> None:
+async def test_the_cooldown_timeout_has_an_end() -> None:
     a, b = deployment("a"), deployment("b")
     routes = router(a, b)
     for target in (a, b):
         await break_it(target)
         target.health.cool_until = now() + 600
     start = now()
-    leases = await asyncio.gather(*(routes.lease(patience=60) for _ in range(5)))
+    leases = await asyncio.gather(*(routes.lease(cooldown_timeout=60) for _ in range(5)))
     assert now() - start == pytest.approx(60, abs=0.1)
     assert len(leases) == 5
 
 
 @virtual
-async def test_patience_starts_when_the_last_deployment_fails() -> None:
+async def test_the_cooldown_timeout_starts_when_the_last_deployment_fails() -> None:
     a, b = deployment("a", max_parallel_requests=1), deployment("b", max_parallel_requests=1)
     routes = router(a, b)
     held = [await routes.lease(), await routes.lease()]
-    task = asyncio.create_task(routes.lease(patience=60))
+    task = asyncio.create_task(routes.lease(cooldown_timeout=60))
     await asyncio.sleep(100)  # slots are waited for without an end
     assert not task.done()
     for target in (a, b):
@@ -439,6 +439,6 @@ async def test_avoid_is_kept_as_long_as_there_is_another() -> None:
 
 def test_a_lease_knows_its_deployment() -> None:
     a = deployment("a")
-    lease = a.occupy(0)
+    lease = a.lease(0)
     assert isinstance(lease, Lease)
     assert lease.deployment is a

@@ -1,21 +1,33 @@
-"""Collections while rows pass: rare, and never through what a batch keeps."""
+"""Collections while many results are made: rare, never through what is kept, and everything as it was afterwards."""
 
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from infermesh.runtime.garbage import unhurried
+from infermesh.runtime.garbage import rare_collections
+
+OBJECTS = 600_000
 
 
 class Node:
     """An object that can be weakly referred to, and can refer to itself."""
 
     me: Any = None
+
+
+def kept_objects(count: int = OBJECTS) -> list[Any]:
+    return [[[], {"a": []}] for _ in range(count // 4)]
 
 
 @pytest.fixture
@@ -33,35 +45,167 @@ def generations() -> Iterator[list[int]]:
     gc.callbacks.remove(note)
 
 
-def test_results_that_are_kept_are_looked_through_once(generations: list[int]) -> None:
+@pytest.fixture(autouse=True)
+def _as_python_sets_it() -> Iterator[None]:
+    """The collector of a fresh interpreter, whatever a test does to it."""
     before = gc.get_threshold()
-    with unhurried(), unhurried():
-        kept = [[[], {"a": []}] for _ in range(400_000)]
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.unfreeze()
+    gc.enable()
+    gc.set_threshold(*before)
+
+
+def collector() -> tuple[Any, ...]:
+    """What a program can see of the collector."""
+    return gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), len(gc.callbacks)
+
+
+def test_what_is_kept_is_looked_through_once(generations: list[int]) -> None:
+    before = collector()
+    with rare_collections():
+        kept = [kept_objects(), kept_objects()]
         assert set(generations) == {0}
-        assert gc.get_freeze_count() > 1_000_000
-    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, before)
-    assert kept
+        assert gc.get_freeze_count() == 0
+    after: list[Any] = [[] for _ in range(20_000)]  # enough for several collections
+    assert 2 not in generations
+    assert collector() == before
+    assert (len(kept), len(after)) == (2, 20_000)
+
+
+def test_nor_does_the_program_pay_for_it_afterwards(generations: list[int]) -> None:
+    with rare_collections():
+        kept = kept_objects(OBJECTS // 2)
+        assert len(gc.get_objects(1)) > OBJECTS // 3
+    after: list[Any] = [[] for _ in range(20_000)]
+    assert set(generations) == {0, 1}
+    assert len(gc.get_objects(1)) < 20_000
+    assert (len(kept), len(after)) == (OBJECTS // 8, 20_000)
 
 
 def test_cycles_are_found(generations: list[int]) -> None:
     alive = []
-    with unhurried():
-        for _ in range(400_000):
+    with rare_collections():
+        for _ in range(2 * OBJECTS):
             node = Node()
             node.me = node
             alive.append(weakref.ref(node))
-        assert gc.get_freeze_count() == 0
+        assert 1 in generations
         assert sum(ref() is not None for ref in alive) < 50_000
 
 
+@pytest.mark.parametrize("error", [None, KeyError("bug"), KeyboardInterrupt()])
+def test_all_is_as_it_was_found(error: BaseException | None) -> None:
+    gc.set_threshold(5_000, 7, 9)
+    before = collector()
+    with pytest.raises(type(error)) if error else ExitStack(), rare_collections():
+        assert collector() != before
+        with rare_collections():
+            assert gc.get_threshold()[0] > 5_000
+        assert gc.get_threshold()[0] > 5_000
+        if error is not None:
+            raise error
+    assert collector() == before
+
+
+def test_the_last_of_several_threads_puts_it_back() -> None:
+    before, inside, leave = collector(), threading.Barrier(5), [threading.Event() for _ in range(4)]
+
+    def work(mine: threading.Event) -> None:
+        with rare_collections():
+            inside.wait()
+            mine.wait()
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in leave]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    tuned = collector()
+    for thread, mine in zip(threads, leave, strict=True):
+        assert collector() == tuned != before
+        mine.set()
+        thread.join()
+    assert collector() == before
+
+
 def test_what_the_program_froze_stays_frozen() -> None:
+    frozen_object: Any = []
     gc.freeze()
-    try:
-        frozen = gc.get_freeze_count()
-        with unhurried():
-            kept: list[Any] = [[[]] for _ in range(400_000)]
-            assert gc.get_freeze_count() <= frozen
-        assert frozen * 0.9 < gc.get_freeze_count() <= frozen
-        assert kept
-    finally:
-        gc.unfreeze()
+    with rare_collections():
+        kept = [kept_objects(), kept_objects()]
+        assert not any(item is frozen_object for item in gc.get_objects())
+    assert not any(item is frozen_object for item in gc.get_objects())
+    assert any(item is kept for item in gc.get_objects())  # and nothing else is
+
+
+def test_what_the_program_does_meanwhile_stands() -> None:
+    with rare_collections():
+        gc.set_threshold(1_234, 5, 6)
+    assert gc.get_threshold() == (1_234, 5, 6)
+
+    with rare_collections():
+        gc.disable()
+    assert not gc.isenabled()
+    with rare_collections():
+        gc.enable()
+    assert gc.isenabled()
+
+    frozen_object: Any = []
+    with rare_collections():
+        first = kept_objects()
+        gc.freeze()
+        second = [kept_objects(), kept_objects()]
+    assert not any(item is frozen_object for item in gc.get_objects())
+    assert any(item is second for item in gc.get_objects())
+    assert first
+
+
+@pytest.mark.parametrize("thresholds", [(0, 10, 10), (1_000_000, 200, 300)])
+def test_thresholds_are_never_lowered(thresholds: tuple[int, int, int]) -> None:
+    gc.set_threshold(*thresholds)
+    with rare_collections():
+        assert gc.get_threshold() == thresholds
+    assert gc.get_threshold() == thresholds
+
+
+def test_callbacks_that_the_program_clears_are_no_error() -> None:
+    others = list(gc.callbacks)
+    with rare_collections():
+        gc.callbacks[:] = others
+    assert gc.callbacks == others
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_is_forked_meanwhile_has_a_collector_as_before() -> None:
+    code = """
+        import gc, os, threading
+        from infermesh.runtime.garbage import rare_collections
+
+        before = gc.get_threshold(), len(gc.callbacks)
+        inside, leave = threading.Event(), threading.Event()
+
+        def work():
+            with rare_collections():
+                inside.set()
+                leave.wait()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        inside.wait()
+        if os.fork():
+            print("parent", os.waitstatus_to_exitcode(os.wait()[1]), gc.get_threshold() == before[0], flush=True)
+            leave.set()
+            thread.join()
+            print("parent", (gc.get_threshold(), len(gc.callbacks)) == before, flush=True)
+        else:
+            print("child", (gc.get_threshold(), len(gc.callbacks)) == before, flush=True)
+            with rare_collections():
+                pass
+            print("child", (gc.get_threshold(), len(gc.callbacks)) == before, flush=True)
+            os._exit(0)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ran.stderr == ""
+    assert ran.stdout.splitlines() == ["child True", "child True", "parent 0 False", "parent True"]

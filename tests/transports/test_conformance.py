@@ -36,6 +36,7 @@ from infermesh.results import TokenUsage, ToolCall
 from infermesh.transports import make_transport
 from infermesh.transports.litellm import _import_litellm
 from infermesh.types import Audio, Request, Transport
+from infermesh.wire import answers
 from infermesh.wire import requests as wire
 from infermesh.wire.structured import ResponseFormat
 
@@ -108,10 +109,10 @@ REQUESTS: dict[str, Callable[[], Request]] = {
 
 def parse(request: Request, reply: Any) -> Any:
     if request.operation == "embedding":
-        return wire.parse_embeddings(reply, 2)
+        return answers.parse_embeddings(reply, 2)
     if request.operation == "transcription":
-        return wire.parse_transcription(reply)
-    return wire.parse_generation(request.operation, reply)
+        return answers.parse_transcription(reply)
+    return answers.parse_generation(request.operation, reply)
 
 
 async def result_of(transport: Transport, request: Request) -> Any:

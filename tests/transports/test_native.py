@@ -12,6 +12,7 @@ from infermesh.simulator import Simulator, SimulatorSettings
 from infermesh.transports import NativeTransport
 from infermesh.transports.native import default_transcript_format
 from infermesh.types import Audio, Request
+from infermesh.wire import answers
 from infermesh.wire import requests as wire
 
 from .conftest import KEY, Loopback
@@ -102,10 +103,10 @@ async def test_against_the_simulator() -> None:
     with Simulator(SimulatorSettings(reasoning_tokens=4)) as simulator:
         transport = NativeTransport(label="a", model="m", api_base=simulator.url)
         replies = await asyncio.gather(*(transport.send(chat(f"Say {i}."), 20.0) for i in range(50)))
-        results = [wire.parse_generation("chat_completion", reply) for reply in replies]
+        results = [answers.parse_generation("chat_completion", reply) for reply in replies]
         assert all(r.output_text and r.reasoning and r.token_usage and r.finish_reason == "stop" for r in results)
         request = wire.generation_request("responses", "Say it.", {})
-        assert wire.parse_generation("responses", await transport.send(request, 20.0)).output_text
+        assert answers.parse_generation("responses", await transport.send(request, 20.0)).output_text
         embedding = await transport.send(wire.embedding_request(["a", "b"], {"encoding_format": "base64"}), 20.0)
-        assert [len(r.embedding) for r in wire.parse_embeddings(embedding, 2)] == [64, 64]
+        assert [len(r.embedding) for r in answers.parse_embeddings(embedding, 2)] == [64, 64]
         await transport.aclose()

@@ -20,6 +20,7 @@ from infermesh.errors import (
 )
 from infermesh.results import TokenUsage, ToolCall
 from infermesh.types import Audio, Endpoint, Operation, Reply, Request
+from infermesh.wire import answers
 from infermesh.wire import requests as wire
 
 
@@ -159,6 +160,52 @@ class TestBytes:
         assert keys[0] == keys[1] != keys[2]
 
 
+PROMPTS = ["Hello.", 'A "quoted"\nline\\', "Größe \u2028 \U0001f600", "", "Hello."]
+
+
+class TestPromptForm:
+    @pytest.mark.parametrize("endpoint", ["chat_completion", "text_completion", "responses"])
+    @pytest.mark.parametrize("system", [None, "Be brief."])
+    def test_its_requests_are_those_of_the_plain_way(self, endpoint: Endpoint, system: str | None) -> None:
+        def make(prompt: str) -> Request:
+            given: Any = prompt
+            if system is not None:
+                given = f"{system} {prompt}" if endpoint != "chat_completion" else wire.messages_from(prompt, system)
+            return wire.generation_request(endpoint, given, {"temperature": 0.5, "max_tokens": 7, "zeta": {"b": 1}})
+
+        form = wire.PromptForm(make)
+        for prompt in PROMPTS:
+            request, plain = form.request(prompt), make(prompt)
+            assert request.payload == plain.payload
+            assert request.output_tokens == plain.output_tokens
+            assert wire.payload_bytes(request) == wire.payload_bytes(plain)
+            assert wire.request_key(request, "m") == wire.request_key(plain, "m")
+
+    def test_a_template_is_made_for_the_second_request_and_not_for_the_first(self) -> None:
+        made = []
+
+        def make(prompt: str) -> Request:
+            made.append(prompt)
+            return wire.generation_request("chat_completion", prompt, {})
+
+        form = wire.PromptForm(make)
+        form.request("One.")
+        assert made == ["One."]
+        for prompt in ("Two.", "Three.", "Four."):
+            form.request(prompt)
+        assert len(made) == 2
+
+    def test_what_has_no_json_form_is_an_input_error_each_time(self) -> None:
+        form = wire.PromptForm(lambda prompt: wire.generation_request("chat_completion", prompt, {}))
+        for _ in range(3):
+            with pytest.raises(InputError, match="JSON"):
+                wire.payload_bytes(form.request("\ud800"))
+        form = wire.PromptForm(lambda prompt: wire.generation_request("chat_completion", prompt, {"model": "m"}))
+        for _ in range(3):
+            with pytest.raises(InputError, match="deployment"):
+                form.request("Hello.")
+
+
 class TestEstimate:
     def test_text(self) -> None:
         assert wire.estimate_tokens(wire.generation_request("text_completion", "x" * 400, {})) == 100
@@ -184,30 +231,30 @@ class TestEstimate:
 class TestGenerations:
     def test_parts_and_reasoning(self) -> None:
         parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "yes"}]
-        result = wire.parse_generation("chat_completion", chat_reply({"content": parts}))
+        result = answers.parse_generation("chat_completion", chat_reply({"content": parts}))
         assert (result.output_text, result.reasoning) == ("yes", "hm")
-        result = wire.parse_generation("chat_completion", chat_reply({"content": "x", "reasoning": "why"}))
+        result = answers.parse_generation("chat_completion", chat_reply({"content": "x", "reasoning": "why"}))
         assert result.reasoning == "why"
 
     def test_refusal(self) -> None:
-        result = wire.parse_generation("chat_completion", chat_reply({"content": None, "refusal": "I can't."}))
+        result = answers.parse_generation("chat_completion", chat_reply({"content": None, "refusal": "I can't."}))
         assert (result.output_text, result.finish_reason) == ("I can't.", "stop")
 
     def test_request_id(self) -> None:
-        assert wire.parse_generation("chat_completion", chat_reply({"content": "x"}, id="c-1")).request_id == "c-1"
+        assert answers.parse_generation("chat_completion", chat_reply({"content": "x"}, id="c-1")).request_id == "c-1"
         bare = chat_reply({"content": "x"})
         bare.header = {"x-request-id": "r-1"}.get
-        assert wire.parse_generation("chat_completion", bare).request_id == "r-1"
+        assert answers.parse_generation("chat_completion", bare).request_id == "r-1"
 
     def test_tool_call_arguments_as_an_object(self) -> None:
         calls = [{"function": {"name": "f", "arguments": {"a": 1}}}, {"id": "c", "function": {"name": "g"}}]
-        result = wire.parse_generation("chat_completion", chat_reply({"content": None, "tool_calls": calls}))
+        result = answers.parse_generation("chat_completion", chat_reply({"content": None, "tool_calls": calls}))
         assert result.tool_calls == [ToolCall(None, "f", '{"a":1}'), ToolCall("c", "g", "{}")]
 
     def test_content_filter(self) -> None:
         with pytest.raises(ContentFilterError):
-            wire.parse_generation("chat_completion", chat_reply({"content": ""}, "content_filter"))
-        cut = wire.parse_generation("chat_completion", chat_reply({"content": "part"}, "content_filter"))
+            answers.parse_generation("chat_completion", chat_reply({"content": ""}, "content_filter"))
+        cut = answers.parse_generation("chat_completion", chat_reply({"content": "part"}, "content_filter"))
         assert (cut.output_text, cut.finish_reason) == ("part", "content_filter")
 
     @pytest.mark.parametrize(
@@ -233,7 +280,7 @@ class TestGenerations:
     )
     def test_malformed(self, operation: Operation, body: Any) -> None:
         with pytest.raises(MalformedResponseError, match="expected") as caught:
-            wire.parse_generation(operation, reply(body))
+            answers.parse_generation(operation, reply(body))
         assert len(str(caught.value)) < 500
 
     @pytest.mark.parametrize(
@@ -248,7 +295,7 @@ class TestGenerations:
     def test_failed_response(self, code: str | None, expected: type[RequestError]) -> None:
         body = {"id": "r", "status": "failed", "error": {"code": code, "message": "no"}, "output": []}
         with pytest.raises(expected) as caught:
-            wire.parse_generation("responses", reply(body))
+            answers.parse_generation("responses", reply(body))
         assert (type(caught.value), caught.value.request_id) == (expected, "r")
 
 
@@ -275,10 +322,10 @@ class TestUsage:
         ],
     )
     def test_shapes(self, usage: Any, expected: TokenUsage | None) -> None:
-        assert wire.usage_of({"usage": usage}) == expected
+        assert answers.usage_of({"usage": usage}) == expected
 
     def test_none(self) -> None:
-        assert wire.usage_of({}) is None
+        assert answers.usage_of({}) is None
 
 
 class TestEmbeddings:
@@ -287,14 +334,14 @@ class TestEmbeddings:
 
     def test_base64(self) -> None:
         packed = base64.b64encode(struct.pack("<2f", 0.5, -2.0)).decode()
-        assert wire.parse_embeddings(reply(self.body(packed)), 1)[0].embedding == [0.5, -2.0]
+        assert answers.parse_embeddings(reply(self.body(packed)), 1)[0].embedding == [0.5, -2.0]
 
     def test_without_index(self) -> None:
         body = {"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]}
-        assert [r.embedding for r in wire.parse_embeddings(reply(body), 2)] == [[1.0], [2.0]]
+        assert [r.embedding for r in answers.parse_embeddings(reply(body), 2)] == [[1.0], [2.0]]
 
     def test_usage_by_weight(self) -> None:
-        results = wire.parse_embeddings(reply(self.body([1.0], [2.0], [3.0])), 3, weights=[1, 1, 5])
+        results = answers.parse_embeddings(reply(self.body([1.0], [2.0], [3.0])), 3, weights=[1, 1, 5])
         assert [r.token_usage for r in results] == [TokenUsage(2, 0, 2), TokenUsage(1, 0, 1), TokenUsage(7, 0, 7)]
 
     @pytest.mark.parametrize(
@@ -318,7 +365,7 @@ class TestEmbeddings:
     )
     def test_malformed(self, body: dict[str, Any]) -> None:
         with pytest.raises(MalformedResponseError, match="expected"):
-            wire.parse_embeddings(reply(body), 2)
+            answers.parse_embeddings(reply(body), 2)
 
 
 @pytest.mark.parametrize(
@@ -333,25 +380,25 @@ class TestEmbeddings:
     ],
 )
 def test_apportion(total: int, weights: list[int], shares: list[int]) -> None:
-    assert wire.apportion(total, weights) == shares
+    assert answers.apportion(total, weights) == shares
 
 
 class TestTranscriptions:
     def test_verbose(self) -> None:
-        result = wire.parse_transcription(reply({"text": "hi", "language": "Haitian Creole", "duration": "2.50"}))
+        result = answers.parse_transcription(reply({"text": "hi", "language": "Haitian Creole", "duration": "2.50"}))
         assert (result.text, result.language, result.duration_s) == ("hi", "ht", 2.5)
 
     def test_plain(self) -> None:
-        result = wire.parse_transcription(
+        result = answers.parse_transcription(
             reply({"text": "", "usage": {"type": "duration", "seconds": 3}, "language": "de"})
         )
         assert (result.text, result.language, result.duration_s, result.token_usage) == ("", "de", 3.0, None)
 
     def test_tokens(self) -> None:
         body = {"text": "hi", "usage": {"type": "tokens", "input_tokens": 14, "output_tokens": 2, "total_tokens": 16}}
-        result = wire.parse_transcription(reply(body))
+        result = answers.parse_transcription(reply(body))
         assert (result.token_usage, result.language, result.duration_s) == (TokenUsage(14, 2, 16), None, None)
 
     def test_malformed(self) -> None:
         with pytest.raises(MalformedResponseError):
-            wire.parse_transcription(reply({"transcript": "hi"}))
+            answers.parse_transcription(reply({"transcript": "hi"}))

@@ -1,0 +1,127 @@
+"""Which timeout holds, the call's, the defaults' or the client's, in every method; ``None`` waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from infermesh import USE_CLIENT_DEFAULT, ConfigError, LMClient, RequestTimeoutError
+from infermesh.simulator import Simulator, SimulatorSettings
+from tests.support import wav
+
+MODEL = "hosted_vllm/any"
+LATENCY_S, TOO_SHORT_S, ENOUGH_S = 0.2, 0.05, 20.0
+PROMPT, TEXT, CLIP = "Hello.", "Hello.", wav("Good morning.")
+
+
+def _taken(items: Iterable[Any]) -> None:
+    for _, _, error in items:
+        if error is not None:
+            raise error
+
+
+async def _ataken(items: AsyncIterable[Any]) -> None:
+    async for _, _, error in items:
+        if error is not None:
+            raise error
+
+
+# Each asks once, with the given options, and raises what the request ends with.
+METHODS: dict[str, Callable[..., Any]] = {
+    "generate": lambda client, **options: client.generate(PROMPT, **options),
+    "agenerate": lambda client, **options: asyncio.run(client.agenerate(PROMPT, **options)),
+    "generate_batch": lambda client, **options: client.generate_batch([PROMPT], return_exceptions=False, **options),
+    "agenerate_batch": lambda client, **options: asyncio.run(
+        client.agenerate_batch([PROMPT], return_exceptions=False, **options)
+    ),
+    "generate_stream": lambda client, **options: _taken(client.generate_stream([PROMPT], **options)),
+    "agenerate_stream": lambda client, **options: asyncio.run(_ataken(client.agenerate_stream([PROMPT], **options))),
+    "embed": lambda client, **options: client.embed(TEXT, **options),
+    "aembed": lambda client, **options: asyncio.run(client.aembed(TEXT, **options)),
+    "embed_batch": lambda client, **options: client.embed_batch([TEXT], return_exceptions=False, **options),
+    "aembed_batch": lambda client, **options: asyncio.run(
+        client.aembed_batch([TEXT], return_exceptions=False, **options)
+    ),
+    "transcribe": lambda client, **options: client.transcribe(CLIP, **options),
+    "atranscribe": lambda client, **options: asyncio.run(client.atranscribe(CLIP, **options)),
+    "transcribe_batch": lambda client, **options: client.transcribe_batch([CLIP], return_exceptions=False, **options),
+    "atranscribe_batch": lambda client, **options: asyncio.run(
+        client.atranscribe_batch([CLIP], return_exceptions=False, **options)
+    ),
+}
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A service that takes its time over every request."""
+    with Simulator(SimulatorSettings(latency_s=LATENCY_S)) as simulator:
+        yield simulator.url
+
+
+def client(url: str, timeout: Any, /, **defaults: Any) -> LMClient:
+    return LMClient(MODEL, api_base=url, timeout=timeout, max_retries=0, default_request_kwargs=defaults)
+
+
+def test_every_method_with_a_timeout_is_tried() -> None:
+    asking = {name for name in dir(LMClient) if not name.startswith("_")} - {"close", "aclose"}
+    assert asking == set(METHODS)
+
+
+@every_method
+def test_a_call_may_wait_for_ever(url: str, method: str) -> None:
+    with client(url, TOO_SHORT_S) as impatient:
+        METHODS[method](impatient, timeout=None)
+
+
+@every_method
+def test_a_call_that_says_nothing_has_the_clients_timeout(url: str, method: str) -> None:
+    with client(url, TOO_SHORT_S) as impatient:
+        for options in ({}, {"timeout": USE_CLIENT_DEFAULT}):
+            with pytest.raises(RequestTimeoutError, match=str(TOO_SHORT_S)):
+                METHODS[method](impatient, **options)
+
+
+@every_method
+def test_a_call_may_set_its_own(url: str, method: str) -> None:
+    with client(url, None) as patient, pytest.raises(RequestTimeoutError, match=str(TOO_SHORT_S)):
+        METHODS[method](patient, timeout=TOO_SHORT_S)
+    with client(url, TOO_SHORT_S) as impatient:
+        METHODS[method](impatient, timeout=ENOUGH_S)
+        METHODS[method](impatient, timeout=float("inf"))
+
+
+@every_method
+def test_the_request_defaults_stand_between_the_call_and_the_client(url: str, method: str) -> None:
+    with client(url, TOO_SHORT_S, timeout=None) as patient:
+        METHODS[method](patient)
+        METHODS[method](patient, timeout=USE_CLIENT_DEFAULT)
+        with pytest.raises(RequestTimeoutError):
+            METHODS[method](patient, timeout=TOO_SHORT_S)
+    with client(url, None, timeout=TOO_SHORT_S) as impatient, pytest.raises(RequestTimeoutError):
+        METHODS[method](impatient)
+    with client(url, TOO_SHORT_S, timeout=USE_CLIENT_DEFAULT) as impatient, pytest.raises(RequestTimeoutError):
+        METHODS[method](impatient)
+
+
+@every_method
+@pytest.mark.parametrize("wrong", [0, 0.0, -1, float("nan"), True, "long"])
+def test_what_is_no_time_is_refused_before_anything_is_sent(url: str, method: str, wrong: Any) -> None:
+    with client(url, None) as patient, pytest.raises(ConfigError, match="timeout"):
+        METHODS[method](patient, timeout=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, -0.5, float("nan"), False, "long"])
+def test_a_client_refuses_it_when_it_is_made(wrong: Any) -> None:
+    for options in ({"timeout": wrong}, {"default_request_kwargs": {"timeout": wrong}}):
+        with pytest.raises(ConfigError, match="timeout"):
+            LMClient(MODEL, api_base="http://127.0.0.1:9/v1", **options)
+    with pytest.raises(ConfigError, match="timeout"):
+        LMClient(MODEL, api_base="http://127.0.0.1:9/v1", timeout=USE_CLIENT_DEFAULT)  # type: ignore[arg-type]
+
+
+def test_the_sentinel_shows_its_name() -> None:
+    assert repr(USE_CLIENT_DEFAULT) == "USE_CLIENT_DEFAULT"
