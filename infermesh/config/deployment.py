@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 from infermesh.errors import ConfigError
 from infermesh.types import TransportKind
@@ -30,7 +30,8 @@ class DeploymentConfig:
     transport
         ``native`` (OpenAI wire format), ``litellm`` (every other provider) or ``auto``.
     headers
-        Further HTTP headers.
+        Further HTTP headers: name → value, or name → ``{"env": NAME}`` for a value that stands in an environment
+        variable.
     input_cost_per_token, output_cost_per_token
         US dollars per token, over the price list.
 
@@ -52,7 +53,7 @@ class DeploymentConfig:
     rpd: float | None = None
     tpd: float | None = None
     transport: str = "auto"
-    headers: dict[str, str] | None = None
+    headers: dict[str, Any] | None = field(default=None, repr=False)
     input_cost_per_token: float | None = None
     output_cost_per_token: float | None = None
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args, get_origin
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -15,22 +15,14 @@ from infermesh.config.schema import (
     _NAME,
     RESERVED_TABLES,
     STAGE_KINDS,
-    DeploymentEntry,
     Experiment,
     GenerateStage,
-    GuardsConfig,
-    LimitsConfig,
-    ModelEntry,
     ModelStageConfig,
-    SinkConfig,
-    SourceConfig,
     SqlStage,
-    StoreConfig,
 )
+from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
-from infermesh.redaction import _SECRET_KEYS, looks_secret
-from infermesh.simulator.settings import SimulatorSettings
 from infermesh.wire.requests import FOREIGN_PARAMETERS
 
 
@@ -58,31 +50,6 @@ def load(mapping: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def refuse_inline_keys(mapping: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` where a value is a key or looks like one; the message does not repeat it."""
-    secrets = list(_inline_secrets(mapping, ()))
-    if secrets:
-        raise ConfigError("\n".join(secrets))
-
-
-def _inline_secrets(node: Any, path: tuple[str, ...]) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            here = (*path, str(key))
-            if str(key).lower() in _SECRET_KEYS and isinstance(value, str) and path[:1] != ("simulator",):
-                yield (
-                    f"{'.'.join(here)}: a key in the config would end up in files and run folders. Put it in the "
-                    f"environment (or a file for --env-file) and name the variable: api_key_env: OPENAI_API_KEY."
-                )
-            else:
-                yield from _inline_secrets(value, here)
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _inline_secrets(value, (*path, str(index)))
-    elif isinstance(node, str) and looks_secret(node):
-        yield f"{'.'.join(path)}: this value holds what looks like a key or password. Use api_key_env instead."
-
-
 def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     loc = [str(part) for part in detail["loc"]]
     if len(loc) > 2 and loc[0] == "stages" and loc[2] in STAGE_KINDS:
@@ -102,37 +69,34 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
         return f"{path}: missing; it is required."
     message = detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+    tells = isinstance(given, str | int | float | bool | None) and "headers" not in loc  # a header may hold a key
+    shown = f" (got {given!r})" if tells else ""
     return f"{path or 'config'}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _valid_keys(mapping: Mapping[str, Any], loc: list[str]) -> set[str]:
-    """Field names of the model at ``loc``'s parent."""
-    parent: type[BaseModel] = Experiment
+def _valid_keys(mapping: Mapping[str, Any], loc: Sequence[str]) -> set[str]:
+    """The keys that may stand where the last part of ``loc`` stands."""
     node: Any = mapping
-    groups: dict[str, type[BaseModel]] = {
-        "source": SourceConfig,
-        "store": StoreConfig,
-        "simulator": SimulatorSettings,
-        "limits": LimitsConfig,
-        "deployments": DeploymentEntry,
-        "models": ModelEntry,
-        "guards": GuardsConfig,
-        "sinks": SinkConfig,
-    }
-    for depth, part in enumerate(loc[:-1]):
-        node = node.get(part, {}) if isinstance(node, Mapping) else {}
-        if depth == 0 and part in groups:
-            parent = groups[part]
-        elif depth == 1 and loc[0] == "stages":
-            parent = STAGE_KINDS.get(str(node.get("kind")), GenerateStage)
-        elif depth == 2 and part == "limits":
-            parent = LimitsConfig
-        elif part in parent.model_fields:
-            nested = parent.model_fields[part].annotation
-            if isinstance(nested, type) and issubclass(nested, BaseModel):
-                parent = nested
-    return set(parent.model_fields)
+    found: Any = Experiment
+    for part in loc[:-1]:
+        node = node.get(part) if isinstance(node, Mapping) else None
+        if get_origin(found) is dict:
+            found = get_args(found)[1]
+        else:
+            (model,) = _models_in(found)
+            found = model.model_fields[part].annotation
+        if len(_models_in(found)) > 1 and get_origin(found) is not dict:
+            kind = str(node.get("kind")) if isinstance(node, Mapping) else ""
+            found = STAGE_KINDS.get(kind, GenerateStage)
+    (model,) = _models_in(found)
+    return set(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models that an annotation such as ``Limits | str | None`` names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def _references(experiment: Experiment) -> Iterator[str]:

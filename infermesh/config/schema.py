@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator, field_validator, model_validator
 
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.types import Endpoint, HeaderBucketScope, RoutingStrategy, TransportKind
@@ -60,6 +60,24 @@ class LimitsConfig(_Model):
     default_output_tokens: int | None = Field(None, ge=1, description="Answer tokens to reserve where no max_tokens")
 
 
+class HeaderFromEnv(_Model):
+    """A header's value that stands in an environment variable, so that it reaches no file."""
+
+    env: str = Field(min_length=1, description="Environment variable that holds the value")
+
+
+def _header_value(given: Any, _: Any) -> Any:
+    if isinstance(given, Mapping):
+        return HeaderFromEnv.model_validate(given)
+    if not isinstance(given, str | HeaderFromEnv):
+        raise ValueError("expected text, or {env: NAME}")
+    return given
+
+
+# Not left to pydantic, which tells what is wrong once for each type of a union.
+HeaderValue = Annotated[str | HeaderFromEnv, WrapValidator(_header_value)]
+
+
 class DeploymentEntry(_Model):
     """One replica or account. A limit belongs to it, or to an account named in ``limits`` that several share."""
 
@@ -70,7 +88,9 @@ class DeploymentEntry(_Model):
     weight: float = Field(1.0, gt=0, description="Share of the load under simple-shuffle")
     max_parallel_requests: int | None = Field(None, ge=1, description="In flight at once over all stages")
     limits: LimitsConfig | str | None = Field(None, description="Limits of its own, or the name of a shared account")
-    headers: dict[str, str] = Field(default_factory=dict)
+    headers: dict[str, HeaderValue] = Field(
+        default_factory=dict, description="Further HTTP headers; {env: NAME} takes a value from a variable"
+    )
     input_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
     output_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
 

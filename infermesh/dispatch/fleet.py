@@ -183,7 +183,7 @@ def _resolved(entry: DeploymentEntry, simulator_url: str | None, simulator_key: 
         weight=entry.weight,
         max_parallel_requests=entry.max_parallel_requests,
         transport=entry.transport,
-        headers=entry.headers,
+        headers=entry.model_dump()["headers"],
         input_cost_per_token=entry.input_cost_per_token,
         output_cost_per_token=entry.output_cost_per_token,
     )

@@ -42,9 +42,9 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
     Raises
     ------
     ConfigError
-        The variable of ``api_key_env`` is not set, or the URL is missing or wrong. A key that is missing at a provider
-        that needs one is not raised here: each request then fails with an ``AuthenticationError`` that names the
-        variable.
+        A variable that ``api_key_env`` or a header names is not set, or the URL is missing or wrong. A key that is
+        missing at a provider that needs one is not raised here: each request then fails with an
+        ``AuthenticationError`` that names the variable.
     """
     found = resolve(config, os.environ if environ is None else environ, label=label)
     if found.kind == "native":
@@ -54,7 +54,8 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
             model=found.wire_model,
             api_base=found.api_base,
             api_key=found.api_key,
-            headers=config.headers,
+            headers=found.headers,
+            secrets=found.secrets,
             missing_key=found.missing_key,
         )
     return LiteLLMTransport(
@@ -62,5 +63,6 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         model=found.wire_model,
         api_base=found.api_base,
         api_key=found.api_key,
-        headers=config.headers,
+        headers=found.headers,
+        secrets=found.secrets,
     )

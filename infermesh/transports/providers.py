@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.errors import ConfigError
+from infermesh.redaction import names_secret, secret_parts
 
 __all__ = ["Resolved", "resolve"]
 
@@ -17,7 +19,8 @@ __all__ = ["Resolved", "resolve"]
 class Resolved:
     """What :func:`resolve` found.
 
-    ``missing_key`` names the environment variable to set where the endpoint needs a key and there is none.
+    ``missing_key`` names the environment variable to set where the endpoint needs a key and there is none. ``secrets``
+    are the values of ``headers`` that came from variables.
     """
 
     kind: Literal["native", "litellm"]
@@ -25,6 +28,8 @@ class Resolved:
     api_base: str | None
     api_key: str | None = field(default=None, repr=False)
     missing_key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ def resolve(config: DeploymentConfig, environ: Mapping[str, str], *, label: str 
     Raises
     ------
     ConfigError
-        The variable of ``api_key_env`` is not set, or a native deployment has no base URL.
+        A variable that ``api_key_env`` or a header names is not set, or a native deployment has no base URL.
     """
     prefix, slash, rest = config.model.partition("/")
     known = bool(slash) and (prefix in _NATIVE or prefix in _LITELLM)
@@ -126,10 +131,12 @@ def resolve(config: DeploymentConfig, environ: Mapping[str, str], *, label: str 
     from_environ = provider.bases if kind == "native" or prefix in _NATIVE else ()
     api_base = config.api_base or next((environ[n] for n in from_environ if environ.get(n)), None)
     api_key = _explicit_key(config, environ, label)
+    headers, secrets = _headers(config, environ, label)
     if kind == "litellm":
         if api_key is None and api_base is not None:
             api_key = _usual_key(prefix, provider, api_base, environ)
-        return Resolved("litellm", _litellm_name(config.model, prefix, name, api_base), api_base, api_key)
+        wire_model = _litellm_name(config.model, prefix, name, api_base)
+        return Resolved("litellm", wire_model, api_base, api_key, headers=headers, secrets=secrets)
     api_base = api_base or provider.base
     if api_base is None:
         raise ConfigError(
@@ -138,9 +145,15 @@ def resolve(config: DeploymentConfig, environ: Mapping[str, str], *, label: str 
     if api_key is None:
         api_key = _usual_key(prefix, provider, api_base, environ)
     missing = None
-    if api_key is None and provider.base and prefix not in _LOCAL and _host(api_base) == _host(provider.base):
+    if (
+        api_key is None
+        and provider.base
+        and prefix not in _LOCAL
+        and _host(api_base) == _host(provider.base)
+        and not any(names_secret(name) for name in headers)
+    ):
         missing = provider.keys[0]
-    return Resolved("native", name, api_base, api_key, missing)
+    return Resolved("native", name, api_base, api_key, missing, headers, secrets)
 
 
 def _kind(prefix: str, name: str, api_base: str | None) -> Literal["native", "litellm"]:
@@ -163,15 +176,42 @@ def _litellm_name(model: str, prefix: str, name: str, api_base: str | None) -> s
 def _explicit_key(config: DeploymentConfig, environ: Mapping[str, str], label: str) -> str | None:
     if config.api_key:
         return config.api_key
-    if config.api_key_env:
-        key = environ.get(config.api_key_env)
-        if not key:
-            raise ConfigError(
-                f"deployment {label!r}: the environment variable {config.api_key_env} that api_key_env names is not "
-                "set: export it, or put it into the --env-file"
-            )
-        return key
-    return None
+    return _variable(config.api_key_env, "api_key_env", environ, label) if config.api_key_env else None
+
+
+def _headers(
+    config: DeploymentConfig, environ: Mapping[str, str], label: str
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The headers with their values, and which of those came from variables, for messages to be cleaned of."""
+    headers: dict[str, str] = {}
+    secrets: list[str] = []
+    for name, given in (config.headers or {}).items():
+        if isinstance(given, str):
+            headers[name] = given
+        elif isinstance(given, Mapping) and list(given) == ["env"]:
+            headers[name] = value = _variable(str(given["env"]), f"headers.{name}", environ, label)
+            secrets += secret_parts(value)
+        else:
+            raise ConfigError(f"deployment {label!r}: headers.{name}: expected text, or {{env: NAME}}")
+    return headers, tuple(secrets)
+
+
+_VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*|[A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]*)+")
+
+
+def _variable(name: str, named_by: str, environ: Mapping[str, str], label: str) -> str:
+    value = environ.get(name)
+    if value:
+        return value
+    if not _VARIABLE_NAME.fullmatch(name):  # a key, perhaps, that was put in the name's place
+        raise ConfigError(
+            f"deployment {label!r}: {named_by}: expected the name of an environment variable, such as OPENAI_API_KEY; "
+            "what stands there is not shown, in case it is a key"
+        )
+    raise ConfigError(
+        f"deployment {label!r}: the environment variable {name} that {named_by} names is not set: export it, or put "
+        "it into the --env-file"
+    )
 
 
 def _usual_key(prefix: str, provider: _Provider, api_base: str, environ: Mapping[str, str]) -> str | None:

@@ -114,6 +114,44 @@ def test_a_named_variable_that_is_not_set(environ: dict[str, str]) -> None:
         make_transport(DeploymentConfig("x", HOST, api_key_env="MINE"), label="gpu-0", environ=environ)
 
 
+def test_a_headers_value_from_a_variable() -> None:
+    config = DeploymentConfig("hosted_vllm/x", HOST, headers={"x-team": "blue", "x-goog-api-key": {"env": "MINE"}})
+    found = resolve(config, {"MINE": "my key"})
+    assert found.headers == {"x-team": "blue", "x-goog-api-key": "my key"}
+    for shown in (repr(found), repr(config)):
+        assert "my key" not in shown
+
+
+@pytest.mark.parametrize("environ", [{}, {"MINE": ""}])
+def test_a_headers_variable_that_is_not_set(environ: dict[str, str]) -> None:
+    config = DeploymentConfig("x", HOST, headers={"x-goog-api-key": {"env": "MINE"}})
+    with pytest.raises(ConfigError, match=r"gpu-0.*MINE that headers\.x-goog-api-key names is not set"):
+        make_transport(config, label="gpu-0", environ=environ)
+
+
+@pytest.mark.parametrize("value", [3, None, {"variable": "MINE"}, {}])
+def test_a_headers_value_that_is_none(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"gpu-0.*headers\.x-a: expected text, or {env: NAME}"):
+        make_transport(DeploymentConfig("x", HOST, headers={"x-a": value}), label="gpu-0", environ={})
+
+
+@pytest.mark.parametrize("key", ["q8Zt4mX1vB7nK3pL9sD2fG6hJ0wR5yTc", "0f3e2d1c5b6a47898a9b0c1d2e3f4a5b", "two words"])
+def test_a_key_in_the_place_of_a_variables_name_is_not_repeated(key: str) -> None:
+    for config in (
+        DeploymentConfig("x", HOST, api_key_env=key),
+        DeploymentConfig("x", HOST, headers={"x-a": {"env": key}}),
+    ):
+        with pytest.raises(ConfigError, match="expected the name of an environment variable") as caught:
+            make_transport(config, label="gpu-0", environ={})
+        assert key not in str(caught.value)
+
+
+def test_a_header_may_be_the_key() -> None:
+    config = DeploymentConfig("openai/x", headers={"Authorization": {"env": "MINE"}})
+    assert resolve(config, {"MINE": "k"}).missing_key is None
+    assert resolve(DeploymentConfig("openai/x"), {"MINE": "k"}).missing_key == "OPENAI_API_KEY"
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
