@@ -27,7 +27,6 @@ RULE = "the smallest within 5 % of the best rows/s whose p95 is acceptable"
 _SECTIONS_OF_SPEED = ("limits.", "store.", "simulator.", "deployments.")
 _LEAVES_OF_SPEED = frozenset(
     {"max_parallel_requests", "micro_batch_size", "timeout", "routing_strategy", "max_retries"}
-    | {"rpm", "tpm", "rpd", "tpd", "max_request_burst", "max_token_burst"}
 )
 _MEASURED = ("done", "failed_rows")
 

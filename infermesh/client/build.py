@@ -15,7 +15,7 @@ from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
 from infermesh.limits import Limits, LocalRateLimiter, RateLimiter, make_limiter
-from infermesh.types import Endpoint, RoutingStrategy
+from infermesh.types import LIMITS, Endpoint, RoutingStrategy
 
 
 def deployment_configs(
@@ -86,14 +86,7 @@ def client_model(
     owns: list[Limits] = []
     made: list[Deployment] = []
     for label, config in configs.items():
-        own = Limits(
-            rpm=config.rpm,
-            tpm=config.tpm,
-            rpd=config.rpd,
-            tpd=config.tpd,
-            header_bucket_scope=account.header_bucket_scope,
-            default_output_tokens=account.default_output_tokens,
-        )
+        own = _own_limits(config, account)
         owns.append(own)
         if shared is not None and own.unlimited and len(configs) == 1:
             limiter: RateLimiter = shared
@@ -113,3 +106,13 @@ def client_model(
         counts_tokens=any(limits.tpm is not None or limits.tpd is not None for limits in (account, *owns)),
     )
     return model, made
+
+
+def _own_limits(config: DeploymentConfig, account: Limits) -> Limits:
+    """A deployment's own limits. Where it does not say how to read headers and estimate answers, its account does."""
+    own = Limits(**{name: getattr(config, name) for name in LIMITS})
+    if own.header_bucket_scope == "auto":
+        own = dataclasses.replace(own, header_bucket_scope=account.header_bucket_scope)
+    if own.default_output_tokens is None:
+        own = dataclasses.replace(own, default_output_tokens=account.default_output_tokens)
+    return own

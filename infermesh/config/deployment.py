@@ -25,8 +25,8 @@ class DeploymentConfig:
         Share of the load under ``simple-shuffle``.
     max_parallel_requests
         Requests in flight at once, over all stages and callers.
-    rpm, tpm, rpd, tpd
-        Requests and tokens per minute and per day for this deployment alone.
+    rpm, tpm, rpd, tpd, max_request_burst, max_token_burst, header_bucket_scope, default_output_tokens
+        Limits of this deployment alone, as :class:`~infermesh.types.Limits` has them.
     transport
         ``native`` (OpenAI wire format), ``litellm`` (every other provider) or ``auto``.
     headers
@@ -52,6 +52,10 @@ class DeploymentConfig:
     tpm: float | None = None
     rpd: float | None = None
     tpd: float | None = None
+    max_request_burst: float | None = None
+    max_token_burst: float | None = None
+    header_bucket_scope: str = "auto"
+    default_output_tokens: int | None = None
     transport: str = "auto"
     headers: dict[str, Any] | None = field(default=None, repr=False)
     input_cost_per_token: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from infermesh.config.schema import (
     GenerateStage,
     ModelStageConfig,
     SqlStage,
+    StageConfig,
 )
 from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
@@ -55,7 +57,7 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     if len(loc) > 2 and loc[0] == "stages" and loc[2] in STAGE_KINDS:
         del loc[2]  # pydantic names the union's member, the user's config does not
     path = ".".join(loc)
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{path}: unknown key.{nearest(loc[-1], _valid_keys(mapping, loc))}"
     if detail["type"] == "union_tag_not_found":
         named = [name for name, stage in mapping["stages"].items() if isinstance(stage, Mapping) and "kind" in stage]
@@ -74,29 +76,25 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     return f"{path or 'config'}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _valid_keys(mapping: Mapping[str, Any], loc: Sequence[str]) -> set[str]:
+def _valid_keys(mapping: Mapping[str, Any], loc: Sequence[str]) -> list[str]:
     """The keys that may stand where the last part of ``loc`` stands."""
     node: Any = mapping
-    found: Any = Experiment
+    annotation: Any = Experiment
     for part in loc[:-1]:
         node = node.get(part) if isinstance(node, Mapping) else None
-        if get_origin(found) is dict:
-            found = get_args(found)[1]
-        else:
-            (model,) = _models_in(found)
-            found = model.model_fields[part].annotation
-        if len(_models_in(found)) > 1 and get_origin(found) is not dict:
-            kind = str(node.get("kind")) if isinstance(node, Mapping) else ""
-            found = STAGE_KINDS.get(kind, GenerateStage)
-    (model,) = _models_in(found)
-    return set(model.model_fields)
+        annotation = get_args(annotation)[1] if get_origin(annotation) is dict else _keys(annotation)[part]
+        if annotation is StageConfig:
+            annotation = STAGE_KINDS.get(str(node.get("kind")) if isinstance(node, Mapping) else "", GenerateStage)
+    return list(_keys(annotation))
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The pydantic models that an annotation such as ``Limits | str | None`` names."""
+def _keys(annotation: Any) -> dict[str, Any]:
+    """The keys of the one mapping that an annotation such as ``Limits | str | None`` allows, with their annotations."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+        return {name: field.annotation for name, field in annotation.model_fields.items()}
+    if dataclasses.is_dataclass(annotation):
+        return {field.name: field.type for field in dataclasses.fields(annotation)}
+    return next((keys for argument in get_args(annotation) if (keys := _keys(argument))), {})
 
 
 def _references(experiment: Experiment) -> Iterator[str]:

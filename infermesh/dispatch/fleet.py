@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator, Mapping
 
 from infermesh.config.deployment import DeploymentConfig
-from infermesh.config.schema import DeploymentEntry, Experiment, LimitsConfig
+from infermesh.config.schema import DeploymentEntry, Experiment
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.model import Model
 from infermesh.dispatch.pricing import Prices
 from infermesh.dispatch.retry import RetryPolicy
-from infermesh.limits import DayUsage, Limits, LocalRateLimiter, RateLimiter, make_limiter
+from infermesh.limits import DayUsage, LocalRateLimiter, RateLimiter, make_limiter
 from infermesh.results import TokenUsage
 from infermesh.transports import make_transport
 
@@ -42,7 +42,7 @@ class Fleet:
         simulator_url: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        accounts = {name: LocalRateLimiter(_limits(config)) for name, config in experiment.limits.items()}
+        accounts = {name: LocalRateLimiter(limits) for name, limits in experiment.limits.items()}
         prices = Prices()
         self._accounts = {
             name: (accounts[name], [label for label, entry in experiment.deployments.items() if entry.limits == name])
@@ -189,14 +189,10 @@ def _resolved(entry: DeploymentEntry, simulator_url: str | None, simulator_key: 
     )
 
 
-def _limits(config: LimitsConfig) -> Limits:
-    return Limits(**config.model_dump())
-
-
 def _limiter(entry: DeploymentEntry, accounts: Mapping[str, LocalRateLimiter]) -> RateLimiter:
     if isinstance(entry.limits, str):
         return make_limiter(None, accounts[entry.limits])
-    return make_limiter(_limits(entry.limits) if entry.limits is not None else None)
+    return make_limiter(entry.limits)
 
 
 def _counts_tokens(entry: DeploymentEntry, experiment: Experiment) -> bool:

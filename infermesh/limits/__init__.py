@@ -3,11 +3,12 @@
 The interface is :class:`RateLimiter`; :class:`LocalRateLimiter` keeps it within one process.
 """
 
-from infermesh.limits.base import DayUsage, Grant, Limits, RateLimiter
+from infermesh.limits.base import DayUsage, Grant, RateLimiter
 from infermesh.limits.bucket import steady_rate
 from infermesh.limits.composite import CompositeLimiter, NullLimiter, make_limiter
 from infermesh.limits.headers import parse_reset
 from infermesh.limits.local import LocalRateLimiter
+from infermesh.types import Limits
 
 __all__ = [
     "CompositeLimiter",

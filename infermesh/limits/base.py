@@ -1,78 +1,14 @@
-"""What a limit is: the declared numbers, and the interface through which dispatch asks for permission."""
+"""The interface through which dispatch asks for permission to send."""
 
 from __future__ import annotations
 
 import datetime as dt
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, get_args
+from typing import NamedTuple, Protocol
 
-from infermesh.errors import ConfigError
-from infermesh.types import HeaderBucketScope
-
-__all__ = ["DayUsage", "Grant", "Header", "Limits", "RateLimiter"]
+__all__ = ["DayUsage", "Grant", "Header", "RateLimiter"]
 
 Header = Callable[[str], str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Quotas of one deployment or account.
-
-    Parameters
-    ----------
-    rpm, tpm
-        Requests and tokens per minute.
-    rpd, tpd
-        Requests and tokens per UTC day.
-    max_request_burst, max_token_burst
-        Requests or tokens that may go out at once after an idle time. Unset, the load is smooth: what accrues in a
-        tenth of a second or so, and at least one request. A burst comes on top of the steady rate, as in every token
-        bucket: up to ``rpm + max_request_burst`` requests in the first minute.
-    header_bucket_scope
-        Which quota the server's rate-limit headers speak of: ``minute``, ``day``, or ``auto`` to tell from the headers.
-    default_output_tokens
-        Tokens to reserve for an answer whose request sets no maximum. Unset, the mean of the answers seen so far.
-
-    Raises
-    ------
-    ConfigError
-        A value is out of its range.
-    """
-
-    rpm: float | None = None
-    tpm: float | None = None
-    rpd: float | None = None
-    tpd: float | None = None
-    max_request_burst: float | None = None
-    max_token_burst: float | None = None
-    header_bucket_scope: HeaderBucketScope = "auto"
-    default_output_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("rpm", "tpm", "rpd", "tpd"):
-            _check(name, getattr(self, name), positive=True)
-        for name in ("max_request_burst", "max_token_burst"):
-            _check(name, getattr(self, name), least=1)
-        _check("default_output_tokens", self.default_output_tokens)
-        if self.header_bucket_scope not in get_args(HeaderBucketScope):
-            raise ConfigError(f"header_bucket_scope: expected auto, minute or day, got {self.header_bucket_scope!r}")
-
-    @property
-    def unlimited(self) -> bool:
-        """Whether none of the four quotas is set."""
-        return self.rpm is None and self.tpm is None and self.rpd is None and self.tpd is None
-
-
-def _check(name: str, value: object, *, least: float = 0, positive: bool = False) -> None:
-    if value is None:
-        return
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= least
-    if not ok or (positive and value == 0):
-        raise ConfigError(
-            f"{name}: expected a number {'above 0' if positive else f'of at least {least}'}, got {value!r}"
-        )
 
 
 class DayUsage(NamedTuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from infermesh.limits.base import Grant, Header, Limits, RateLimiter
+from infermesh.limits.base import Grant, Header, RateLimiter
 from infermesh.limits.local import LocalRateLimiter
+from infermesh.types import Limits
 
 __all__ = ["CompositeLimiter", "NullLimiter", "make_limiter"]
 

@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from infermesh.limits.base import DayUsage, Header, Limits
+from infermesh.limits.base import DayUsage, Header
 from infermesh.limits.bucket import PIECE_S, Bucket
 from infermesh.limits.day import DayCount
 from infermesh.limits.estimate import TokenEstimate
 from infermesh.limits.server_gates import Gates, Size
+from infermesh.types import Limits
 
 __all__ = ["LocalGrant", "LocalRateLimiter"]
 

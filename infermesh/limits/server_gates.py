@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from infermesh.limits.base import Header, Limits
+from infermesh.limits.base import Header
 from infermesh.limits.day import DAY_S, DayCount
 from infermesh.limits.headers import FAMILIES, Family, Reading, read
+from infermesh.types import Limits
 
 __all__ = ["Gates", "Size"]
 

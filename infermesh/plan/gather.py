@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from infermesh.config.load import load
-from infermesh.config.schema import Experiment, LimitsConfig, ModelStageConfig
+from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.dispatch.fleet import Fleet
-from infermesh.limits import DayUsage
+from infermesh.limits import DayUsage, Limits
 from infermesh.plan.estimate import Estimate, estimate
 from infermesh.plan.facts import Certainty, DeploymentFacts, Latency, QuotaFacts, ServiceFacts, StageFacts
 from infermesh.plan.rehearsal import Rehearsal, Sent, StageRehearsal, rehearse
@@ -30,6 +30,7 @@ from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
 from infermesh.store.folders import outputs_of
 from infermesh.store.usage import used_today
+from infermesh.types import LIMITS
 
 __all__ = ["SIMULATOR_URL", "Options", "Plan", "make_plan"]
 
@@ -334,23 +335,18 @@ def _quotas(experiment: Experiment, used: Mapping[str, DayUsage]) -> dict[str, Q
         labels = [label for label, entry in experiment.deployments.items() if entry.limits == name]
         found[f"account {name}"] = _quota(f"account {name}", config, [used[label] for label in labels if label in used])
     for label, entry in experiment.deployments.items():
-        if isinstance(entry.limits, LimitsConfig):
+        if isinstance(entry.limits, Limits):
             name = f"deployment {label}"
             found[name] = _quota(name, entry.limits, [used[label]] if label in used else [])
     return found
 
 
-def _quota(name: str, config: LimitsConfig, used: Sequence[DayUsage]) -> QuotaFacts:
+def _quota(name: str, limits: Limits, used: Sequence[DayUsage]) -> QuotaFacts:
     return QuotaFacts(
         name,
-        config.rpm,
-        config.tpm,
-        config.rpd,
-        config.tpd,
-        config.max_request_burst,
-        config.max_token_burst,
         sum(count.requests for count in used),
         sum(count.tokens for count in used),
+        **{limit: getattr(limits, limit) for limit in LIMITS},
     )
 
 

@@ -14,9 +14,9 @@ from infermesh.cli.common import fail
 from infermesh.cli.oneshot.options import KEY_REASON, GenerateOptions, LimitOptions, ModelOptions
 from infermesh.hints import nearest
 from infermesh.redaction import looks_secret
+from infermesh.types import LIMITS
 
 _TEMPLATE_FILES = (".jinja", ".j2", ".jinja2", ".txt", ".md")
-_LIMITS = ("rpm", "tpm", "rpd", "tpd", "max_request_burst", "max_token_burst")
 _MODEL = "model"
 _ACCOUNT = "account"
 # Where a problem stands in the mapping → the flag that the user wrote.
@@ -51,7 +51,7 @@ def compose(
     """
     if model.model is None:
         fail("--model is missing: provider/model, such as openai/gpt-4.1-mini or hosted_vllm/NAME", code=2)
-    account = _given({name: getattr(limits, name) for name in _LIMITS})
+    account = _given({name: getattr(limits, name, None) for name in LIMITS})
     deployments, accounts = _deployments(model, shared=bool(account))
     request = request or GenerateOptions()
     entry = {
@@ -155,7 +155,7 @@ def _entry(path: Path, label: str, entry: Any, *, shared: bool) -> Any:
     """One deployment; limits may stand beside its other keys, as in Python's ``DeploymentConfig``."""
     if not isinstance(entry, dict):
         fail(f"{path}: deployments.{label}: expected a table with model and api_base")
-    own = {name: entry.pop(name) for name in _LIMITS if name in entry}
+    own = {name: entry.pop(name) for name in LIMITS if name in entry}
     if own and "limits" not in entry:
         entry["limits"] = own
     elif own:

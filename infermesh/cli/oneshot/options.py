@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from infermesh.types import Endpoint, RoutingStrategy
+from infermesh.types import LIMITS, Endpoint, RoutingStrategy
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,6 +32,10 @@ def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
 
 def _number(panel: str, name: str, help: str, metavar: str = "N", **settings: Any) -> Any:
     return _option(panel, name, help=help, metavar=metavar, **settings)
+
+
+def _limit(name: str, **settings: Any) -> Any:
+    return _number(PACE, f"--{name.replace('_', '-')}", f"{LIMITS[name]}.", **settings)
 
 
 def _refuse_key(value: str | None) -> None:
@@ -164,18 +168,14 @@ class GenerateOptions:
 
 @dataclass
 class LimitOptions:
-    """What the account allows."""
+    """What the account allows, over all deployments: limits by their names in :class:`~infermesh.types.Limits`."""
 
-    rpm: Annotated[float | None, _number(PACE, "--rpm", "Requests a minute.")] = None
-    tpm: Annotated[float | None, _number(PACE, "--tpm", "Tokens a minute.")] = None
-    rpd: Annotated[float | None, _number(PACE, "--rpd", "Requests a day.")] = None
-    tpd: Annotated[float | None, _number(PACE, "--tpd", "Tokens a day.")] = None
-    max_request_burst: Annotated[
-        int | None, _number(PACE, "--max-request-burst", "Requests that may go at once.", min=1)
-    ] = None
-    max_token_burst: Annotated[int | None, _number(PACE, "--max-token-burst", "Tokens that may go at once.", min=1)] = (
-        None
-    )
+    rpm: Annotated[float | None, _limit("rpm")] = None
+    tpm: Annotated[float | None, _limit("tpm")] = None
+    rpd: Annotated[float | None, _limit("rpd")] = None
+    tpd: Annotated[float | None, _limit("tpd")] = None
+    max_request_burst: Annotated[float | None, _limit("max_request_burst", min=1)] = None
+    max_token_burst: Annotated[float | None, _limit("max_token_burst", min=1)] = None
     max_retries: Annotated[int | None, _number(PACE, "--max-retries", "Attempts after the first (3).", min=0)] = None
     timeout: Annotated[float | None, _number(PACE, "--timeout", "Seconds for one attempt (600).", "S")] = None
 
