@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from infermesh.errors import ConfigError
-from infermesh.types import TransportKind
+from infermesh.types import LIMITS, Limits, TransportKind
 
 
 @dataclass(slots=True)
@@ -66,3 +66,8 @@ class DeploymentConfig:
             raise ConfigError(
                 f"transport: expected one of {', '.join(get_args(TransportKind))}, got {self.transport!r}"
             )
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of this deployment alone. Raises ``ConfigError`` where one is out of its range."""
+        return Limits(**{name: getattr(self, name) for name in LIMITS})

@@ -7,12 +7,14 @@ the config and, for a misspelt name, the nearest valid one.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WrapValidator, field_validator, model_validator
 
+from infermesh.config.deployment import DeploymentConfig
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.types import Endpoint, Limits, RoutingStrategy, TransportKind
 
@@ -92,6 +94,11 @@ class DeploymentEntry(_Section):
     )
     input_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
     output_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
+
+    def deployment_config(self) -> DeploymentConfig:
+        """The same as ``LMClient`` takes it: limits of its own stand beside the other fields, an account's do not."""
+        own = self.limits if isinstance(self.limits, Limits) else Limits()
+        return DeploymentConfig(**self.model_dump(exclude={"limits"}), **dataclasses.asdict(own))
 
 
 class ModelEntry(_Section):
@@ -265,3 +272,12 @@ class Experiment(_Section):
     def uses_simulator(self) -> bool:
         """Whether a deployment asks for the embedded simulator."""
         return any(entry.api_base == "simulator" for entry in self.deployments.values())
+
+    def limits_of(self, label: str) -> Limits | None:
+        """The limits that a deployment is under: its own, or its account's; ``None`` where it has none."""
+        limits = self.deployments[label].limits
+        return self.limits[limits] if isinstance(limits, str) else limits
+
+    def members_of(self, account: str) -> list[str]:
+        """The labels of the deployments that share an account."""
+        return [label for label, entry in self.deployments.items() if entry.limits == account]

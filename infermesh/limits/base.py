@@ -55,6 +55,11 @@ class RateLimiter(Protocol):
         ...
 
     @property
+    def counts_tokens(self) -> bool:
+        """Whether ``prompt_tokens`` matters; if not, the caller need not estimate it."""
+        ...
+
+    @property
     def paused_for(self) -> float:
         """Seconds until requests may go out again; 0 where nothing but the steady rate holds them."""
         ...

@@ -28,6 +28,8 @@ _NULL_GRANT = _NullGrant()
 class NullLimiter:
     """No quota: everything passes at once, unless the server asked for a pause."""
 
+    counts_tokens = False
+
     def __init__(self) -> None:
         self._paused_until = 0.0
         self._waiting = 0
@@ -158,6 +160,11 @@ class CompositeLimiter:
     def pause(self, seconds: float) -> None:
         """Pause this deployment, and not the others of the account."""
         self._own.pause(seconds)
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a member counts tokens."""
+        return any(member.counts_tokens for member in self._members)
 
     @property
     def paused_for(self) -> float:

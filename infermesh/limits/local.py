@@ -78,7 +78,7 @@ class LocalRateLimiter:
         self._day = DayCount(limits.rpd, limits.tpd, wall) if daily else None
         self._gates = Gates(limits, self._day, wall)
         self._estimate = TokenEstimate(limits.default_output_tokens)
-        self._counts_tokens = limits.tpm is not None or limits.tpd is not None
+        self.counts_tokens = limits.counts_tokens
         self._line: deque[LocalGrant] = deque()
         self._paused_until = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,7 +113,7 @@ class LocalRateLimiter:
     def _sized(self, prompt_tokens: int, output_tokens: int | None) -> LocalGrant:
         open_ended = output_tokens is None
         size = _ONE_REQUEST
-        if self._counts_tokens or self._gates.active:
+        if self.counts_tokens or self._gates.active:
             prompt = prompt_tokens * self._estimate.ratio
             output = self._estimate.output if output_tokens is None else output_tokens
             size = Size(1, prompt + output, prompt, output)
@@ -208,7 +208,7 @@ class LocalRateLimiter:
         self._line.clear()
 
     def _settle(self, grant: LocalGrant, prompt_tokens: int, completion_tokens: int) -> None:
-        if not self._counts_tokens:
+        if not self.counts_tokens:
             return
         used = prompt_tokens + completion_tokens
         if used:

@@ -332,7 +332,7 @@ def _quotas(experiment: Experiment, used: Mapping[str, DayUsage]) -> dict[str, Q
     """Every account and every deployment's own limits, with what today has used."""
     found = {}
     for name, config in experiment.limits.items():
-        labels = [label for label, entry in experiment.deployments.items() if entry.limits == name]
+        labels = experiment.members_of(name)
         found[f"account {name}"] = _quota(f"account {name}", config, [used[label] for label in labels if label in used])
     for label, entry in experiment.deployments.items():
         if isinstance(entry.limits, Limits):
@@ -352,14 +352,13 @@ def _quota(name: str, limits: Limits, used: Sequence[DayUsage]) -> QuotaFacts:
 
 def _unseen(experiment: Experiment, requests: Sequence[Sent], labels: Sequence[str]) -> tuple[float, str]:
     """The length of answers that nobody has seen."""
-    limits = [sent.output_limit for sent in requests if sent.output_limit is not None]
-    if limits:
-        return sum(limits) / len(limits), "at most max_tokens"
+    most = [sent.output_limit for sent in requests if sent.output_limit is not None]
+    if most:
+        return sum(most) / len(most), "at most max_tokens"
     for label in labels:
-        own = experiment.deployments[label].limits
-        config = experiment.limits[own] if isinstance(own, str) else own
-        if config is not None and config.default_output_tokens is not None:
-            return float(config.default_output_tokens), "default_output_tokens"
+        limits = experiment.limits_of(label)
+        if limits is not None and limits.default_output_tokens is not None:
+            return float(limits.default_output_tokens), "default_output_tokens"
     return float(ASSUMED_OUTPUT_TOKENS), f"assumed {ASSUMED_OUTPUT_TOKENS} (--output-tokens says better)"
 
 
