@@ -16,19 +16,11 @@ from typing import Any
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
+from infermesh.inputs.formats import sniff
 from infermesh.redaction import redact
 
 _MEDIA = {"Image", "Audio", "Video", "Pdf", "Nifti"}
 _ROWS, _MEDIA_ROWS = 1000, 16  # in memory at once; a row of clips is large
-_ENDINGS = (
-    (b"\x89PNG", ".png"),
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"GIF8", ".gif"),
-    (b"fLaC", ".flac"),
-    (b"OggS", ".ogg"),
-    (b"ID3", ".mp3"),
-    (b"%PDF", ".pdf"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +71,9 @@ class HubDataset:
             return str(path)
         if data is None:
             return None
-        ending = Path(path).suffix if path else _ending(data)
-        target = self.media / f"{hashlib.blake2b(data, digest_size=16).hexdigest()}{ending}"
+        found = sniff(data)
+        suffix = Path(path).suffix if path else f".{found.suffix if found else 'bin'}"
+        target = self.media / f"{hashlib.blake2b(data, digest_size=16).hexdigest()}{suffix}"
         if not target.exists():
             self.media.mkdir(parents=True, exist_ok=True)
             beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
@@ -134,12 +127,6 @@ def _saved(found: Any, config: SourceConfig) -> Any:
     if found.split is not None and config.split not in ("train", str(found.split)):
         raise ConfigError(f"source.split: the folder holds the split '{found.split}', not '{config.split}'")
     return found
-
-
-def _ending(data: bytes) -> str:
-    if data[:4] == b"RIFF":
-        return ".webp" if data[8:12] == b"WEBP" else ".wav"
-    return next((ending for start, ending in _ENDINGS if data.startswith(start)), ".bin")
 
 
 def _short(error: Exception) -> str:

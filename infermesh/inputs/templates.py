@@ -10,10 +10,10 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from infermesh.errors import ConfigError, InputError
+from infermesh.inputs.formats import names_template
 from infermesh.inputs.paths import find, similar_file
 
 _ABSENT: Any = object()
-_FILES = (".jinja", ".j2", ".jinja2", ".txt", ".md")
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -179,7 +179,7 @@ def load_template(value: str, path: str, roots: Sequence[Path]) -> Template:
     ConfigError
         The value is a file's name and there is no such file, or the template does not parse.
     """
-    if "{" in value or "\n" in value or not value.endswith(_FILES):
+    if not names_template(value):
         return Template(value, path)
     file = find(value, roots)
     if file is None:

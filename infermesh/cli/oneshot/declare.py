@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 from infermesh.cli.common import fail
 from infermesh.cli.oneshot.options import KEY_REASON, GenerateOptions, LimitOptions, ModelOptions
 from infermesh.hints import nearest
+from infermesh.inputs.formats import names_template
 from infermesh.redaction import looks_secret
 from infermesh.types import LIMITS
 
-_TEMPLATE_FILES = (".jinja", ".j2", ".jinja2", ".txt", ".md")
 _MODEL = "model"
 _ACCOUNT = "account"
 # Where a problem stands in the mapping → the flag that the user wrote.
@@ -80,17 +80,12 @@ def compose(
 
 def is_template(text: str) -> bool:
     """Whether a flag's text is a template over a row's columns, or names a file that holds one."""
-    return "{{" in text or "{%" in text or names_file(text)
-
-
-def names_file(text: str) -> bool:
-    """Whether a flag's text is the name of a text file."""
-    return text.endswith(_TEMPLATE_FILES) and "{" not in text and "\n" not in text
+    return "{{" in text or "{%" in text or names_template(text)
 
 
 def literal(text: str) -> str:
     """A template that gives the text itself, braces included; a file's name stands for the file."""
-    return text if "{" not in text or names_file(text) else f"{{% raw %}}{text}{{% endraw %}}"
+    return text if "{" not in text or names_template(text) else f"{{% raw %}}{text}{{% endraw %}}"
 
 
 def as_flags(message: str) -> str:
