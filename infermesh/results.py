@@ -66,7 +66,7 @@ class ToolCall:
 
 
 @dataclass(slots=True)
-class _Result:
+class _ResultBase:
     request_id: str | None = None
     model_id: str | None = None
     token_usage: TokenUsage | None = None
@@ -82,7 +82,7 @@ class _Result:
 
 
 @dataclass(slots=True)
-class GenerationResult(_Result):
+class GenerationResult(_ResultBase):
     """The answer to one generation request. ``str(result)`` is its text.
 
     ``output_parsed`` is the validated pydantic object or plain JSON value where a ``response_format`` was given and the
@@ -100,7 +100,7 @@ class GenerationResult(_Result):
 
 
 @dataclass(slots=True)
-class EmbeddingResult(_Result):
+class EmbeddingResult(_ResultBase):
     """One text's embedding, a list of floats."""
 
     embedding: list[float] = field(default_factory=list)
@@ -110,7 +110,7 @@ class EmbeddingResult(_Result):
 
 
 @dataclass(slots=True)
-class TranscriptionResult(_Result):
+class TranscriptionResult(_ResultBase):
     """One clip's words. ``language`` and ``duration_s`` where the server tells them."""
 
     text: str = ""
@@ -122,7 +122,7 @@ class TranscriptionResult(_Result):
 
 
 @dataclass(slots=True)
-class FunctionResult(_Result):
+class FunctionResult(_ResultBase):
     """What a python stage's function returned: the values of the stage's columns."""
 
     values: tuple[Any, ...] = ()

@@ -16,7 +16,7 @@ from infermesh.bench.measure import Candidate, choose
 from infermesh.bench.plot import Picture, Point, render
 from infermesh.config.load import load
 from infermesh.errors import ConfigError, StoreError
-from infermesh.inputs.sources import resolve
+from infermesh.inputs.sources import resolve_source
 from infermesh.query.figures import Figures, read_figures, read_stored, write_parquet
 from infermesh.runs.assemble import NOWHERE, assembled
 from infermesh.runs.execute import DATABASE, config_hash
@@ -83,7 +83,7 @@ def is_complete(mapping: Mapping[str, Any], folder: Path, roots: Sequence[Path])
         experiment = load(mapping)
         if stored.status != "done" and not (experiment.keep_errors and stored.status == "failed_rows"):
             return False
-        if resolve(experiment.source, roots).fingerprint != stored.source_fingerprint:
+        if resolve_source(experiment.source, roots).fingerprint != stored.source_fingerprint:
             return False
         with assembled(experiment, roots, os.environ, simulator_url=NOWHERE) as (_, graph):
             now = graph.signatures

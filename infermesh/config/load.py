@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from infermesh.config.schema import (
-    _NAME,
     RESERVED_TABLES,
     STAGE_KINDS,
+    STAGE_NAME,
     Experiment,
     GenerateStage,
     ModelStageConfig,
@@ -123,7 +123,7 @@ def _references(experiment: Experiment) -> Iterator[str]:
         if (other := seen.setdefault(name.lower(), name)) != name:
             yield f"stages.{name}: differs from stages.{other} in case only, which SQL cannot tell. Rename one."
     for name, stage in experiment.stages.items():
-        if not _NAME.fullmatch(name):
+        if not STAGE_NAME.fullmatch(name):
             yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit."
         elif name.lower() in RESERVED_TABLES:
             yield f"stages.{name}: '{name}' is a table of every run. Choose another name."

@@ -23,7 +23,7 @@ RESERVED_TABLES = frozenset(
     | {"materialized"}
 )
 OWN_FIELDS = "row"  # the mapper that takes a row's own fields
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+STAGE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 _LIMITS = TypeAdapter(Limits)

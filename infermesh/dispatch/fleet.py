@@ -50,7 +50,7 @@ class Fleet:
             name: Account(LocalRateLimiter(limits), [*experiment.members_of(name)])
             for name, limits in experiment.limits.items()
         }
-        self._told: set[tuple[str, dt.date]] = set()
+        self._announced: set[tuple[str, dt.date]] = set()
         configs = {label: _config(entry, experiment, simulator_url) for label, entry in experiment.deployments.items()}
         self.deployments = build_deployments(configs, [*self._accounts.values()], environ=environ)
         self.models = {
@@ -91,7 +91,7 @@ class Fleet:
         told = []
         for name, limiter, labels in self._daily():
             used, quota = limiter.used_today, limiter.used_up
-            if used is None or quota is None or (name, used.date) in self._told:
+            if used is None or quota is None or (name, used.date) in self._announced:
                 continue
             if any(self.deployments[label].waited_for for label in labels):
                 what = "requests wait for it (Ctrl-C stops the run; infermesh resume goes on with it later)"
@@ -99,7 +99,7 @@ class Fleet:
                 what = "other deployments take its share"
             else:
                 continue
-            self._told.add((name, used.date))
+            self._announced.add((name, used.date))
             most, count = getattr(limiter.limits, quota), used.requests if quota == "rpd" else used.tokens
             told.append(f"{quota} of {name} is used up until 00:00 UTC ({count:,.0f} of {most:,.0f}): {what}")
         return told

@@ -83,14 +83,16 @@ class Prices:
             ``None`` where no price is known.
         """
         if input_cost_per_token is not None or output_cost_per_token is not None:
-            return self._given(model, usage, input_cost_per_token, output_cost_per_token)
+            return self._at_given_prices(model, usage, input_cost_per_token, output_cost_per_token)
         try:
             calculate = self._known[model]
         except KeyError:
             calculate = self._known[model] = _look_up(model)
         return None if calculate is None else calculate(usage)
 
-    def _given(self, model: str, usage: TokenUsage, input_cost: float | None, output_cost: float | None) -> float:
+    def _at_given_prices(
+        self, model: str, usage: TokenUsage, input_cost: float | None, output_cost: float | None
+    ) -> float:
         if input_cost is None:
             input_part = self.cost(model, TokenUsage(usage.prompt_tokens, cached_tokens=usage.cached_tokens)) or 0.0
         else:

@@ -56,14 +56,14 @@ class HubDataset:
                 for batch in rows.with_format("arrow").iter(batch_size=_MEDIA_ROWS if media else _ROWS):
                     table = batch
                     for name in media:
-                        paths = [self._file(value) for value in table.column(name).to_pylist()]
+                        paths = [self._path_of(value) for value in table.column(name).to_pylist()]
                         column = pyarrow.array(paths, pyarrow.string())
                         table = table.set_column(table.column_names.index(name), name, column)
                     writer.write_table(table.cast(schema))
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise ConfigError(f"source.dataset: '{self.name}' could not be read: {_short(error)}") from None
+            raise ConfigError(f"source.dataset: '{self.name}' could not be read: {_one_line(error)}") from None
 
-    def _file(self, value: Any) -> str | None:
+    def _path_of(self, value: Any) -> str | None:
         if value is None or isinstance(value, str):
             return value
         path, data = value.get("path"), value.get("bytes")
@@ -105,7 +105,7 @@ def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
         raise ConfigError(f"source.subset: {folder} was saved without configurations. Leave it out.")
     try:
         if saved:
-            rows = _saved(datasets.load_from_disk(str(folder)), config)
+            rows = _saved_split(datasets.load_from_disk(str(folder)), config)
         else:
             where = str(folder) if folder is not None else name
             rows = datasets.load_dataset(where, name=config.subset, split=config.split, revision=config.revision)
@@ -113,12 +113,12 @@ def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
         raise
     except Exception as error:  # whatever the library and what it calls may raise: all of it is about this key
         what = f"the folder {folder}" if folder is not None else f"'{name}'"
-        raise ConfigError(f"source.dataset: {what} could not be loaded: {_short(error)}") from None
+        raise ConfigError(f"source.dataset: {what} could not be loaded: {_one_line(error)}") from None
     fingerprint = f"{name}|{config.subset}|{config.split}|{config.revision}|{rows._fingerprint}|{len(rows)}"
     return HubDataset(name, fingerprint, rows, Path(datasets.config.HF_DATASETS_CACHE) / "infermesh-media")
 
 
-def _saved(found: Any, config: SourceConfig) -> Any:
+def _saved_split(found: Any, config: SourceConfig) -> Any:
     """The split of what ``save_to_disk`` has written: one dataset, or several by the name of their split."""
     if isinstance(found, dict):
         if config.split not in found:
@@ -129,5 +129,5 @@ def _saved(found: Any, config: SourceConfig) -> Any:
     return found
 
 
-def _short(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:400]

@@ -58,7 +58,7 @@ class Source:
         return "\n".join(parts)
 
 
-def resolve(config: SourceConfig, roots: Sequence[Path]) -> Source:
+def resolve_source(config: SourceConfig, roots: Sequence[Path]) -> Source:
     """Find the files of a source.
 
     Raises

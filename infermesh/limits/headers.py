@@ -116,7 +116,7 @@ def _date(text: str, now: float) -> float | None:
     return max(date.timestamp() - now, 0.0)
 
 
-def _number(text: str | None) -> float | None:
+def _finite(text: str | None) -> float | None:
     try:
         number = float(text) if text else math.nan
     except ValueError:
@@ -128,8 +128,8 @@ def read(header: Header, families: tuple[Family, ...], now: float) -> list[tuple
     """Read those of ``families`` that the reply has. ``now`` in seconds since the epoch."""
     found = []
     for family in families:
-        remaining = _number(header(family.remaining))
+        remaining = _finite(header(family.remaining))
         if remaining is not None:
-            reset_s, limit = parse_reset(header(family.reset), now), _number(header(family.limit))
+            reset_s, limit = parse_reset(header(family.reset), now), _finite(header(family.limit))
             found.append((family, Reading(family.unit, max(remaining, 0.0), reset_s, limit)))
     return found

@@ -18,7 +18,7 @@ from infermesh.config.compose import check_chosen
 from infermesh.config.load import config_hash, load
 from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.errors import InfermeshError
-from infermesh.inputs.sources import resolve
+from infermesh.inputs.sources import resolve_source
 from infermesh.query.server import LiveServer
 from infermesh.runs.assemble import assembled
 from infermesh.runs.control import Control
@@ -93,7 +93,7 @@ def execute(
         observer.note(told)
     with ExitStack() as stack:
         fleet, pipeline = stack.enter_context(assembled(experiment, roots, environ))
-        source = resolve(experiment.source, roots)
+        source = resolve_source(experiment.source, roots)
         fresh, opened = not (folder / DATABASE).exists(), False
         folder.mkdir(parents=True, exist_ok=True)
         try:

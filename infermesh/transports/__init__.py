@@ -9,26 +9,20 @@ import os
 from collections.abc import Mapping
 
 from infermesh.config.deployment import DeploymentConfig
-from infermesh.redaction import redact
-from infermesh.transports.errors import retry_after_seconds
 from infermesh.transports.litellm import LiteLLMTransport
 from infermesh.transports.native import NativeTransport
-from infermesh.transports.providers import Resolved, resolve
+from infermesh.transports.providers import resolve_deployment
 from infermesh.types import Transport
 
 __all__ = [
     "LiteLLMTransport",
     "NativeTransport",
-    "Resolved",
     "make_transport",
-    "redact",
-    "resolve",
-    "retry_after_seconds",
 ]
 
 
 def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str, str] | None = None) -> Transport:
-    """Make the transport of a deployment; see :func:`~infermesh.transports.providers.resolve` for the rule.
+    """Make the transport of a deployment; see :func:`~infermesh.transports.providers.resolve_deployment` for the rule.
 
     Parameters
     ----------
@@ -46,7 +40,7 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         missing at a provider that needs one is not raised here: each request then fails with an
         ``AuthenticationError`` that names the variable.
     """
-    found = resolve(config, os.environ if environ is None else environ, label=label)
+    found = resolve_deployment(config, os.environ if environ is None else environ, label=label)
     if found.kind == "native":
         assert found.api_base is not None
         return NativeTransport(

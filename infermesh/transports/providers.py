@@ -13,12 +13,12 @@ from infermesh.errors import ConfigError
 from infermesh.redaction import names_secret, secret_parts
 from infermesh.transports.provider_table import OPENAI, PROVIDERS, Provider, named_bare, split_model
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["Resolved", "resolve_deployment"]
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What :func:`resolve` found.
+    """What :func:`resolve_deployment` found.
 
     ``missing_key`` names the environment variable to set where the endpoint needs a key and there is none. ``secrets``
     are the values of ``headers`` that came from variables.
@@ -36,7 +36,7 @@ class Resolved:
 _UNKNOWN = Provider(())  # of a model without a provider that is known
 
 
-def resolve(config: DeploymentConfig, environ: Mapping[str, str], *, label: str = "deployment") -> Resolved:
+def resolve_deployment(config: DeploymentConfig, environ: Mapping[str, str], *, label: str = "deployment") -> Resolved:
     """Decide how a deployment is reached.
 
     Natively go: the prefixes of OpenAI-compatible providers (``openai/``, ``hosted_vllm/`` …), ``ollama/`` at a base

@@ -17,7 +17,7 @@ import orjson
 import typer
 
 from infermesh.cli.common import fail, load_env
-from infermesh.cli.oneshot.declare import as_flags, compose, is_template, refuse_secrets
+from infermesh.cli.oneshot.declare import as_flags, declare, is_template, refuse_secrets
 from infermesh.cli.oneshot.options import (
     GenerateOptions,
     InputOptions,
@@ -77,7 +77,7 @@ class Command:
 
     def mapping(self, source: Mapping[str, Any], **stage: Any) -> dict[str, Any]:
         """The declaration of this call."""
-        return compose(
+        return declare(
             self.kind,
             source,
             self.model,
