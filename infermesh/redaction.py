@@ -64,6 +64,7 @@ _KEY_SHAPES = (
     _KeyShape(r"dapi[0-9a-f]{32}", r"dapi[0-9a-f*]{12,}"),  # Databricks
     _KeyShape(r"eyJ[\w\-]{8,}\.[\w\-]{8,}", r"eyJ[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]*"),  # a JSON web token
 )
+_SHORTEST_KEY = 16
 _WHOLE = re.compile(
     rf"(?<![\w\-])(?:{'|'.join(shape.whole for shape in _KEY_SHAPES)})|(?i:\bbearer\s+)[\w.~+/=\-]{{16,}}"
 )
@@ -103,6 +104,8 @@ def looks_secret(text: str) -> bool:
     It is asked of what users write, where a false alarm stops the run. So a key must be whole, and must not read like a
     name: ``sk-learn-pipelines-v2`` and ``pplx-70b-online`` are none.
     """
+    if len(text) < _SHORTEST_KEY and "://" not in text:
+        return False  # most of what stands in a config
     text = _DATA_URL.sub("", text)
     return (
         any(_is_random(found[0]) for found in _WHOLE.finditer(text))

@@ -29,12 +29,12 @@ from infermesh.wire.requests import FOREIGN_PARAMETERS
 
 
 def load(mapping: Mapping[str, Any]) -> Experiment:
-    """Validate a composed config.
+    """Validate a composed config. Pure: it reads no file and no environment variable, and takes some milliseconds.
 
     Parameters
     ----------
     mapping
-        Plain dicts, lists and scalars.
+        Plain dicts, lists and scalars. It is not changed.
 
     Raises
     ------
