@@ -1,6 +1,7 @@
-"""Client-side rate limits: requests and tokens per minute and per day, smooth, fair, in step with the server.
+"""Client-side rate limits: requests and tokens per minute and per day.
 
-The interface is :class:`RateLimiter`; :class:`LocalRateLimiter` keeps it within one process.
+The load is smooth, requests pass in the order in which they came, and the server's rate-limit headers are obeyed.
+:class:`RateLimiter` is the interface; :class:`LocalRateLimiter` implements it within one process.
 """
 
 from infermesh.limits.base import DayUsage, Grant, RateLimiter

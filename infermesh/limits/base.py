@@ -12,7 +12,7 @@ Header = Callable[[str], str | None]
 
 
 class DayUsage(NamedTuple):
-    """What one UTC day has used of its quotas; kept by the caller, it restores the count after a restart."""
+    """What one UTC day has used of its quotas. A caller that stores it can restore the count after a restart."""
 
     date: dt.date
     requests: float
@@ -20,29 +20,39 @@ class DayUsage(NamedTuple):
 
 
 class Grant(Protocol):
-    """Permission to send one request, as the quotas reserved it. The first call ends it; later ones do nothing."""
+    """Permission to send one request: what the quotas have reserved for it.
+
+    Call one of the two methods, once the request has ended. Further calls do nothing.
+    """
 
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Book what the request really used: the unused part returns, overuse is paid by the next requests."""
+        """Book the tokens that were really used. Unused ones return to the quota, the next requests pay for overuse."""
         ...
 
     def refund(self) -> None:
-        """Return the whole of it: the request never went out, or was turned away."""
+        """Return the whole reservation, because the request never went out or the server turned it away."""
         ...
 
 
 class RateLimiter(Protocol):
-    """Hands out permissions to send. A process-local one stands behind it today, a distributed one may tomorrow."""
+    """Gives permission to send requests.
+
+    Dispatch knows no more than this protocol, so that a limiter that several processes share can replace the local one.
+    """
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
-        """Permission for one request of this size, if it may go out at once and nobody stands in line."""
+        """Return a grant if the request may go out now and no other waits; else ``None``. Takes the same arguments."""
         ...
 
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
-        """Wait until one request of this size may go out.
+        """Wait until a request of this size may go out.
 
-        ``prompt_tokens`` is the caller's estimate; ``output_tokens`` the most the answer may have, ``None`` where the
-        request sets no maximum.
+        Parameters
+        ----------
+        prompt_tokens
+            The caller's estimate.
+        output_tokens
+            The most that the answer may have. ``None``: the request sets no maximum.
         """
         ...
 
@@ -51,7 +61,7 @@ class RateLimiter(Protocol):
         ...
 
     def pause(self, seconds: float) -> None:
-        """Let nobody through for so long. Overlapping pauses do not add up: the latest end counts."""
+        """Let no request through for ``seconds``. Overlapping pauses do not add up: the latest end counts."""
         ...
 
     @property
@@ -61,15 +71,15 @@ class RateLimiter(Protocol):
 
     @property
     def paused_for(self) -> float:
-        """Seconds until requests may go out again; 0 where nothing but the steady rate holds them."""
+        """Seconds until a pause, the server or a day's quota lets requests go; 0 if only the steady rate holds them."""
         ...
 
     @property
     def ready_at(self) -> float:
-        """The event loop's time at which ``paused_for`` ends; 0 where nothing holds requests."""
+        """The event loop's time at which ``paused_for`` ends; 0 if it is 0."""
         ...
 
     @property
     def waiting(self) -> int:
-        """Requests in line."""
+        """How many requests wait."""
         ...
