@@ -132,7 +132,7 @@ class ToolCall:
 
 
 @dataclass(slots=True)
-class _Result:
+class _ResultBase:
     request_id: str | None = None
     model_id: str | None = None
     token_usage: TokenUsage | None = None
@@ -148,7 +148,7 @@ class _Result:
 
 
 @dataclass(slots=True)
-class GenerationResult(_Result):
+class GenerationResult(_ResultBase):
     """The answer to one prompt. ``str(result)`` is its text.
 
     Attributes
@@ -191,7 +191,7 @@ class GenerationResult(_Result):
 
 
 @dataclass(slots=True)
-class EmbeddingResult(_Result):
+class EmbeddingResult(_ResultBase):
     """One text's embedding, a list of floats.
 
     Texts of one request share its ``metrics``. Its tokens and cost are shared out to them by their length.
@@ -209,7 +209,7 @@ class EmbeddingResult(_Result):
 
 
 @dataclass(slots=True)
-class TranscriptionResult(_Result):
+class TranscriptionResult(_ResultBase):
     """One clip's words.
 
     ``language`` is an ISO 639-1 code and ``duration_s`` the clip's seconds, ``None`` where the server does not send
@@ -231,7 +231,7 @@ class TranscriptionResult(_Result):
 
 
 @dataclass(slots=True)
-class FunctionResult(_Result):
+class FunctionResult(_ResultBase):
     """What a python stage's function returned: the values of the stage's columns."""
 
     values: tuple[Any, ...] = ()

@@ -16,7 +16,7 @@ from infermesh.bench.measure import Candidate, choose
 from infermesh.bench.plot import Picture, Point
 from infermesh.config.declaration import Declaration
 from infermesh.errors import ConfigError, StoreError
-from infermesh.inputs.sources import resolve
+from infermesh.inputs.sources import resolve_source
 from infermesh.query.figures import Figures, read_figures, read_stored, write_parquet
 from infermesh.runs.assemble import NOWHERE, assembled
 from infermesh.store import Column
@@ -27,7 +27,6 @@ RULE = "the smallest within 5 % of the best rows/s whose p95 is acceptable"
 _SECTIONS_OF_SPEED = ("limits.", "store.", "simulator.", "deployments.")
 _LEAVES_OF_SPEED = frozenset(
     {"max_parallel_requests", "micro_batch_size", "timeout", "routing_strategy", "max_retries"}
-    | {"rpm", "tpm", "rpd", "tpd", "max_request_burst", "max_token_burst"}
 )
 _MEASURED = ("done", "failed_rows")
 
@@ -84,7 +83,7 @@ def is_complete(declaration: Declaration, folder: Path) -> bool:
         experiment = declaration.experiment
         if stored.status != "done" and not (experiment.keep_errors and stored.status == "failed_rows"):
             return False
-        if resolve(experiment.source, declaration.roots).fingerprint != stored.source_fingerprint:
+        if resolve_source(experiment.source, declaration.roots).fingerprint != stored.source_fingerprint:
             return False
         with assembled(declaration, os.environ, simulator_url=NOWHERE) as (_, graph):
             now = graph.signatures

@@ -8,13 +8,12 @@ from typing import Any
 
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.dispatch import Deployment
-from infermesh.dispatch.fleet import make_deployment
+from infermesh.dispatch.fleet import Account, build_deployments, build_model
 from infermesh.dispatch.model import LogicalModel
-from infermesh.dispatch.pricing import Prices
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
-from infermesh.limits import Limits, LocalRateLimiter, RateLimiter, make_limiter
+from infermesh.limits import Limits, LocalRateLimiter
 from infermesh.types import Endpoint, RoutingStrategy
 
 
@@ -113,35 +112,22 @@ def client_model(
 
     ``costs`` are US dollars per prompt and per answer token, for deployments that do not set their own.
     """
-    prices = Prices()
-    shared = None if account.unlimited else LocalRateLimiter(account)
-    owns: list[Limits] = []
-    made: list[Deployment] = []
-    for label, config in configs.items():
-        own = Limits(
-            rpm=config.rpm,
-            tpm=config.tpm,
-            rpd=config.rpd,
-            tpd=config.tpd,
-            header_bucket_scope=account.header_bucket_scope,
-            default_output_tokens=account.default_output_tokens,
-        )
-        owns.append(own)
-        if shared is not None and own.unlimited and len(configs) == 1:
-            limiter: RateLimiter = shared
-        else:
-            limiter = make_limiter(own, *([] if shared is None else [shared]))
-        if config.input_cost_per_token is None and config.output_cost_per_token is None:
-            config = dataclasses.replace(config, input_cost_per_token=costs[0], output_cost_per_token=costs[1])
-        made.append(make_deployment(label, config, limiter, prices))
-    model = LogicalModel(
-        name,
-        made,
-        backends=[config.model for config in configs.values()],
-        strategy=strategy,
-        endpoint=endpoint,
-        retry=retry,
-        timeout=timeout,
-        counts_tokens=any(limits.tpm is not None or limits.tpd is not None for limits in (account, *owns)),
-    )
-    return model, made
+    configs = {label: _with_defaults(config, account, costs) for label, config in configs.items()}
+    accounts = [] if account.unlimited else [Account(LocalRateLimiter(account), [*configs])]
+    deployments = build_deployments(configs, accounts)
+    model = build_model(name, configs, deployments, strategy=strategy, endpoint=endpoint, retry=retry, timeout=timeout)
+    return model, [*deployments.values()]
+
+
+def _with_defaults(
+    config: DeploymentConfig, account: Limits, costs: tuple[float | None, float | None]
+) -> DeploymentConfig:
+    """A deployment with what the client says for all of them, where it does not say its own."""
+    given: dict[str, Any] = {}
+    if config.input_cost_per_token is None and config.output_cost_per_token is None:
+        given["input_cost_per_token"], given["output_cost_per_token"] = costs
+    if config.header_bucket_scope == "auto":
+        given["header_bucket_scope"] = account.header_bucket_scope
+    if config.default_output_tokens is None:
+        given["default_output_tokens"] = account.default_output_tokens
+    return dataclasses.replace(config, **given)

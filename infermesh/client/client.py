@@ -141,7 +141,14 @@ class LMClient:
             model,
             configs,
             account=Limits(
-                rpm, tpm, rpd, tpd, max_request_burst, max_token_burst, header_bucket_scope, default_output_tokens
+                rpm=rpm,
+                tpm=tpm,
+                rpd=rpd,
+                tpd=tpd,
+                max_request_burst=max_request_burst,
+                max_token_burst=max_token_burst,
+                header_bucket_scope=header_bucket_scope,
+                default_output_tokens=default_output_tokens,
             ),
             strategy=routing_strategy,
             endpoint=check_choice("endpoint", endpoint, Endpoint),

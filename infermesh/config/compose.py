@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infermesh.config.load import refuse_inline_keys
 from infermesh.config.schema import Experiment
+from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
+from infermesh.redaction import redact
 
 _SECTIONS = "source|limits|deployments|models|stages|store|simulator|guards|sinks"
 _SWEEPABLE = re.compile(rf"(?:{_SECTIONS})\.[^=@/~+]+=")
@@ -203,18 +204,49 @@ def addable(argument: str) -> str:
 
 
 def refuse_inline(overrides: Sequence[str]) -> None:
-    """Raise ``ConfigError`` where an override holds a key; the message does not repeat it."""
+    """Raise ``ConfigError`` where an override, or one value of a sweep, holds a key; the message does not repeat it."""
     for override in overrides:
-        refuse_inline_keys(_as_mapping(override))
+        for mapping in _as_mappings(override):
+            refuse_inline_keys(mapping)
 
 
-def _as_mapping(argument: str) -> dict[str, Any]:
-    """``a.b=c`` as nested dicts; empty for what is no override."""
-    name, equals, value = argument.lstrip("+~").partition("=")
-    node: Any = value
-    for part in reversed(name.split(".")):
-        node = {part: node}
-    return node if equals else {}
+def _as_mappings(argument: str) -> Iterator[dict[str, Any]]:
+    """``a.b=c`` as nested dicts, one for each value that it sweeps over; nothing for what is no override."""
+    name, equals, text = argument.lstrip("+~").partition("=")
+    if not equals:
+        return
+    for value in _values(argument, text):
+        node: Any = value
+        for part in reversed(name.split(".")):
+            node = {part: node}
+        yield node
+
+
+def _values(override: str, text: str) -> list[Any]:
+    """The values of an override as Hydra reads them; its text where Hydra cannot read it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep, Sweep
+    from hydra.errors import HydraException
+
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+    except HydraException:
+        return [text]
+    value = parsed.value()
+    if isinstance(value, ChoiceSweep):
+        return [_unquoted(choice) for choice in value.list]
+    return [text] if isinstance(value, Sweep) else [value]
+
+
+def _unquoted(value: Any) -> Any:
+    """A choice of a sweep without Hydra's quotes."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, dict):
+        return {_unquoted(name): _unquoted(item) for name, item in value.items()}
+    return [_unquoted(item) for item in value] if isinstance(value, list) else value
 
 
 def composition_error(error: Exception, home: Path, config_dir: Path | None = None) -> str:
@@ -228,7 +260,7 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
 
     if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         raise error
-    text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    text = redact(re.sub(r"\s*\n\s*", " ", str(error)).strip())
     missing = re.match(r"Could not override '([^']+)'", text)
     if missing:
         top = missing[1].split(".")[0]

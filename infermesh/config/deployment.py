@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 from infermesh.errors import ConfigError
-from infermesh.types import TransportKind
+from infermesh.types import LIMITS, Limits, TransportKind
 
 
 @dataclass(slots=True)
@@ -25,12 +25,13 @@ class DeploymentConfig:
         Share of the load under ``simple-shuffle``.
     max_parallel_requests
         Requests in flight at once, over all stages and callers.
-    rpm, tpm, rpd, tpd
-        Requests and tokens per minute and per day for this deployment alone.
+    rpm, tpm, rpd, tpd, max_request_burst, max_token_burst, header_bucket_scope, default_output_tokens
+        Limits of this deployment alone, as :class:`~infermesh.types.Limits` has them.
     transport
         ``native`` (OpenAI wire format), ``litellm`` (every other provider) or ``auto``.
     headers
-        Further HTTP headers.
+        Further HTTP headers: name → value, or name → ``{"env": NAME}`` for a value that stands in an environment
+        variable.
     input_cost_per_token, output_cost_per_token
         US dollars per token, over the price list.
 
@@ -51,8 +52,12 @@ class DeploymentConfig:
     tpm: float | None = None
     rpd: float | None = None
     tpd: float | None = None
+    max_request_burst: float | None = None
+    max_token_burst: float | None = None
+    header_bucket_scope: str = "auto"
+    default_output_tokens: int | None = None
     transport: str = "auto"
-    headers: dict[str, str] | None = None
+    headers: dict[str, Any] | None = field(default=None, repr=False)
     input_cost_per_token: float | None = None
     output_cost_per_token: float | None = None
 
@@ -61,3 +66,8 @@ class DeploymentConfig:
             raise ConfigError(
                 f"transport: expected one of {', '.join(get_args(TransportKind))}, got {self.transport!r}"
             )
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of this deployment alone. Raises ``ConfigError`` where one is out of its range."""
+        return Limits(**{name: getattr(self, name) for name in LIMITS})

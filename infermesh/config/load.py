@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args, get_origin
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from infermesh.config.schema import (
-    _NAME,
     RESERVED_TABLES,
     STAGE_KINDS,
-    DeploymentEntry,
+    STAGE_NAME,
     Experiment,
     GenerateStage,
-    GuardsConfig,
-    LimitsConfig,
-    ModelEntry,
     ModelStageConfig,
-    SinkConfig,
-    SourceConfig,
     SqlStage,
-    StoreConfig,
+    StageConfig,
 )
+from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
-from infermesh.redaction import _SECRET_KEYS, looks_secret
-from infermesh.simulator.settings import SimulatorSettings
 from infermesh.wire.requests import FOREIGN_PARAMETERS
 
 
 def load(mapping: Mapping[str, Any]) -> Experiment:
-    """Validate a composed config.
+    """Validate a composed config. Pure: it reads no file and no environment variable, and takes some milliseconds.
 
     Parameters
     ----------
     mapping
-        Plain dicts, lists and scalars.
+        Plain dicts, lists and scalars. It is not changed.
 
     Raises
     ------
@@ -58,37 +52,12 @@ def load(mapping: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def refuse_inline_keys(mapping: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` where a value is a key or looks like one; the message does not repeat it."""
-    secrets = list(_inline_secrets(mapping, ()))
-    if secrets:
-        raise ConfigError("\n".join(secrets))
-
-
-def _inline_secrets(node: Any, path: tuple[str, ...]) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            here = (*path, str(key))
-            if str(key).lower() in _SECRET_KEYS and isinstance(value, str) and path[:1] != ("simulator",):
-                yield (
-                    f"{'.'.join(here)}: a key in the config would end up in files and run folders. Put it in the "
-                    f"environment (or a file for --env-file) and name the variable: api_key_env: OPENAI_API_KEY."
-                )
-            else:
-                yield from _inline_secrets(value, here)
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _inline_secrets(value, (*path, str(index)))
-    elif isinstance(node, str) and looks_secret(node):
-        yield f"{'.'.join(path)}: this value holds what looks like a key or password. Use api_key_env instead."
-
-
 def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     loc = [str(part) for part in detail["loc"]]
     if len(loc) > 2 and loc[0] == "stages" and loc[2] in STAGE_KINDS:
         del loc[2]  # pydantic names the union's member, the user's config does not
     path = ".".join(loc)
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{path}: unknown key.{nearest(loc[-1], _valid_keys(mapping, loc))}"
     if detail["type"] == "union_tag_not_found":
         named = [name for name, stage in mapping["stages"].items() if isinstance(stage, Mapping) and "kind" in stage]
@@ -102,37 +71,30 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
         return f"{path}: missing; it is required."
     message = detail["msg"].removeprefix("Value error, ")
     given = detail.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+    tells = isinstance(given, str | int | float | bool | None) and "headers" not in loc  # a header may hold a key
+    shown = f" (got {given!r})" if tells else ""
     return f"{path or 'config'}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _valid_keys(mapping: Mapping[str, Any], loc: list[str]) -> set[str]:
-    """Field names of the model at ``loc``'s parent."""
-    parent: type[BaseModel] = Experiment
+def _valid_keys(mapping: Mapping[str, Any], loc: Sequence[str]) -> list[str]:
+    """The keys that may stand where the last part of ``loc`` stands."""
     node: Any = mapping
-    groups: dict[str, type[BaseModel]] = {
-        "source": SourceConfig,
-        "store": StoreConfig,
-        "simulator": SimulatorSettings,
-        "limits": LimitsConfig,
-        "deployments": DeploymentEntry,
-        "models": ModelEntry,
-        "guards": GuardsConfig,
-        "sinks": SinkConfig,
-    }
-    for depth, part in enumerate(loc[:-1]):
-        node = node.get(part, {}) if isinstance(node, Mapping) else {}
-        if depth == 0 and part in groups:
-            parent = groups[part]
-        elif depth == 1 and loc[0] == "stages":
-            parent = STAGE_KINDS.get(str(node.get("kind")), GenerateStage)
-        elif depth == 2 and part == "limits":
-            parent = LimitsConfig
-        elif part in parent.model_fields:
-            nested = parent.model_fields[part].annotation
-            if isinstance(nested, type) and issubclass(nested, BaseModel):
-                parent = nested
-    return set(parent.model_fields)
+    annotation: Any = Experiment
+    for part in loc[:-1]:
+        node = node.get(part) if isinstance(node, Mapping) else None
+        annotation = get_args(annotation)[1] if get_origin(annotation) is dict else _keys(annotation)[part]
+        if annotation is StageConfig:
+            annotation = STAGE_KINDS.get(str(node.get("kind")) if isinstance(node, Mapping) else "", GenerateStage)
+    return list(_keys(annotation))
+
+
+def _keys(annotation: Any) -> dict[str, Any]:
+    """The keys of the one mapping that an annotation such as ``Limits | str | None`` allows, with their annotations."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {name: field.annotation for name, field in annotation.model_fields.items()}
+    if dataclasses.is_dataclass(annotation):
+        return {field.name: field.type for field in dataclasses.fields(annotation)}
+    return next((keys for argument in get_args(annotation) if (keys := _keys(argument))), {})
 
 
 def _references(experiment: Experiment) -> Iterator[str]:
@@ -161,7 +123,7 @@ def _references(experiment: Experiment) -> Iterator[str]:
         if (other := seen.setdefault(name.lower(), name)) != name:
             yield f"stages.{name}: differs from stages.{other} in case only, which SQL cannot tell. Rename one."
     for name, stage in experiment.stages.items():
-        if not _NAME.fullmatch(name):
+        if not STAGE_NAME.fullmatch(name):
             yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit."
         elif name.lower() in RESERVED_TABLES:
             yield f"stages.{name}: '{name}' is a table of every run. Choose another name."

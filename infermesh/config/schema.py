@@ -7,28 +7,33 @@ the config and, for a misspelt name, the nearest valid one.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WrapValidator, field_validator, model_validator
 
+from infermesh.config.deployment import DeploymentConfig
 from infermesh.simulator.settings import SimulatorSettings
-from infermesh.types import Endpoint, HeaderBucketScope, RoutingStrategy, TransportKind
+from infermesh.types import Endpoint, Limits, RoutingStrategy, TransportKind
 
 RESERVED_TABLES = frozenset(
     {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file", "sessions"}
     | {"materialized"}
 )
 OWN_FIELDS = "row"  # the mapper that takes a row's own fields
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+STAGE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-class _Model(BaseModel):
+_LIMITS = TypeAdapter(Limits)
+
+
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), frozen=True)
 
 
-class SourceConfig(_Model):
+class SourceConfig(_Section):
     """Where rows come from: files (``path``), a DuckDB query (``sql``) or a Hugging Face dataset, one of the three."""
 
     path: str | None = Field(None, description="A .jsonl, .csv, .tsv or .parquet file (also .gz, .zst), or a glob")
@@ -47,20 +52,34 @@ class SourceConfig(_Model):
         return self
 
 
-class LimitsConfig(_Model):
-    """What a provider's account or a server allows. ``null`` means no limit."""
+class HeaderFromEnv(_Section):
+    """A header's value that stands in an environment variable, so that it reaches no file."""
 
-    rpm: float | None = Field(None, gt=0, description="Requests a minute")
-    tpm: float | None = Field(None, gt=0, description="Tokens a minute, prompt and answer")
-    rpd: float | None = Field(None, gt=0, description="Requests a day (UTC)")
-    tpd: float | None = Field(None, gt=0, description="Tokens a day (UTC)")
-    max_request_burst: int | None = Field(None, ge=1, description="Requests that may go at once; null paces smoothly")
-    max_token_burst: int | None = Field(None, ge=1, description="Tokens that may go at once")
-    header_bucket_scope: HeaderBucketScope = Field("auto", description="Which limit x-ratelimit-* headers speak of")
-    default_output_tokens: int | None = Field(None, ge=1, description="Answer tokens to reserve where no max_tokens")
+    env: str = Field(min_length=1, description="Environment variable that holds the value")
 
 
-class DeploymentEntry(_Model):
+# Two forms of a value are told apart here: pydantic would tell what is wrong once for each of them.
+def _header_value(given: Any, _: Any) -> Any:
+    if isinstance(given, Mapping):
+        return HeaderFromEnv.model_validate(given)
+    if not isinstance(given, str | HeaderFromEnv):
+        raise ValueError("expected text, or {env: NAME}")
+    return given
+
+
+def _limits_or_account(given: Any, _: Any) -> Any:
+    if isinstance(given, Mapping):
+        return _LIMITS.validate_python(given)
+    if not isinstance(given, str | Limits | None):
+        raise ValueError("expected limits, such as {rpm: 600}, or the name of an account in limits")
+    return given
+
+
+HeaderValue = Annotated[str | HeaderFromEnv, WrapValidator(_header_value)]
+LimitsOrAccount = Annotated[Limits | str | None, WrapValidator(_limits_or_account)]
+
+
+class DeploymentEntry(_Section):
     """One replica or account. A limit belongs to it, or to an account named in ``limits`` that several share."""
 
     model: str = Field(description="provider/model as LiteLLM writes it")
@@ -69,18 +88,20 @@ class DeploymentEntry(_Model):
     transport: TransportKind = "auto"
     weight: float = Field(1.0, gt=0, description="Share of the load under simple-shuffle")
     max_parallel_requests: int | None = Field(None, ge=1, description="In flight at once over all stages")
-    limits: LimitsConfig | str | None = Field(None, description="Limits of its own, or the name of a shared account")
-    headers: dict[str, str] = Field(default_factory=dict)
+    limits: LimitsOrAccount = Field(None, description="Limits of its own, or the name of a shared account")
+    headers: dict[str, HeaderValue] = Field(
+        default_factory=dict, description="Further HTTP headers; {env: NAME} takes a value from a variable"
+    )
     input_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
     output_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
 
-    @field_validator("limits", mode="before")
-    @classmethod
-    def _limits(cls, value: Any) -> Any:
-        return LimitsConfig.model_validate(value) if isinstance(value, Mapping) else value
+    def deployment_config(self) -> DeploymentConfig:
+        """The same as ``LMClient`` takes it: limits of its own stand beside the other fields, an account's do not."""
+        own = self.limits if isinstance(self.limits, Limits) else Limits()
+        return DeploymentConfig(**self.model_dump(exclude={"limits"}), **dataclasses.asdict(own))
 
 
-class ModelEntry(_Model):
+class ModelEntry(_Section):
     """A logical model: the deployments that serve it, and what every request to it carries."""
 
     deployments: list[str] = Field(min_length=1)
@@ -91,7 +112,7 @@ class ModelEntry(_Model):
     timeout: float | None = Field(600.0, gt=0, description="Seconds for one attempt")
 
 
-class _Stage(_Model):
+class _Stage(_Section):
     rows: str | None = Field(None, description="Whose rows: a sql stage's name; else found from what the stage names")
     where: str | None = Field(None, description="SQL over source and upstream columns; rows it leaves out are skipped")
     max_parallel_requests: int = Field(64, ge=1, description="Requests of this stage in flight at once")
@@ -174,7 +195,7 @@ class PythonStage(_Stage):
     timeout: float | None = Field(600.0, gt=0, description="Seconds for one call")
 
 
-class SqlStage(_Model):
+class SqlStage(_Section):
     """A query over the source and upstream stages, whose rows later stages take."""
 
     kind: Literal["sql"] = "sql"
@@ -186,7 +207,7 @@ StageConfig = Annotated[
 ]
 ModelStageConfig = GenerateStage | EmbedStage | TranscribeStage
 RowStageConfig = ModelStageConfig | PythonStage
-STAGE_KINDS: dict[str, type[_Model]] = {
+STAGE_KINDS: dict[str, type[_Section]] = {
     "generate": GenerateStage,
     "embed": EmbedStage,
     "transcribe": TranscribeStage,
@@ -195,7 +216,7 @@ STAGE_KINDS: dict[str, type[_Model]] = {
 }
 
 
-class GuardsConfig(_Model):
+class GuardsConfig(_Section):
     """When a run stops by itself: it drains, keeps everything and exits with 4. ``null`` means no guard."""
 
     max_cost_usd: float | None = Field(None, gt=0, description="US dollars, over all sessions of the run")
@@ -210,7 +231,7 @@ class GuardsConfig(_Model):
         return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else value
 
 
-class SinkConfig(_Model):
+class SinkConfig(_Section):
     """A file that is written when the run ends: columns of a table, or a query's."""
 
     path: str = Field(description=".parquet, .csv or .jsonl; relative to the run's folder")
@@ -219,7 +240,7 @@ class SinkConfig(_Model):
     where: str | None = Field(None, description="SQL condition over the table's columns")
 
 
-class StoreConfig(_Model):
+class StoreConfig(_Section):
     """How run.duckdb is written."""
 
     memory_limit: str = Field(
@@ -229,12 +250,12 @@ class StoreConfig(_Model):
     commit_interval: float = Field(0.1, gt=0, description="Seconds between group commits")
 
 
-class Experiment(_Model):
+class Experiment(_Section):
     """One whole experiment: the rows, who answers, and what happens to each row."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the folder below outputs/")
     source: SourceConfig
-    limits: dict[str, LimitsConfig] = Field(default_factory=dict, description="Accounts shared by deployments")
+    limits: dict[str, Limits] = Field(default_factory=dict, description="Accounts shared by deployments")
     deployments: dict[str, DeploymentEntry] = Field(default_factory=dict)
     models: dict[str, ModelEntry] = Field(default_factory=dict, description="None where no stage asks a model")
     stages: dict[str, StageConfig] = Field(min_length=1)
@@ -251,3 +272,12 @@ class Experiment(_Model):
     def uses_simulator(self) -> bool:
         """Whether a deployment asks for the embedded simulator."""
         return any(entry.api_base == "simulator" for entry in self.deployments.values())
+
+    def limits_of(self, label: str) -> Limits | None:
+        """The limits that a deployment is under: its own, or its account's; ``None`` where it has none."""
+        limits = self.deployments[label].limits
+        return self.limits[limits] if isinstance(limits, str) else limits
+
+    def members_of(self, account: str) -> list[str]:
+        """The labels of the deployments that share an account."""
+        return [label for label, entry in self.deployments.items() if entry.limits == account]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from infermesh.config.deployment import DeploymentConfig
-from infermesh.config.schema import DeploymentEntry, Experiment, LimitsConfig
+from infermesh.config.schema import DeploymentEntry, Experiment
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.model import LogicalModel
 from infermesh.dispatch.pricing import Prices
 from infermesh.dispatch.retry import RetryPolicy
-from infermesh.limits import DayUsage, Limits, LocalRateLimiter, RateLimiter, make_limiter
+from infermesh.errors import ConfigError
+from infermesh.limits import DayUsage, LocalRateLimiter, RateLimiter, make_limiter
 from infermesh.results import TokenUsage
 from infermesh.transports import make_transport
+from infermesh.types import Endpoint, RoutingStrategy
 
 
 class Fleet:
@@ -42,37 +46,26 @@ class Fleet:
         simulator_url: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        accounts = {name: LocalRateLimiter(_limits(config)) for name, config in experiment.limits.items()}
-        prices = Prices()
         self._accounts = {
-            name: (accounts[name], [label for label, entry in experiment.deployments.items() if entry.limits == name])
-            for name in accounts
+            name: Account(LocalRateLimiter(limits), [*experiment.members_of(name)])
+            for name, limits in experiment.limits.items()
         }
-        self._told: set[tuple[str, dt.date]] = set()
-        self.deployments = {
-            label: make_deployment(
-                label,
-                _resolved(entry, simulator_url, experiment.simulator.api_key or "simulator"),
-                _limiter(entry, accounts),
-                prices,
-                environ=environ,
-            )
-            for label, entry in experiment.deployments.items()
-        }
-        self.models: dict[str, LogicalModel] = {}
-        for name, model in experiment.models.items():
-            entries = [experiment.deployments[label] for label in model.deployments]
-            self.models[name] = LogicalModel(
+        self._announced: set[tuple[str, dt.date]] = set()
+        configs = {label: _config(entry, experiment, simulator_url) for label, entry in experiment.deployments.items()}
+        self.deployments = build_deployments(configs, [*self._accounts.values()], environ=environ)
+        self.models = {
+            name: build_model(
                 name,
-                [self.deployments[label] for label in model.deployments],
-                backends=[entry.model for entry in entries],
+                {label: configs[label] for label in model.deployments},
+                self.deployments,
                 strategy=model.routing_strategy,
                 endpoint=model.endpoint,
                 params=model.params,
                 retry=RetryPolicy(max_retries=model.max_retries),
                 timeout=model.timeout,
-                counts_tokens=any(_counts_tokens(entry, experiment) for entry in entries),
             )
+            for name, model in experiment.models.items()
+        }
 
     def restore_usage(self, used: Mapping[str, DayUsage]) -> list[str]:
         """Carry over what the present UTC day has used already: deployment's label → its count.
@@ -98,7 +91,7 @@ class Fleet:
         told = []
         for name, limiter, labels in self._daily():
             used, quota = limiter.used_today, limiter.used_up
-            if used is None or quota is None or (name, used.date) in self._told:
+            if used is None or quota is None or (name, used.date) in self._announced:
                 continue
             if any(self.deployments[label].waited_for for label in labels):
                 what = "requests wait for it (Ctrl-C stops the run; infermesh resume goes on with it later)"
@@ -106,19 +99,21 @@ class Fleet:
                 what = "other deployments take its share"
             else:
                 continue
-            self._told.add((name, used.date))
+            self._announced.add((name, used.date))
             most, count = getattr(limiter.limits, quota), used.requests if quota == "rpd" else used.tokens
             told.append(f"{quota} of {name} is used up until 00:00 UTC ({count:,.0f} of {most:,.0f}): {what}")
         return told
 
-    def _daily(self) -> Iterator[tuple[str, LocalRateLimiter, list[str]]]:
+    def _daily(self) -> Iterator[tuple[str, LocalRateLimiter, Sequence[str]]]:
         """Name, limiter and deployments of all that has a quota a day."""
-        for name, (limiter, labels) in self._accounts.items():
-            if limiter.used_today is not None:
-                yield f"account {name}", limiter, labels
+        for name, account in self._accounts.items():
+            if account.limiter.used_today is not None:
+                yield f"account {name}", account.limiter, account.labels
+        of_accounts = [account.limiter for account in self._accounts.values()]
         for label, deployment in self.deployments.items():
-            if isinstance(deployment.limiter, LocalRateLimiter) and deployment.limiter.used_today is not None:
-                yield f"deployment {label}", deployment.limiter, [label]
+            own = deployment.limiter
+            if isinstance(own, LocalRateLimiter) and own not in of_accounts and own.used_today is not None:
+                yield f"deployment {label}", own, [label]
 
     def _replaced(self, label: str) -> bool:
         """Whether another deployment of one of its models is at work."""
@@ -141,15 +136,88 @@ class Fleet:
             await deployment.transport.aclose()
 
 
-def make_deployment(
-    label: str,
-    config: DeploymentConfig,
-    limiter: RateLimiter,
-    prices: Prices,
+class Account(NamedTuple):
+    """Limits that several deployments share, and the labels of those deployments."""
+
+    limiter: LocalRateLimiter
+    labels: Sequence[str]
+
+
+def build_deployments(
+    configs: Mapping[str, DeploymentConfig],
+    accounts: Sequence[Account] = (),
     *,
     environ: Mapping[str, str] = os.environ,
-) -> Deployment:
-    """One deployment with its transport and its price function."""
+) -> dict[str, Deployment]:
+    """Make the deployments of an experiment or a client, with their transports, limiters and price functions.
+
+    Parameters
+    ----------
+    configs
+        Label → deployment. Its own limits hold beside those of its accounts.
+    accounts
+        What deployments share.
+    environ
+        Where keys are looked up.
+
+    Raises
+    ------
+    ConfigError
+        A limit is out of its range, a variable is not set, a URL is missing or wrong.
+    """
+    prices = Prices()
+    return {
+        label: Deployment(
+            label,
+            make_transport(config, label=label, environ=environ),
+            _limiter(label, config, accounts),
+            max_parallel_requests=config.max_parallel_requests,
+            weight=config.weight,
+            price=_price(config, prices),
+        )
+        for label, config in configs.items()
+    }
+
+
+def build_model(
+    name: str,
+    configs: Mapping[str, DeploymentConfig],
+    deployments: Mapping[str, Deployment],
+    *,
+    strategy: RoutingStrategy,
+    endpoint: Endpoint,
+    retry: RetryPolicy,
+    timeout: float | None,
+    params: Mapping[str, Any] | None = None,
+) -> LogicalModel:
+    """Make a model over those ``deployments`` that ``configs`` names, whose order it keeps."""
+    served_by = [deployments[label] for label in configs]
+    return LogicalModel(
+        name,
+        served_by,
+        backends=[config.model for config in configs.values()],
+        strategy=strategy,
+        endpoint=endpoint,
+        params=params,
+        retry=retry,
+        timeout=timeout,
+        counts_tokens=any(deployment.limiter.counts_tokens for deployment in served_by),
+    )
+
+
+def _limiter(label: str, config: DeploymentConfig, accounts: Sequence[Account]) -> RateLimiter:
+    try:
+        own = config.limits
+    except ConfigError as error:
+        raise ConfigError(f"deployments.{label}.{error}") from None
+    shared = [account for account in accounts if label in account.labels]
+    if own.unlimited and len(shared) == 1 and len(shared[0].labels) == 1:
+        return shared[0].limiter  # nobody to share it with: no need to go through two
+    return make_limiter(own, *(account.limiter for account in shared))
+
+
+def _price(config: DeploymentConfig, prices: Prices) -> Callable[[TokenUsage], float | None] | None:
+    """What an answer's tokens cost; ``None`` where neither the config nor the list can know it."""
 
     def price(usage: TokenUsage) -> float | None:
         return prices.cost(
@@ -163,42 +231,12 @@ def make_deployment(
     listed = prices.listed(config.model)
     if listed and not given:
         prices.prefetch()
-    return Deployment(
-        label,
-        make_transport(config, label=label, environ=environ),
-        limiter,
-        max_parallel_requests=config.max_parallel_requests,
-        weight=config.weight,
-        price=price if given or listed else None,
-    )
+    return price if given or listed else None
 
 
-def _resolved(entry: DeploymentEntry, simulator_url: str | None, simulator_key: str) -> DeploymentConfig:
-    embedded = entry.api_base == "simulator"
-    return DeploymentConfig(
-        model=entry.model,
-        api_base=simulator_url if embedded else entry.api_base,
-        api_key=simulator_key if embedded else None,  # the user's own must not be sent to it
-        api_key_env=entry.api_key_env,
-        weight=entry.weight,
-        max_parallel_requests=entry.max_parallel_requests,
-        transport=entry.transport,
-        headers=entry.headers,
-        input_cost_per_token=entry.input_cost_per_token,
-        output_cost_per_token=entry.output_cost_per_token,
-    )
-
-
-def _limits(config: LimitsConfig) -> Limits:
-    return Limits(**config.model_dump())
-
-
-def _limiter(entry: DeploymentEntry, accounts: Mapping[str, LocalRateLimiter]) -> RateLimiter:
-    if isinstance(entry.limits, str):
-        return make_limiter(None, accounts[entry.limits])
-    return make_limiter(_limits(entry.limits) if entry.limits is not None else None)
-
-
-def _counts_tokens(entry: DeploymentEntry, experiment: Experiment) -> bool:
-    config = experiment.limits[entry.limits] if isinstance(entry.limits, str) else entry.limits
-    return config is not None and (config.tpm is not None or config.tpd is not None)
+def _config(entry: DeploymentEntry, experiment: Experiment, simulator_url: str | None) -> DeploymentConfig:
+    config = entry.deployment_config()
+    if entry.api_base != "simulator":
+        return config
+    # The user's own key must not be sent to the simulator.
+    return replace(config, api_base=simulator_url, api_key=experiment.simulator.api_key or "simulator")

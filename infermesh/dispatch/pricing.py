@@ -13,40 +13,11 @@ from decimal import Decimal
 from typing import Any
 
 from infermesh.results import TokenUsage
+from infermesh.transports.provider_table import PROVIDERS, named_bare, split_model
 
 __all__ = ["Prices"]
 
 _PER_MILLION = 1e-6
-
-# LiteLLM's provider prefix → the list's provider. A prefix that is not here has no price: its tokens are the user's own
-# hardware, or an account whose prices the list does not know.
-_PROVIDERS = {
-    "openai": "openai",
-    "text-completion-openai": "openai",
-    "anthropic": "anthropic",
-    "azure": "azure",
-    "azure_ai": "azure",
-    "bedrock": "aws",
-    "cerebras": "cerebras",
-    "cohere": "cohere",
-    "cohere_chat": "cohere",
-    "databricks": "databricks",
-    "deepseek": "deepseek",
-    "fireworks_ai": "fireworks",
-    "gemini": "google",
-    "groq": "groq",
-    "mistral": "mistral",
-    "moonshot": "moonshotai",
-    "novita": "novita",
-    "openrouter": "openrouter",
-    "perplexity": "perplexity",
-    "together_ai": "together",
-    "vertex_ai": "google",
-    "voyage": "voyageai",
-    "xai": "x-ai",
-    "zai": "zai",
-}
-_OPENAI_NAMES = ("gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-", "whisper-", "tts-")
 
 _Calculation = Callable[[TokenUsage], float | None]
 
@@ -82,8 +53,8 @@ class Prices:
     @staticmethod
     def listed(model: str) -> bool:
         """Whether the list may know a price: not for models of one's own servers."""
-        prefix, slash, _ = model.partition("/")
-        return not slash or prefix in _PROVIDERS
+        prefix, _ = split_model(model)
+        return PROVIDERS[prefix].prices is not None if prefix else "/" not in model
 
     def cost(
         self,
@@ -112,14 +83,16 @@ class Prices:
             ``None`` where no price is known.
         """
         if input_cost_per_token is not None or output_cost_per_token is not None:
-            return self._given(model, usage, input_cost_per_token, output_cost_per_token)
+            return self._at_given_prices(model, usage, input_cost_per_token, output_cost_per_token)
         try:
             calculate = self._known[model]
         except KeyError:
-            calculate = self._known[model] = _resolve(model)
+            calculate = self._known[model] = _look_up(model)
         return None if calculate is None else calculate(usage)
 
-    def _given(self, model: str, usage: TokenUsage, input_cost: float | None, output_cost: float | None) -> float:
+    def _at_given_prices(
+        self, model: str, usage: TokenUsage, input_cost: float | None, output_cost: float | None
+    ) -> float:
         if input_cost is None:
             input_part = self.cost(model, TokenUsage(usage.prompt_tokens, cached_tokens=usage.cached_tokens)) or 0.0
         else:
@@ -134,15 +107,12 @@ def _load() -> None:
         importlib.import_module("genai_prices.data_snapshot").get_snapshot()
 
 
-def _resolve(model: str) -> _Calculation | None:
-    prefix, slash, name = model.partition("/")
-    if slash:
-        provider_id = _PROVIDERS.get(prefix)
-        if provider_id is None:
-            return None
-    else:
-        name = model
-        provider_id = "openai" if model.startswith(_OPENAI_NAMES) else None
+def _look_up(model: str) -> _Calculation | None:
+    if not Prices.listed(model):
+        return None
+    prefix, name = split_model(model)
+    known = PROVIDERS[prefix] if prefix else named_bare(name)
+    provider_id = None if known is None else known.prices
     try:
         # Only here: it takes a quarter of a second, which models of one's own servers can do without.
         from genai_prices.data_snapshot import get_snapshot

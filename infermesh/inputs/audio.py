@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from infermesh.errors import InputError
+from infermesh.inputs.formats import sniff
 from infermesh.types import Audio
 
 __all__ = ["DEFAULT_MAX_BYTES", "read_audio"]
@@ -30,8 +31,8 @@ def read_audio(
     Returns
     -------
     Audio
-        The bytes and a file name whose extension tells the format (wav, mp3, flac, ogg, m4a, webm), because servers go
-        by it.
+        The bytes and a file name whose extension tells the format (wav, mp3, flac, ogg, m4a, mp4, webm): servers go by
+        it.
 
     Raises
     ------
@@ -50,7 +51,8 @@ def read_audio(
     if not data:
         raise InputError(f"{filename or 'the clip'} is empty: nothing to transcribe")
     if not os.path.splitext(filename)[1]:
-        filename = f"{filename or 'audio'}.{_extension(data)}"
+        found = sniff(data)
+        filename = f"{filename or 'audio'}.{found.suffix if found else 'wav'}"
     return Audio(data, filename)
 
 
@@ -100,19 +102,3 @@ def _too_large(size: str, max_bytes: int, name: str) -> None:
         f"{name:.300} has {size} bytes, and clips of at most {max_bytes:,} are sent: shorten or compress it, or set "
         "max_transcription_bytes to a larger number (None for no limit) if the server takes it"
     )
-
-
-def _extension(data: bytes) -> str:
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        return "wav"
-    if data.startswith(b"fLaC"):
-        return "flac"
-    if data.startswith(b"OggS"):
-        return "ogg"
-    if data.startswith(b"\x1a\x45\xdf\xa3"):
-        return "webm"
-    if data[4:8] == b"ftyp":
-        return "m4a"
-    if data.startswith(b"ID3") or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0):
-        return "mp3"
-    return "wav"

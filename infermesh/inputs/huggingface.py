@@ -16,19 +16,11 @@ from typing import Any
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
+from infermesh.inputs.formats import sniff
 from infermesh.redaction import redact
 
 _MEDIA = {"Image", "Audio", "Video", "Pdf", "Nifti"}
 _ROWS, _MEDIA_ROWS = 1000, 16  # in memory at once; a row of clips is large
-_ENDINGS = (
-    (b"\x89PNG", ".png"),
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"GIF8", ".gif"),
-    (b"fLaC", ".flac"),
-    (b"OggS", ".ogg"),
-    (b"ID3", ".mp3"),
-    (b"%PDF", ".pdf"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +56,14 @@ class HubDataset:
                 for batch in rows.with_format("arrow").iter(batch_size=_MEDIA_ROWS if media else _ROWS):
                     table = batch
                     for name in media:
-                        paths = [self._file(value) for value in table.column(name).to_pylist()]
+                        paths = [self._path_of(value) for value in table.column(name).to_pylist()]
                         column = pyarrow.array(paths, pyarrow.string())
                         table = table.set_column(table.column_names.index(name), name, column)
                     writer.write_table(table.cast(schema))
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise ConfigError(f"source.dataset: '{self.name}' could not be read: {_short(error)}") from None
+            raise ConfigError(f"source.dataset: '{self.name}' could not be read: {_one_line(error)}") from None
 
-    def _file(self, value: Any) -> str | None:
+    def _path_of(self, value: Any) -> str | None:
         if value is None or isinstance(value, str):
             return value
         path, data = value.get("path"), value.get("bytes")
@@ -79,8 +71,9 @@ class HubDataset:
             return str(path)
         if data is None:
             return None
-        ending = Path(path).suffix if path else _ending(data)
-        target = self.media / f"{hashlib.blake2b(data, digest_size=16).hexdigest()}{ending}"
+        found = sniff(data)
+        suffix = Path(path).suffix if path else f".{found.suffix if found else 'bin'}"
+        target = self.media / f"{hashlib.blake2b(data, digest_size=16).hexdigest()}{suffix}"
         if not target.exists():
             self.media.mkdir(parents=True, exist_ok=True)
             beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
@@ -112,7 +105,7 @@ def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
         raise ConfigError(f"source.subset: {folder} was saved without configurations. Leave it out.")
     try:
         if saved:
-            rows = _saved(datasets.load_from_disk(str(folder)), config)
+            rows = _saved_split(datasets.load_from_disk(str(folder)), config)
         else:
             where = str(folder) if folder is not None else name
             rows = datasets.load_dataset(where, name=config.subset, split=config.split, revision=config.revision)
@@ -120,12 +113,12 @@ def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
         raise
     except Exception as error:  # whatever the library and what it calls may raise: all of it is about this key
         what = f"the folder {folder}" if folder is not None else f"'{name}'"
-        raise ConfigError(f"source.dataset: {what} could not be loaded: {_short(error)}") from None
+        raise ConfigError(f"source.dataset: {what} could not be loaded: {_one_line(error)}") from None
     fingerprint = f"{name}|{config.subset}|{config.split}|{config.revision}|{rows._fingerprint}|{len(rows)}"
     return HubDataset(name, fingerprint, rows, Path(datasets.config.HF_DATASETS_CACHE) / "infermesh-media")
 
 
-def _saved(found: Any, config: SourceConfig) -> Any:
+def _saved_split(found: Any, config: SourceConfig) -> Any:
     """The split of what ``save_to_disk`` has written: one dataset, or several by the name of their split."""
     if isinstance(found, dict):
         if config.split not in found:
@@ -136,11 +129,5 @@ def _saved(found: Any, config: SourceConfig) -> Any:
     return found
 
 
-def _ending(data: bytes) -> str:
-    if data[:4] == b"RIFF":
-        return ".webp" if data[8:12] == b"WEBP" else ".wav"
-    return next((ending for start, ending in _ENDINGS if data.startswith(start)), ".bin")
-
-
-def _short(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:400]

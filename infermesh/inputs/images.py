@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infermesh.errors import InputError
+from infermesh.inputs.formats import sniff
 
 __all__ = ["image_block"]
 
@@ -58,7 +59,8 @@ def _url(source: str | Path | bytes, mime: str | None) -> str:
         data = bytes(source)
     else:
         raise InputError(f"cannot make an image from {type(source).__name__}: pass a path, bytes or a URL")
-    mime = mime or _sniffed(data)
+    if mime is None and (found := sniff(data)) is not None and found.mime.startswith("image/"):
+        mime = found.mime
     if mime is None:
         raise InputError(
             f"{name} is not a PNG, JPEG, GIF or WebP (it begins {data[:12]!r}): convert it, or pass its mime type"
@@ -74,15 +76,3 @@ def _read(path: Path, name: str) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} cannot be read: {error}") from None
-
-
-def _sniffed(data: bytes) -> str | None:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "image/webp"
-    return None

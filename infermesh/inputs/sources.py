@@ -14,20 +14,18 @@ from typing import Literal
 
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError
+from infermesh.inputs.formats import RowFormat, row_file
 from infermesh.inputs.huggingface import HubDataset, open_dataset
 from infermesh.inputs.paths import similar_file
 
 FileFormat = Literal["jsonl", "csv", "parquet"]
-_FORMATS: dict[str, FileFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
+_READ_AS: dict[RowFormat | None, FileFormat] = {
+    "jsonl": "jsonl",
+    "json": "jsonl",
+    "csv": "csv",
+    "tsv": "csv",
+    "parquet": "parquet",
 }
-_COMPRESSED = {".gz", ".zst"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class Source:
         return "\n".join(parts)
 
 
-def resolve(config: SourceConfig, roots: Sequence[Path]) -> Source:
+def resolve_source(config: SourceConfig, roots: Sequence[Path]) -> Source:
     """Find the files of a source.
 
     Raises
@@ -81,16 +79,10 @@ def resolve(config: SourceConfig, roots: Sequence[Path]) -> Source:
             break
     if not files:
         raise ConfigError(f"source.path: no file matches '{config.path}'.{similar_file(config.path, roots)}")
-    formats = {_format(file) if config.format == "auto" else config.format for file in files}
+    formats = {_READ_AS.get(row_file(file).format) if config.format == "auto" else config.format for file in files}
     if len(formats) != 1 or None in formats:
         raise ConfigError(
             f"source.path: the format of '{config.path}' cannot be told from its name; expected .jsonl, .csv, .tsv or "
             f".parquet (also .gz, .zst), one kind for all files. Set source.format to jsonl, csv or parquet."
         )
     return Source(tuple(files), formats.pop(), None, config.limit)
-
-
-def _format(file: str) -> FileFormat | None:
-    path = Path(file)
-    suffix = Path(path.stem).suffix if path.suffix.lower() in _COMPRESSED else path.suffix
-    return _FORMATS.get(suffix.lower())

@@ -10,10 +10,10 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from infermesh.errors import ConfigError, InputError
+from infermesh.inputs.formats import names_template
 from infermesh.inputs.paths import find, similar_file
 
 _ABSENT: Any = object()
-_FILES = (".jinja", ".j2", ".jinja2", ".txt", ".md")
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -25,13 +25,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
 
-def _shown(value: Any) -> Any:
+def _empty_for_null(value: Any) -> Any:
     """What stands for a value in a text: nothing for null, which a model would read as the word None."""
     return "" if value is None else value
 
 
 _ENVIRONMENT = _Environment(
-    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_shown
+    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_empty_for_null
 )
 
 
@@ -117,11 +117,11 @@ def _renderer(source: str, names: set[str]) -> Callable[[Mapping[str, Any]], str
     def render(context: Mapping[str, Any]) -> str:
         return join(root(new_context(context, shared=True)))  # type: ignore[arg-type]
 
-    plain = _plain(_ENVIRONMENT.parse(source))
-    return render if plain is None else _filled(*plain, render)
+    substitution = _substitution(_ENVIRONMENT.parse(source))
+    return render if substitution is None else _substitute(*substitution, render)
 
 
-def _plain(tree: nodes.Template) -> tuple[str, list[tuple[str, ...]]] | None:
+def _substitution(tree: nodes.Template) -> tuple[str, list[tuple[str, ...]]] | None:
     """A format with ``%s``, and the path to each value, of a template with nothing but ``{{ name.key }}`` in text."""
     form: list[str] = []
     paths: list[tuple[str, ...]] = []
@@ -131,7 +131,7 @@ def _plain(tree: nodes.Template) -> tuple[str, list[tuple[str, ...]]] | None:
         for node in output.nodes:
             if isinstance(node, nodes.TemplateData):
                 form.append(node.data.replace("%", "%%"))
-            elif path := _path(node):
+            elif path := _dotted(node):
                 form.append("%s")
                 paths.append(path)
             else:
@@ -139,18 +139,18 @@ def _plain(tree: nodes.Template) -> tuple[str, list[tuple[str, ...]]] | None:
     return "".join(form), paths
 
 
-def _path(node: nodes.Node) -> tuple[str, ...]:
+def _dotted(node: nodes.Node) -> tuple[str, ...]:
     """``("stage", "column")`` of ``stage.column``; empty for any other expression."""
     if isinstance(node, nodes.Name):
         return (node.name,)
     if isinstance(node, nodes.Getattr):
-        return (*base, node.attr) if (base := _path(node.node)) else ()
+        return (*base, node.attr) if (base := _dotted(node.node)) else ()
     if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
-        return (*base, node.arg.value) if (base := _path(node.node)) else ()
+        return (*base, node.arg.value) if (base := _dotted(node.node)) else ()
     return ()
 
 
-def _filled(
+def _substitute(
     form: str, paths: Sequence[tuple[str, ...]], otherwise: Callable[[Mapping[str, Any]], str]
 ) -> Callable[[Mapping[str, Any]], str]:
     """Fill a format; what is not there, or not in a dict, is left to Jinja, which also knows the message."""
@@ -179,7 +179,7 @@ def load_template(value: str, path: str, roots: Sequence[Path]) -> Template:
     ConfigError
         The value is a file's name and there is no such file, or the template does not parse.
     """
-    if "{" in value or "\n" in value or not value.endswith(_FILES):
+    if not names_template(value):
         return Template(value, path)
     file = find(value, roots)
     if file is None:

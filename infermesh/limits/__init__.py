@@ -1,13 +1,15 @@
-"""Client-side rate limits: requests and tokens per minute and per day, smooth, fair, in step with the server.
+"""Client-side rate limits: requests and tokens per minute and per day.
 
-The interface is :class:`RateLimiter`; :class:`LocalRateLimiter` keeps it within one process.
+The load is smooth, requests pass in the order in which they came, and the server's rate-limit headers are obeyed.
+:class:`RateLimiter` is the interface; :class:`LocalRateLimiter` implements it within one process.
 """
 
-from infermesh.limits.base import DayUsage, Grant, Limits, RateLimiter
+from infermesh.limits.base import DayUsage, Grant, RateLimiter
 from infermesh.limits.bucket import steady_rate
 from infermesh.limits.composite import CompositeLimiter, NullLimiter, make_limiter
 from infermesh.limits.headers import parse_reset
 from infermesh.limits.local import LocalRateLimiter
+from infermesh.types import Limits
 
 __all__ = [
     "CompositeLimiter",

@@ -1,4 +1,4 @@
-"""One quota per minute, as an aiolimiter bucket with an account beside it."""
+"""One quota per minute: an aiolimiter bucket, and an account of what was drawn from it and not yet spent."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from aiolimiter import AsyncLimiter
 
 __all__ = ["PIECE_S", "Bucket", "steady_rate"]
 
-# Capacity is drawn in pieces of what accrues in this time, and the line's timer serves all requests of a piece. Shorter
-# pieces are dear: under a quota the process sleeps between them, and waking it up costs 0.1 ms and more. At 30,000
-# requests a minute a request of a batch took a third more CPU with pieces of 20 ms, and twice as much with 10 ms.
+# Capacity is drawn from aiolimiter in pieces: what accrues in this time. One timer then serves all requests of a piece.
+# Shorter pieces cost CPU, because the process sleeps between two pieces and a wake-up takes 0.1 ms and more. At 30,000
+# requests a minute, a request took a third more CPU with pieces of 20 ms, and twice as much with 10 ms.
 PIECE_S = 0.05
 
 # A server that counts a strict sliding minute sees requests with the network's jitter added: two that left 60.1 s
 # apart may arrive 60 s apart. Half a percent of a minute absorbs 300 ms of it.
 PACE = 0.995
 
-# Returned capacity that nobody claims for this long has left the server's window, and is worth nothing any more.
+# Returned capacity expires after a minute: the server's window has then forgotten the request that it belonged to.
 CREDIT_LIFE_S = 60.0
 
 
@@ -31,7 +31,10 @@ def steady_rate(per_minute: float, burst: float | None = None) -> float:
 
 
 def _sizes(per_minute: float) -> tuple[float, float]:
-    """What is drawn at once, and the capacity: room for one more piece's accrual, or a late timer would cost rate."""
+    """The size of a piece, and the bucket's capacity.
+
+    The capacity is larger than a piece by one piece's accrual: what accrues while a timer is late is then not lost.
+    """
     accrual = per_minute / 60 * PIECE_S
     piece = float(max(1, math.floor(accrual)))
     return piece, piece + accrual
@@ -40,12 +43,14 @@ def _sizes(per_minute: float) -> tuple[float, float]:
 class Bucket:
     """A smooth rate of ``per_minute`` units a minute, with refunds.
 
-    ``credit`` is capacity drawn from the limiter and not yet spent, plus what was returned; negative, it is a debt
-    that the next draws pay. It never leaves ± one minute's quota: a server's window has forgotten everything older.
+    aiolimiter keeps the rate. It has neither refunds nor debts, and an item larger than its capacity never fits. So an
+    account stands beside it: ``credit`` is what was drawn from the limiter and not yet spent, plus what was returned.
+    A negative ``credit`` is a debt, which the next draws pay. It stays within one minute's quota in both directions,
+    because a server's window has forgotten everything older.
 
     Without a ``burst``, no 60 s window sees more than ``per_minute`` units, jitter included: the rate is lowered by
-    what the bucket can let through at once. (The reservation of a single item above that size counts when it is drawn,
-    and such an item may overshoot a strict window by its own size.)
+    what the bucket can let through at once. Only an item larger than the capacity may overshoot a strict window, by its
+    size: it is gathered in pieces, and counts when they are drawn.
     """
 
     __slots__ = (
@@ -66,7 +71,7 @@ class Bucket:
         self._piece, capacity = _sizes(per_minute)
         self._rate = steady_rate(per_minute, burst)
         self._capacity = capacity if burst is None else max(capacity, burst)
-        # The limiter has room for a whole piece again this long before it has leaked empty.
+        # How long before the limiter is empty it has room for a whole piece again.
         self._lead_s = (self._capacity - self._piece) / self._rate
         self.credit = 0.0
         self._touched_at = 0.0
@@ -74,20 +79,20 @@ class Bucket:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start over on another event loop; the account stays."""
+        """Start over on another event loop, where an AsyncLimiter cannot follow. The account stays."""
         self._loop = loop
         self._limiter = AsyncLimiter(self._capacity, self._capacity / self._rate)
         self._empty_at = 0.0
 
     @property
     def ready_at(self) -> float:
-        """Loop time at which the next piece can be drawn."""
+        """The event loop's time at which the next piece can be drawn."""
         return self._empty_at - self._lead_s
 
     def covers(self, amount: float) -> bool:
-        """Whether ``amount`` units are there; the caller takes them from ``credit``.
+        """Whether ``credit`` holds ``amount`` units, after drawing what it lacks. The caller subtracts them.
 
-        Draws what they lack. Where that is not enough the pieces stay in the account, so that asking again at each
+        Where the limiter has not enough, the pieces that were drawn stay in ``credit``. So asking again at each
         ``ready_at`` gathers any amount.
         """
         if self.credit > self._piece and asyncio.get_running_loop().time() - self._touched_at > CREDIT_LIFE_S:
@@ -104,25 +109,31 @@ class Bucket:
             if limiter.has_capacity(draw):
                 self.credit += draw
             elif missing < draw and limiter.has_capacity(missing):
-                draw = missing  # the rest of a burst, which is no whole piece
+                draw = missing  # the end of a burst, less than a piece
                 self.credit = amount
             else:
                 return False
             _take(limiter, draw)
             self._touched_at = now
-            # The limiter knows what it holds, and only its own waiters hear when it will hold more.
+            # AsyncLimiter tells only its own waiters when it will have room. This follows its level from outside.
             self._empty_at = max(self._empty_at, now) + draw / self._rate
         return True
 
     def give(self, amount: float) -> None:
-        """Return ``amount`` units; negative, book them as a debt."""
+        """Return ``amount`` units to the account. A negative amount is booked as a debt."""
         self.credit = min(max(self.credit + amount, -self.quota), self.quota)
         if amount > 0:
             self._touched_at = asyncio.get_running_loop().time()
 
 
 def _take(limiter: AsyncLimiter, amount: float) -> None:
-    """Take capacity that is there: the coroutine then ends in its first step, and a task for it is spared."""
+    """Take capacity that ``has_capacity`` has just confirmed.
+
+    ``acquire`` is a coroutine. The callers here are no coroutines (a timer's callback, ``try_acquire``) and cannot
+    await it, and a task for each piece would cost more than the piece. With room in the bucket ``acquire`` never
+    suspends: one ``send`` runs it to its end. Waiting is the line's business (``LocalRateLimiter``): aiolimiter would
+    serve small requests before large ones.
+    """
     try:
         limiter.acquire(amount).send(None)
     except StopIteration:

@@ -1,12 +1,13 @@
-"""Limiters made of others: none at all, and several at once."""
+"""The limiter of a deployment without a quota, and the limiter of one that is under several."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
-from infermesh.limits.base import Grant, Header, Limits, RateLimiter
+from infermesh.limits.base import Grant, Header, RateLimiter
 from infermesh.limits.local import LocalRateLimiter
+from infermesh.types import Limits
 
 __all__ = ["CompositeLimiter", "NullLimiter", "make_limiter"]
 
@@ -15,32 +16,32 @@ class _NullGrant:
     __slots__ = ()
 
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Book nothing."""
+        pass
 
     def refund(self) -> None:
-        """Return nothing."""
+        pass
 
 
 _NULL_GRANT = _NullGrant()
 
 
 class NullLimiter:
-    """No quota: everything passes at once, unless the server asked for a pause."""
+    """No quota. Every request passes at once, unless the server asked for a pause."""
+
+    counts_tokens = False
 
     def __init__(self) -> None:
         self._paused_until = 0.0
         self._waiting = 0
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
-        """Permission, unless there is a pause."""
         return None if self._paused_until else _NULL_GRANT
 
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
-        """Wait for the end of a pause, if there is one."""
         if self._paused_until:
             self._waiting += 1
             try:
-                while True:  # a pause may grow while it is waited for
+                while True:  # a pause may be extended meanwhile
                     seconds = self.paused_for
                     if not seconds:
                         break
@@ -50,15 +51,13 @@ class NullLimiter:
         return _NULL_GRANT
 
     def observe(self, header: Header) -> None:
-        """Ignore the headers: there is no quota of the user's to compare them with, and a 429 pauses anyway."""
+        """Ignore the headers. The user set no quota to keep, and a 429 pauses anyway."""
 
     def pause(self, seconds: float) -> None:
-        """Let nobody through for so long."""
         self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
 
     @property
     def paused_for(self) -> float:
-        """Seconds until the pause ends."""
         if not self._paused_until:
             return 0.0
         seconds = self._paused_until - asyncio.get_running_loop().time()
@@ -68,12 +67,10 @@ class NullLimiter:
 
     @property
     def ready_at(self) -> float:
-        """Loop time at which the pause ends; 0 where there is none."""
         return self._paused_until if self.paused_for else 0.0
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for the end of a pause."""
         return self._waiting
 
 
@@ -84,25 +81,24 @@ class _Grants:
         self._parts = parts
 
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Settle with every limiter."""
         for part in self._parts:
             part.settle(prompt_tokens, completion_tokens)
 
     def refund(self) -> None:
-        """Return what every limiter gave."""
         for part in self._parts:
             part.refund()
 
 
 class CompositeLimiter:
-    """A deployment's own limiter together with those it shares, such as its account's.
+    """A deployment's own limiter together with those that it shares, such as its account's.
 
-    Every request passes all of them, in the order given. Quotas come back with time and not when somebody lets go, so
-    that two composites over the same limiters cannot block each other. Only one request at a time is under way through
-    the members: were a line to wait at the second, it would hoard permissions of the first, to spend them all at once.
+    A request needs a grant of every member and asks them in the order given. Two composites over the same members
+    cannot deadlock, because quotas refill with time and not when a holder lets go. Only one request at a time asks the
+    members: if many waited at the second one, each would hold a grant of the first, and all of these would be spent at
+    once.
 
-    A pause belongs to the deployment whose server asked for it, and goes to the first member. Headers go to the first
-    that counts anything: they tell of one quota, and the account's other models may have another.
+    A pause goes to the first member, since it concerns the deployment whose server asked for it. Headers go to the
+    first member that has a quota: they describe one quota, and the account's other models may have another.
 
     Parameters
     ----------
@@ -119,7 +115,6 @@ class CompositeLimiter:
         self._waiting = 0
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
-        """Permission of every member, if all of them give it at once."""
         if self._waiting:
             return None
         grants: list[Grant] = []
@@ -132,7 +127,7 @@ class CompositeLimiter:
         return _Grants(grants)
 
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
-        """Wait until the request fits every member. Cancelled, it returns what the first ones gave."""
+        """Wait until the request fits every member. If it is cancelled, grants it already has are refunded."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._lock, self._waiting = loop, asyncio.Lock(), 0
@@ -151,30 +146,31 @@ class CompositeLimiter:
         return _Grants(grants)
 
     def observe(self, header: Header) -> None:
-        """Read a reply's rate-limit headers."""
         self._counting.observe(header)
 
     def pause(self, seconds: float) -> None:
-        """Pause this deployment, and not the others of the account."""
+        """Pause this deployment, not the others of the account."""
         self._own.pause(seconds)
 
     @property
+    def counts_tokens(self) -> bool:
+        return any(member.counts_tokens for member in self._members)
+
+    @property
     def paused_for(self) -> float:
-        """Seconds until no member is paused."""
         return max(member.paused_for for member in self._members)
 
     @property
     def ready_at(self) -> float:
-        """Loop time at which no member is paused; 0 where none is."""
         return max(member.ready_at for member in self._members)
 
     @property
     def waiting(self) -> int:
-        """Requests in line here, or at the longest line behind."""
+        """How many requests wait here, or at the member where most do."""
         return max(self._waiting, *(member.waiting for member in self._members))
 
 
 def make_limiter(limits: Limits | None = None, *shared: RateLimiter) -> RateLimiter:
-    """Build the limiter of one deployment: its own limits, and the limiters that it shares with others."""
+    """Make the limiter of one deployment from its own limits and the limiters that it shares with others."""
     own = NullLimiter() if limits is None or limits.unlimited else LocalRateLimiter(limits)
     return CompositeLimiter([own, *shared]) if shared else own

@@ -1,4 +1,7 @@
-"""Quotas per UTC day, counted on the wall clock."""
+"""Quotas per UTC day, counted on the wall clock.
+
+A provider resets them at midnight, so they are counters and no buckets: a day's quota may be used up by noon.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _EPOCH = dt.date(1970, 1, 1)
 
 
 class DayCount:
-    """Requests and tokens of the current UTC day against their quotas (``inf`` where there is none)."""
+    """Counts the requests and tokens of the current UTC day. A quota of ``None`` never runs out."""
 
     __slots__ = ("_day", "_requests", "_rpd", "_tokens", "_tpd", "_wall")
 
@@ -27,45 +30,45 @@ class DayCount:
         self._tokens = 0.0
 
     def today(self) -> int:
-        """Days since 1970-01-01 UTC."""
+        """Days since 1970-01-01, UTC."""
         return int(self._wall() // DAY_S)
 
     def _roll(self) -> int:
         today = self.today()
-        if today > self._day:  # a clock that is set back must not hand out a second quota
+        if today > self._day:  # a clock that is set back must not give the day's quota a second time
             self._day, self._requests, self._tokens = today, 0.0, 0.0
         return self._day
 
     def held_for(self, tokens: float) -> float:
         """Seconds until a request of ``tokens`` fits: 0, or the time to midnight UTC.
 
-        A request above the whole day's quota counts as the whole quota, so that it can go out on a fresh day.
+        A request larger than the whole quota counts as the whole quota, so that it can go out on a day of its own.
         """
         if self.lacks(tokens) is None:
             return 0.0
         return (self._day + 1) * DAY_S - self._wall()
 
     def lacks(self, tokens: float) -> str | None:
-        """Which quota, ``rpd`` or ``tpd``, has no room today for a request of ``tokens``; ``None`` where it fits."""
+        """Which quota, ``rpd`` or ``tpd``, has no room today for a request of ``tokens``. ``None``: it fits."""
         self._roll()
         if self._requests + min(1.0, self._rpd) > self._rpd:
             return "rpd"
         return "tpd" if self._tokens + min(tokens, self._tpd) > self._tpd else None
 
     def take(self, tokens: float) -> int:
-        """Count one request; returns the day it belongs to."""
+        """Count one request. Returns its day, for :meth:`give`."""
         self._requests += 1
         self._tokens += tokens
         return self._day
 
     def give(self, day: int, requests: float, tokens: float) -> None:
-        """Return what was counted on ``day`` and not used; negative for overuse. A past day's count is closed."""
+        """Return what was counted on ``day`` and not used. Negative amounts are overuse. A past day is left alone."""
         if day == self._roll():
             self._requests = max(self._requests - requests, 0.0)
             self._tokens = max(self._tokens - tokens, 0.0)
 
     def pull(self, unit: str, remaining: float) -> None:
-        """Believe a server that has less left than this count says."""
+        """Raise the count where the server says that less is left: other clients use the same account."""
         self._roll()
         if unit == "requests" and self._rpd != float("inf"):
             self._requests = max(self._requests, self._rpd - remaining)
@@ -74,7 +77,7 @@ class DayCount:
 
     @property
     def used(self) -> DayUsage:
-        """The count of today."""
+        """Today's count. A count of another day is ignored when it is set."""
         day = self._roll()
         return DayUsage(_EPOCH + dt.timedelta(days=day), self._requests, self._tokens)
 

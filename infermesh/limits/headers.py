@@ -1,4 +1,4 @@
-"""Rate-limit headers of replies, as OpenAI and its kin and Anthropic send them. Pure: text in, numbers out.
+"""Rate-limit headers as OpenAI, providers of its format, and Anthropic send them. Pure: text in, numbers out.
 
 Sources: https://platform.openai.com/docs/guides/rate-limits and https://docs.anthropic.com/en/api/rate-limits.
 """
@@ -17,7 +17,7 @@ __all__ = ["FAMILIES", "Family", "Reading", "parse_reset", "read"]
 
 Unit = Literal["requests", "tokens", "input", "output"]
 
-# A bare number above this is a date and not a span: 10**9 s is 31 years, and as a date September 2001.
+# A bare number from here on is a date and no span: 10**9 s is 31 years as a span, September 2001 as a date.
 EPOCH_S = 1e9
 EPOCH_MS = 1e12
 
@@ -27,7 +27,7 @@ _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Three header names that speak of one quota, and the unit it counts."""
+    """The three header names that describe one quota, and the unit that it counts."""
 
     unit: Unit
     remaining: str
@@ -37,7 +37,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One quota as the server sees it. ``reset_s`` in seconds from now; ``None`` for what it did not tell."""
+    """One quota as the server sees it. ``reset_s`` is in seconds from now. ``None``: the server did not say."""
 
     unit: Unit
     remaining: float
@@ -64,7 +64,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def parse_reset(text: str | None, now: float) -> float | None:
-    """Read the time at which a quota is whole again.
+    """Read when a quota is full again.
 
     Parameters
     ----------
@@ -76,8 +76,13 @@ def parse_reset(text: str | None, now: float) -> float | None:
 
     Returns
     -------
-    float or None
-        Seconds from now, 0 for a time that has passed; ``None`` for anything else.
+    float | None
+        Seconds from now; 0 for a time that has passed. ``None``: the text is none of these.
+
+    Examples
+    --------
+    >>> parse_reset("6m0.5s", now=0)
+    360.5
     """
     text = text.strip() if text else ""
     if not text:
@@ -111,12 +116,12 @@ def _date(text: str, now: float) -> float | None:
         date = dt.datetime.fromisoformat(text)
     except ValueError:
         return None
-    if date.tzinfo is None:  # RFC 3339 wants an offset; a server that leaves it out means UTC
+    if date.tzinfo is None:  # RFC 3339 requires an offset; a server that leaves it out means UTC
         date = date.replace(tzinfo=dt.UTC)
     return max(date.timestamp() - now, 0.0)
 
 
-def _number(text: str | None) -> float | None:
+def _finite(text: str | None) -> float | None:
     try:
         number = float(text) if text else math.nan
     except ValueError:
@@ -125,11 +130,11 @@ def _number(text: str | None) -> float | None:
 
 
 def read(header: Header, families: tuple[Family, ...], now: float) -> list[tuple[Family, Reading]]:
-    """Read those of ``families`` that the reply has. ``now`` in seconds since the epoch."""
+    """Read those of ``families`` that the reply has. ``now`` is in seconds since the epoch."""
     found = []
     for family in families:
-        remaining = _number(header(family.remaining))
+        remaining = _finite(header(family.remaining))
         if remaining is not None:
-            reset_s, limit = parse_reset(header(family.reset), now), _number(header(family.limit))
+            reset_s, limit = parse_reset(header(family.reset), now), _finite(header(family.limit))
             found.append((family, Reading(family.unit, max(remaining, 0.0), reset_s, limit)))
     return found

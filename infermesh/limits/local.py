@@ -1,4 +1,4 @@
-"""The limiter of one process: four quotas, the server's word and pauses, first come first served."""
+"""The limiter of one process: four quotas, the server's headers and pauses, first come, first served."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from infermesh.limits.base import DayUsage, Header, Limits
+from infermesh.limits.base import DayUsage, Header
 from infermesh.limits.bucket import PIECE_S, Bucket
 from infermesh.limits.day import DayCount
 from infermesh.limits.estimate import TokenEstimate
 from infermesh.limits.server_gates import Gates, Size
+from infermesh.types import Limits
 
 __all__ = ["LocalGrant", "LocalRateLimiter"]
 
-# Midnight is on the wall clock and timers are on another: a long wait is taken in steps, so that they cannot drift
-# apart.
+# Midnight is a time of the wall clock, timers run on the event loop's clock. Long waits go in steps, so that a wall
+# clock that is set in between is noticed.
 LONGEST_STEP_S = 60.0
 SHORTEST_STEP_S = 0.001
 
@@ -27,11 +28,11 @@ _SMALLEST = Size(1, 1, 1, 1)
 
 
 class LocalGrant:
-    """What one request reserved. See :class:`~infermesh.limits.Grant`."""
+    """What one request has reserved: a :class:`~infermesh.limits.Grant`."""
 
     __slots__ = ("_limiter", "day", "estimated", "open_ended", "size", "turn")
 
-    turn: asyncio.Future[None]  # of a request that stands in line: done once it may go out
+    turn: asyncio.Future[None]  # only of a request that waits in the line: done when it may go out
 
     def __init__(self, limiter: LocalRateLimiter, size: Size, estimated: int, open_ended: bool) -> None:
         self._limiter: LocalRateLimiter | None = limiter
@@ -41,32 +42,35 @@ class LocalGrant:
         self.day = 0
 
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Book what the request really used."""
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter._settle(self, prompt_tokens, completion_tokens)
 
     def refund(self) -> None:
-        """Return the whole of it."""
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter._refund(self)
 
 
 class LocalRateLimiter:
-    """Keeps one deployment or account under its :class:`~infermesh.limits.Limits`, inside one event loop.
+    """Keeps one deployment or account under its :class:`~infermesh.types.Limits`, inside one event loop.
 
-    Requests are let through in the order in which they came, whatever their size, so that small ones never starve a
-    large one. The line has a single timer, set for when its head may have room: it lets through all who fit by then.
-    A request larger than a bucket is drawn in pieces, and one larger than a whole minute's (or day's) quota waits for
-    that quota instead of failing: the server decides about the rest, and overuse is paid by the next requests.
+    Requests wait in one line and pass in the order in which they came, whatever their size: small ones would otherwise
+    starve a large one.
+
+    The whole line has one timer, set for when its head may fit. Nobody behind the head can pass before it, so no other
+    time matters. When the timer rings, all that fit by then pass. At 500 requests/s a timer or a task for each waiting
+    request would wake the process 500 times a second; this one wakes it twenty times (``PIECE_S``).
+
+    A request larger than a bucket's capacity is gathered in pieces. One larger than a whole minute's or day's quota
+    waits for that quota and is not refused: the server decides about the rest, and the next requests pay for overuse.
 
     Parameters
     ----------
     limits
         The quotas.
     wall
-        Seconds since the epoch; decides which UTC day it is.
+        Seconds since the epoch: tells which UTC day it is.
     """
 
     def __init__(self, limits: Limits, *, wall: Callable[[], float] = time.time) -> None:
@@ -77,22 +81,21 @@ class LocalRateLimiter:
         self._day = DayCount(limits.rpd, limits.tpd, wall) if daily else None
         self._gates = Gates(limits, self._day, wall)
         self._estimate = TokenEstimate(limits.default_output_tokens)
-        self._counts_tokens = limits.tpm is not None or limits.tpd is not None
+        self.counts_tokens = limits.counts_tokens
         self._line: deque[LocalGrant] = deque()
         self._paused_until = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._wake_at = 0.0  # the timer's time; only told of while there is one
+        self._wake_at = 0.0  # when the timer rings; stale while there is no timer
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> LocalGrant | None:
-        """Permission for a request of this size, if it fits every quota now and nobody stands in line."""
         if self._line:
             return None
         grant = self._sized(prompt_tokens, output_tokens)
         return grant if self._admit(grant) else None
 
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> LocalGrant:
-        """Wait until one request of this size fits every quota. Cancelled, it leaves nothing taken."""
+        """Wait until a request of this size fits every quota. If the wait is cancelled, nothing stays reserved."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._move_to(loop)
@@ -112,19 +115,19 @@ class LocalRateLimiter:
     def _sized(self, prompt_tokens: int, output_tokens: int | None) -> LocalGrant:
         open_ended = output_tokens is None
         size = _ONE_REQUEST
-        if self._counts_tokens or self._gates.active:
+        if self.counts_tokens or self._gates.active:
             prompt = prompt_tokens * self._estimate.ratio
             output = self._estimate.output if output_tokens is None else output_tokens
             size = Size(1, prompt + output, prompt, output)
         return LocalGrant(self, size, prompt_tokens, open_ended)
 
     def _admit(self, grant: LocalGrant) -> bool:
-        """Take the request from every quota if it fits all of them now, drawing what it lacks."""
+        """Reserve the request in every quota, if it fits all of them now."""
         requests, tokens, need = self._requests, self._tokens, 0.0
         fits = requests is None or requests.covers(1)
         if tokens is not None:
             need = min(grant.size.tokens, tokens.quota)
-            fits = tokens.covers(need) and fits
+            fits = tokens.covers(need) and fits  # always asked: tokens are gathered while requests are still short
         if not fits:
             return False
         if (self._paused_until or self._gates.active or self._day is not None) and self._held_for(grant.size) > 0:
@@ -140,7 +143,7 @@ class LocalRateLimiter:
         return True
 
     def _held_for(self, size: Size) -> float:
-        """Seconds until neither a pause nor a gate nor the day holds the request."""
+        """Seconds until neither a pause nor the server nor a day's quota holds the request back."""
         now = asyncio.get_running_loop().time()
         if self._paused_until and self._paused_until <= now:
             self._paused_until = 0.0
@@ -151,11 +154,11 @@ class LocalRateLimiter:
         return max(until - now, today)
 
     def _serve(self) -> None:
-        """Let through whoever fits from the front of the line, and see to it that the next one's time is not missed."""
+        """Let requests pass from the front of the line while they fit, then set the timer for the next one."""
         line = self._line
         while line:
             grant = line[0]
-            if not grant.turn.done():  # cancelled in this very turn of the loop, it leaves without us
+            if not grant.turn.done():  # done: it was cancelled in this turn of the loop, and `_leave` will follow
                 if not self._admit(grant):
                     break
                 grant.turn.set_result(None)
@@ -167,7 +170,11 @@ class LocalRateLimiter:
         self._serve()
 
     def _set_timer(self) -> None:
-        """Have the line served when its head may have room. A timer that rings sooner stays, and sets the next one."""
+        """Set the timer for when the head of the line may fit.
+
+        A timer that rings sooner is left: it serves the line and sets the next one. Moving it at each request would
+        cost more than ringing once too often.
+        """
         timer, at = self._timer, self._head_fits_at() if self._line else math.inf
         if timer is not None:
             if self._wake_at <= at < math.inf:
@@ -179,7 +186,11 @@ class LocalRateLimiter:
             self._timer = asyncio.get_running_loop().call_at(at, self._tick)
 
     def _head_fits_at(self) -> float:
-        """Loop time at which to look at the head of the line again."""
+        """The event loop's time at which to look at the head of the line again.
+
+        That is when a bucket that lacks something can draw its next piece. Where both buckets have enough, a pause, the
+        server or a day's quota holds the head.
+        """
         grant, now, at = self._line[0], _now(), math.inf
         if self._requests is not None and self._requests.credit < 1:
             at = self._requests.ready_at
@@ -187,27 +198,27 @@ class LocalRateLimiter:
             at = min(at, self._tokens.ready_at)
         if at == math.inf:
             at = now + min(self._held_for(grant.size), LONGEST_STEP_S)
-        # uvloop knows whole milliseconds only, and a timer that rings just before its time has to ring twice.
+        # uvloop's timers have whole milliseconds. One that rings just too soon would have to ring twice.
         return math.ceil(1000 * max(at, now + SHORTEST_STEP_S)) / 1000
 
     def _leave(self, grant: LocalGrant) -> None:
-        """Take a cancelled request out of the line, or return what it had got in the same turn of the loop."""
+        """Remove a cancelled request from the line. If it was admitted in the same turn of the loop, refund it."""
         line = self._line
         if not grant.turn.cancelled():
             self._refund(grant)
-        elif line and line[0] is not grant:  # whose turn it is stays the same
-            with suppress(ValueError):  # the line may have dropped it already
+        elif line and line[0] is not grant:  # the head stays, and so does its timer
+            with suppress(ValueError):  # `_serve` may have removed it
                 line.remove(grant)
             return
         self._serve()
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve another event loop: whoever stood in line on the old one is gone with it."""
+        """Serve another event loop. Requests that waited on the old one have ended with it."""
         self._loop, self._timer = loop, None
         self._line.clear()
 
     def _settle(self, grant: LocalGrant, prompt_tokens: int, completion_tokens: int) -> None:
-        if not self._counts_tokens:
+        if not self.counts_tokens:
             return
         used = prompt_tokens + completion_tokens
         if used:
@@ -229,40 +240,35 @@ class LocalRateLimiter:
         self._returned()
 
     def _returned(self) -> None:
-        """Let whoever now fits through at once, where the next look at the line is far."""
+        """Serve the line now if its timer is far: capacity has come back that the timer does not know of."""
         if self._line and self._wake_at - _now() > PIECE_S:
             self._serve()
 
     def observe(self, header: Header) -> None:
-        """Read a reply's rate-limit headers; without any it costs next to nothing."""
         if self._gates.observe(header, _now):
             self._returned()
 
     def pause(self, seconds: float) -> None:
-        """Let nobody through for so long."""
         self._paused_until = max(self._paused_until, _now() + seconds)
 
     @property
     def paused_for(self) -> float:
-        """Seconds until a pause, a closed gate or a used-up day ends."""
         if not (self._paused_until or self._gates.active or self._day is not None):
             return 0.0
         return max(self._held_for(_SMALLEST), 0.0)
 
     @property
     def ready_at(self) -> float:
-        """Loop time at which ``paused_for`` ends; 0 where nothing holds requests."""
         seconds = self.paused_for
         return _now() + seconds if seconds else 0.0
 
     @property
     def waiting(self) -> int:
-        """Requests in line."""
         return len(self._line)
 
     @property
     def used_today(self) -> DayUsage | None:
-        """This UTC day's count, ``None`` without daily quotas. Set it to carry a count over a restart.
+        """This UTC day's count, ``None`` without a quota a day. Set it to restore a count after a restart.
 
         A count of another day is ignored.
         """
@@ -275,7 +281,7 @@ class LocalRateLimiter:
 
     @property
     def used_up(self) -> str | None:
-        """``rpd`` or ``tpd`` where the day has no room for the request at the head of the line, else ``None``."""
+        """Which quota, ``rpd`` or ``tpd``, has no room today for the head of the line; else ``None``."""
         if self._day is None:
             return None
         return self._day.lacks(self._line[0].size.tokens if self._line else 1.0)

@@ -1,8 +1,10 @@
-"""What the server's headers allow: gates that close when it says that nothing is left.
+"""What the server's rate-limit headers allow.
 
-A gate stands beside the user's own limits and can only make the rate lower. It holds the latest word of the server and
-not the lowest: a server that refills continuously tells a little every time, and counting every request down from an
-old word would stop a rate that the server is content with.
+A gate is one quota as the server last described it. It stands beside the user's own limits and can only lower the rate.
+
+Two choices need a reason. A gate goes by the newest headers and not by the lowest count: a server that refills
+continuously always reports a low number, and counting every request down from an old one would stop a rate that the
+server accepts. And requests sent since those headers are counted down (``take``), since the server had not seen them.
 """
 
 from __future__ import annotations
@@ -11,21 +13,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from infermesh.limits.base import Header, Limits
+from infermesh.limits.base import Header
 from infermesh.limits.day import DAY_S, DayCount
 from infermesh.limits.headers import FAMILIES, Family, Reading, read
+from infermesh.types import Limits
 
 __all__ = ["Gates", "Size"]
 
-# Most self-hosted servers send no such headers: after so many replies without any, only every so-many-th is looked at.
+# Most self-hosted servers send no such headers. After PATIENCE replies without any, one in LOOK_EVERY is looked at.
 PATIENCE = 32
 LOOK_EVERY = 256
 
+# With the scope "auto", a quota whose reset is further away than this is a day's.
 DAY_SCOPE_FROM_S = 600.0
 MINUTE_S = 60.0
 
-# A word so fresh is not replaced unless something has run out: counting down from it says the same, at a tenth of the
-# cost.
+# Headers are not read again for so long, unless a quota has run out: counting down from the last ones gives the same
+# number at a tenth of the cost.
 FRESH_S = 0.05
 
 # How far a reset may lie from "limit / 60 s refills what is missing" for the server to count as a token bucket.
@@ -33,7 +37,7 @@ REFILL_TOLERANCE = 0.05
 
 
 class Size(NamedTuple):
-    """One request in every unit that a header may count."""
+    """The size of one request, in every unit that a header may count."""
 
     requests: float
     tokens: float
@@ -43,7 +47,7 @@ class Size(NamedTuple):
 
 @dataclass(slots=True)
 class _Gate:
-    """One quota in the server's last word; ``refill`` in units per second, times on the event loop's clock."""
+    """One quota as the server last described it. ``refill`` is in units per second, times are the event loop's."""
 
     unit: str
     left: float
@@ -59,7 +63,7 @@ class _Gate:
 
 
 class Gates:
-    """The quotas that the server told of. ``active`` says whether there is any to check."""
+    """All quotas that the server has described. ``active``: whether there is one to check."""
 
     __slots__ = ("_day", "_families", "_gates", "_limits", "_seen_at", "_silent", "_skip", "_wall", "active")
 
@@ -75,12 +79,12 @@ class Gates:
         self.active = False
 
     def observe(self, header: Header, clock: Callable[[], float]) -> bool:
-        """Read one reply's headers; ``clock`` is the event loop's. Returns whether anything was there."""
+        """Read one reply's headers; ``clock`` gives the event loop's time. Returns whether there were any."""
         if self._skip:
             self._skip -= 1
             return False
         now = clock()
-        if now - self._seen_at < FRESH_S and self._nothing_new(header):
+        if now - self._seen_at < FRESH_S and not self._ran_out(header):
             return False
         wall = self._wall()
         found = read(header, self._families, wall)
@@ -98,11 +102,12 @@ class Gates:
         self.active = True
         return True
 
-    def _nothing_new(self, header: Header) -> bool:
+    def _ran_out(self, header: Header) -> bool:
+        """Whether nothing is left of a quota, by our count or by these headers."""
         for gate in self._gates.values():
             if gate.left < 1:
-                return False
-        return "0" not in [header(family.remaining) for family in self._families]
+                return True
+        return "0" in [header(family.remaining) for family in self._families]
 
     def _gate(self, seen: Reading, now: float, wall: float) -> _Gate:
         reset_s, refill = seen.reset_s, 0.0
@@ -131,7 +136,7 @@ class Gates:
         return seen.limit == day != minute
 
     def held_until(self, size: Size, now: float) -> float:
-        """Loop time until which a request of this size must wait; 0 where no gate holds it."""
+        """The event loop's time until which a request of this size must wait; 0 if no gate holds it."""
         until = 0.0
         for name, gate in list(self._gates.items()):
             if now >= gate.reset_at:
@@ -142,16 +147,17 @@ class Gates:
         return until
 
     def take(self, size: Size, sign: int = 1) -> None:
-        """Count one request down from the server's last word; ``sign`` -1 counts it back."""
+        """Count down one request that the server has not seen yet. ``sign`` -1 undoes it."""
         for gate in self._gates.values():
             gate.left -= sign * getattr(size, gate.unit)
 
 
 def _refill(seen: Reading, reset_s: float) -> float:
-    """Units per second that a token bucket refills, 0 for a server that resets at once.
+    """Units per second that the server's quota refills; 0 for a server that resets the whole quota at once.
 
-    A bucket's reset is the time until it is full, so that what is missing over the reset is its rate, a sixtieth of the
-    limit. With nothing left the two kinds look the same, and the whole reset is waited for.
+    The headers do not say which kind it is. For a token bucket the reset is the time until it is full: what is missing,
+    divided by the reset, is its rate, and that is a sixtieth of the limit. With nothing left both kinds look the same,
+    so the whole reset is waited for.
     """
     if seen.limit is None or not seen.remaining or not reset_s:
         return 0.0

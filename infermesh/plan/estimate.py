@@ -292,7 +292,7 @@ class _Model:
         return None if None in tokens else sum(token or 0.0 for token in tokens)
 
     def _rates(self) -> Iterable[Resource]:
-        for unit, burst in (("rpm", "request_burst"), ("tpm", "token_burst")):
+        for unit, burst in (("rpm", "max_request_burst"), ("tpm", "max_token_burst")):
             for quotas, stages in self._quota_sets(unit):
                 amount = self._amount(unit, stages)
                 if amount is None:

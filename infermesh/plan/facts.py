@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from infermesh.limits import Limits
+
 __all__ = ["Certainty", "DeploymentFacts", "Latency", "QuotaFacts", "ServiceFacts", "StageFacts"]
 
 Certainty = Literal["exact", "estimated", "at most", "unknown"]
@@ -56,16 +58,10 @@ class DeploymentFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class QuotaFacts:
+class QuotaFacts(Limits):
     """The limits of a deployment or an account, and what today has used of them."""
 
     name: str
-    rpm: float | None = None
-    tpm: float | None = None
-    rpd: float | None = None
-    tpd: float | None = None
-    request_burst: float | None = None
-    token_burst: float | None = None
     used_requests: float = 0.0
     used_tokens: float = 0.0
 

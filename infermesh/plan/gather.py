@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infermesh.config.declaration import Declaration
-from infermesh.config.schema import Experiment, LimitsConfig, ModelStageConfig
+from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.dispatch.fleet import Fleet
-from infermesh.limits import DayUsage
+from infermesh.limits import DayUsage, Limits
 from infermesh.plan.estimate import Estimate, estimate
 from infermesh.plan.facts import Certainty, DeploymentFacts, Latency, QuotaFacts, ServiceFacts, StageFacts
 from infermesh.plan.rehearsal import Rehearsal, Sent, StageRehearsal, rehearse
@@ -29,6 +29,7 @@ from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
 from infermesh.store.folders import outputs_of
 from infermesh.store.usage import used_today
+from infermesh.types import LIMITS
 
 __all__ = ["SIMULATOR_URL", "Options", "Plan", "make_plan"]
 
@@ -327,39 +328,33 @@ def _quotas(experiment: Experiment, used: Mapping[str, DayUsage]) -> dict[str, Q
     """Every account and every deployment's own limits, with what today has used."""
     found = {}
     for name, config in experiment.limits.items():
-        labels = [label for label, entry in experiment.deployments.items() if entry.limits == name]
+        labels = experiment.members_of(name)
         found[f"account {name}"] = _quota(f"account {name}", config, [used[label] for label in labels if label in used])
     for label, entry in experiment.deployments.items():
-        if isinstance(entry.limits, LimitsConfig):
+        if isinstance(entry.limits, Limits):
             name = f"deployment {label}"
             found[name] = _quota(name, entry.limits, [used[label]] if label in used else [])
     return found
 
 
-def _quota(name: str, config: LimitsConfig, used: Sequence[DayUsage]) -> QuotaFacts:
+def _quota(name: str, limits: Limits, used: Sequence[DayUsage]) -> QuotaFacts:
     return QuotaFacts(
         name,
-        config.rpm,
-        config.tpm,
-        config.rpd,
-        config.tpd,
-        config.max_request_burst,
-        config.max_token_burst,
         sum(count.requests for count in used),
         sum(count.tokens for count in used),
+        **{limit: getattr(limits, limit) for limit in LIMITS},
     )
 
 
 def _unseen(experiment: Experiment, requests: Sequence[Sent], labels: Sequence[str]) -> tuple[float, str]:
     """The length of answers that nobody has seen."""
-    limits = [sent.output_limit for sent in requests if sent.output_limit is not None]
-    if limits:
-        return sum(limits) / len(limits), "at most max_tokens"
+    most = [sent.output_limit for sent in requests if sent.output_limit is not None]
+    if most:
+        return sum(most) / len(most), "at most max_tokens"
     for label in labels:
-        own = experiment.deployments[label].limits
-        config = experiment.limits[own] if isinstance(own, str) else own
-        if config is not None and config.default_output_tokens is not None:
-            return float(config.default_output_tokens), "default_output_tokens"
+        limits = experiment.limits_of(label)
+        if limits is not None and limits.default_output_tokens is not None:
+            return float(limits.default_output_tokens), "default_output_tokens"
     return float(ASSUMED_OUTPUT_TOKENS), f"assumed {ASSUMED_OUTPUT_TOKENS} (--output-tokens says better)"
 
 

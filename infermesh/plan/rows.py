@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from infermesh.config.schema import Experiment
-from infermesh.inputs.sources import resolve
+from infermesh.inputs.sources import resolve_source
 from infermesh.query.survey import Survey
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
@@ -55,7 +55,9 @@ class PlannedRows:
         record = {"run_id": "plan", "experiment": self._experiment.name, "started_at": utcnow()}
         tables = [stage.table for stage in pipeline.stages.values()]
         queries = list(pipeline.queries.values())
-        store.prepare(resolve(self._experiment.source, roots), tables, record, queries=queries, check=self._check)
+        store.prepare(
+            resolve_source(self._experiment.source, roots), tables, record, queries=queries, check=self._check
+        )
         self.survey = Survey(store.cursor(), keep_errors=self._experiment.keep_errors)
         self.total = store.total()
         self.known = KnownAnswers.of(self._experiment, self._folder, store, tables, note)

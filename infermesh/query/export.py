@@ -19,18 +19,12 @@ import duckdb
 from infermesh.config.schema import SinkConfig
 from infermesh.errors import ConfigError, StoreError
 from infermesh.hints import nearest
+from infermesh.inputs.formats import RowFormat, row_file
 from infermesh.store.ingest import row_columns
 from infermesh.store.memory import VECTOR, more_room
 from infermesh.store.schema import literal, quoted
 
-_FORMATS = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "json",
-    ".ndjson": "json",
-}
+_FORMATS: dict[RowFormat | None, str] = {"parquet": "parquet", "csv": "csv", "tsv": "tsv", "jsonl": "json"}
 _ROW_GROUP = 20_480  # rows of Parquet that are held until they are written
 _OPTIONS = {
     "parquet": f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP}",
@@ -38,7 +32,6 @@ _OPTIONS = {
     "tsv": "FORMAT csv, HEADER, DELIMITER '\t'",
     "json": "FORMAT json",
 }
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _CHUNK = 8 * VECTOR  # row_ids; a quarter of it where they do not fit into DuckDB's memory
 _WANTED = "a name that ends in .parquet, .csv, .tsv or .jsonl; all but .parquet also with .gz or .zst"
 
@@ -71,9 +64,8 @@ def file_format(path: Path) -> tuple[str, str | None]:
     ConfigError
         The name does not tell; the message has no place in it.
     """
-    compression = _COMPRESSIONS.get(path.suffix.lower())
-    suffix = Path(path.stem).suffix if compression else path.suffix
-    format = _FORMATS.get(suffix.lower())
+    named, compression = row_file(path)
+    format = _FORMATS.get(named)
     if format is None or (format == "parquet" and compression):
         raise ConfigError(f"the format of '{path}' cannot be told from its name; expected {_WANTED}")
     return format, compression

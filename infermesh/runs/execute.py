@@ -14,7 +14,7 @@ import yaml
 from infermesh.config.declaration import Declaration
 from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.errors import InfermeshError
-from infermesh.inputs.sources import resolve
+from infermesh.inputs.sources import resolve_source
 from infermesh.query.server import LiveServer
 from infermesh.runs.assemble import assembled
 from infermesh.runs.control import Control
@@ -106,7 +106,7 @@ def _session(
         observer.note(warning)
     with ExitStack() as stack:
         fleet, pipeline = stack.enter_context(assembled(declaration, environ))
-        source = resolve(experiment.source, declaration.roots)
+        source = resolve_source(experiment.source, declaration.roots)
         fresh = not (folder / DATABASE).exists()
         folder.mkdir(parents=True, exist_ok=True)
         session = RunSession(declaration, folder, pipeline, fleet, observer, control, sink)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
-__all__ = ["SchemaError", "merge", "resolve", "types_of"]
+__all__ = ["SchemaError", "follow_reference", "merge", "types_of"]
 
 _GREATER = frozenset({"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"})
 _SMALLER = frozenset({"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"})
@@ -31,7 +31,7 @@ def types_of(schema: dict[str, Any]) -> list[str]:
     return kinds
 
 
-def resolve(schema: Any, root: Any) -> Any:
+def follow_reference(schema: Any, root: Any) -> Any:
     """Follow a schema's `$ref` (a JSON pointer into the root, RFC 6901); its other keywords hold too."""
     for _ in range(32):
         if not isinstance(schema, dict) or "$ref" not in schema:

@@ -15,7 +15,7 @@ import orjson
 
 from infermesh.simulator import strings
 from infermesh.simulator.content import pick
-from infermesh.simulator.merging import SchemaError, merge, resolve, types_of
+from infermesh.simulator.merging import SchemaError, follow_reference, merge, types_of
 from infermesh.simulator.strings import Draft
 
 __all__ = ["SchemaError", "fill"]
@@ -56,12 +56,12 @@ class _Compiler:
         if not isinstance(schema, dict):
             return strings.compile_string({}) if schema else lambda draft: None
         if "$ref" not in schema:
-            return self._plain(schema)
+            return self._compile_inline(schema)
         key = orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)
         if key not in self._named:
             # Taken before it is known: a schema that contains itself finds the entry, and looks it up when it runs.
             self._named[key] = None
-            self._named[key] = self._plain(resolve(schema, self._root))
+            self._named[key] = self._compile_inline(follow_reference(schema, self._root))
         return self._named[key] or (lambda draft: self._late(key)(draft))
 
     def _late(self, key: bytes) -> Filler:
@@ -70,9 +70,9 @@ class _Compiler:
             raise SchemaError("a $ref leads to itself")
         return filler
 
-    def _plain(self, schema: dict[str, Any]) -> Filler:
+    def _compile_inline(self, schema: dict[str, Any]) -> Filler:
         for part in schema.get("allOf", ()):
-            schema = merge(schema, resolve(part, self._root))
+            schema = merge(schema, follow_reference(part, self._root))
         schema = {key: value for key, value in schema.items() if key != "allOf"}
         if "const" in schema:
             constant = schema["const"]
@@ -95,7 +95,7 @@ class _Compiler:
             case "array":
                 filler = self._array(schema)
             case "integer" | "number":
-                filler = _number(schema, whole=kind == "integer")
+                filler = _number_filler(schema, whole=kind == "integer")
             case "boolean":
                 filler = _flag
             case "string":
@@ -109,7 +109,9 @@ class _Compiler:
         return filler
 
     def _branches(self, base: dict[str, Any], branches: list[Any]) -> Filler:
-        whole = [resolve(branch, self._root) if not _is_reference(branch, base) else branch for branch in branches]
+        whole = [
+            follow_reference(branch, self._root) if not _is_reference(branch, base) else branch for branch in branches
+        ]
         merged = [merge(base, branch) if base and isinstance(branch, dict) else branch for branch in whole]
         shallow = [_is_shallow(branch) for branch in whole]
         fillers = [self.compile(branch) for branch in merged]
@@ -220,7 +222,7 @@ def _bounds(schema: dict[str, Any], whole: bool) -> tuple[float, float]:
     return low, high if below is None else min(high, math.nextafter(below, -math.inf))
 
 
-def _number(schema: dict[str, Any], whole: bool) -> Filler:
+def _number_filler(schema: dict[str, Any], whole: bool) -> Filler:
     low, high = _bounds(schema, whole)
     step = schema.get("multipleOf", 1 if whole else None)
     start = low if low > -math.inf else (high - 100 if high < math.inf else 0)

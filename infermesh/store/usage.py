@@ -37,8 +37,8 @@ _Identity = tuple[str, str | None, str | None]
 def day_limited(experiment: Experiment) -> set[str]:
     """The labels of the deployments that have a quota a day, of their own or through an account."""
     found = set()
-    for label, entry in experiment.deployments.items():
-        limits = experiment.limits[entry.limits] if isinstance(entry.limits, str) else entry.limits
+    for label in experiment.deployments:
+        limits = experiment.limits_of(label)
         if limits is not None and (limits.rpd is not None or limits.tpd is not None):
             found.add(label)
     return found

@@ -9,26 +9,20 @@ import os
 from collections.abc import Mapping
 
 from infermesh.config.deployment import DeploymentConfig
-from infermesh.redaction import redact
-from infermesh.transports.errors import retry_after_seconds
 from infermesh.transports.litellm import LiteLLMTransport
 from infermesh.transports.native import NativeTransport
-from infermesh.transports.providers import Resolved, resolve
+from infermesh.transports.providers import resolve_deployment
 from infermesh.types import Transport
 
 __all__ = [
     "LiteLLMTransport",
     "NativeTransport",
-    "Resolved",
     "make_transport",
-    "redact",
-    "resolve",
-    "retry_after_seconds",
 ]
 
 
 def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str, str] | None = None) -> Transport:
-    """Make the transport of a deployment; see :func:`~infermesh.transports.providers.resolve` for the rule.
+    """Make the transport of a deployment; see :func:`~infermesh.transports.providers.resolve_deployment` for the rule.
 
     Parameters
     ----------
@@ -42,11 +36,11 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
     Raises
     ------
     ConfigError
-        The variable of ``api_key_env`` is not set, or the URL is missing or wrong. A key that is missing at a provider
-        that needs one is not raised here: each request then fails with an ``AuthenticationError`` that names the
-        variable.
+        A variable that ``api_key_env`` or a header names is not set, or the URL is missing or wrong. A key that is
+        missing at a provider that needs one is not raised here: each request then fails with an
+        ``AuthenticationError`` that names the variable.
     """
-    found = resolve(config, os.environ if environ is None else environ, label=label)
+    found = resolve_deployment(config, os.environ if environ is None else environ, label=label)
     if found.kind == "native":
         assert found.api_base is not None
         return NativeTransport(
@@ -54,7 +48,8 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
             model=found.wire_model,
             api_base=found.api_base,
             api_key=found.api_key,
-            headers=config.headers,
+            headers=found.headers,
+            secrets=found.secrets,
             missing_key=found.missing_key,
         )
     return LiteLLMTransport(
@@ -62,5 +57,6 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         model=found.wire_model,
         api_base=found.api_base,
         api_key=found.api_key,
-        headers=config.headers,
+        headers=found.headers,
+        secrets=found.secrets,
     )

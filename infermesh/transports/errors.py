@@ -61,12 +61,12 @@ def retry_after_seconds(header: Header, now: Callable[[], float] = time.time) ->
     Reads ``retry-after-ms`` first (OpenAI and Azure), then ``Retry-After`` as seconds or as an HTTP date (RFC 9110,
     section 10.2.3); a date in the past is 0.
     """
-    if (milliseconds := _number(header("retry-after-ms"))) is not None:
+    if (milliseconds := _not_negative(header("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = header("retry-after")
     if value is None:
         return None
-    if (seconds := _number(value)) is not None:
+    if (seconds := _not_negative(value)) is not None:
         return seconds
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - now())
@@ -74,7 +74,7 @@ def retry_after_seconds(header: Header, now: Callable[[], float] = time.time) ->
         return None
 
 
-def _number(value: str | None) -> float | None:
+def _not_negative(value: str | None) -> float | None:
     try:
         number = float(value) if value is not None else -1.0
     except ValueError:
@@ -204,15 +204,15 @@ def _server_message(body: Any) -> tuple[str, str, str | None]:
     if isinstance(body, str):
         text = body.strip()
         if not text.startswith(("{", "[")):
-            return "", _plain(text), None
+            return "", _one_line(text), None
         try:
             body = orjson.loads(text)
         except ValueError:
-            return "", _plain(text), None
+            return "", _one_line(text), None
     if isinstance(body, list) and len(body) == 1:  # Gemini wraps its error in a list
         body = body[0]
     if not isinstance(body, dict):
-        return "", _plain(str(body or "")), None
+        return "", _one_line(str(body or "")), None
     raw = body.get("error")
     error: dict[str, Any] = raw if isinstance(raw, dict) else body
     message = raw if isinstance(raw, str) else error.get("message") or body.get("message") or body.get("detail")
@@ -226,7 +226,7 @@ def _server_message(body: Any) -> tuple[str, str, str | None]:
         message = orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     elif not isinstance(message, str):
         message = _detail(message)
-    return (known or codes or [""])[0], _plain(message), request_id if isinstance(request_id, str) else None
+    return (known or codes or [""])[0], _one_line(message), request_id if isinstance(request_id, str) else None
 
 
 def _detail(value: Any) -> str:
@@ -236,7 +236,7 @@ def _detail(value: Any) -> str:
     return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
-def _plain(text: str) -> str:
+def _one_line(text: str) -> str:
     """One line; of an HTML page, its title."""
     if text[:200].lstrip().lower().startswith(("<!doctype", "<html", "<head")) and (title := _HTML_TITLE.search(text)):
         text = title[1]

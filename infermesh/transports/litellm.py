@@ -28,7 +28,7 @@ import logging
 import os
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -76,6 +76,8 @@ class LiteLLMTransport:
         ``None`` lets LiteLLM look at the provider's environment variables.
     headers
         Further headers.
+    secrets
+        Values of headers that must not appear in a message, whatever the header's name.
     """
 
     _open: ClassVar[int] = 0
@@ -88,6 +90,7 @@ class LiteLLMTransport:
         api_base: str | None = None,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        secrets: Sequence[str] = (),
     ) -> None:
         self.label = label
         self.model = model
@@ -100,7 +103,7 @@ class LiteLLMTransport:
             self._common["api_key"] = self._key
         if headers:
             self._common["extra_headers"] = dict(headers)
-        self._secrets = (self._key, *secret_values(headers or {}))
+        self._secrets = (self._key, *secret_values(headers or {}), *secrets)
         self._litellm: Any = None
         self._closed = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -49,6 +49,8 @@ class NativeTransport:
         Sent as a bearer token; ``None`` sends none.
     headers
         Further headers; one named as a default header replaces it.
+    secrets
+        Values of headers that must not appear in a message, whatever the header's name.
     missing_key
         Where the endpoint needs a key and there is none: the environment variable to name. Each :meth:`send` then
         raises :class:`~infermesh.errors.AuthenticationError` and sends nothing.
@@ -67,6 +69,7 @@ class NativeTransport:
         api_base: str,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        secrets: Sequence[str] = (),
         missing_key: str | None = None,
     ) -> None:
         self.label = label
@@ -75,7 +78,7 @@ class NativeTransport:
         self._key = api_key.strip() if api_key else None
         self._headers = dict(headers or {})
         self._missing_key = missing_key
-        self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers))))
+        self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers), *secrets)))
         self._client: HttpClient | None = None
         self._closed = False
         if not api_base.startswith(("http://", "https://")) or origin(api_base).endswith("//?"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from infermesh.config.schema import (
     Experiment,
     GenerateStage,
     GuardsConfig,
-    LimitsConfig,
     ModelEntry,
     PythonStage,
     SourceConfig,
@@ -27,12 +27,13 @@ from infermesh.config.schema import (
     TranscribeStage,
 )
 from infermesh.errors import ConfigError
+from infermesh.limits import Limits
 from infermesh.simulator import SimulatorSettings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-GROUPS: dict[str, type[BaseModel]] = {
+GROUPS: dict[str, type[BaseModel] | type[Limits]] = {
     "source/default": SourceConfig,
-    "limits/none": LimitsConfig,
+    "limits/none": Limits,
     "deployment/default": DeploymentEntry,
     "model/default": ModelEntry,
     "stage/generate": GenerateStage,
@@ -50,8 +51,10 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def defaults(model: type[BaseModel]) -> dict[str, Any]:
+def defaults(model: type[BaseModel] | type[Limits]) -> dict[str, Any]:
     """Each field's default; ``???`` where it has none."""
+    if issubclass(model, Limits):
+        return {field.name: field.default for field in dataclasses.fields(model)}
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         value = "???" if field.is_required() else field.get_default(call_default_factory=True)
@@ -156,7 +159,7 @@ def test_a_sound_declaration_is_taken() -> None:
     experiment = load(VALID)
     assert experiment.models["llama"].deployments == ["gpu-0", "cloud"]
     assert isinstance(experiment.stages["words"], TranscribeStage)
-    assert experiment.deployments["gpu-0"].limits == LimitsConfig(rpm=600)
+    assert experiment.deployments["gpu-0"].limits == Limits(rpm=600)
     assert not experiment.uses_simulator
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError
-from infermesh.inputs.sources import resolve
+from infermesh.inputs.sources import resolve_source
 from infermesh.simulator import Simulator
 from infermesh.store.ingest import ingest, row_columns
 from infermesh.store.schema import SOURCE_ERRORS_DDL
@@ -21,12 +21,12 @@ from tests.support import Lab, experiment, generate, texts, totals, wav, write_j
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"pip install 'infermesh\[datasets\]'"):
-        resolve(SourceConfig(dataset="org/name"), [tmp_path])
+        resolve_source(SourceConfig(dataset="org/name"), [tmp_path])
 
 
 def load(root: Path, **config: Any) -> tuple[dict[str, str], list[tuple[Any, ...]], str]:
     """Column → type, the rows without their keys, and the source's fingerprint."""
-    source = resolve(SourceConfig(**config), [root])
+    source = resolve_source(SourceConfig(**config), [root])
     with duckdb.connect() as connection:
         connection.execute(SOURCE_ERRORS_DDL)
         ingest(connection, source)

@@ -16,7 +16,7 @@ import pytest
 
 from infermesh.config.schema import SourceConfig, StoreConfig
 from infermesh.errors import ConfigError
-from infermesh.inputs.sources import resolve
+from infermesh.inputs.sources import resolve_source
 from infermesh.store import RunStore, StageTable
 from tests.support import RECORD, write_jsonl
 
@@ -51,7 +51,7 @@ def load(
 ) -> Loaded:
     """Load a source into ``root/run.duckdb``, a new one or the one that is there."""
     with opened(root, store_config) as store:
-        store.prepare(resolve(SourceConfig(path=path, **config), [root]), [TABLE], RECORD, check=lambda *_: None)
+        store.prepare(resolve_source(SourceConfig(path=path, **config), [root]), [TABLE], RECORD, check=lambda *_: None)
         reader = store.reader({}, stale=(), keep_errors=False)
         stored = [row for chunk in reader.chunks for row in reader.read(chunk)]
         types = {column.name: column.type for column in store.source_columns}

@@ -67,7 +67,7 @@ def test_a_rate(limit: str, amount: int) -> None:
 
 
 def test_a_burst_goes_first() -> None:
-    deployments, quotas = limited(rpm=100, request_burst=500)
+    deployments, quotas = limited(rpm=100, max_request_burst=500)
     assert near(estimate([stage(window=1000)], deployments, quotas), 302)
 
 

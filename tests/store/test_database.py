@@ -16,7 +16,7 @@ import pytest
 
 from infermesh.config.schema import SourceConfig, StoreConfig
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
-from infermesh.inputs.sources import resolve
+from infermesh.inputs.sources import resolve_source
 from infermesh.results import Attempt
 from infermesh.store import Column, RunStore, StageTable, database
 from infermesh.store.database import connect
@@ -35,7 +35,7 @@ def state(table: StageTable, row_id: int, status: str, *outputs: Any, **after: A
 
 
 def prepare(store: RunStore, root: Path, tables: Sequence[StageTable] = (ANSWERS, VECTORS)) -> None:
-    store.prepare(resolve(SourceConfig(path="rows.jsonl"), [root]), tables, RECORD, check=lambda *_: None)
+    store.prepare(resolve_source(SourceConfig(path="rows.jsonl"), [root]), tables, RECORD, check=lambda *_: None)
 
 
 def put(store: RunStore, *rows: tuple[str, tuple[Any, ...]], replaces: bool = False) -> None:
@@ -262,7 +262,7 @@ class TestOpening:
         def refuse(_: object, origins: Mapping[str, Sequence[Column]]) -> None:
             raise ConfigError("no")
 
-        source = resolve(SourceConfig(path="rows.jsonl"), [tmp_path])
+        source = resolve_source(SourceConfig(path="rows.jsonl"), [tmp_path])
         with pytest.raises(ConfigError):
             again.prepare(source, (ANSWERS,), RECORD | {"config_hash": "new"}, check=refuse)
         assert again.run_value("config_hash") == "abc"

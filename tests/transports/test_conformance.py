@@ -85,7 +85,7 @@ async def make(
         prefix = "openai" if kind == "litellm-openai" else "hosted_vllm"
         transport: Any = kind.partition("-")[0]
         deployment = DeploymentConfig(f"{prefix}/m", base, KEY, transport=transport, **config)
-        made.append(one := make_transport(deployment, label="gpu-0", environ={}))
+        made.append(one := make_transport(deployment, label="gpu-0", environ={"TEAM": "provided"}))
         return one
 
     yield build
@@ -238,8 +238,16 @@ class TestAnswers:
         assert reply.header("x-absent") is None
 
     async def test_configured_headers_are_sent(self, kind: str, make: Make, loopback: Loopback) -> None:
-        await make(kind, loopback.url(), headers={"X-Team": "blue"}).send(chat(), 10.0)
+        headers = {"X-Team": "blue", "X-Other": {"env": "TEAM"}}
+        await make(kind, loopback.url(), headers=headers).send(chat(), 10.0)
         assert loopback.headers[0]["x-team"] == "blue"
+        assert loopback.headers[0]["x-other"] == "provided"
+
+    async def test_a_header_from_a_variable_is_shown_in_no_message(
+        self, kind: str, make: Make, loopback: Loopback
+    ) -> None:
+        error = await error_of(make(kind, loopback.url("401"), headers={"X-Other": {"env": "TEAM"}}), chat())
+        assert "Incorrect API key [redacted]" in str(error)
 
 
 STATUSES: list[tuple[str, int, type[RequestError], bool]] = [

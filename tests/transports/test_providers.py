@@ -10,7 +10,7 @@ import pytest
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.errors import AuthenticationError, ConfigError
 from infermesh.transports import LiteLLMTransport, NativeTransport, make_transport
-from infermesh.transports.providers import resolve
+from infermesh.transports.providers import resolve_deployment
 from infermesh.wire.requests import generation_request
 
 OPENAI = "https://api.openai.com/v1"
@@ -67,7 +67,7 @@ RULES: list[tuple[str, str | None, str, str, str | None, str | None]] = [
 def test_the_rule(
     model: str, api_base: str | None, kind: str, wire_model: str, base: str | None, key: str | None
 ) -> None:
-    found = resolve(DeploymentConfig(model, api_base), KEYS)
+    found = resolve_deployment(DeploymentConfig(model, api_base), KEYS)
     assert (found.kind, found.wire_model, found.api_base, found.api_key) == (kind, wire_model, base, key)
 
 
@@ -81,12 +81,14 @@ def test_the_rule(
     ],
 )
 def test_forced_onto_litellm(model: str, api_base: str | None, wire_model: str) -> None:
-    found = resolve(DeploymentConfig(model, api_base, transport="litellm"), {})
+    found = resolve_deployment(DeploymentConfig(model, api_base, transport="litellm"), {})
     assert (found.kind, found.wire_model) == ("litellm", wire_model)
 
 
 def test_forced_onto_native() -> None:
-    found = resolve(DeploymentConfig("anthropic/claude-x", "https://api.anthropic.com/v1", transport="native"), KEYS)
+    found = resolve_deployment(
+        DeploymentConfig("anthropic/claude-x", "https://api.anthropic.com/v1", transport="native"), KEYS
+    )
     assert (found.kind, found.wire_model, found.api_key) == ("native", "claude-x", None)
 
 
@@ -94,24 +96,65 @@ def test_forced_onto_native() -> None:
 def test_openais_base_from_the_environment(variable: str) -> None:
     environ = {**KEYS, variable: "http://proxy:4000/v1/"}
     for model in ("openai/gpt-4.1", "gpt-4.1"):
-        found = resolve(DeploymentConfig(model), environ)
+        found = resolve_deployment(DeploymentConfig(model), environ)
         assert (found.api_base, found.api_key) == ("http://proxy:4000/v1/", "sk-openai")
-    assert resolve(DeploymentConfig("any", "http://proxy:4000/v1"), environ).api_key == "sk-openai"
-    assert resolve(DeploymentConfig("any", HOST), environ).api_key is None
+    assert resolve_deployment(DeploymentConfig("any", "http://proxy:4000/v1"), environ).api_key == "sk-openai"
+    assert resolve_deployment(DeploymentConfig("any", HOST), environ).api_key is None
 
 
 def test_keys_by_precedence() -> None:
     environ = {**KEYS, "MINE": "mine"}
-    assert resolve(DeploymentConfig("openai/x", api_key="inline", api_key_env="MINE"), environ).api_key == "inline"
-    assert resolve(DeploymentConfig("openai/x", api_key_env="MINE"), environ).api_key == "mine"
-    assert resolve(DeploymentConfig("anthropic/x", api_key_env="MINE"), environ).api_key == "mine"
-    assert "mine" not in repr(resolve(DeploymentConfig("openai/x", api_key_env="MINE"), environ))
+    assert (
+        resolve_deployment(DeploymentConfig("openai/x", api_key="inline", api_key_env="MINE"), environ).api_key
+        == "inline"
+    )
+    assert resolve_deployment(DeploymentConfig("openai/x", api_key_env="MINE"), environ).api_key == "mine"
+    assert resolve_deployment(DeploymentConfig("anthropic/x", api_key_env="MINE"), environ).api_key == "mine"
+    assert "mine" not in repr(resolve_deployment(DeploymentConfig("openai/x", api_key_env="MINE"), environ))
 
 
 @pytest.mark.parametrize("environ", [{}, {"MINE": ""}])
 def test_a_named_variable_that_is_not_set(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"gpu-0.*MINE"):
         make_transport(DeploymentConfig("x", HOST, api_key_env="MINE"), label="gpu-0", environ=environ)
+
+
+def test_a_headers_value_from_a_variable() -> None:
+    config = DeploymentConfig("hosted_vllm/x", HOST, headers={"x-team": "blue", "x-goog-api-key": {"env": "MINE"}})
+    found = resolve_deployment(config, {"MINE": "my key"})
+    assert found.headers == {"x-team": "blue", "x-goog-api-key": "my key"}
+    for shown in (repr(found), repr(config)):
+        assert "my key" not in shown
+
+
+@pytest.mark.parametrize("environ", [{}, {"MINE": ""}])
+def test_a_headers_variable_that_is_not_set(environ: dict[str, str]) -> None:
+    config = DeploymentConfig("x", HOST, headers={"x-goog-api-key": {"env": "MINE"}})
+    with pytest.raises(ConfigError, match=r"gpu-0.*MINE that headers\.x-goog-api-key names is not set"):
+        make_transport(config, label="gpu-0", environ=environ)
+
+
+@pytest.mark.parametrize("value", [3, None, {"variable": "MINE"}, {}])
+def test_a_headers_value_that_is_none(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"gpu-0.*headers\.x-a: expected text, or {env: NAME}"):
+        make_transport(DeploymentConfig("x", HOST, headers={"x-a": value}), label="gpu-0", environ={})
+
+
+@pytest.mark.parametrize("key", ["q8Zt4mX1vB7nK3pL9sD2fG6hJ0wR5yTc", "0f3e2d1c5b6a47898a9b0c1d2e3f4a5b", "two words"])
+def test_a_key_in_the_place_of_a_variables_name_is_not_repeated(key: str) -> None:
+    for config in (
+        DeploymentConfig("x", HOST, api_key_env=key),
+        DeploymentConfig("x", HOST, headers={"x-a": {"env": key}}),
+    ):
+        with pytest.raises(ConfigError, match="expected the name of an environment variable") as caught:
+            make_transport(config, label="gpu-0", environ={})
+        assert key not in str(caught.value)
+
+
+def test_a_header_may_be_the_key() -> None:
+    config = DeploymentConfig("openai/x", headers={"Authorization": {"env": "MINE"}})
+    assert resolve_deployment(config, {"MINE": "k"}).missing_key is None
+    assert resolve_deployment(DeploymentConfig("openai/x"), {"MINE": "k"}).missing_key == "OPENAI_API_KEY"
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ import typer
 from infermesh.bench.measure import Level, Recommendation, as_json, recommend, sweep
 from infermesh.bench.plot import check_plot, draw, picture_of
 from infermesh.cli.common import fail, load_env
-from infermesh.cli.oneshot.declare import as_flags, compose, refuse_secrets
+from infermesh.cli.oneshot.declare import as_flags, flags_mapping, refuse_secrets
 from infermesh.cli.oneshot.options import GenerateOptions, InputOptions, LimitOptions, ModelOptions, SweepOptions
 from infermesh.cli.oneshot.run import ASKS, leave_quietly, row_input
 from infermesh.config.declaration import declare
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError, InfermeshError
-from infermesh.inputs.sources import resolve
+from infermesh.inputs.sources import resolve_source
 from infermesh.runs.direct import open_stage
 from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
@@ -68,7 +68,7 @@ class Bench:
         limits = self.limits
         if limits.max_retries is None:
             limits = replace(limits, max_retries=0)  # a retry would pass for a slow answer
-        mapping = compose(
+        mapping = flags_mapping(
             self.kind,
             {"sql": "select 1"},
             self.model,
@@ -119,7 +119,7 @@ class Bench:
             return [{name: value} for value in (self.given if isinstance(self.given, list) else [self.given])]
         size = self.stage.get("micro_batch_size") or 1
         most = max(self.sweep.requests, self.sweep.warmup) * size
-        rows = sample(resolve(SourceConfig(path=self.rows.input, limit=most), [Path.cwd()]))
+        rows = sample(resolve_source(SourceConfig(path=self.rows.input, limit=most), [Path.cwd()]))
         if not rows:
             raise ConfigError(f"--input-jsonl {self.rows.input}: no row in it can be read")
         return rows

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 from infermesh.cli.common import fail
 from infermesh.cli.oneshot.options import KEY_REASON, GenerateOptions, LimitOptions, ModelOptions
 from infermesh.hints import nearest
+from infermesh.inputs.formats import names_template
 from infermesh.redaction import looks_secret
+from infermesh.types import LIMITS
 
-_TEMPLATE_FILES = (".jinja", ".j2", ".jinja2", ".txt", ".md")
-_LIMITS = ("rpm", "tpm", "rpd", "tpd", "max_request_burst", "max_token_burst")
 _MODEL = "model"
 _ACCOUNT = "account"
 # Where a problem stands in the mapping → the flag that the user wrote.
@@ -30,7 +30,7 @@ _FLAGS = {
 }
 
 
-def compose(
+def flags_mapping(
     kind: str,
     source: Mapping[str, Any],
     model: ModelOptions,
@@ -51,14 +51,14 @@ def compose(
     """
     if model.model is None:
         fail("--model is missing: provider/model, such as openai/gpt-4.1-mini or hosted_vllm/NAME", code=2)
-    account = _given({name: getattr(limits, name) for name in _LIMITS})
+    account = _without_none({name: getattr(limits, name, None) for name in LIMITS})
     deployments, accounts = _deployments(model, shared=bool(account))
     request = request or GenerateOptions()
     entry = {
         "deployments": list(deployments),
         "routing_strategy": model.routing_strategy,
         "endpoint": request.endpoint,
-        "params": _given({"temperature": request.temperature, "max_tokens": request.max_tokens}),
+        "params": _without_none({"temperature": request.temperature, "max_tokens": request.max_tokens}),
         "max_retries": limits.max_retries,
         "timeout": limits.timeout,
     }
@@ -72,25 +72,20 @@ def compose(
         "source": dict(source),
         "limits": accounts | ({_ACCOUNT: account} if account else {}),
         "deployments": deployments,
-        "models": {_MODEL: _given(entry)},
-        "stages": {kind: {"kind": kind, "model": _MODEL, **_given(own), **_given(stage or {})}},
+        "models": {_MODEL: _without_none(entry)},
+        "stages": {kind: {"kind": kind, "model": _MODEL, **_without_none(own), **_without_none(stage or {})}},
         "keep_errors": keep_errors,
     }
 
 
 def is_template(text: str) -> bool:
     """Whether a flag's text is a template over a row's columns, or names a file that holds one."""
-    return "{{" in text or "{%" in text or names_file(text)
-
-
-def names_file(text: str) -> bool:
-    """Whether a flag's text is the name of a text file."""
-    return text.endswith(_TEMPLATE_FILES) and "{" not in text and "\n" not in text
+    return "{{" in text or "{%" in text or names_template(text)
 
 
 def literal(text: str) -> str:
     """A template that gives the text itself, braces included; a file's name stands for the file."""
-    return text if "{" not in text or names_file(text) else f"{{% raw %}}{text}{{% endraw %}}"
+    return text if "{" not in text or names_template(text) else f"{{% raw %}}{text}{{% endraw %}}"
 
 
 def as_flags(message: str) -> str:
@@ -113,7 +108,7 @@ def refuse_secrets(*groups: Any) -> None:
                     fail(f"--{name}: the value holds what looks like a key or password: {KEY_REASON}", code=2)
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -129,7 +124,7 @@ def _deployments(model: ModelOptions, *, shared: bool) -> tuple[dict[str, Any], 
         label = (base and urlsplit(base).netloc) or base or "default"
         if label in found:
             label = f"{label}-{len(found)}"
-        found[label] = _given({"model": model.model, "api_base": base, "limits": _ACCOUNT if shared else None})
+        found[label] = _without_none({"model": model.model, "api_base": base, "limits": _ACCOUNT if shared else None})
     return found, {}
 
 
@@ -146,16 +141,16 @@ def _from_toml(path: Path, *, shared: bool) -> tuple[dict[str, Any], dict[str, A
     deployments = content.get("deployments")
     if not isinstance(deployments, dict) or not deployments:
         fail(f"{path}: expected a table for each deployment: [deployments.gpu-0] with model and api_base")
-    return {label: _entry(path, label, entry, shared=shared) for label, entry in deployments.items()}, dict(
+    return {label: _toml_deployment(path, label, entry, shared=shared) for label, entry in deployments.items()}, dict(
         content.get("limits", {})
     )
 
 
-def _entry(path: Path, label: str, entry: Any, *, shared: bool) -> Any:
+def _toml_deployment(path: Path, label: str, entry: Any, *, shared: bool) -> Any:
     """One deployment; limits may stand beside its other keys, as in Python's ``DeploymentConfig``."""
     if not isinstance(entry, dict):
         fail(f"{path}: deployments.{label}: expected a table with model and api_base")
-    own = {name: entry.pop(name) for name in _LIMITS if name in entry}
+    own = {name: entry.pop(name) for name in LIMITS if name in entry}
     if own and "limits" not in entry:
         entry["limits"] = own
     elif own:

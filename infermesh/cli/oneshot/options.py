@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from infermesh.types import Endpoint, RoutingStrategy
+from infermesh.types import LIMITS, Endpoint, RoutingStrategy
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,8 +30,12 @@ def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
-def _number(panel: str, name: str, help: str, metavar: str = "N", **settings: Any) -> Any:
+def _number_option(panel: str, name: str, help: str, metavar: str = "N", **settings: Any) -> Any:
     return _option(panel, name, help=help, metavar=metavar, **settings)
+
+
+def _limit(name: str, **settings: Any) -> Any:
+    return _number_option(PACE, f"--{name.replace('_', '-')}", f"{LIMITS[name]}.", **settings)
 
 
 def _refuse_key(value: str | None) -> None:
@@ -56,7 +60,7 @@ class TextOption:
         str | None, _option(FILES, "--text", help="One text; with --input-jsonl a template.", metavar="TEXT")
     ] = None
     micro_batch_size: Annotated[
-        int | None, _number(PACE, "--micro-batch-size", "Texts in one request (32).", min=1)
+        int | None, _number_option(PACE, "--micro-batch-size", "Texts in one request (32).", min=1)
     ] = None
 
 
@@ -66,7 +70,7 @@ class AudioOption:
 
     paths: Annotated[list[str] | None, typer.Argument(help="Audio files.", show_default=False)] = None
     max_transcription_bytes: Annotated[
-        int | None, _number(REQUEST, "--max-transcription-bytes", "Larger clips are refused; 0: none.", min=0)
+        int | None, _number_option(REQUEST, "--max-transcription-bytes", "Larger clips are refused; 0: none.", min=0)
     ] = None
 
 
@@ -153,8 +157,8 @@ class GenerateOptions:
     system: Annotated[str | None, _option(REQUEST, "--system", help="System message, or its file.", metavar="TEXT")] = (
         None
     )
-    max_tokens: Annotated[int | None, _number(REQUEST, "--max-tokens", "Longest answer.", min=1)] = None
-    temperature: Annotated[float | None, _number(REQUEST, "--temperature", "Sampling temperature.", "X")] = None
+    max_tokens: Annotated[int | None, _number_option(REQUEST, "--max-tokens", "Longest answer.", min=1)] = None
+    temperature: Annotated[float | None, _number_option(REQUEST, "--temperature", "Sampling temperature.", "X")] = None
     response_format: Annotated[
         str | None,
         _option(REQUEST, "--response-format", help="schema.json or module:Class.", metavar="SCHEMA"),
@@ -164,20 +168,18 @@ class GenerateOptions:
 
 @dataclass
 class LimitOptions:
-    """What the account allows."""
+    """What the account allows, over all deployments: limits by their names in :class:`~infermesh.types.Limits`."""
 
-    rpm: Annotated[float | None, _number(PACE, "--rpm", "Requests a minute.")] = None
-    tpm: Annotated[float | None, _number(PACE, "--tpm", "Tokens a minute.")] = None
-    rpd: Annotated[float | None, _number(PACE, "--rpd", "Requests a day.")] = None
-    tpd: Annotated[float | None, _number(PACE, "--tpd", "Tokens a day.")] = None
-    max_request_burst: Annotated[
-        int | None, _number(PACE, "--max-request-burst", "Requests that may go at once.", min=1)
+    rpm: Annotated[float | None, _limit("rpm")] = None
+    tpm: Annotated[float | None, _limit("tpm")] = None
+    rpd: Annotated[float | None, _limit("rpd")] = None
+    tpd: Annotated[float | None, _limit("tpd")] = None
+    max_request_burst: Annotated[float | None, _limit("max_request_burst", min=1)] = None
+    max_token_burst: Annotated[float | None, _limit("max_token_burst", min=1)] = None
+    max_retries: Annotated[
+        int | None, _number_option(PACE, "--max-retries", "Attempts after the first (3).", min=0)
     ] = None
-    max_token_burst: Annotated[int | None, _number(PACE, "--max-token-burst", "Tokens that may go at once.", min=1)] = (
-        None
-    )
-    max_retries: Annotated[int | None, _number(PACE, "--max-retries", "Attempts after the first (3).", min=0)] = None
-    timeout: Annotated[float | None, _number(PACE, "--timeout", "Seconds for one attempt (600).", "S")] = None
+    timeout: Annotated[float | None, _number_option(PACE, "--timeout", "Seconds for one attempt (600).", "S")] = None
 
 
 @dataclass
@@ -185,7 +187,7 @@ class WindowOption:
     """How much goes at once."""
 
     max_parallel_requests: Annotated[
-        int | None, _number(PACE, "--max-parallel-requests", "Requests in flight (64).", min=1)
+        int | None, _number_option(PACE, "--max-parallel-requests", "Requests in flight (64).", min=1)
     ] = None
 
 
@@ -196,9 +198,11 @@ class SweepOptions:
     concurrency: Annotated[
         str, _option(SWEEP, "--concurrency", help="Levels to measure (1,2,4,8,16,32).", metavar="N,N,…")
     ] = "1,2,4,8,16,32"
-    requests: Annotated[int, _number(SWEEP, "--requests", "Requests at each level (50).", min=1)] = 50
-    warmup: Annotated[int, _number(SWEEP, "--warmup", "Requests before, not counted (5).", min=0)] = 5
-    max_p95: Annotated[float | None, _number(SWEEP, "--max-p95", "Highest p95 to recommend, in seconds.", "S")] = None
+    requests: Annotated[int, _number_option(SWEEP, "--requests", "Requests at each level (50).", min=1)] = 50
+    warmup: Annotated[int, _number_option(SWEEP, "--warmup", "Requests before, not counted (5).", min=0)] = 5
+    max_p95: Annotated[
+        float | None, _number_option(SWEEP, "--max-p95", "Highest p95 to recommend, in seconds.", "S")
+    ] = None
     output_json: Annotated[
         Path | None, _option(SWEEP, "--output-json", help="All figures as JSON.", metavar="FILE")
     ] = None

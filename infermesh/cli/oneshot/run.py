@@ -17,7 +17,7 @@ import orjson
 import typer
 
 from infermesh.cli.common import fail, load_env
-from infermesh.cli.oneshot.declare import as_flags, compose, is_template, refuse_secrets
+from infermesh.cli.oneshot.declare import as_flags, flags_mapping, is_template, refuse_secrets
 from infermesh.cli.oneshot.options import (
     GenerateOptions,
     InputOptions,
@@ -28,6 +28,7 @@ from infermesh.cli.oneshot.options import (
 )
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import InfermeshError
+from infermesh.inputs.formats import row_file
 
 # Kind → the flag that asks for one answer, the row's field that it stands for, the stage's key for a template.
 ASKS = {
@@ -35,8 +36,6 @@ ASKS = {
     "embed": ("--text", "text", "text"),
     "transcribe": ("an audio file", "path", "audio"),
 }
-_INPUTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq")
-_OUTPUTS = (".jsonl", ".ndjson", ".parquet", ".pq")
 _SPOOLED = ("stdin.jsonl", "rows.jsonl")
 
 
@@ -79,7 +78,7 @@ class Command:
 
     def declaration(self, source: Mapping[str, Any], **stage: Any) -> Declaration:
         """What this call stands for."""
-        mapping = compose(
+        mapping = flags_mapping(
             self.kind,
             source,
             self.model,
@@ -120,7 +119,7 @@ class Command:
         again = self.out.rerun_changed
         if output is None:
             sink: Sink = LineStream(self.kind, sys.stdout.buffer, rerun_changed=again)
-        elif output.suffix.lower() in (".parquet", ".pq"):
+        elif row_file(output).format == "parquet":
             sink = ParquetFile(self.kind, output, rerun_changed=again)
         else:
             sink = LineFile(self.kind, output, rerun_changed=again)
@@ -143,8 +142,7 @@ class Command:
             return str(_spool(folder / "rows.jsonl", lines).resolve())
         if given == "-":
             return str(_spool_stdin(folder / "stdin.jsonl", resume=self.out.resume).resolve())
-        suffixes = [suffix.lower() for suffix in Path(given).suffixes[-2:]]
-        if not any(suffix in _INPUTS for suffix in suffixes[-1:] or [""]) and suffixes[-1:] not in ([".gz"], [".zst"]):
+        if row_file(given).format is None:
             fail(f"--input-jsonl {given}: expected a .jsonl, .csv, .tsv or .parquet file, or - for stdin", code=2)
         return given
 
@@ -155,7 +153,7 @@ class Command:
                 fail("--resume without --output-jsonl needs --checkpoint-dir: there is nothing to go on with", code=2)
             return None
         output = Path(given)
-        if output.suffix.lower() not in _OUTPUTS:
+        if row_file(output) not in (("jsonl", None), ("parquet", None)):
             fail(f"--output-jsonl {given}: expected a .jsonl or .parquet file", code=2)
         if output.is_dir() or not output.resolve().parent.is_dir():
             fail(

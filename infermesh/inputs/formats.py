@@ -1,0 +1,89 @@
+"""What a file is, by its name and by its first bytes: the one list of suffixes, the one list of signatures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+__all__ = ["TEMPLATE_SUFFIXES", "RowFile", "RowFormat", "Signature", "names_template", "row_file", "sniff"]
+
+RowFormat = Literal["jsonl", "json", "csv", "tsv", "parquet"]
+
+_ROW_SUFFIXES: dict[str, RowFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_COMPRESSIONS: dict[str, Literal["gzip", "zstd"]] = {".gz": "gzip", ".zst": "zstd"}
+TEMPLATE_SUFFIXES = (".jinja", ".j2", ".jinja2", ".txt", ".md")
+
+
+class RowFile(NamedTuple):
+    """What the name of a file of rows says; ``None`` for what it does not say."""
+
+    format: RowFormat | None
+    compression: Literal["gzip", "zstd"] | None
+
+
+def row_file(path: str | Path) -> RowFile:
+    """The format and the compression that a file's name tells.
+
+    Examples
+    --------
+    >>> row_file("rows/part-1.JSONL.gz")
+    RowFile(format='jsonl', compression='gzip')
+    """
+    path = Path(path)
+    compression = _COMPRESSIONS.get(path.suffix.lower())
+    suffix = Path(path.stem).suffix if compression else path.suffix
+    return RowFile(_ROW_SUFFIXES.get(suffix.lower()), compression)
+
+
+def names_template(text: str) -> bool:
+    """Whether a text is the name of a template's file, and not the template itself."""
+    return text.endswith(TEMPLATE_SUFFIXES) and "{" not in text and "\n" not in text
+
+
+class Signature(NamedTuple):
+    """A format that is known by how its files begin: the usual suffix, without its dot, and the media type."""
+
+    suffix: str
+    mime: str
+
+
+_PNG = Signature("png", "image/png")
+_JPEG = Signature("jpg", "image/jpeg")
+_GIF = Signature("gif", "image/gif")
+_WEBP = Signature("webp", "image/webp")
+_WAV = Signature("wav", "audio/wav")
+_MP3 = Signature("mp3", "audio/mpeg")
+# Offset and bytes; the first that fits counts. https://en.wikipedia.org/wiki/List_of_file_signatures
+_SIGNATURES: tuple[tuple[int, bytes, Signature], ...] = (
+    (0, b"\x89PNG\r\n\x1a\n", _PNG),
+    (0, b"\xff\xd8\xff", _JPEG),
+    (0, b"GIF87a", _GIF),
+    (0, b"GIF89a", _GIF),
+    (8, b"WEBP", _WEBP),  # RIFF
+    (8, b"WAVE", _WAV),  # RIFF
+    (0, b"fLaC", Signature("flac", "audio/flac")),
+    (0, b"OggS", Signature("ogg", "audio/ogg")),
+    (0, b"\x1a\x45\xdf\xa3", Signature("webm", "video/webm")),  # Matroska
+    (4, b"ftypM4A ", Signature("m4a", "audio/mp4")),  # MPEG-4 with sound alone
+    (4, b"ftyp", Signature("mp4", "video/mp4")),
+    (0, b"ID3", _MP3),
+    (0, b"%PDF", Signature("pdf", "application/pdf")),
+)
+
+
+def sniff(data: bytes) -> Signature | None:
+    """What a picture, a clip or a document is by its first bytes; ``None`` for any other."""
+    for offset, mark, signature in _SIGNATURES:
+        if data[offset : offset + len(mark)] == mark and (offset != 8 or data[:4] == b"RIFF"):
+            return signature
+    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:  # MPEG audio without a tag: eleven set bits
+        return _MP3
+    return None
