@@ -1,4 +1,7 @@
-"""What Hydra calls when a multirun begins: it alone knows the sweep's folder before any job."""
+"""A Hydra callback that tells the sweep its folder.
+
+Hydra resolves ``hydra.sweep.dir`` only when a multirun starts, and shows the result to callbacks before the first job.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from infermesh.cli import sweep
 
 
 class Announcer(Callback):
-    """Tells the sweep of this process that its jobs are about to start."""
+    """Passes the composed config to the sweep of this process. Hydra creates it by its name."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Before any job, in the process that starts them."""
-        if sweep.current is not None:
-            sweep.current.begin(config)
+        """Called once, before any job, in the process that launches the jobs."""
+        if sweep.current_sweep is not None:
+            sweep.current_sweep.prepare(config)
