@@ -84,7 +84,7 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
         if argument in ("-m", "--multirun"):
             fail("plan estimates one job: leave -m out, and give one value for each key", code=2)
         if argument.startswith("-"):
-            fail(f"{argument}: plan has no such option; see infermesh plan --help", code=2)
+            fail(f"{argument}: no such option of plan; see infermesh plan --help", code=2)
     return overrides, config_dir
 
 
