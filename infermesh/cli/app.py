@@ -1,4 +1,4 @@
-"""The commands. Each imports what it needs when it is called, so that ``--help`` answers at once."""
+"""The commands, their options and their help. Each imports its work when called, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infermesh.cli.oneshot import commands as oneshot
 
 app = typer.Typer(
     name="infermesh",
-    help="Run large LLM jobs from a declaration, keep every row's state in DuckDB.",
+    help="Run large LLM jobs from a YAML file. Every row's state is kept in DuckDB.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -31,11 +31,12 @@ def run(
     context: typer.Context,
     env_file: EnvFile = None,
 ) -> None:
-    """Run an experiment: +experiment=NAME and any overrides, as Hydra takes them.
+    """Run an experiment: +experiment=NAME, then any overrides (KEY=VALUE), in Hydra's syntax.
 
-    [bold]-m[/] sweeps over comma-separated values; [bold]--cfg job[/] shows the composed config;
-    [bold]--config-dir DIR[/] adds configs; [bold]hydra.run.dir=DIR[/] runs in DIR, and goes on with the run there;
-    [bold]--hydra-help[/] explains the rest. Tab completion: eval "$(infermesh run -sc install=bash)"
+    +experiment=NAME reads conf/experiment/NAME.yaml. [bold]-m[/] runs one job for each comma-separated value;
+    [bold]--cfg job[/] shows the composed config and runs nothing; [bold]--config-dir DIR[/] adds a folder of configs;
+    [bold]hydra.run.dir=DIR[/] runs in DIR, or continues the run that is there; [bold]--hydra-help[/] lists Hydra's own
+    options. Tab completion: eval "$(infermesh run -sc install=bash)"
     """
     from infermesh.cli.run import run_hydra
 
@@ -50,21 +51,23 @@ def run(
 )
 def plan(
     context: typer.Context,
-    show: Annotated[int, typer.Option("--show", help="Print so many requests of each stage in full.", min=0)] = 0,
-    sample: Annotated[int, typer.Option("--sample", help="Rows to render, spread over the source.", min=1)] = 200,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    show: Annotated[int, typer.Option("--show", help="Print the first N requests of each stage in full.", min=0)] = 0,
+    sample: Annotated[
+        int, typer.Option("--sample", help="Rows to render for the estimate, spread over the source.", min=1)
+    ] = 200,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     latency: Annotated[
-        float | None, typer.Option("--latency", help="Seconds a request takes, where you know better.", min=0)
+        float | None, typer.Option("--latency", help="Seconds that one request takes; replaces the estimate.", min=0)
     ] = None,
     output_tokens: Annotated[
-        int | None, typer.Option("--output-tokens", help="Tokens an answer has, where you know better.", min=1)
+        int | None, typer.Option("--output-tokens", help="Tokens in one answer; replaces the estimate.", min=1)
     ] = None,
     env_file: EnvFile = None,
 ) -> None:
-    """Say what a run would send, cost and take, and what it would wait for; sends nothing.
+    """Estimate a run: requests, tokens, cost, time, and the limit that sets the time. Nothing is sent.
 
-    Takes +experiment=NAME and overrides as [bold]run[/] does. With [bold]hydra.run.dir=DIR[/] only what is pending in
-    the run there is counted.
+    Takes +experiment=NAME and overrides, as [bold]run[/] does. With [bold]hydra.run.dir=DIR[/] it counts only what is
+    still to do in the run there.
     """
     from infermesh.cli.plan import run_plan
 
@@ -73,11 +76,13 @@ def plan(
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh resume outputs/quickstart/latest")
-def resume(run: RunArgument = None, env_file: EnvFile = None) -> None:
-    """Go on with a run: what is settled is not sent again, what failed is tried again.
-
-    Without RUN, the newest unfinished one.
-    """
+def resume(
+    run: Annotated[
+        str | None, typer.Argument(help="A run's folder or id, or an experiment's name; default: newest unfinished.")
+    ] = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Continue a run where it ended. Rows that are done are not sent again; failed rows are retried."""
     from infermesh.cli.run import resume_run
 
     load_env(env_file)
@@ -89,17 +94,17 @@ def resume(run: RunArgument = None, env_file: EnvFile = None) -> None:
     epilog="Example: infermesh retry --stage summaries --where \"error_type = 'timeout' or completion_tokens > 4000\"",
 )
 def retry(
-    stage: Annotated[str, typer.Option("--stage", help="The stage whose rows to do again.")],
+    stage: Annotated[str, typer.Option("--stage", help="The stage whose rows to send again.")],
     run: RunArgument = None,
     where: Annotated[
-        str, typer.Option("--where", help="Which of its rows: SQL over the stage's columns.")
+        str, typer.Option("--where", help="Which of its rows: an SQL condition on the stage's columns.")
     ] = "status = 'error'",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many rows they are, and end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of rows and send nothing.")] = False,
     env_file: EnvFile = None,
 ) -> None:
-    """Send settled rows of a stage again, and then those later requests that change with them.
+    """Send chosen rows of a stage again, and the later requests that change as a result.
 
-    The attempts that were made stay in the table attempts.
+    The table attempts keeps every earlier request.
     """
     from infermesh.cli.run import retry_run
 
@@ -107,24 +112,29 @@ def retry(
     raise typer.Exit(retry_run(run, stage, where, dry_run=dry_run))
 
 
-@app.command(rich_help_panel=RUNS, epilog='Example: infermesh sql "select topic, count(*) from results group by all"')
+@app.command(rich_help_panel=RUNS, epilog='Example: infermesh sql "select channel, count(*) from results group by all"')
 def sql(
-    query: Annotated[str, typer.Argument(help="Tables: results, progress, source, attempts, run and the stages.")],
+    query: Annotated[
+        str, typer.Argument(help="A SELECT. Tables: results, progress, source, attempts, run, and one per stage.")
+    ],
     run: Annotated[
-        str | None, typer.Option("--run", help="A run's folder or id; the newest where none is named.")
+        str | None, typer.Option("--run", help="A run's folder or id, or an experiment's name; default: the newest.")
     ] = None,
     format: FormatOption = None,
-    every: Annotated[bool, typer.Option("--all", help="Ask all runs below --outputs, as one.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Query all runs below --outputs together.")] = False,
     runs: Annotated[
-        list[str] | None, typer.Option("--runs", help="Ask these runs as one: a quoted glob of folders; repeatable.")
+        list[str] | None,
+        typer.Option("--runs", help="Query the runs that match this quoted glob together; repeatable."),
     ] = None,
     outputs: OutputsOption = Path("outputs"),
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", min=0.001, help="Seconds for the query; 30 on a run that goes on, else no limit."),
+        typer.Option(
+            "--timeout", min=0.001, help="Seconds for the query. Default: 30 while the run is running, else none."
+        ),
     ] = None,
 ) -> None:
-    """Ask a run's tables, also while it goes on, or those of many runs; data alone goes to stdout."""
+    """Query a run's tables with SQL, while it runs or afterwards; or many runs together. Only data goes to stdout."""
     if every or runs:
         from infermesh.cli.compare import sql_across
 
@@ -137,15 +147,17 @@ def sql(
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh diff RUN_A RUN_B --stage summaries --format jsonl")
 def diff(
-    run_a: Annotated[str, typer.Argument(help="A run's folder or id, or an experiment's name for its newest.")],
+    run_a: Annotated[str, typer.Argument(help="A run's folder or id, or an experiment's name (its newest run).")],
     run_b: Annotated[str, typer.Argument(help="The run to compare it with.")],
     stage: Annotated[str | None, typer.Option("--stage", help="Only this stage.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="How many differing rows to show; 0 for all.")] = 10,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Differing rows to show for each stage; 0 for all.")
+    ] = 10,
     format: FormatOption = None,
 ) -> None:
     """Compare two runs row by row: answers, failures, cost and speed.
 
-    The comparison goes to stderr; the rows that differ go to stdout, as data.
+    The comparison goes to stderr. The rows that differ go to stdout, as data.
     """
     from infermesh.cli.compare import diff_runs
 
@@ -154,15 +166,21 @@ def diff(
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh export outputs/quickstart/latest results.parquet")
 def export(
-    run: Annotated[str, typer.Argument(help="A run's folder or id, or an experiment's name for its newest.")],
-    out: Annotated[Path, typer.Argument(help="A .parquet, .csv, .tsv or .jsonl file; the last three also .gz, .zst.")],
-    table: Annotated[str | None, typer.Option("--table", help="results (the default), a stage, attempts, …")] = None,
-    columns: Annotated[str | None, typer.Option("--columns", help="Which columns, separated by commas.")] = None,
-    where: Annotated[str | None, typer.Option("--where", help="SQL condition over the table's columns.")] = None,
-    sql: Annotated[str | None, typer.Option("--sql", help="Write the rows of this query instead of a table's.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    run: Annotated[str, typer.Argument(help="A run's folder or id, or an experiment's name (its newest run).")],
+    out: Annotated[
+        Path, typer.Argument(help="A .parquet, .csv, .tsv or .jsonl file; the last three also with .gz or .zst.")
+    ],
+    table: Annotated[
+        str | None, typer.Option("--table", help="The table to write: results (default), a stage, attempts, …")
+    ] = None,
+    columns: Annotated[str | None, typer.Option("--columns", help="The columns to write, separated by commas.")] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="Which rows: an SQL condition on the table's columns.")
+    ] = None,
+    sql: Annotated[str | None, typer.Option("--sql", help="Write the result of this query instead of a table.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a run's results, or another table of it, into a file."""
+    """Write a run's results, another of its tables, or a query's result to a file."""
     from infermesh.cli.export import export_run
 
     export_run(run, out, table=table, columns=columns, where=where, sql=sql, overwrite=overwrite)
@@ -170,7 +188,7 @@ def export(
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh status outputs/quickstart/latest")
 def status(run: RunArgument = None) -> None:
-    """Show how far a run is, and what failed."""
+    """Show a run's progress and its failures."""
     from infermesh.cli.query import show_status
 
     show_status(run)
@@ -179,11 +197,11 @@ def status(run: RunArgument = None) -> None:
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh stop outputs/quickstart/latest")
 def stop(
     run: Annotated[
-        str | None, typer.Argument(help="A run's folder or id; the one that goes on where none is named.")
+        str | None, typer.Argument(help="A run's folder or id, or an experiment's name; default: the running one.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has ended.")] = True,
 ) -> None:
-    """Stop a run that goes on, as its first Ctrl-C would: rows already sent are waited for and kept."""
+    """Stop a running run as its first Ctrl-C would: nothing more is sent, and what was sent is waited for."""
     from infermesh.cli.query import stop_run
 
     stop_run(run, wait)
@@ -201,9 +219,9 @@ def runs(
 
 @app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project")
 def init(
-    folder: Annotated[Path, typer.Argument(help="The folder to make the project in; it may exist, files are kept.")],
+    folder: Annotated[Path, typer.Argument(help="The project's folder. It may exist: existing files are kept.")],
 ) -> None:
-    """Write a project of your own: conf/, pipelines/, outputs/, .env.example, README.md. It runs at once."""
+    """Create a project that runs at once: conf/, pipelines/, outputs/, .env.example and README.md."""
     from infermesh.cli.init import init_project
 
     init_project(folder)
@@ -215,13 +233,16 @@ def init(
 )
 def simulate(
     settings: Annotated[
-        list[str] | None, typer.Argument(help="SETTING=VALUE pairs; --list shows every setting with its default.")
+        list[str] | None, typer.Argument(help="SETTING=VALUE pairs; --list shows all settings with their defaults.")
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 0,
-    list_settings: Annotated[bool, typer.Option("--list", help="Show every setting and end.")] = False,
+    port: Annotated[int, typer.Option("--port", help="Port; 0 picks a free one.")] = 0,
+    list_settings: Annotated[bool, typer.Option("--list", help="Show all settings and exit.")] = False,
 ) -> None:
-    """Serve a local OpenAI-compatible API with latency, capacity, quotas and faults on demand."""
+    """Serve a simulated OpenAI-compatible API: you set latency, capacity, quotas and faults.
+
+    The server's URL goes to stdout. Ctrl-C ends it.
+    """
     from infermesh.cli.simulate import simulate_server
 
     simulate_server(settings or [], host, port, list_settings)
@@ -238,7 +259,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass

@@ -1,4 +1,4 @@
-"""What a command says when its run has ended: how it ended, where it is, what failed, how to go on."""
+"""The message at the end of a run: how it ended, where the results are, what failed, how to continue."""
 
 from __future__ import annotations
 
@@ -10,68 +10,68 @@ import yaml
 
 from infermesh.runs.outcome import RunOutcome
 
-_ENDS = {
+_STATUS_WORDS = {
     "done": "complete",
     "failed_rows": "finished, with failed rows",
     "interrupted": "interrupted",
     "stopped": "stopped by a guard",
 }
-_WORDS = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
+_COUNT_WORDS = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
 _EXAMPLE_CHARACTERS = 160
 
 
 def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
-    """For ``infermesh run`` and ``resume``; ``brief`` for a sweep's job, without what to do next."""
+    """The message of ``infermesh run``, ``resume`` and ``retry``; ``brief`` leaves out what to do next."""
     lines = [
-        f"{_end(outcome)} ({_totals(outcome)})",
-        *(f"  {stage}: {_counted(counts)}" for stage, counts in outcome.counts.items()),
+        f"{_ending(outcome)} ({_totals(outcome)})",
+        *(f"  {stage}: {_count_words(counts)}" for stage, counts in outcome.counts.items()),
         *([f"  kept      {outcome.kept} answers whose request is unchanged"] if outcome.kept else []),
         *([f"  reused    {outcome.reused} answers to identical requests"] if outcome.reused else []),
     ]
     if outcome.status == "stopped":
-        lines.insert(1, f"  stopped   {outcome.reason}; raise or remove that guard to go on")
+        lines.insert(1, f"  stopped   {outcome.reason}; raise or remove that guard to continue")
     if brief:
         return "\n".join(lines)
-    lines += [f"  folder    {outcome.folder}", _query(outcome.folder)]
+    lines += [f"  folder    {outcome.folder}", _query_line(outcome.folder)]
     lines += [f"  written   {file}" for file in outcome.files.written]
     if outcome.failures:
         stage = outcome.failures[0][0]
-        lines += _failures(outcome, 1)
+        lines += _failure_lines(outcome, 1)
         lines.append(
             f'            infermesh sql "select row_id, error_type, error from {stage} '
             f"where status = 'error'\" --run {outcome.folder}"
         )
     if outcome.status == "stopped":
-        lines.append(f"  go on     {_without_guard(outcome)}")
+        lines.append(f"  continue  {_continue_command(outcome)}")
     else:
         lines.append(f"  resume    infermesh resume {outcome.folder}   ({_what_resuming_does(outcome)})")
     return "\n".join(lines)
 
 
 def oneshot_closing(outcome: RunOutcome, output: Path | None, checkpoint: Path | None) -> str:
-    """For ``generate``, ``embed`` and ``transcribe`` over a file of rows.
+    """The message of ``generate``, ``embed`` and ``transcribe`` over a file of rows.
 
     Parameters
     ----------
     output
         The file that was written; ``None`` for stdout.
     checkpoint
-        The run's folder; ``None`` where it does not outlive the command.
+        The run's folder; ``None`` if it is temporary.
     """
     counts = outcome.counts[outcome.experiment]
-    lines = [f"{_end(outcome)}: {_counted(counts)} ({_totals(outcome)})"]
+    lines = [f"{_ending(outcome)}: {_count_words(counts)} ({_totals(outcome)})"]
     if output is not None:
         lines.append(f"  output    {output}")
     if checkpoint is not None:
-        lines.append(_query(checkpoint))
-    lines += _failures(outcome, 3)
+        lines.append(_query_line(checkpoint))
+    lines += _failure_lines(outcome, 3)
     if outcome.status != "done" and checkpoint is not None:
         lines.append(f"  resume    the same command with --resume   ({_what_resuming_does(outcome)})")
     return "\n".join(lines)
 
 
-def _end(outcome: RunOutcome) -> str:
-    return f"{outcome.experiment}: {_ENDS[outcome.status]} in {outcome.elapsed_s:.1f} s"
+def _ending(outcome: RunOutcome) -> str:
+    return f"{outcome.experiment}: {_STATUS_WORDS[outcome.status]} in {outcome.elapsed_s:.1f} s"
 
 
 def _totals(outcome: RunOutcome) -> str:
@@ -80,15 +80,15 @@ def _totals(outcome: RunOutcome) -> str:
     return f"{totals['requests']} requests, {totals['prompt_tokens'] + totals['completion_tokens']} tokens{cost}"
 
 
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{counts[key]} {word}" for key, word in _WORDS.items() if counts.get(key)) or "no rows"
+def _count_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[key]} {word}" for key, word in _COUNT_WORDS.items() if counts.get(key)) or "no rows"
 
 
-def _query(folder: Path) -> str:
+def _query_line(folder: Path) -> str:
     return f'  query     infermesh sql "select * from results limit 5" --run {folder}'
 
 
-def _failures(outcome: RunOutcome, most: int) -> Iterator[str]:
+def _failure_lines(outcome: RunOutcome, most: int) -> Iterator[str]:
     for stage, kind, rows, example in outcome.failures[:most]:
         first_line = (example or "").splitlines()[0] if example else ""
         yield f"  failures  {rows} × {stage}: {kind}: {first_line[:_EXAMPLE_CHARACTERS]}"
@@ -97,11 +97,11 @@ def _failures(outcome: RunOutcome, most: int) -> Iterator[str]:
 def _what_resuming_does(outcome: RunOutcome) -> str:
     if outcome.status == "done":
         return "nothing is left to send"
-    return "tries the failed rows again" if outcome.status == "failed_rows" else "sends only what is left"
+    return "retries the failed rows" if outcome.status == "failed_rows" else "sends only what is left"
 
 
-def _without_guard(outcome: RunOutcome) -> str:
-    """The command that goes on after a guard: ``resume`` would keep the guard."""
+def _continue_command(outcome: RunOutcome) -> str:
+    """The command that continues without the guard. ``resume`` would keep it: it reads the stored config."""
     guard = (outcome.reason or "guards").split()[0]
     kept = outcome.folder / ".hydra" / "overrides.yaml"
     overrides = yaml.safe_load(kept.read_text(encoding="utf-8")) if kept.exists() else ["+experiment=NAME"]

@@ -1,4 +1,4 @@
-"""What the commands share: options, the environment file, and how an error ends a command."""
+"""What the commands share: options, the environment file, and error messages."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ import typer
 RUNS = "Runs"
 PROJECT = "Project"
 EnvFile = Annotated[
-    Path | None, typer.Option("--env-file", help="Read keys from this file of NAME=value lines.", exists=True)
+    Path | None, typer.Option("--env-file", help="Read API keys from this file of NAME=value lines.", exists=True)
 ]
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="table, csv, json, jsonl or parquet; table on a terminal, else csv.")
+    str | None,
+    typer.Option("--format", help="table, csv, json, jsonl or parquet. Default: table on a terminal, else csv."),
 ]
 OutputsOption = Annotated[Path, typer.Option("--outputs", help="The folder that holds the runs.")]
-RunArgument = Annotated[str | None, typer.Argument(help="A run's folder or id; the newest where none is named.")]
+RunArgument = Annotated[
+    str | None, typer.Argument(help="A run's folder or id, or an experiment's name; default: the newest.")
+]
 
 
 def print_error(error: object) -> None:
-    """Say on stderr what is wrong, one line per problem."""
+    """Print each line of a message to stderr, with ``error:`` before it."""
     for line in str(error).splitlines():
         print(f"error: {line}", file=sys.stderr)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """Say on stderr what is wrong, and exit."""
+    """Print a message as :func:`print_error` does and exit with ``code``."""
     print_error(message)
     raise typer.Exit(code)
 
 
 def split_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The arguments without ``--config-dir DIR`` (or ``-cd DIR``), and its absolute folder; the last one wins."""
+    """Take ``--config-dir DIR`` (or ``-cd DIR``) out of ``argv``; DIR is made absolute, and the last one wins."""
     found, others, rest = None, [], iter(argv)
     for argument in rest:
         name, equals, value = argument.partition("=")
@@ -48,7 +51,7 @@ def split_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def load_env(env_file: Path | None) -> None:
-    """Put the file's variables into the environment; what is set there already stays."""
+    """Load a file of variables into the environment. Variables that are already set keep their value."""
     if env_file is not None:
         from dotenv import load_dotenv
 

@@ -1,4 +1,4 @@
-"""Finding runs: by folder, by id, the newest, the newest unfinished."""
+"""Find the run that a user names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from infermesh.store.schema import DATABASE
 
 
 def find_run(name: str | None) -> Path:
-    """The folder of the run that a user names: a folder, its database, a run id; the newest for ``None``."""
+    """Find a run's folder, or exit with an error.
+
+    Parameters
+    ----------
+    name
+        A run's folder, its database file, its id, or an experiment's name (its newest run). ``None``: the newest run.
+    """
     if name is None:
         folders = run_folders()
         if not folders:
@@ -21,7 +27,9 @@ def find_run(name: str | None) -> Path:
     if path.name == DATABASE and path.is_file():
         return path.parent
     if (path / DATABASE).is_file():
-        return path.parent / path.readlink() if path.is_symlink() else path  # say which run "latest" is
+        return (
+            path.parent / path.readlink() if path.is_symlink() else path
+        )  # show the run's folder, not the link "latest"
     for folder in run_folders():
         if folder.name == name or describe(folder).run_id == name:
             return folder

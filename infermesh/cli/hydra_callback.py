@@ -1,26 +1,29 @@
-"""What Hydra calls when a multirun begins: it alone knows the sweep's folder before any job."""
+"""A Hydra callback that tells the sweep its folder.
+
+Hydra resolves ``hydra.sweep.dir`` only when a multirun starts, and shows the result to callbacks before the first job.
+"""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
 from infermesh.cli import sweep
+from infermesh.cli.common import print_error
 from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
 
 
 class Announcer(Callback):
-    """Tells the sweep of this process that its jobs are about to start."""
+    """Passes the composed config to the sweep of this process. Hydra creates it by its name."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Before any job, in the process that starts them."""
-        if sweep.current is not None:
+        """Called once, before any job, in the process that launches the jobs."""
+        if sweep.current_sweep is not None:
             _refuse_inline_keys(config)
-            sweep.current.begin(config)
+            sweep.current_sweep.prepare(config)
 
 
 def _refuse_inline_keys(config: Any) -> None:
@@ -29,6 +32,5 @@ def _refuse_inline_keys(config: Any) -> None:
     try:
         refuse_inline_keys(plain)
     except ConfigError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        print_error(error)
         raise SystemExit(1) from None  # Hydra turns any other exception of a callback into a warning

@@ -1,4 +1,4 @@
-"""``infermesh init``: a project of the user's own that runs at once."""
+"""``infermesh init``: create a project that runs at once, against the simulator."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from infermesh.config.compose import shipped_project
 
 _EXPERIMENT = """\
 # @package _global_
-# infermesh run +experiment={name}
-# Every key with its default: infermesh run +experiment={name} --cfg job
+# Run it: infermesh run +experiment={name}
+# Show every key with its value: infermesh run +experiment={name} --cfg job
 defaults:
   - /deployment@deployments.local: simulator
   - /model@models.llama: default
@@ -28,12 +28,13 @@ source:
 
 deployments:
   local:
-    # The embedded simulator answers until you name a server of yours:
+    # The embedded simulator answers all requests. For a server of yours, write instead:
     #   model: hosted_vllm/meta-llama/Meta-Llama-3-8B-Instruct
     #   api_base: http://localhost:8000/v1
-    # or a provider, with its key in the environment or in a file for --env-file:
+    # For a provider (its key in the environment, or in a file given as --env-file):
     #   model: openai/gpt-4.1-mini
     #   api_base: null
+    # A deployment serves one model: for embeddings, add a deployment and name it at models.minilm.
     max_parallel_requests: 16
 
 models:
@@ -67,7 +68,7 @@ Answer with JSON only.
 """
 
 _SCHEMA = '''\
-"""What the model must answer."""
+"""The schema that the model's answers must fit."""
 
 from pydantic import BaseModel, Field
 
@@ -81,7 +82,7 @@ class Summary(BaseModel):
 
 _ENV = """\
 # Copy to .env and pass it: infermesh run --env-file .env +experiment=NAME
-# Keys are read from the environment; they never stand in a config.
+# Keys are read from the environment. A key written into a config is refused.
 #OPENAI_API_KEY=
 #ANTHROPIC_API_KEY=
 #HOSTED_VLLM_API_KEY=
@@ -93,11 +94,13 @@ _README = """\
     infermesh run +experiment={name}
     infermesh sql "select row_id, summaries_parsed, summaries_status from results"
 
-- `conf/experiment/{name}.yaml`: the experiment; deployments, models, stages, limits
-- `pipelines/{name}/`: its prompt, its output schema, its data
-- `outputs/{name}/`: where runs land; `latest` is the newest
+| path | what it holds |
+| --- | --- |
+| `conf/experiment/{name}.yaml` | the experiment: source, deployments, models, stages |
+| `pipelines/{name}/` | its prompt, its output schema, its data |
+| `outputs/{name}/` | its runs, one folder each; `latest` links to the newest |
 
-It runs against the embedded simulator. The experiment's file says how to name a server or a provider instead.
+The experiment runs against the embedded simulator. Comments in its YAML file show how to use a server or a provider.
 """
 
 _ROWS = """\
@@ -108,7 +111,7 @@ _ROWS = """\
 
 
 def init_project(folder: Path) -> None:
-    """Write the project; files that exist are kept."""
+    """Write the project's files. A file that exists is kept, and a line on stderr says so."""
     name = re.sub(r"\W+", "_", folder.resolve().name).strip("_").lower() or "project"
     if name[0].isdigit():
         name = f"project_{name}"

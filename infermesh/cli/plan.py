@@ -1,4 +1,4 @@
-"""``infermesh plan``: the report goes to stdout, it is what was asked for; notes go to stderr."""
+"""``infermesh plan``: print what a run would send, cost and take. The report goes to stdout, notes go to stderr."""
 
 from __future__ import annotations
 
@@ -27,16 +27,30 @@ _MOST_RESOURCES = 6
 def run_plan(
     argv: list[str], show: int, sample: int, json: bool, latency_s: float | None, output_tokens: int | None
 ) -> None:
-    """Compose as ``infermesh run`` does, and print what the job would take."""
-    overrides, config_dir = _arguments(argv)
+    """Compose the config as ``infermesh run`` does, estimate the run and print the report.
+
+    Parameters
+    ----------
+    argv
+        ``+experiment=NAME`` and overrides.
+    show
+        How many requests of each stage to print in full.
+    sample
+        How many rows to render.
+    json
+        Print JSON instead of the report.
+    latency_s, output_tokens
+        Seconds of a request and tokens of an answer, in place of the estimates. ``None`` keeps these.
+    """
+    overrides, config_dir = _split_arguments(argv)
     if sys.stderr.isatty():
-        print("looking at the source …", file=sys.stderr)
+        print("reading the source …", file=sys.stderr)
     try:
         composed = compose(overrides, config_dir=config_dir)
         job = declared(composed)
-        assert composed.folder is not None  # it has a name
+        assert composed.folder is not None  # a declaration that validates has a name, so it has a folder
         options = Options(show, sample, latency_s, output_tokens)
-        with _quiet():
+        with _warnings_muted():
             plan = make_plan(job, composed.folder, options=options)
     except InfermeshError as error:
         fail(str(error))
@@ -46,12 +60,12 @@ def run_plan(
         sys.stdout.buffer.write(orjson.dumps(as_json(plan), option=orjson.OPT_INDENT_2) + b"\n")
         sys.stdout.flush()
     else:
-        _print(plan, argv)
+        _print_report(plan, argv)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A stand-in that does not parse is no matter for a warning."""
+def _warnings_muted() -> Iterator[None]:
+    """Mute warnings: a made-up answer that does not fit its schema is no news to the user."""
     logger = logging.getLogger("infermesh")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -61,21 +75,21 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _arguments(argv: list[str]) -> tuple[list[str], Path | None]:
-    """Overrides, and the folder of ``--config-dir``."""
+def _split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
+    """Split off the folder of ``--config-dir``, and exit with an error on any other option."""
     if not argv:
         fail("which experiment? infermesh plan +experiment=NAME", code=2)
     overrides, config_dir = split_config_dir(argv)
     for argument in overrides:
         if argument in ("-m", "--multirun"):
-            fail("a plan looks at one job: leave -m out, and give one value for each key", code=2)
+            fail("plan estimates one job: leave -m out, and give one value for each key", code=2)
         if argument.startswith("-"):
-            fail(f"{argument}: no such option of plan; infermesh plan --help", code=2)
+            fail(f"{argument}: no such option of plan; see infermesh plan --help", code=2)
     return overrides, config_dir
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Everything that is known, as plain values; ``null`` where something is not."""
+    """Return the whole plan as plain values; ``None`` where something is unknown."""
     found = plan.estimate
     binding = found.binding
     return {
@@ -86,10 +100,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "wall_is_lower_bound": not found.complete,
         "days": found.days,
         "binding": None if binding is None else binding.name,
-        "requests": _sum(stage.requests for stage in found.stages),
-        "prompt_tokens": _sum(stage.prompt_tokens for stage in found.stages),
-        "completion_tokens": _sum(stage.completion_tokens for stage in found.stages),
-        "cost_usd": _sum(stage.cost_usd for stage in found.stages),
+        "requests": _sum_if_known(stage.requests for stage in found.stages),
+        "prompt_tokens": _sum_if_known(stage.prompt_tokens for stage in found.stages),
+        "completion_tokens": _sum_if_known(stage.completion_tokens for stage in found.stages),
+        "cost_usd": _sum_if_known(stage.cost_usd for stage in found.stages),
         "stages": [
             dataclasses.asdict(stage.facts)
             | {
@@ -110,12 +124,12 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _sum(values: Iterator[float | None]) -> float | None:
+def _sum_if_known(values: Iterator[float | None]) -> float | None:
     listed = list(values)
     return None if None in listed else sum(value or 0 for value in listed)
 
 
-def _print(plan: Plan, argv: Sequence[str]) -> None:
+def _print_report(plan: Plan, argv: Sequence[str]) -> None:
     for name, listed in plan.requests.items():
         for number, sent in enumerate(listed, 1):
             print(f"{name}, request {number}: POST {sent.url} (deployment {sent.deployment})")
@@ -123,16 +137,16 @@ def _print(plan: Plan, argv: Sequence[str]) -> None:
             print()
     what = "a new run" if plan.folder is None else f"what is left to do in {plan.folder}"
     print(f"{plan.experiment}: {what}, {plan.rows:,} rows. Nothing was sent.")
-    _table([_HEADINGS, *(_line(stage) for stage in plan.estimate.stages), _total(plan)])
-    for line in _remarks(plan.estimate.stages):
+    _print_table([_HEADINGS, *(_stage_row(stage) for stage in plan.estimate.stages), _total_row(plan)])
+    for line in _basis_lines(plan.estimate.stages):
         print(line)
     print()
-    for line in _time(plan):
+    for line in _time_lines(plan):
         print(line)
     print(f"\nrun it: infermesh run {shlex.join(argv)}")
 
 
-def _line(stage: StageEstimate) -> tuple[str, ...]:
+def _stage_row(stage: StageEstimate) -> tuple[str, ...]:
     facts = stage.facts
     if facts.rows is None:
         return (facts.name, "not known before the run", *[""] * (len(_HEADINGS) - 2))
@@ -143,35 +157,35 @@ def _line(stage: StageEstimate) -> tuple[str, ...]:
     return (
         facts.name,
         f"{sure}{facts.rows:,}",
-        _number(stage.requests),
-        _number(stage.prompt_tokens),
-        _number(stage.completion_tokens),
-        _dollars(stage.cost_usd),
+        _count_text(stage.requests),
+        _count_text(stage.prompt_tokens),
+        _count_text(stage.completion_tokens),
+        _cost_text(stage.cost_usd),
         latency if facts.rows else "",
     )
 
 
-def _total(plan: Plan) -> tuple[str, ...]:
+def _total_row(plan: Plan) -> tuple[str, ...]:
     figures = as_json(plan)
     return (
         "total",
         "",
-        *(_number(figures[key]) for key in ("requests", "prompt_tokens", "completion_tokens")),
-        _dollars(figures["cost_usd"]),
+        *(_count_text(figures[key]) for key in ("requests", "prompt_tokens", "completion_tokens")),
+        _cost_text(figures["cost_usd"]),
         "",
     )
 
 
-def _number(value: float | None) -> str:
+def _count_text(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f}"
 
 
-def _dollars(value: float | None) -> str:
+def _cost_text(value: float | None) -> str:
     return "unknown" if value is None else f"${value:,.4f}" if value < 1 else f"${value:,.2f}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal, aligned lines elsewhere."""
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on a terminal, aligned lines elsewhere."""
     if sys.stdout.isatty():
         from rich import box
         from rich.console import Console
@@ -190,8 +204,8 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
         print("  " + "  ".join(cells).rstrip())
 
 
-def _remarks(stages: Sequence[StageEstimate]) -> Iterator[str]:
-    """Whence the figures are, and what went wrong with the sample."""
+def _basis_lines(stages: Sequence[StageEstimate]) -> Iterator[str]:
+    """What tokens and seconds are based on, and which stages could not be rendered."""
     sources: dict[str, list[str]] = {}
     for stage in stages:
         facts = stage.facts
@@ -207,7 +221,7 @@ def _remarks(stages: Sequence[StageEstimate]) -> Iterator[str]:
             yield f"  {stage.facts.name}: {stage.facts.problem}"
 
 
-def _time(plan: Plan) -> Iterator[str]:
+def _time_lines(plan: Plan) -> Iterator[str]:
     found = plan.estimate
     if all(stage.facts.rows == 0 for stage in found.stages):
         yield "time: none, nothing is left to send"
@@ -216,28 +230,28 @@ def _time(plan: Plan) -> Iterator[str]:
         yield f"time: unknown: {'; '.join(found.unknown)}"
         return
     if found.wall_s is None or found.binding is None:
-        yield "time: unknown: no limit is set, and how long a request takes is not known (--latency SECONDS)"
+        yield "time: unknown: no limit is set, and the time of a request is not known (give --latency SECONDS)"
         return
     bound = "about" if found.complete else "at least"
-    yield f"time: {bound} {_seconds(found.wall_s)}, bound by {found.binding.name}: {found.binding.detail}"
+    yield f"time: {bound} {_time_text(found.wall_s)}, bound by {found.binding.name}: {found.binding.detail}"
     least = max(0.1, 0.01 * max((each.seconds for each in found.resources if each.days is None), default=0.0))
     listed = [resource for resource in found.resources[1:] if resource.seconds >= least]
-    others = [f"{resource.name} {_seconds(resource.seconds)}" for resource in listed[:_MOST_RESOURCES]]
+    others = [f"{resource.name} {_time_text(resource.seconds)}" for resource in listed[:_MOST_RESOURCES]]
     if others:
         yield f"      alone would take: {', '.join(others)}"
     if not found.complete:
         slow = [stage.facts.name for stage in found.stages if stage.facts.rows and stage.facts.latency is None]
         if slow:
             yield (
-                f"      from the limits alone: how long a request of {', '.join(slow)} takes is not known; "
-                "--latency SECONDS says it, an earlier run of the experiment shows it"
+                f"      from the limits alone: the time of a request of {', '.join(slow)} is not known. "
+                "Give --latency SECONDS, or run the experiment once on a few rows"
             )
     for unknown in found.unknown:
         yield f"      {unknown}"
-    yield from _days(found.resources, plan.quotas)
+    yield from _quota_lines(found.resources, plan.quotas)
 
 
-def _days(resources: Sequence[Resource], quotas: dict[str, QuotaFacts]) -> Iterator[str]:
+def _quota_lines(resources: Sequence[Resource], quotas: dict[str, QuotaFacts]) -> Iterator[str]:
     for resource in resources:
         if resource.days is not None:
             yield f"quota: {resource.name}: {resource.detail}: a job of {_plural(resource.days, 'day')}"
@@ -247,12 +261,12 @@ def _days(resources: Sequence[Resource], quotas: dict[str, QuotaFacts]) -> Itera
                 resource.days and resource.name.startswith(unit) and quota.name in resource.name
                 for resource in resources
             ):
-                yield f"quota: {unit} of {quota.name}: {used:,.0f} of {limit:,.0f} used today, what is left suffices"
+                yield f"quota: {unit} of {quota.name}: {used:,.0f} of {limit:,.0f} used today, enough is left"
 
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _seconds(seconds: float) -> str:
+def _time_text(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else duration(seconds)

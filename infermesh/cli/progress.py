@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def make_observer() -> Observer:
-    """The observer that suits where stderr goes."""
+    """Return a live table if stderr is a terminal, plain lines otherwise."""
     return LiveTable() if sys.stderr.isatty() else PlainLines()
 
 
 class LiveTable:
-    """For a terminal: a bar and the counts of each stage, redrawn in place."""
+    """Each stage's progress bar and counts on a terminal, redrawn in place."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -29,22 +29,19 @@ class LiveTable:
         self._rates = Rates()
 
     def note(self, text: str) -> None:
-        """Print above the table."""
+        """Print a line above the table."""
         self._console.print(text, highlight=False, markup=False)
 
     def start(self, stats: RunStats) -> None:
-        """Draw the table."""
         self._rates.update(stats)
         self._live.start()
         self.tick(stats)
 
     def tick(self, stats: RunStats) -> None:
-        """Redraw the table."""
         self._rates.update(stats)
         self._live.update(self._render(stats), refresh=True)
 
     def stop(self, stats: RunStats) -> None:
-        """Leave the last state on the screen."""
         self.tick(stats)
         self._live.stop()
 

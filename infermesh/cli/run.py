@@ -1,4 +1,8 @@
-"""``infermesh run`` and ``infermesh resume``: Hydra composes, execution runs."""
+"""``infermesh run``, ``resume`` and ``retry``.
+
+Hydra composes the config and calls :class:`_Job` for each job. ``resume`` and ``retry`` need no Hydra: they read the
+config that the run stored in its database.
+"""
 
 from __future__ import annotations
 
@@ -40,23 +44,30 @@ from infermesh.store.schema import DATABASE
 
 
 def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
-    """Compose with Hydra and run each job; the exit code of the worst."""
+    """Compose with Hydra and run each job.
+
+    Returns
+    -------
+    int
+        The exit code; for a sweep, that of its worst job.
+    """
     if not argv:
         print("error: which experiment? infermesh run +experiment=NAME", file=sys.stderr)
         _list_experiments()
         return 2
     try:
-        refuse_inline(argv)  # Hydra writes a sweep's overrides to a file before any job
+        refuse_inline(argv)  # here, because Hydra writes a sweep's overrides to multirun.yaml before its first job
     except ConfigError as error:
         fail(str(error))
     _, config_dir = split_config_dir(argv)
+    # hydra.main() reads sys.argv and nothing else, so the arguments are put there for the time of the call.
     arguments = ["infermesh", *(addable(argument) for argument in argv)]
     sweep = None
     if is_multirun(argv):
         sweep = Sweep(argv, env_file)
         arguments.append(ANNOUNCE)
     job = _Job(config_dir, sweep)
-    with _arguments(arguments), _full_errors(), search_path(config_dir):
+    with _patched_argv(arguments), _hydra_raises(), search_path(config_dir):
         try:
             with sweep.announced() if sweep is not None else contextlib.nullcontext():
                 _hydra_main(job)()
@@ -64,7 +75,7 @@ def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
             fail(str(error))
         except Exception as error:
             fail(composition_error(error, Path.cwd(), config_dir))
-    return sweep.conclude() if sweep is not None else job.code
+    return sweep.report() if sweep is not None else job.code
 
 
 def _hydra_main(job: _Job) -> Any:
@@ -75,7 +86,10 @@ def _hydra_main(job: _Job) -> Any:
 
 
 class _Job:
-    """What Hydra calls for each job, in this process or, by some launchers, in another."""
+    """The task function that Hydra calls for each job.
+
+    Some launchers run it in another process. They pickle it, so it holds only what can be pickled.
+    """
 
     def __init__(self, config_dir: Path | None, sweep: Sweep | None) -> None:
         self._config_dir = config_dir
@@ -83,7 +97,6 @@ class _Job:
         self.code = 0
 
     def run(self, config: Any) -> int:
-        """Run one job; its exit code."""
         from hydra.core.hydra_config import HydraConfig
 
         hydra_config = HydraConfig.get()
@@ -92,20 +105,20 @@ class _Job:
             folder = folder.relative_to(Path.cwd())
         folder = resolve_latest(folder)
         mapping, overrides = plain(config), list(hydra_config.overrides.task)
-        looked_in = roots(Path.cwd(), self._config_dir)
+        search_roots = roots(Path.cwd(), self._config_dir)
         if self._sweep is not None:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)
-            self.code = job.run(mapping, looked_in, run_job)
+            self.code = job.run(mapping, search_roots, run_job)
             return self.code
         try:
-            declaration = declare(mapping, looked_in, overrides)
+            declaration = declare(mapping, search_roots, overrides)
         except ConfigError:
-            discard(folder)  # Hydra has made it
+            discard(folder)  # Hydra has already created it
             raise
         if not any("hydra.run.dir" in override for override in hydra_config.overrides.hydra):
             try:
                 (folder / CONFIG_FOLDER).mkdir(parents=True)
-            except FileExistsError:  # another run began in the same second
+            except FileExistsError:  # another run started in the same second and has this folder
                 folder = claim_folder(folder)
         self.code = run_job(declaration, folder)
         return self.code
@@ -120,7 +133,24 @@ def run_job(
     control: Control | None = None,
     brief: bool = False,
 ) -> int:
-    """Run or resume an experiment in a folder, with progress and a closing word, or a ``brief`` one; the exit code."""
+    """Run or resume an experiment in a folder, with progress and a closing message on stderr.
+
+    Parameters
+    ----------
+    redo
+        Rows to send again although they are settled; for ``retry``.
+    observer
+        Shows progress; the one that suits stderr where it is not given.
+    control
+        Lets another thread stop the run; for a sweep's jobs.
+    brief
+        Leave out where the results are and how to continue; for a sweep's jobs.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
     observer = observer or make_observer()
     try:
         outcome = execute(declaration, folder, observer=observer, redo=redo, control=control)
@@ -134,32 +164,34 @@ def run_job(
     for problem in outcome.files.errors:
         print(f"error: {problem}", file=sys.stderr)
     if outcome.files.errors:
-        print(f"the run itself is whole: infermesh resume {outcome.folder} writes its files again", file=sys.stderr)
+        print(
+            f"the run's own data is complete: infermesh resume {outcome.folder} writes the files again", file=sys.stderr
+        )
     return outcome.exit_code
 
 
 def resume_run(name: str | None) -> int:
-    """Go on with a run in its folder, from the config that it keeps."""
+    """Continue a run in its folder, with the config stored there. Without a name: the newest unfinished run."""
     folder = find_run(name) if name is not None else newest_unfinished()
     if folder is None:
-        newest = describe(find_run(None))  # ends the command where there is no run at all
+        newest = describe(find_run(None))  # exits with an error if there is no run at all
         print("nothing to resume: no unfinished run below outputs/", file=sys.stderr)
         if newest.failed:
             print(
-                f"the newest one finished with {newest.failed} failed row states; infermesh resume {newest.folder} "
-                "tries them again",
+                f"the newest run finished with {newest.failed} failed row states; infermesh resume {newest.folder} "
+                "retries them",
                 file=sys.stderr,
             )
         return 0
-    declaration = _declared(folder)
+    declaration = _stored_declaration(folder)
     print(f"resuming {folder}", file=sys.stderr)
     return run_job(declaration, folder)
 
 
 def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int:
-    """Send settled rows of a stage again, those that a condition chooses; says how many they are first."""
+    """Send again the rows of a stage that match an SQL condition. Their number is printed first."""
     folder = find_run(name)
-    declaration = _declared(folder)
+    declaration = _stored_declaration(folder)
     redo = Redo(stage, where)
     over_rows = [name for name, config in declaration.experiment.stages.items() if config.kind != "sql"]
     if stage not in over_rows:
@@ -175,8 +207,11 @@ def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int
     return run_job(declaration, folder, redo=redo)
 
 
-def _declared(folder: Path) -> Declaration:
-    """The declaration that a run keeps. Its paths are relative to the working directory first, then as they were."""
+def _stored_declaration(folder: Path) -> Declaration:
+    """Read the declaration that a run stored.
+
+    Relative paths in it are looked up below the working directory first, then where the run looked them up.
+    """
     try:
         with connect(folder / DATABASE, read_only=True) as connection:
             row = connection.execute("SELECT config, roots FROM run").fetchone()
@@ -195,11 +230,11 @@ def _declared(folder: Path) -> Declaration:
 
 
 def _list_experiments() -> None:
-    print(f"there is: {', '.join(experiments(Path.cwd()))}", file=sys.stderr)
+    print(f"experiments: {', '.join(experiments(Path.cwd()))}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _arguments(argv: list[str]) -> Iterator[None]:
+def _patched_argv(argv: list[str]) -> Iterator[None]:
     before, sys.argv = sys.argv, argv
     try:
         yield
@@ -208,8 +243,11 @@ def _arguments(argv: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_errors() -> Iterator[None]:
-    """Let Hydra's exceptions reach us instead of being printed and swallowed by it."""
+def _hydra_raises() -> Iterator[None]:
+    """Make Hydra raise its errors.
+
+    Without HYDRA_FULL_ERROR it prints an error with its own hints and exits, and no message of ours could replace it.
+    """
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

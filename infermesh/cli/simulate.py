@@ -1,4 +1,4 @@
-"""``infermesh simulate``: the simulator as a server of its own."""
+"""``infermesh simulate``: the simulator as a separate server."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from infermesh.simulator.settings import SimulatorSettings
 
 
 def simulate_server(pairs: list[str], host: str, port: int, list_settings: bool) -> None:
-    """Serve until interrupted; the base URL goes to stdout."""
+    """Serve until interrupted. The base URL goes to stdout once the server accepts requests."""
     if list_settings:
-        for name, default, description in _settings(SimulatorSettings, ""):
+        for name, default, description in _all_settings(SimulatorSettings, ""):
             print(f"{name}={'null' if default is None else default}\n    {description}")
         return
     from infermesh.simulator.server import serve
@@ -23,23 +23,23 @@ def simulate_server(pairs: list[str], host: str, port: int, list_settings: bool)
     def announce(url: str) -> None:
         print(url, flush=True)
 
-    serve(_parse(pairs), host=host, port=port, on_ready=announce)
+    serve(_parse_settings(pairs), host=host, port=port, on_ready=announce)
 
 
-def _settings(model: type[BaseModel], prefix: str) -> list[tuple[str, Any, str]]:
+def _all_settings(model: type[BaseModel], prefix: str) -> list[tuple[str, Any, str]]:
     found: list[tuple[str, Any, str]] = []
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found += _settings(inner, f"{prefix}{name}.")
+            found += _all_settings(inner, f"{prefix}{name}.")
         else:
             found.append((f"{prefix}{name}", field.get_default(call_default_factory=True), field.description or ""))
     return found
 
 
-def _parse(pairs: list[str]) -> SimulatorSettings:
+def _parse_settings(pairs: list[str]) -> SimulatorSettings:
     values: dict[str, Any] = {}
-    valid = [name for name, _, _ in _settings(SimulatorSettings, "")]
+    valid = [name for name, _, _ in _all_settings(SimulatorSettings, "")]
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in valid:

@@ -1,7 +1,12 @@
-"""``infermesh run -m``: each job into its folder, what is complete passed over, and a table at the end.
+"""``infermesh run -m``: run each job in its own folder, skip jobs that are already complete, print a table at the end.
 
-Jobs may run in other processes, as Hydra's launcher decides. So each job leaves a record in the sweep's folder, and the
-table is made of the records and of the jobs' databases.
+Hydra's launcher decides whether jobs run in this process or in others, so nothing is passed back in memory:
+
+- Each job writes a small record (``<sweep's folder>/.jobs/<number>.json``) when it starts and when it ends. The table
+  is made from these records and the jobs' databases. A record carries the id of the command that wrote it, so that
+  records of an earlier, interrupted command are not taken for this one's.
+- To stop jobs in other processes, this process creates a stop file beside the records. Each running job looks for it
+  on every progress tick and drains; a job that has not started yet ends at once.
 """
 
 from __future__ import annotations
@@ -48,23 +53,38 @@ from infermesh.store.schema import DATABASE
 ANNOUNCE = "++hydra.callbacks.infermesh={_target_:infermesh.cli.hydra_callback.Announcer}"
 _RECORDS = ".jobs"
 _MULTIRUN = re.compile(r"\+*hydra\.mode=multirun", re.IGNORECASE)
-_PLAIN_VALUE = re.compile(r"[\w./:+%@-]+")
+_UNQUOTED_VALUE = re.compile(r"[\w./:+%@-]+")
 
-current: Sweep | None = None  # the one that this process has started
+current_sweep: Sweep | None = None  # Hydra creates the callback itself, so this is how the callback finds the sweep
 
 
 def is_multirun(argv: Sequence[str]) -> bool:
-    """Whether Hydra will run several jobs."""
+    """Whether the arguments ask Hydra for a multirun: ``-m``, ``--multirun`` or ``hydra.mode=MULTIRUN``."""
     return any(argument in ("-m", "--multirun") or _MULTIRUN.fullmatch(argument) for argument in argv)
 
 
 class Sweep:
-    """A multirun: what is swept, where its jobs leave their records. Travels to the jobs' processes.
+    """A multirun. It is pickled and sent to the jobs' processes, so it holds only what can be pickled.
 
     Parameters
     ----------
     argv
-        What the user typed behind ``infermesh run``.
+        The arguments of ``infermesh run``, as the user typed them.
+    env_file
+        The file given as ``--env-file``.
+
+    Attributes
+    ----------
+    id
+        Names this command, in records and in the stop file.
+    keys
+        The swept keys. Known, like ``folder`` and ``parallel``, once :meth:`prepare` was called.
+    folder
+        The sweep's folder; ``None`` before :meth:`prepare`.
+    parallel
+        Whether the launcher runs jobs in other processes or threads.
+    interrupted
+        Whether the user has stopped the sweep.
     """
 
     def __init__(self, argv: Sequence[str], env_file: Path | None) -> None:
@@ -78,9 +98,13 @@ class Sweep:
 
     @contextlib.contextmanager
     def announced(self) -> Iterator[None]:
-        """While inside, the callback finds this sweep; an interrupt between two jobs ends it here."""
-        global current
-        current = self
+        """Let Hydra's callback find this sweep, and turn an interrupt into the end of the sweep.
+
+        A job that was interrupted in this process ends the sweep by ``SystemExit(130)``, an interrupt between two jobs
+        arrives as ``KeyboardInterrupt``. Both end here, so that the table of the jobs so far is printed.
+        """
+        global current_sweep
+        current_sweep = self
         main = threading.current_thread() is threading.main_thread()
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
         try:
@@ -94,55 +118,70 @@ class Sweep:
                 raise
             self.interrupted = True
         finally:
-            current = None
+            current_sweep = None
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def begin(self, config: Any) -> None:
-        """The jobs are about to start."""
+    def prepare(self, config: Any) -> None:
+        """Read the sweep's folder and keys from Hydra's config. The callback calls it before the first job.
+
+        With a parallel launcher this process only waits for the jobs, so it handles Ctrl-C and SIGTERM for them: the
+        handler creates the stop file. Jobs in this process need no handler here: the run itself sets one.
+        """
         self.folder = Path(config.hydra.sweep.dir)
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-        for override in _parsed([*params, *config.hydra.overrides.task]):
+        for override in _parse_overrides([*params, *config.hydra.overrides.task]):
             if override.is_sweep_override():
                 self.keys.append(override.key_or_group)
         self.parallel = not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
         if self.parallel and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._interrupt)
-            signal.signal(signal.SIGTERM, self._interrupt)
+            signal.signal(signal.SIGINT, self._stop_jobs)
+            signal.signal(signal.SIGTERM, self._stop_jobs)
 
-    def _interrupt(self, number: int, frame: Any) -> None:
-        """Ctrl-C while jobs run in other processes: they see the file and drain. A second one ends this process."""
+    def _stop_jobs(self, number: int, frame: Any) -> None:
+        """Handle the first Ctrl-C or SIGTERM while jobs run elsewhere: ask them to drain. A second one ends at once."""
         self.interrupted = True
         self.stop_file.parent.mkdir(parents=True, exist_ok=True)
         self.stop_file.touch()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        print("stopping: the jobs that run are drained, no further one starts; Ctrl-C again ends them", file=sys.stderr)
+        print(
+            "stopping: running jobs finish what they have sent, no further job starts; Ctrl-C again ends them at once",
+            file=sys.stderr,
+        )
 
     @property
     def records(self) -> Path:
-        """The folder of the jobs' records."""
         assert self.folder is not None
         return self.folder / _RECORDS
 
     @property
     def stop_file(self) -> Path:
-        """Its existence tells jobs to drain, and not to start."""
+        """While this file exists, running jobs drain and no further job starts. Only this command's jobs look at it."""
         return self.records / f"stop-{self.id}"
 
-    def conclude(self) -> int:
-        """Print the table and what next, write ``sweep.parquet`` and ``sweep.html``; the exit code of the worst job."""
-        if self.folder is None:  # Hydra was asked for something else
+    def report(self) -> int:
+        """Print the table, the recommendation and the command to continue; write ``sweep.parquet`` and ``sweep.html``.
+
+        Returns
+        -------
+        int
+            The exit code of the worst job: 1 before 130, 4 and 3.
+        """
+        if self.folder is None:  # no job was to run: --cfg, --help, …
             return 130 if self.interrupted else 0
         self.stop_file.unlink(missing_ok=True)
-        records = [record for file in self.records.glob("*.json") if (record := _read(file, self.id)) is not None]
+        records = [
+            record for file in self.records.glob("*.json") if (record := _read_record(file, self.id)) is not None
+        ]
         jobs = measure(records, self.keys)
         codes = {job.record.code for job in jobs} | ({130} if self.interrupted else set())
         code = next((code for code in (1, 130, 4, 3) if code in codes), 0)
         if not jobs:
             return code
         if 1 in codes:
-            (self.folder / "multirun.yaml").unlink(missing_ok=True)  # it may hold a refused key
+            # Hydra has written the overrides into this file. One that was refused may be an API key.
+            (self.folder / "multirun.yaml").unlink(missing_ok=True)
         advice = advise(jobs, self.keys)
         print_table(jobs, self.keys)
         if advice.job is not None:
@@ -155,12 +194,12 @@ class Sweep:
             print(f"  figures   {self.folder / 'sweep.parquet'}", file=sys.stderr)
             self._draw(self.folder / "sweep.html", jobs, advice)
         if code and any(job.record.code != 1 for job in jobs):
-            print(f"  go on     {self.command()}   (does only what is left)", file=sys.stderr)
+            print(f"  continue  {self.command()}   (does only what is left)", file=sys.stderr)
         return code
 
     def _draw(self, path: Path, jobs: Sequence[MeasuredJob], advice: Advice) -> None:
-        """Write the curves where there are any to draw; say so where they cannot be drawn."""
-        picture = picture_of(f"{self.folder}: {self._scope()}", jobs, self.keys, advice)
+        """Write the curves if one number was swept. If the plotting package is missing, say so."""
+        picture = picture_of(f"{self.folder}: {self._figures_scope()}", jobs, self.keys, advice)
         if picture is None:
             return
         try:
@@ -169,100 +208,120 @@ class Sweep:
         except ConfigError as error:
             print(f"  plot      none: {error}", file=sys.stderr)
 
-    def _scope(self) -> str:
+    def _figures_scope(self) -> str:
         stage = measured_stage(self.keys)
         return "rows/s and latency of the whole run" if stage is None else f"rows/s and latency of stage {stage}"
 
     def command(self) -> str:
-        """The command that goes on with this sweep in its folder."""
+        """The command that continues this sweep: the same arguments, with its folder."""
         folder = str(self.folder)
-        value = folder if _PLAIN_VALUE.fullmatch(folder) else "'" + folder.replace("'", "\\'") + "'"
+        value = folder if _UNQUOTED_VALUE.fullmatch(folder) else "'" + folder.replace("'", "\\'") + "'"
         argv = [argument for argument in self._argv if not argument.lstrip("+").startswith("hydra.sweep.dir=")]
         env_file = [] if self._env_file is None else ["--env-file", str(self._env_file)]
         return shlex.join(["infermesh", "run", *env_file, *argv, f"hydra.sweep.dir={value}"])
 
 
 class SweepJob:
-    """One job: passed over where it is complete, refused where its folder is another's, else run."""
+    """One job of a sweep, in whichever process the launcher runs it.
+
+    A job that is already complete is skipped. A folder that holds another job's run is refused. Else the job is run or
+    resumed.
+    """
 
     def __init__(self, sweep: Sweep, number: int, folder: Path, overrides: list[str]) -> None:
         self._sweep = sweep
         self._number = number
         self._folder = folder
         self._overrides = overrides
-        parsed = {override.key_or_group: override.value() for override in _parsed(overrides)}
-        self._values = {key: _plain(parsed.get(key)) for key in sweep.keys}
+        parsed = {override.key_or_group: override.value() for override in _parse_overrides(overrides)}
+        self._values = {key: _json_value(parsed.get(key)) for key in sweep.keys}
 
     def run(self, mapping: dict[str, Any], roots: list[Path], run_job: Callable[..., int]) -> int:
-        """Do it and leave a record; its exit code. Interrupted in this process, it ends the sweep."""
+        """Run the job, unless it is complete, and write its record.
+
+        Returns
+        -------
+        int
+            The job's exit code.
+
+        Raises
+        ------
+        SystemExit
+            The job was interrupted and the jobs run one after the other: no further one may start.
+        """
         shown = " ".join(override.lstrip("+") for override in self._overrides)
         print(f"job {self._number}: {shown}", file=sys.stderr)
         passed_over = False
         if self._sweep.stop_file.exists():
             code = 130
         else:
-            self._record(None)
+            self._write_record(None)
             try:
-                job = declare(self._measurable(mapping), roots, self._overrides)
+                job = declare(self._without_reuse(mapping), roots, self._overrides)
             except ConfigError as error:
                 print_error(error)
                 discard(self._folder)
                 code = 1
             else:
-                code, passed_over = self._do(job, run_job)
-        self._record(code, passed_over)
+                code, passed_over = self._run_or_skip(job, run_job)
+        self._write_record(code, passed_over)
         if code == 130 and not self._sweep.parallel:
             raise SystemExit(130)
         return code
 
-    def _do(self, job: Declaration, run_job: Callable[..., int]) -> tuple[int, bool]:
-        """The job's exit code, and whether it was complete already."""
-        if differs := self._anothers():
+    def _run_or_skip(self, job: Declaration, run_job: Callable[..., int]) -> tuple[int, bool]:
+        """Return the job's exit code, and whether it was complete already."""
+        if differs := self._conflict():
             print(f"error: {differs}", file=sys.stderr)
             return 1, False
         if is_complete(job, self._folder):
-            print(f"  complete already, passed over: {self._folder}", file=sys.stderr)
-            return (3 if self._failed_rows() else 0), True
+            print(f"  already complete, not run again: {self._folder}", file=sys.stderr)
+            return (3 if self._has_failed_rows() else 0), True
         return self._execute(job, run_job), False
 
     def _execute(self, job: Declaration, run_job: Callable[..., int]) -> int:
         control = Control()
         observer = make_observer()
-        elsewhere = self._sweep.parallel and threading.current_thread() is threading.main_thread()
+        in_own_process = self._sweep.parallel and threading.current_thread() is threading.main_thread()
         if self._sweep.parallel:
-            observer = _Labelled(self._number, control, self._sweep.stop_file)
-            if elsewhere:  # a terminal's Ctrl-C reaches every process; the one that started them speaks for all
+            observer = _JobLines(self._number, control, self._sweep.stop_file)
+            if in_own_process:
+                # A terminal sends Ctrl-C to every process of the group. Jobs ignore it: the process that started them
+                # catches it and creates the stop file.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             return run_job(job, self._folder, observer=observer, control=control, brief=True)
         finally:
-            if elsewhere:
+            if in_own_process:  # the run has set a handler of its own meanwhile
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def _measurable(self, mapping: dict[str, Any]) -> dict[str, Any]:
-        """A setting is measured by requests that are sent: where speed is swept, nothing is reused."""
+    def _without_reuse(self, mapping: dict[str, Any]) -> dict[str, Any]:
+        """Turn ``reuse`` off if a key that decides only speed is swept: answers that are reused measure nothing."""
         reuse = mapping.get("reuse", "none")
         if reuse == "none" or not any(decides_speed_only(key) for key in self._sweep.keys):
             return mapping
         if self._number == 0:
             print(
-                f"note: reuse is none for the jobs, not {reuse}: what is swept is measured by sending", file=sys.stderr
+                f"note: reuse is none in these jobs, not {reuse}: speed is measured by sending requests",
+                file=sys.stderr,
             )
         return {**mapping, "reuse": "none"}
 
-    def _anothers(self) -> str | None:
-        """What tells the run in the folder from this job; ``None`` where it is this one's, or there is none."""
+    def _conflict(self) -> str | None:
+        """Say how the run in the folder differs from this job; ``None`` if it is this job's or the folder is empty."""
         if not (self._folder / DATABASE).exists():
             return None
         try:
             stored = read_stored(self._folder / DATABASE)
-        except StoreError:  # running it says so
+        except StoreError:  # the run meets the same error and reports it
             return None
         if stored is None or stored.overrides is None:
             return None
-        before = {override.key_or_group: _plain(override.value()) for override in _parsed(stored.overrides)}
+        before = {
+            override.key_or_group: _json_value(override.value()) for override in _parse_overrides(stored.overrides)
+        }
         different = [
-            f"{key}={_shown(before[key]) if key in before else '(not set)'} there, {key}={_shown(value)} here"
+            f"{key}={_as_text(before[key]) if key in before else '(not set)'} there, {key}={_as_text(value)} here"
             for key, value in self._values.items()
             if before.get(key) != value or key not in before
         ]
@@ -273,11 +332,11 @@ class SweepJob:
             f"order, or another hydra.sweep.dir."
         )
 
-    def _failed_rows(self) -> bool:
+    def _has_failed_rows(self) -> bool:
         stored = read_stored(self._folder / DATABASE)
         return stored is not None and stored.status == "failed_rows"
 
-    def _record(self, code: int | None, passed_over: bool = False) -> None:
+    def _write_record(self, code: int | None, passed_over: bool = False) -> None:
         self._sweep.records.mkdir(parents=True, exist_ok=True)
         target = self._sweep.records / f"{self._number}.json"
         record = {
@@ -289,13 +348,13 @@ class SweepJob:
             "code": code,
             "passed_over": passed_over,
         }
-        temporary = target.with_suffix(".tmp")
+        temporary = target.with_suffix(".tmp")  # replaced at once, so that nobody reads half a record
         temporary.write_bytes(orjson.dumps(record))
         temporary.replace(target)
 
 
-class _Labelled(PlainLines):
-    """Lines that say which job speaks; looks for the sign to drain on each tick."""
+class _JobLines(PlainLines):
+    """Progress of a parallel job: notes carry the job's number, and each tick looks for the stop file."""
 
     def __init__(self, number: int, control: Control, stop_file: Path) -> None:
         super().__init__()
@@ -304,38 +363,36 @@ class _Labelled(PlainLines):
         self._stop_file = stop_file
 
     def note(self, text: str) -> None:
-        """Say something once."""
         super().note(f"job {self._number} | {text}")
 
     def tick(self, stats: RunStats) -> None:
-        """Print where a line is due."""
         super().tick(stats)
         if not self._control.stopping and self._stop_file.exists():
             self._control.stop()
 
 
-def _parsed(overrides: Sequence[str]) -> list[Any]:
+def _parse_overrides(overrides: Sequence[str]) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return list(OverridesParser.create().parse_overrides(list(overrides)))
 
 
-def _plain(value: Any) -> Any:
-    """A parsed override's value as JSON knows it."""
+def _json_value(value: Any) -> Any:
+    """Turn a parsed override's value into plain JSON values."""
     text = getattr(value, "text", None)  # a quoted string
     if text is not None:
         return text
     if isinstance(value, dict):
-        return {str(_plain(key)): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {str(_json_value(key)): _json_value(item) for key, item in value.items()}
+    return [_json_value(item) for item in value] if isinstance(value, list) else value
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
 
 
-def _read(file: Path, sweep: str) -> JobRecord | None:
-    """A record of this call; ``None`` for one of an earlier call whose job this one has not got to."""
+def _read_record(file: Path, sweep: str) -> JobRecord | None:
+    """Read a record; ``None`` for one that an earlier command wrote for a job that this command has not reached."""
     record = orjson.loads(file.read_bytes())
     if record["sweep"] != sweep:
         return None
@@ -350,7 +407,7 @@ def _read(file: Path, sweep: str) -> JobRecord | None:
 
 
 def print_table(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
-    """One row a job, on stderr."""
+    """Print the sweep's table to stderr, one row for each job."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -367,7 +424,7 @@ def print_table(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status")
     for job in jobs:
-        values = [_shown(job.record.values.get(key)) for key in keys]
+        values = [_as_text(job.record.values.get(key)) for key in keys]
         status = f"{job.status} (earlier)" if job.record.passed_over else job.status
         style = {"done": "", "failed rows": "yellow"}.get(job.status, "red")
         table.add_row(str(job.record.number), *values, *_cells(job, has_cost), status, style=style)
@@ -378,7 +435,7 @@ def print_table(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
 
 
 def _headings(keys: Sequence[str]) -> list[str]:
-    """The last part of each key, or all of it where two would be the same; folded where it is long."""
+    """Each key's last part, or all of it if two would be the same. Long headings take several lines."""
     last = [key.rpartition(".")[2] for key in keys]
     names = [leaf if last.count(leaf) == 1 else key for leaf, key in zip(last, keys, strict=True)]
     folded = []

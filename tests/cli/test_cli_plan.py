@@ -36,7 +36,7 @@ def test_the_report(project: Path, simulator: Simulator) -> None:
     (line,) = [line.split() for line in lines if line.startswith("  a ")]
     assert line == ["a", "12", "12", "132", "600", "unknown", "unknown"]
     assert any(line.startswith("time: at least ") and "bound by rpd of deployment d" in line for line in lines)
-    assert any("how long a request of a takes is not known; --latency SECONDS says it" in line for line in lines)
+    assert any("the time of a request of a is not known. Give --latency SECONDS" in line for line in lines)
     quota = "quota: rpd of deployment d: 12 requests, 5 a day, 0 used today: a job of 3 days"
     assert quota in lines
     assert lines[-1] == "run it: infermesh run +experiment=mine"

@@ -254,8 +254,8 @@ class TestOwnExperiment:
         assert "chunks: not asked yet" in here("status", cwd=project).stdout
         assert "s+ left" in found.stderr  # nobody knows how many rows the query makes
         assert here("resume", cwd=project).returncode == 4  # it is unfinished, and keeps its guard
-        (line,) = [line for line in found.stderr.splitlines() if line.startswith("  go on ")]
-        argv = shlex.split(line.removeprefix("  go on "))
+        (line,) = [line for line in found.stderr.splitlines() if line.startswith("  continue ")]
+        argv = shlex.split(line.removeprefix("  continue "))
         assert argv[-2:] == ["guards.max_errors=null", f"hydra.run.dir={folder.relative_to(project)}"]
         assert here(*argv[1:], cwd=project).returncode == 3
         assert len(run_folders(project)) == 1

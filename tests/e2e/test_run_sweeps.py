@@ -67,7 +67,7 @@ def test_the_table_the_figures_and_the_plot(tmp_path: Path, start_simulator: Sta
     assert found.stdout == ""
     assert f"sweep over {KEY}\n2 jobs, figures of stage a, " in found.stderr
     assert f"recommended: {KEY}=8" in found.stderr
-    assert "go on" not in found.stderr
+    assert "continue" not in found.stderr
     rows = table(tmp_path, f'job, status, exit_code, stage, "{KEY}", "rows", failed, requests, run_id, folder')
     assert [row[:8] for row in rows] == [
         (0, "done", 0, "a", 1, ROWS, 0, ROWS),
@@ -114,7 +114,7 @@ def test_run_again_it_sends_nothing(tmp_path: Path, simulator: Simulator) -> Non
     simulator.reset()
     found = sweep(tmp_path, f"{KEY}=1,8")
     assert found.returncode == 0, found.stderr
-    assert found.stderr.count("passed over") == 2
+    assert found.stderr.count("not run again") == 2
     assert totals(simulator)["received"] == 0
     assert databases == {folder: (folder / "run.duckdb").stat().st_mtime_ns for folder in run_folders(tmp_path)}
     assert table(tmp_path, "* EXCLUDE (status)") == before
@@ -136,7 +136,7 @@ def test_failed_rows_are_unfinished_unless_they_are_kept(tmp_path: Path, start_s
     found = sweep(tmp_path, f"{KEY}=1,8")
     assert found.returncode == 3
     assert table(tmp_path, "status, failed, exit_code") == [("failed rows", 1, 3)] * 2
-    assert "go on     infermesh run -m +experiment=mine" in found.stderr
+    assert "continue  infermesh run -m +experiment=mine" in found.stderr
     simulator.reset()
     assert sweep(tmp_path, f"{KEY}=1,8").returncode == 3
     assert totals(simulator, "chat")["received"] == 2
@@ -144,7 +144,7 @@ def test_failed_rows_are_unfinished_unless_they_are_kept(tmp_path: Path, start_s
     assert sweep(tmp_path, f"{KEY}=1,8", "keep_errors=true").returncode == 3  # another config: looked at once
     found = sweep(tmp_path, f"{KEY}=1,8", "keep_errors=true")
     assert found.returncode == 3
-    assert found.stderr.count("passed over") == 2
+    assert found.stderr.count("not run again") == 2
     assert totals(simulator)["received"] == 0
 
 
@@ -175,11 +175,11 @@ def test_interrupted_and_gone_on_with(tmp_path: Path, start_simulator: Start, la
     assert 60 < answered < 120
     assert totals(simulator)["abandoned"] == 0
 
-    (told,) = re.findall(r"go on +(infermesh run -m .*?)   \(", err)
+    (told,) = re.findall(r"continue +(infermesh run -m .*?)   \(", err)
     simulator.reset()
     found = infermesh(*shlex.split(told)[1:], cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert found.stderr.count("passed over") == 1
+    assert found.stderr.count("not run again") == 1
     assert totals(simulator, "chat")["received"] == 180 - answered
     assert len(run_folders(tmp_path)) == 3
     folder = str(run_folders(tmp_path)[0].parent.relative_to(tmp_path))
@@ -259,7 +259,7 @@ class TestJoblib:
         ]
         simulator.reset()
         found = sweep(tmp_path, f"{KEY}=1,2,8", *self.OVERRIDES)
-        assert found.stderr.count("passed over") == 3
+        assert found.stderr.count("not run again") == 3
         assert totals(simulator)["received"] == 0
 
     def test_the_worst_code(self, tmp_path: Path, start_simulator: Start) -> None:

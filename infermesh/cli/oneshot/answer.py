@@ -1,4 +1,4 @@
-"""What stands on the command line, answered on stdout."""
+"""Answers to the prompt, text or audio files of the command line, printed to stdout."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def print_answers(declaration: Declaration, rows: Sequence[Mapping[str, Any]], *
     Parameters
     ----------
     many
-        Print a JSON line for each row, errors included, instead of the bare answer.
+        Print a JSON line for each row, failed ones too, instead of the answer alone.
     parse
         Print the parsed answer as JSON where it could be parsed.
 
     Returns
     -------
     int
-        0; 1 where the only request failed; 3 where some of many did.
+        0; 1 if the only request failed; 3 if some of several did.
     """
     logging.getLogger("infermesh").addHandler(logging.StreamHandler(sys.stderr))
     with open_stage(declaration) as stage:
-        results = run_loop(_ask(stage, rows))
+        results = run_loop(_send(stage, rows))
     out = sys.stdout.buffer
     failed = 0
     for index, (row, result) in enumerate(zip(rows, results, strict=True)):
@@ -43,23 +43,23 @@ def print_answers(declaration: Declaration, rows: Sequence[Mapping[str, Any]], *
             failed += 1
             print(f"error: {result.message}", file=sys.stderr)
         if many:
-            out.write(orjson.dumps(_line(index, row, result)) + b"\n")
+            out.write(orjson.dumps(_clip_fields(index, row, result)) + b"\n")
         elif not isinstance(result, RequestError):
-            out.write(_bare(result, parse) + b"\n")
+            out.write(_answer_bytes(result, parse) + b"\n")
     out.flush()
     if not failed:
         return 0
     return 3 if many else 1
 
 
-async def _ask(stage: DirectStage, rows: Sequence[Mapping[str, Any]]) -> list[Result | RequestError]:
+async def _send(stage: DirectStage, rows: Sequence[Mapping[str, Any]]) -> list[Result | RequestError]:
     try:
         return await stage.ask_each(rows)
     finally:
         await stage.aclose()
 
 
-def _bare(result: Result, parse: bool) -> bytes:
+def _answer_bytes(result: Result, parse: bool) -> bytes:
     if isinstance(result, EmbeddingResult):
         return orjson.dumps(result.embedding)
     if isinstance(result, GenerationResult):
@@ -69,8 +69,8 @@ def _bare(result: Result, parse: bool) -> bytes:
     return str(result).encode("utf-8", "replace")
 
 
-def _line(index: int, row: Mapping[str, Any], result: Result | RequestError) -> dict[str, Any]:
-    """One clip, as an output file shows it."""
+def _clip_fields(index: int, row: Mapping[str, Any], result: Result | RequestError) -> dict[str, Any]:
+    """A clip's result, with the fields that an output file has."""
     error = result if isinstance(result, RequestError) else None
     done = result if isinstance(result, TranscriptionResult) else TranscriptionResult()
     return {

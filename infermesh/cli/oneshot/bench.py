@@ -1,4 +1,4 @@
-"""``infermesh bench``: what its commands take."""
+"""``infermesh bench``: its commands' options and help."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ PANEL = "One-shot"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group."""
     group = typer.Typer(
         no_args_is_help=True,
-        help="Sweep over concurrency: throughput and latency at each level, and the level to choose.",
+        help="Measure throughput and latency at several concurrencies, and recommend one.",
     )
     for command, example in (
         (generate, "infermesh bench generate --model openai/gpt-4.1-mini --prompt 'Write a haiku.' --requests 200"),
@@ -44,7 +43,7 @@ def generate(
     request: GenerateOptions,
     limits: LimitOptions,
 ) -> None:
-    """Measure text generation at several concurrencies."""
+    """Measure text generation at several concurrencies. Requests are sent and cost what they cost."""
     from infermesh.cli.oneshot.bench_run import Bench
 
     Bench("generate", sweep, rows, model, limits, request=request, given=ask.prompt).run()
@@ -52,7 +51,7 @@ def generate(
 
 @takes(SweepOptions, TextOption, InputOptions, ModelOptions, LimitOptions)
 def embed(sweep: SweepOptions, ask: TextOption, rows: InputOptions, model: ModelOptions, limits: LimitOptions) -> None:
-    """Measure embeddings at several concurrencies; one text to a request unless --micro-batch-size says more."""
+    """Measure embeddings at several concurrencies, with one text in a request (or --micro-batch-size)."""
     from infermesh.cli.oneshot.bench_run import Bench
 
     stage = {"micro_batch_size": ask.micro_batch_size or 1}

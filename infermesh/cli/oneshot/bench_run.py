@@ -1,4 +1,4 @@
-"""The work of ``infermesh bench``: figures to stdout, everything else to stderr."""
+"""The work of ``infermesh bench``. Figures go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infermesh.bench.plot import check_plot, draw, picture_of
 from infermesh.cli.common import fail, load_env
 from infermesh.cli.oneshot.declare import as_flags, flags_mapping, refuse_secrets
 from infermesh.cli.oneshot.options import GenerateOptions, InputOptions, LimitOptions, ModelOptions, SweepOptions
-from infermesh.cli.oneshot.run import ASKS, leave_quietly, row_input
+from infermesh.cli.oneshot.run import ONE_ANSWER, exit_quietly, row_input
 from infermesh.config.declaration import declare
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError, InfermeshError
@@ -44,12 +44,12 @@ class Bench:
     stage: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> NoReturn:
-        """Do it and exit: 0; 1 where every request failed; 3 where some did, or no level is acceptable."""
+        """Measure, then exit: 0; 1 if every request failed; 3 if some failed or no level is acceptable."""
         refuse_secrets(self.rows, self.model, self.request, self)
         load_env(self.model.env_file)
         levels = _levels(self.sweep.concurrency)
         if (self.rows.input is None) == (self.given is None) and not isinstance(self.given, str):
-            fail(f"give {ASKS[self.kind][0]} or --input-jsonl FILE", code=2)
+            fail(f"give {ONE_ANSWER[self.kind][0]} or --input-jsonl FILE", code=2)
         try:
             if self.sweep.plot is not None:
                 check_plot(self.sweep.plot)
@@ -58,16 +58,17 @@ class Bench:
             fail(as_flags(str(error)))
         except OSError as error:
             if isinstance(error, BrokenPipeError):
-                leave_quietly()
+                exit_quietly()
             fail(str(error))
         raise typer.Exit(code)
 
     def _measure(self, levels: Sequence[int]) -> int:
-        rows = self._sample()
-        logging.getLogger("infermesh").setLevel(logging.ERROR)  # an answer that does not parse is no matter here
+        rows = self._read_rows()
+        # bench measures speed: no warning of answers that do not parse
+        logging.getLogger("infermesh").setLevel(logging.ERROR)
         limits = self.limits
         if limits.max_retries is None:
-            limits = replace(limits, max_retries=0)  # a retry would pass for a slow answer
+            limits = replace(limits, max_retries=0)  # a retried request would count as one slow answer
         mapping = flags_mapping(
             self.kind,
             {"sql": "select 1"},
@@ -77,24 +78,24 @@ class Bench:
             stage={**self.stage, **row_input(self.kind, self.rows, self.given)},
         )
         requests, warmup = self.sweep.requests, self.sweep.warmup
-        print(f"{len(levels)} levels × {requests} requests, {warmup} to warm up", file=sys.stderr)
+        print(f"{len(levels)} levels × {requests} requests, after {warmup} warm-up requests", file=sys.stderr)
         if requests < 2 * max(levels):
-            print(f"{requests} requests are few for c={max(levels)}: raise --requests", file=sys.stderr)
-        if (told := allow_requests(max(levels))) is not None:
-            print(told, file=sys.stderr)
+            print(f"{requests} requests are too few to measure c={max(levels)} well: raise --requests", file=sys.stderr)
+        if (warning := allow_requests(max(levels))) is not None:
+            print(warning, file=sys.stderr)
         with open_stage(declare(mapping, [Path.cwd()])) as stage:
             measured: list[Level] = run_loop(
-                sweep(stage, rows, levels, requests=requests, warmup=warmup, report=_report)
+                sweep(stage, rows, levels, requests=requests, warmup=warmup, report=_print_level)
             )
-        return self._conclude(measured)
+        return self._print_recommendation(measured)
 
-    def _conclude(self, measured: Sequence[Level]) -> int:
+    def _print_recommendation(self, measured: Sequence[Level]) -> int:
         found = recommend(measured, self.sweep.max_p95)
         if found.concurrency is not None:
             print(f"recommended_max_parallel_requests={found.concurrency}", flush=True)
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
-        self._write(measured, found)
+        self._write_files(measured, found)
         failed = sum(level.errors for level in measured)
         if failed:
             example = next(level.first_error for level in measured if level.first_error)
@@ -103,7 +104,7 @@ class Bench:
             return 1
         return 3 if failed or found.concurrency is None else 0
 
-    def _write(self, measured: Sequence[Level], found: Recommendation) -> None:
+    def _write_files(self, measured: Sequence[Level], found: Recommendation) -> None:
         if self.sweep.output_json is not None:
             figures = as_json(
                 measured, found, operation=self.kind, model=self.model.model, warmup=self.sweep.warmup, rule=_RULE
@@ -112,10 +113,10 @@ class Bench:
         if self.sweep.plot is not None:
             draw(self.sweep.plot, picture_of(f"{self.kind}: {self.model.model}", measured, found))
 
-    def _sample(self) -> list[dict[str, Any]]:
-        """The rows to send: from the file its first ones, as many as the sweep can use."""
+    def _read_rows(self) -> list[dict[str, Any]]:
+        """The rows to send: those of the command line, or the first rows of the file, as many as are needed."""
         if self.rows.input is None:
-            name = ASKS[self.kind][1]
+            name = ONE_ANSWER[self.kind][1]
             return [{name: value} for value in (self.given if isinstance(self.given, list) else [self.given])]
         size = self.stage.get("micro_batch_size") or 1
         most = max(self.sweep.requests, self.sweep.warmup) * size
@@ -135,5 +136,5 @@ def _levels(text: str) -> list[int]:
     return levels
 
 
-def _report(level: Level) -> None:
+def _print_level(level: Level) -> None:
     print(level.line(), flush=True)

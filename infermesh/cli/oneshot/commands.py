@@ -1,4 +1,4 @@
-"""``infermesh generate``, ``embed`` and ``transcribe``: what they take. The work is done where they import it from."""
+"""``infermesh generate``, ``embed`` and ``transcribe``: their options and help. Each imports its work when called."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ PANEL = "One-shot"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
     for command, example in (
         (generate, "infermesh generate --model openai/gpt-4.1-mini --input-jsonl in.jsonl --output-jsonl out.jsonl"),
         (embed, "infermesh embed --model text-embedding-3-small --text 'hello world'"),
@@ -40,7 +39,7 @@ def generate(
     limits: LimitOptions,
     window: WindowOption,
 ) -> None:
-    """Generate text: for one prompt, or for a file of rows with prompt, messages or responses_input."""
+    """Generate text for one prompt, or for each row of a file (fields: prompt, messages or responses_input)."""
     from infermesh.cli.oneshot.run import Command
 
     Command("generate", rows, out, model, limits, window, request=request, given=ask.prompt).run()
@@ -55,7 +54,7 @@ def embed(
     limits: LimitOptions,
     window: WindowOption,
 ) -> None:
-    """Embed one text, or a file of rows with text."""
+    """Embed one text, or each row of a file (field: text)."""
     from infermesh.cli.oneshot.run import Command
 
     stage = {"micro_batch_size": ask.micro_batch_size}
@@ -71,14 +70,14 @@ def transcribe(
     limits: LimitOptions,
     window: WindowOption,
 ) -> None:
-    """Transcribe audio files, or a file of rows with path."""
+    """Transcribe audio files, or each row of a file (field: path)."""
     from infermesh.cli.oneshot.run import Command
 
     Command("transcribe", rows, out, model, limits, window, given=ask.paths or None, stage=audio_stage(ask)).run()
 
 
 def audio_stage(ask: AudioOption) -> dict[str, int | None]:
-    """The stage's keys; a given 0 stands for no limit."""
+    """The stage's keys. The option's 0 means no limit, which the stage writes as ``None``."""
     return (
         {} if ask.max_transcription_bytes is None else {"max_transcription_bytes": ask.max_transcription_bytes or None}
     )

@@ -1,4 +1,12 @@
-"""The work of ``generate``, ``embed`` and ``transcribe``: one answer, or a file of rows through the engine."""
+"""The work of ``generate``, ``embed`` and ``transcribe``.
+
+One answer is sent and printed, and nothing is stored. A file of rows becomes an experiment of one stage with a run
+folder, the checkpoint, so that ``--resume`` continues it:
+
+- The checkpoint is beside the output, below ``--checkpoint-dir``, or temporary if the rows go to stdout.
+- Rows from stdin or from the command line are copied into the checkpoint, because a resumed run reads its source again.
+- Without ``--resume``, a command that finds an earlier output or checkpoint changes nothing and ends with an error.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +38,18 @@ from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import InfermeshError
 from infermesh.inputs.formats import row_file
 
-# Kind → the flag that asks for one answer, the row's field that it stands for, the stage's key for a template.
-ASKS = {
+# Kind → the option that asks for one answer, the row's field it fills, the stage's key for a template.
+ONE_ANSWER = {
     "generate": ("--prompt", "prompt", "prompt"),
     "embed": ("--text", "text", "text"),
     "transcribe": ("an audio file", "path", "audio"),
 }
-_SPOOLED = ("stdin.jsonl", "rows.jsonl")
+_KEPT_INPUTS = ("stdin.jsonl", "rows.jsonl")
 
 
 @dataclass(slots=True)
 class Command:
-    """One call of a one-shot command. ``given`` is what stands on the command line instead of in a file."""
+    """One call of a one-shot command. ``given`` is the prompt, text or audio files from the command line."""
 
     kind: str
     rows: InputOptions
@@ -54,30 +62,30 @@ class Command:
     stage: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> NoReturn:
-        """Do it and exit."""
+        """Send the requests, then exit with the command's exit code."""
         refuse_secrets(self.rows, self.out, self.model, self.request, self)
         load_env(self.model.env_file)
-        flag = ASKS[self.kind][0]
+        flag = ONE_ANSWER[self.kind][0]
         if self.rows.input is None and self.given is None:
             fail(f"nothing to do: give {flag}, or --input-jsonl FILE", code=2)
         if self.rows.input is not None and isinstance(self.given, list):
             fail("give either audio files or --input-jsonl", code=2)
         if self.rows.input is None and self.out.output is None:
             if self.out.resume:
-                fail("--resume goes on with a file of rows: it needs --input-jsonl or --output-jsonl", code=2)
-            work: Callable[[], int] = self._answer
+                fail("--resume continues a file of rows: it needs --input-jsonl or --output-jsonl", code=2)
+            work: Callable[[], int] = self._print_answers
         else:
-            work = self._file
+            work = self._run_file
         try:
             code = work()
         except InfermeshError as error:
             fail(as_flags(str(error)))
         except BrokenPipeError:
-            leave_quietly()
+            exit_quietly()
         raise typer.Exit(code)
 
     def declaration(self, source: Mapping[str, Any], **stage: Any) -> Declaration:
-        """What this call stands for."""
+        """The experiment of one stage that this call describes."""
         mapping = flags_mapping(
             self.kind,
             source,
@@ -89,7 +97,7 @@ class Command:
         )
         return declare(mapping, [Path.cwd()])
 
-    def _answer(self) -> int:
+    def _print_answers(self) -> int:
         from infermesh.cli.oneshot.answer import print_answers
 
         rows = self._given_rows()
@@ -99,14 +107,14 @@ class Command:
         return print_answers(job, rows, many=many, parse=parse)
 
     def _given_rows(self) -> list[dict[str, Any]]:
-        name = ASKS[self.kind][1]
+        name = ONE_ANSWER[self.kind][1]
         values = self.given if isinstance(self.given, list) else [self.given]
         return [{name: value} for value in values]
 
-    def _file(self) -> int:
-        output = self._output()
+    def _run_file(self) -> int:
+        output = self._output_path()
         with _checkpoint(output, self.rows.input, self.out.checkpoint_dir) as folder:
-            self._check_earlier(output, folder)
+            self._refuse_earlier_run(output, folder)
             return self._execute(output, folder)
 
     def _execute(self, output: Path | None, folder: Path) -> int:
@@ -123,34 +131,34 @@ class Command:
             sink = ParquetFile(self.kind, output, rerun_changed=again)
         else:
             sink = LineFile(self.kind, output, rerun_changed=again)
-        spooled = () if folder.exists() else _SPOOLED  # what an earlier call has put there stays
+        kept_inputs = () if folder.exists() else _KEPT_INPUTS  # an earlier call's files stay
         try:
-            job = self.declaration({"path": self._input(folder)}, **row_input(self.kind, self.rows, self.given))
+            job = self.declaration({"path": self._source_path(folder)}, **row_input(self.kind, self.rows, self.given))
         except InfermeshError:
-            discard(folder, spooled)
+            discard(folder, kept_inputs)
             raise
-        outcome = execute(job, folder, observer=make_observer(), sink=sink, written=spooled)
+        outcome = execute(job, folder, observer=make_observer(), sink=sink, written=kept_inputs)
         lasting = output is not None or self.out.checkpoint_dir is not None
         print(oneshot_closing(outcome, output, folder if lasting else None), file=sys.stderr)
         return outcome.exit_code
 
-    def _input(self, folder: Path) -> str:
-        """The source's path, the rows spooled to the checkpoint where they come from elsewhere."""
+    def _source_path(self, folder: Path) -> str:
+        """The source's path. Rows from stdin or the command line are written into the checkpoint first."""
         given = self.rows.input
         if given is None:
             lines = b"".join(orjson.dumps(row) + b"\n" for row in self._given_rows())
-            return str(_spool(folder / "rows.jsonl", lines).resolve())
+            return str(_write_if_changed(folder / "rows.jsonl", lines).resolve())
         if given == "-":
-            return str(_spool_stdin(folder / "stdin.jsonl", resume=self.out.resume).resolve())
+            return str(_keep_stdin(folder / "stdin.jsonl", resume=self.out.resume).resolve())
         if row_file(given).format is None:
             fail(f"--input-jsonl {given}: expected a .jsonl, .csv, .tsv or .parquet file, or - for stdin", code=2)
         return given
 
-    def _output(self) -> Path | None:
+    def _output_path(self) -> Path | None:
         given = self.out.output
         if given is None or given in ("-", "/dev/stdout"):
             if self.out.resume and self.out.checkpoint_dir is None:
-                fail("--resume without --output-jsonl needs --checkpoint-dir: there is nothing to go on with", code=2)
+                fail("--resume without --output-jsonl needs --checkpoint-dir: there is nothing to continue", code=2)
             return None
         output = Path(given)
         if row_file(output) not in (("jsonl", None), ("parquet", None)):
@@ -162,18 +170,16 @@ class Command:
             )
         return output
 
-    def _check_earlier(self, output: Path | None, folder: Path) -> None:
-        """Without --resume, nothing of an earlier run is touched."""
+    def _refuse_earlier_run(self, output: Path | None, folder: Path) -> None:
+        """Exit with an error rather than overwrite an earlier run, or append to an output whose checkpoint is gone."""
         from infermesh.store.schema import DATABASE
 
         checkpoint = (folder / DATABASE).exists()
         if not self.out.resume:
             if output is not None and output.exists():
-                fail(f"{output} exists. --resume goes on with it; or move it away, or choose another --output-jsonl.")
+                fail(f"{output} exists. --resume continues it; or move it away, or choose another --output-jsonl.")
             if checkpoint:
-                fail(
-                    f"{folder} holds the checkpoint of an earlier run. --resume goes on with it; or delete the folder."
-                )
+                fail(f"{folder} holds the checkpoint of an earlier run. --resume continues it; or delete the folder.")
         elif output is not None and output.exists() and not checkpoint:
             fail(
                 f"{output} exists, but its checkpoint {folder} does not. Put the checkpoint back, or move the file "
@@ -182,8 +188,8 @@ class Command:
 
 
 def row_input(kind: str, rows: InputOptions, given: str | list[str] | None) -> dict[str, str]:
-    """The stage's key that says what a row asks for."""
-    flag, _, key = ASKS[kind]
+    """The stage's key for the rows' input: a mapper, or the template from the command line."""
+    flag, _, key = ONE_ANSWER[kind]
     if rows.input is None or not isinstance(given, str):
         return {"mapper": rows.mapper or "row"}
     if rows.mapper is not None:
@@ -191,7 +197,7 @@ def row_input(kind: str, rows: InputOptions, given: str | list[str] | None) -> d
     if not is_template(given):
         fail(
             f"{flag} with --input-jsonl is a template over the rows' columns, as in '{{{{ {key} }}}}', and this one "
-            "names none: every row would be the same request",
+            "names none: every row would send the same request",
             code=2,
         )
     return {key: given}
@@ -199,7 +205,10 @@ def row_input(kind: str, rows: InputOptions, given: str | list[str] | None) -> d
 
 @contextlib.contextmanager
 def _checkpoint(output: Path | None, given: str | None, parent: Path | None) -> Iterator[Path]:
-    """The checkpoint's folder; one for the moment where nothing is to last."""
+    """The checkpoint's folder; a temporary one if the rows go to stdout.
+
+    Below ``--checkpoint-dir``, a hash of the path keeps apart two outputs of the same name.
+    """
     if parent is not None:
         name = output.name if output is not None else "stdout"
         what = output if output is not None else Path(given or "-")
@@ -212,15 +221,18 @@ def _checkpoint(output: Path | None, given: str | None, parent: Path | None) -> 
             yield Path(folder)
 
 
-def _spool(path: Path, lines: bytes) -> Path:
+def _write_if_changed(path: Path, lines: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_bytes() != lines:
         path.write_bytes(lines)
     return path
 
 
-def _spool_stdin(path: Path, *, resume: bool) -> Path:
-    """Keep what comes on stdin; on a resumed run without input, what came the first time."""
+def _keep_stdin(path: Path, *, resume: bool) -> Path:
+    """Copy stdin into a file. A resumed run without input keeps what came the first time.
+
+    The copy replaces the file when it is complete: a kill meanwhile must not leave half the rows as the source.
+    """
     kept = resume and path.exists()
     if kept and sys.stdin.isatty():
         return path
@@ -235,7 +247,10 @@ def _spool_stdin(path: Path, *, resume: bool) -> Path:
     return path
 
 
-def leave_quietly() -> NoReturn:
-    """The reader has gone: end without a word, and keep the interpreter from flushing into the closed pipe."""
+def exit_quietly() -> NoReturn:
+    """Exit with 0 after the reader of stdout has gone (``| head``).
+
+    stdout is pointed to /dev/null, so that the interpreter's last flush does not fail on the closed pipe.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(0)
