@@ -58,7 +58,7 @@ class PlannedRows:
         store.prepare(resolve(self._experiment.source, roots), tables, record, queries=queries, check=self._check)
         self.survey = Survey(store.cursor(), keep_errors=self._experiment.keep_errors)
         self.total = store.total()
-        self.known = KnownAnswers.of(self._experiment, self._folder, store, tables, note)
+        self.known = KnownAnswers.for_run(self._experiment, self._folder, store, tables, note)
 
     def _check(self, connection: Connection, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
@@ -81,7 +81,7 @@ class PlannedRows:
         made = {name for name, stage in wave.graph.stages.items() if self.pending(stage) == 0}
         self._made |= made
         if made != wave.graph.stages.keys() and self.known is not None:
-            self.known.take_retired(wave.graph.stages)
+            self.known.collect_retired(wave.graph.stages)
         return True
 
     def of_rows(self, stage: Stage) -> str | None:

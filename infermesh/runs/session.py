@@ -119,7 +119,7 @@ class RunSession:
             edits |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
         # What is to be done again is asked for anew, not taken from elsewhere.
         able = [table for table in tables if redo is None or table.name != redo.stage]
-        self._known = KnownAnswers.of(self._experiment, self._folder, store, able, self._observer.note)
+        self._known = KnownAnswers.for_run(self._experiment, self._folder, store, able, self._observer.note)
         for line in opening(store, list(pipeline.stages), edits, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)
         self._control.attach(store.cursor)
@@ -195,7 +195,7 @@ class RunSession:
                 rows = self._rows(wave)
                 self._count(stats, rows)
                 if self._known is not None and rows.chunks:
-                    await asyncio.to_thread(self._known.take_retired, wave.graph.stages)
+                    await asyncio.to_thread(self._known.collect_retired, wave.graph.stages)
                 self._runner = runner = Runner(
                     wave.graph,
                     writer,
