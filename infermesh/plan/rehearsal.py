@@ -289,7 +289,7 @@ def _through_filter(
             kept.append(sample)
         else:
             found.left_out += 1
-            sample.row.context[stage.name] = outputs.of_skipped
+            sample.row.context[stage.name] = outputs.skipped
             if isinstance(verdict, InputError):
                 sample.row.failed[stage.name] = verdict.message
     return kept
@@ -328,7 +328,7 @@ async def _ask(
             found.because(result.message)
             sample.row.failed[stage.name] = result.message
         else:
-            sample.row.context[stage.name] = outputs.of((*stage.outputs(result), *item.carried))
+            sample.row.context[stage.name] = outputs.done((*stage.outputs(result), *item.carried))
 
 
 def _to_send(
@@ -360,7 +360,7 @@ def _to_send(
             row.context[stage.name] = row.states[stage.name].outputs | {"status": "done"}
             found.kept += 1
         elif not invented and (answer := gate.known_answers([item])[0]) is not None:
-            row.context[stage.name] = outputs.of(answer.outputs)
+            row.context[stage.name] = outputs.done(answer.outputs)
             found.kept += 1
         else:
             ready.append((sample, item))
