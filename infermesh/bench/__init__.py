@@ -1,1 +1,1 @@
-"""Concurrency sweeps: measuring, plotting and recommending a setting."""
+"""Sweeps over a setting, such as concurrency: measure, plot, recommend."""

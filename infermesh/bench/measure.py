@@ -1,7 +1,7 @@
-"""A concurrency sweep through the client's own window: how fast, how slow each request, which level to choose.
+"""A concurrency sweep: throughput and latency of each level, and the level to choose.
 
-It measures this client against that endpoint. The recommendation is a rule on what was measured, stated at
-:func:`recommend`; nothing is modelled.
+It measures this client with the endpoint, through the same window of workers that a run uses. The recommendation is a
+rule on the measured figures, stated in :func:`choose`; nothing is modelled.
 """
 
 from __future__ import annotations
@@ -16,18 +16,29 @@ from infermesh.errors import RequestError
 from infermesh.runs.direct import DirectStage
 from infermesh.runtime.workers import run_window
 
-NEAR_BEST = 0.95  # of the best throughput
-P95_GROWTH = 4.0  # times the p95 of the lowest level
-MAX_ERRORS = 0.01  # of the requests
-QUEUE_SHARE = 0.5  # of svc_p95
-CPU_SHARE = 0.9  # of one core
+NEAR_BEST = 0.95  # choose the first level with this share of the best throughput
+P95_GROWTH = 4.0  # the highest acceptable p95, as a multiple of the lowest level's
+MAX_ERRORS = 0.01  # the highest acceptable share of failed requests
+QUEUE_SHARE = 0.5  # the client is the bottleneck if q_p95 is at least this share of svc_p95,
+CPU_SHARE = 0.9  # or if its process uses this share of one core
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What was measured at one concurrency. Times in seconds; percentiles over the requests that were answered.
+    """The figures of one concurrency. Times in seconds; percentiles over the requests that were answered, else NaN.
 
-    ``svc`` is the time at the server, ``queue`` the time on this side; ``cpu`` this process's CPU time by elapsed time.
+    Attributes
+    ----------
+    rps
+        Answered requests per second.
+    p50_s, p95_s, p99_s
+        End to end.
+    svc_p95_s, queue_p95_s
+        Time at the server, and time waiting in the client.
+    cpu
+        This process's CPU time divided by elapsed time; 1.0 is one core.
+    first_error
+        The first failed request's message; ``None`` if none failed.
     """
 
     concurrency: int
@@ -44,7 +55,7 @@ class Level:
     first_error: str | None = None
 
     def line(self) -> str:
-        """As the table shows it."""
+        """The level as a line of the printed table."""
         return (
             f"c={self.concurrency:<4} rps={self.rps:.2f}  p50={_seconds(self.p50_s)}  p95={_seconds(self.p95_s)}  "
             f"p99={_seconds(self.p99_s)}  svc_p95={_seconds(self.svc_p95_s)}  q_p95={_seconds(self.queue_p95_s)}  "
@@ -53,7 +64,7 @@ class Level:
 
     @property
     def bottleneck(self) -> str | None:
-        """What on this side held the requests back, ``None`` where it was not the client."""
+        """How the client limited this level, in words; ``None`` if the server did."""
         if self.cpu >= CPU_SHARE:
             return f"this process used {self.cpu:.0%} of a CPU core"
         if self.queue_p95_s >= QUEUE_SHARE * self.svc_p95_s > 0:
@@ -63,7 +74,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The level to choose, ``None`` where no level is acceptable, and what should be known about it."""
+    """The level to choose, or ``None`` if no level is acceptable, and notes for the user."""
 
     concurrency: int | None
     notes: tuple[str, ...]
@@ -83,7 +94,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One setting as the rule sees it: ``name`` is what notes call it, ``rate`` how much it gets done a second."""
+    """A measured setting for :func:`choose`: its ``name`` in notes, and its ``rate``, work per second."""
 
     name: str
     rate: float
@@ -94,7 +105,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the rule chose: the index of the candidate, ``None`` where none is acceptable, and notes."""
+    """The chosen candidate's index, or ``None`` if none is acceptable, and notes for the user."""
 
     index: int | None
     notes: tuple[str, ...]
@@ -108,21 +119,33 @@ def choose(
     grows: str | None,
     settings: str = "level",
 ) -> Choice:
-    """The first candidate whose rate is within 5 % of the best, among the acceptable ones.
+    """Choose the first candidate whose rate is within 5 % of the best rate of all acceptable candidates.
+
+    A candidate is acceptable if its p95 is at most ``max_p95_s`` and at most 1 % of its requests failed.
 
     Parameters
     ----------
     candidates
         From the smallest setting to the largest.
     max_p95_s
-        The highest acceptable p95, in seconds; ``None`` accepts up to four times the p95 of the first candidate that
-        has answers. One is acceptable whose p95 is not above it and of whose requests at most 1 % failed.
+        In seconds. ``None`` is four times the p95 of the first candidate that has answers.
     unit
-        Of the rates, for the notes.
+        The unit of the rates, for the notes.
     grows
-        What to do where the last candidate is chosen, and a larger setting might be better still.
+        Advice for the note if the last candidate is chosen, so that a larger setting might be better. ``None`` adds no
+        such note.
     settings
-        What the notes call a candidate.
+        The notes' word for a candidate.
+
+    Examples
+    --------
+    >>> slow, fast, faster = [
+    ...     Candidate("c=1", 10.0, 0.1, 0, 100),
+    ...     Candidate("c=4", 39.0, 0.1, 0, 100),
+    ...     Candidate("c=8", 40.0, 0.2, 0, 100),
+    ... ]
+    >>> choose([slow, fast, faster], unit="requests/s", grows=None)
+    Choice(index=1, notes=())
     """
     lowest = next((found for found in candidates if found.errors < found.requests), None)
     if lowest is None:
@@ -149,14 +172,14 @@ def choose(
 
 
 def recommend(levels: Sequence[Level], max_p95_s: float | None = None) -> Recommendation:
-    """The smallest concurrency whose throughput is within 5 % of the best, among the acceptable levels.
+    """Recommend the smallest acceptable concurrency within 5 % of the best throughput, by the rule of :func:`choose`.
 
     Parameters
     ----------
     levels
-        What was measured, one for each concurrency.
+        One for each concurrency, in any order.
     max_p95_s
-        The highest acceptable p95, in seconds; see :func:`choose`.
+        The highest acceptable p95, in seconds; ``None`` as in :func:`choose`.
     """
     ordered = sorted(levels, key=lambda level: level.concurrency)
     candidates = [
@@ -187,9 +210,9 @@ async def measure(
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] = time.process_time,
 ) -> Level:
-    """Send ``requests`` requests, ``concurrency`` at once, over ``rows`` again and again.
+    """Send ``requests`` requests, ``concurrency`` at once, and measure them.
 
-    Each request carries as many rows as the stage's batch has.
+    Each request carries ``batch_size`` rows of the stage. ``rows`` is repeated as often as needed.
     """
     size = stage.stage.batch_size
     numbers = iter(range(requests))
@@ -244,7 +267,19 @@ async def sweep(
     warmup: int,
     report: Callable[[Level], None],
 ) -> list[Level]:
-    """Warm up, then measure each level; ``report`` gets each as it is done."""
+    """Warm up, measure each level, then close the stage.
+
+    Parameters
+    ----------
+    levels
+        Concurrencies, measured in this order.
+    requests
+        Requests of each level.
+    warmup
+        Requests before the first level, which are not measured; 0 for none.
+    report
+        Called with each level when it has been measured.
+    """
     try:
         if warmup:
             await measure(stage, rows, min(max(levels), warmup), warmup)
@@ -259,7 +294,7 @@ async def sweep(
 
 
 def as_json(levels: Sequence[Level], recommendation: Recommendation, **about: Any) -> dict[str, Any]:
-    """All figures; what could not be measured is ``null``."""
+    """All figures as JSON values; a figure that could not be measured is ``None``. ``about`` is added at the top."""
     return {
         **about,
         "levels": [

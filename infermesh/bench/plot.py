@@ -1,4 +1,4 @@
-"""A sweep as curves over its setting: throughput, latency, failures. One picture, as a page, an SVG or a PNG."""
+"""A sweep's curves over its setting: throughput, latency, failures; written as an HTML page, an SVG or a PNG."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from infermesh.bench.measure import Level, Recommendation
 from infermesh.errors import ConfigError
 
 _ENDINGS = (".html", ".htm", ".svg", ".png")
-_WIDE, _NARROW = 640, 270  # pixels of the plot itself; axes come on top. The narrow one fits a phone
-_FONT = "Arial, Helvetica, Liberation Sans, sans-serif"  # of one width, so that what was laid out stays so
+_WIDE, _NARROW = 640, 270  # width of the plot in pixels, without axes. The narrow one fits a phone
+_FONT = "Arial, Helvetica, Liberation Sans, sans-serif"  # metric-compatible: labels fit whichever the viewer has
 _PERCENTILES = ("p50", "p95", "p99")
 _NOT_XML = re.compile("[^ -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What was measured at one setting; times in seconds, NaN where there is nothing to show."""
+    """The figures of one setting. Times in seconds; NaN leaves a gap in the curve."""
 
     setting: float
     rate: float
@@ -37,10 +37,20 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Curves over one setting: the points in its order, which one is chosen, and what things are called.
+    """The content of a picture: points, the recommended setting, and names.
 
-    ``summary`` and ``notes`` say which setting to choose; ``axis`` and ``rate`` name the axes, ``column`` and ``unit``
-    are the short names of the same in the table.
+    Attributes
+    ----------
+    points
+        In ascending order of the setting.
+    chosen
+        The recommended setting; ``None`` if there is none.
+    summary, notes
+        The recommendation in words.
+    axis, rate
+        Titles of the axes of the setting and of throughput.
+    column, unit
+        The same, short, for the table's columns.
     """
 
     title: str
@@ -55,7 +65,13 @@ class Picture:
 
 
 def check_plot(path: Path) -> None:
-    """Fail before anything is measured. Raises ``ConfigError``: the ending is unknown, or the extra is not there."""
+    """Check ``--plot`` before anything is measured.
+
+    Raises
+    ------
+    ConfigError
+        The file's ending is unknown, or the extra ``plot`` is not installed.
+    """
     if path.suffix.lower() not in _ENDINGS:
         raise ConfigError(f"--plot {path}: expected a .html, .svg or .png file")
     try:
@@ -65,7 +81,7 @@ def check_plot(path: Path) -> None:
 
 
 def picture_of(title: str, levels: Sequence[Level], recommendation: Recommendation) -> Picture:
-    """The picture of a concurrency sweep."""
+    """Make the picture of a concurrency sweep."""
     chosen = recommendation.concurrency
     found = "No level can be recommended." if chosen is None else f"Recommended max_parallel_requests: {chosen}."
     points = [
@@ -87,7 +103,7 @@ def picture_of(title: str, levels: Sequence[Level], recommendation: Recommendati
 
 
 def draw(path: Path, picture: Picture) -> None:
-    """Write the picture in the format of the path's ending, which has been checked.
+    """Write the picture in the format of the path's ending. Call :func:`check_plot` first.
 
     Raises
     ------
@@ -105,27 +121,27 @@ def draw(path: Path, picture: Picture) -> None:
 
 
 def _printable(picture: Picture) -> Picture:
-    """Names as XML may hold them: a command line's may have control characters, or bytes that are no text."""
+    """Replace characters that XML forbids: names from a command line may hold control characters or undecoded bytes."""
 
-    def shown(text: str) -> str:
+    def clean(text: str) -> str:
         return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
     return replace(
         picture,
-        title=shown(picture.title),
-        summary=shown(picture.summary),
-        notes=[shown(note) for note in picture.notes],
-        axis=shown(picture.axis),
-        column=shown(picture.column),
+        title=clean(picture.title),
+        summary=clean(picture.summary),
+        notes=[clean(note) for note in picture.notes],
+        axis=clean(picture.axis),
+        column=clean(picture.column),
     )
 
 
 def _page(picture: Picture) -> str:
-    """A page that needs nothing from elsewhere and runs no script."""
+    """A self-contained page, without scripts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(loader=PackageLoader("infermesh.bench"), autoescape=True, undefined=StrictUndefined)
-    pages.filters |= {"setting": _number, "places": _places}
+    pages.filters |= {"setting": _number, "places": _fixed}
     return pages.get_template("sweep.html.jinja").render(
         picture=picture,
         colours=vega.COLOURS,
@@ -138,21 +154,21 @@ def _number(value: float) -> str:
     return f"{value:,.12g}"
 
 
-def _places(value: float, places: int) -> str:
+def _fixed(value: float, places: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{places}f}"
 
 
 def _spec(picture: Picture, width: int, colours: Mapping[str, str], title: str | None = None) -> dict[str, Any]:
-    """The picture in Vega-Lite: panels below one another, all over the same axis."""
+    """The picture in Vega-Lite: panels above one another with the same x axis."""
     x = _x(picture.points)
     panels = _panels(picture, colours)
     for panel in panels:
         panel |= {"width": width, "encoding": {"x": x | {"title": None}}}
         if picture.chosen is not None:
-            panel["layer"].insert(0, _line_at(picture.chosen, colours))
+            panel["layer"].insert(0, _chosen_rule(picture.chosen, colours))
     panels[-1]["encoding"] = {"x": x | {"title": picture.axis}}
     if picture.chosen is not None:
-        panels[0]["layer"].append(_words_at(picture.chosen, colours))
+        panels[0]["layer"].append(_chosen_label(picture.chosen, colours))
     return {
         "data": {"values": [_row(point) for point in picture.points]},
         "vconcat": panels,
@@ -165,7 +181,7 @@ def _spec(picture: Picture, width: int, colours: Mapping[str, str], title: str |
 
 
 def _panels(picture: Picture, colours: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Those that have something to show."""
+    """The panels that have data."""
     panels = []
     if any(point.rate > 0 for point in picture.points):
         panels.append(_rate(picture.rate, colours))
@@ -177,14 +193,14 @@ def _panels(picture: Picture, colours: Mapping[str, str]) -> list[dict[str, Any]
 
 
 def _row(point: Point) -> dict[str, float | None]:
-    """A point as JSON knows it."""
+    """A point as a data row of the specification; what is not finite is ``null``."""
     latencies = dict(zip(_PERCENTILES, (point.p50_s, point.p95_s, point.p99_s), strict=True))
     row = {"setting": point.setting, "rate": point.rate, "failed": point.errors / point.requests, **latencies}
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
 
 def _x(points: Sequence[Point]) -> dict[str, Any]:
-    """The setting from left to right: on a logarithmic axis, a linear one where a setting is not above 0."""
+    """The x axis: logarithmic, or linear if a setting is 0 or below."""
     settings = [point.setting for point in points]
     low, high = min(settings), max(settings)
     if low > 0:
@@ -214,7 +230,7 @@ def _rate(title: str, colours: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _latency(colours: Mapping[str, str]) -> dict[str, Any]:
-    """A line for each percentile, with a colour and a shape of its own."""
+    """A line for each percentile, which differ in colour and in point shape."""
     kind = {"field": "percentile", "type": "nominal", "legend": {"orient": "top", "title": None, "symbolSize": 60}}
     hues = {"domain": _PERCENTILES, "range": [colours[name] for name in _PERCENTILES]}
     shapes = {"domain": _PERCENTILES, "range": ["circle", "square", "triangle-up"]}
@@ -236,13 +252,13 @@ def _failures(colours: Mapping[str, str]) -> dict[str, Any]:
     return {"height": 90, "layer": [{"mark": mark, "encoding": {"y": share}}]}
 
 
-def _line_at(setting: float, colours: Mapping[str, str]) -> dict[str, Any]:
+def _chosen_rule(setting: float, colours: Mapping[str, str]) -> dict[str, Any]:
     mark = {"type": "rule", "strokeDash": [4, 4], "strokeWidth": 1.5, "color": colours["chosen"]}
     return {"data": {"values": [{"setting": setting}]}, "mark": mark}
 
 
-def _words_at(setting: float, colours: Mapping[str, str]) -> dict[str, Any]:
-    """The chosen setting in words, above the panel, where no curve runs."""
+def _chosen_label(setting: float, colours: Mapping[str, str]) -> dict[str, Any]:
+    """The label of the recommended setting, above the panel, where it covers no curve."""
     place = {"y": -8, "baseline": "bottom", "fontWeight": "bold", "color": colours["chosen"]}
     return {
         "data": {"values": [{"setting": setting}]},

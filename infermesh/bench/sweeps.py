@@ -1,4 +1,4 @@
-"""What a sweep's jobs were, measured from their databases: figures, the recommended setting, a table and a picture."""
+"""A sweep's results, read from its jobs' databases: figures, the recommended setting, a table, a picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from infermesh.store import Column
 from infermesh.store.schema import DATABASE
 
 RULE = "the smallest within 5 % of the best rows/s whose p95 is acceptable"
-# Keys that decide how fast answers come, not what they are.
+# Keys that change how fast answers come, not what the answers are.
 _SECTIONS_OF_SPEED = ("limits.", "store.", "simulator.", "deployments.")
 _LEAVES_OF_SPEED = frozenset(
     {"max_parallel_requests", "micro_batch_size", "timeout", "routing_strategy", "max_retries"}
@@ -33,9 +33,18 @@ _MEASURED = ("done", "failed_rows")
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job of a sweep: its number, its folder, its values of the swept keys, how it ended.
+    """One job of a sweep.
 
-    ``code`` is its exit code, ``None`` where it has not ended; ``passed_over`` says that it was complete before.
+    Attributes
+    ----------
+    values
+        Swept key → this job's value.
+    overrides
+        All its overrides.
+    code
+        Its exit code; ``None`` if it has not ended.
+    passed_over
+        It was complete before the sweep, so it was not started.
     """
 
     number: int
@@ -48,7 +57,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredJob:
-    """A job and its figures; ``None`` where it has no run to measure. ``status`` is what the table shows."""
+    """A job, its figures (``None`` if it has no run to measure), and its status in the table."""
 
     record: JobRecord
     figures: Figures | None
@@ -56,7 +65,7 @@ class MeasuredJob:
 
 
 def decides_speed_only(key: str) -> bool:
-    """Whether a swept key changes how answers are asked for and not what is asked."""
+    """Whether a swept key changes the speed of a run only, and not its requests."""
     path = key.lstrip("+~")
     if path.startswith("deployments.") and path.endswith(".model"):
         return False
@@ -64,15 +73,15 @@ def decides_speed_only(key: str) -> bool:
 
 
 def measured_stage(keys: Sequence[str]) -> str | None:
-    """The stage that all swept keys belong to (``stages.X.…``), ``None`` where there is no such one."""
+    """The stage that all swept keys belong to (``stages.X.…``); ``None`` if they belong to no stage or to several."""
     found = {match[1] if (match := re.match(r"stages\.([^.]+)\..", key)) else None for key in keys}
     return found.pop() if len(found) == 1 else None
 
 
 def is_complete(declaration: Declaration, folder: Path) -> bool:
-    """Whether a folder's run is complete, and of this very declaration, files and source: there is nothing to send.
+    """Whether the folder's run is complete, with the same declaration, files and source, so that nothing is to be sent.
 
-    Failed rows are to be sent unless ``keep_errors`` is set. The database is only read.
+    A run with failed rows is complete only if ``keep_errors`` is set. The database is only read.
     """
     if not (folder / DATABASE).exists():
         return False
@@ -87,18 +96,19 @@ def is_complete(declaration: Declaration, folder: Path) -> bool:
             return False
         with assembled(declaration, os.environ, simulator_url=NOWHERE) as (_, graph):
             now = graph.signatures
-    except (ConfigError, StoreError):  # whoever runs it will say so
+    except (ConfigError, StoreError):  # not complete; running the job reports the error
         return False
     return all(stored.signatures.get(name) == signature for name, signature in now.items())
 
 
 def measure(records: Sequence[JobRecord], keys: Sequence[str]) -> list[MeasuredJob]:
-    """Read each job's figures; of the stage that the keys belong to, where there is one."""
+    """Read each job's figures: of the stage that the keys belong to, if there is one, else of the whole run."""
     stage = measured_stage(keys)
     found = []
     for record in sorted(records, key=lambda record: record.number):
         figures, status = None, "not run" if record.code in (None, 130) else "error"
-        if record.code != 1 and (record.folder / DATABASE).exists():  # else what is there may be another job's
+        # A job that failed (1) may have left the database of an earlier job in its folder.
+        if record.code != 1 and (record.folder / DATABASE).exists():
             try:
                 figures = read_figures(record.folder / DATABASE, stage)
             except StoreError:
@@ -111,7 +121,7 @@ def measure(records: Sequence[JobRecord], keys: Sequence[str]) -> list[MeasuredJ
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The job whose setting to choose, ``None`` where there is none, and what should be known about it."""
+    """The recommended job, or ``None`` if there is none, and notes for the user."""
 
     job: MeasuredJob | None
     notes: tuple[str, ...]
@@ -139,12 +149,12 @@ def advise(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> Advice:
 
 
 def setting(job: MeasuredJob, keys: Sequence[str]) -> str:
-    """``key=value`` of every swept key, as an override is written."""
-    return " ".join(f"{key}={_shown(job.record.values.get(key))}" for key in keys)
+    """The swept keys and the job's values as overrides: ``key=value key=value``."""
+    return " ".join(f"{key}={_as_text(job.record.values.get(key))}" for key in keys)
 
 
 def write_table(path: Path, jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
-    """Write ``sweep.parquet``: a row for each job, with its typed overrides and all figures."""
+    """Write ``sweep.parquet``: a row for each job, with a typed column for each swept key, and all figures."""
     stage = measured_stage(keys)
     columns = [
         *(Column("job", "INTEGER"), Column("run_id", "VARCHAR"), Column("folder", "VARCHAR")),
@@ -165,7 +175,7 @@ def write_table(path: Path, jobs: Sequence[MeasuredJob], keys: Sequence[str]) ->
 
 
 def picture_of(title: str, jobs: Sequence[MeasuredJob], keys: Sequence[str], advice: Advice) -> Picture | None:
-    """The curves over the key that was swept; ``None`` where it was not one, numeric, and measured at two settings."""
+    """Make the picture of a sweep; ``None`` unless one numeric key was swept, and measured at two settings or more."""
     drawn = [
         (job.record.values[keys[0]], job.figures)
         for job in jobs
@@ -200,7 +210,7 @@ _MEASURES = (
 )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -213,12 +223,12 @@ def _type(values: Sequence[Any]) -> str:
     return "DOUBLE" if kinds and kinds <= {int, float} else "VARCHAR"
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
 
 
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float) else _shown(value)
+def _plain(value: Any) -> str | int | float | None:
+    return value if value is None or isinstance(value, str | int | float) else _as_text(value)
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Charts: a Vega-Lite specification in, SVG or PNG out, without a browser. Only this module knows the library."""
+"""Draw a Vega-Lite specification as SVG or PNG, without a browser. Only this module imports vl-convert."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from infermesh.errors import ConfigError
 
-# Each colour on white and on near-black: texts have a contrast of 4.5 to 1 there, marks of 3 to 1.
+# Name → colour on white, colour on near-black. Texts have a contrast of 4.5 to 1, marks of 3 to 1, as WCAG 2.1 AA asks.
 COLOURS: Mapping[str, tuple[str, str]] = {
     "paper": ("#ffffff", "#0d1117"),
     "ink": ("#1f2328", "#e6edf3"),
@@ -21,27 +21,27 @@ COLOURS: Mapping[str, tuple[str, str]] = {
     "chosen": ("#1a7f37", "#4cc777"),
     "failed": ("#c01f2e", "#ff7b72"),
 }
-# For a file of its own, which does not know where it will be shown.
+# For a separate file: its background is white, wherever it is shown.
 LIGHT: Mapping[str, str] = {name: light for name, (light, _) in COLOURS.items()}
-# For an SVG inside a page whose style sheet gives each name its colour, by day and by night.
+# For an SVG inside a page: the page's style sheet sets these variables, for the light and the dark theme.
 VARIABLES: Mapping[str, str] = {name: f"var(--{name})" for name in COLOURS}
 
 
 def require() -> None:
-    """Raise ``ConfigError`` where the library is not there."""
-    with _drawing():
+    """Raise ``ConfigError`` if the extra ``plot`` is not installed."""
+    with _config_errors():
         import vl_convert  # noqa: F401
 
 
 def svg(spec: dict[str, Any]) -> str:
-    """Draw a specification as an ``<svg>`` element. Texts in it are escaped: it may stand in a page as it is.
+    """Draw a specification as an ``<svg>`` element. Its texts are escaped, so it can be put into a page unchanged.
 
     Raises
     ------
     ConfigError
-        The library is not there, or the specification cannot be drawn.
+        The extra ``plot`` is not installed, or the specification cannot be drawn.
     """
-    with _drawing():
+    with _config_errors():
         import vl_convert
 
         drawn = vl_convert.vegalite_to_svg(spec)
@@ -49,8 +49,8 @@ def svg(spec: dict[str, Any]) -> str:
 
 
 def png(spec: dict[str, Any]) -> bytes:
-    """Draw a specification as a PNG, two pixels to one of the specification. Raises ``ConfigError`` as :func:`svg`."""
-    with _drawing():
+    """Draw a specification as a PNG, at twice its size in pixels. Raises ``ConfigError`` as :func:`svg` does."""
+    with _config_errors():
         import vl_convert
 
         drawn = vl_convert.vegalite_to_png(spec, scale=2)
@@ -58,7 +58,7 @@ def png(spec: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def _drawing() -> Iterator[None]:
+def _config_errors() -> Iterator[None]:
     try:
         yield
     except ImportError:

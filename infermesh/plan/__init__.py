@@ -1,6 +1,6 @@
-"""A job before it is run: what it would send, cost and take, and what it would wait for.
+"""Plan a job before it is run: requests, cost, duration, and the bottleneck.
 
-:func:`make_plan` gathers the facts and sends nothing; :func:`estimate` makes of them what the job will take.
+:func:`make_plan` gathers the facts without sending anything, and :func:`estimate` computes the rest from them.
 """
 
 from infermesh.plan.estimate import Estimate, Resource, StageEstimate, estimate

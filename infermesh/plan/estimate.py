@@ -1,8 +1,9 @@
-"""What a job will take: requests, tokens, dollars, seconds, and what holds it back. Pure: facts in, an estimate out.
+"""Estimate a job's requests, tokens, cost and duration, and its bottleneck. A pure function of facts.
 
-The model: every stage puts a load on what it shares with others (its window, its deployments' slots and quotas, the
-simulator's places, the client itself). Rows stream from stage to stage, so that the stages work side by side: the job
-takes as long as the most loaded of these, and the time in which the pipeline fills before it and drains behind it.
+The model: every stage puts a load on resources, some of them shared: its window, its deployments' slots and quotas, the
+simulator's capacity, the client's own speed. Rows stream, so the stages of a wave work at the same time. The job takes
+as long as its most loaded resource, plus the time until the first row reaches that resource and the time that the last
+row takes after it.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from infermesh.plan.facts import DeploymentFacts, QuotaFacts, ServiceFacts, Stag
 __all__ = ["Estimate", "Resource", "StageEstimate", "estimate"]
 
 DAY_S = 86400.0
-# One process: rows, templates, requests and commits of `python -m benchmarks.run` on two slow cores.
+# What one process does with rows, templates, requests and commits: `python -m benchmarks.run` on two slow cores.
 CLIENT_REQUESTS_PER_S = 2500.0
 # The embedded simulator is a Python web server in one process.
 SIMULATOR_REQUESTS_PER_S = 1500.0
-# How long a micro-batch waits for more texts, and a commit for the next tick.
+# How long the runner waits for a micro-batch to fill, and the writer between commits.
 BATCH_LINGER_S = 0.25
 COMMIT_S = 0.1
-# Above so many sets of deployments only single ones and all together are looked at.
+# Of more sets of deployments than this, only each set and the union of all are checked, not every union.
 _MOST_SETS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """A stage's share of the job. ``None`` where it is not known."""
+    """A stage's totals over all its rows, cost in US dollars. ``None`` is unknown."""
 
     facts: StageFacts
     requests: int | None
@@ -42,9 +43,20 @@ class StageEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Something that holds the job back: the seconds that it alone takes, and ``wall_s`` with filling and draining.
+    """Something that limits the job's speed.
 
-    ``days`` is how many UTC days a quota a day needs, where it needs more than what is left of today.
+    Attributes
+    ----------
+    name, detail
+        What it is, and its load and limit, in words.
+    seconds
+        How long it is busy.
+    wall_s
+        The same plus the time before its first row and after its last.
+    stages
+        The stages that load it.
+    days
+        How many UTC days a daily quota needs; ``None`` if the rest of today is enough, or it is no daily quota.
     """
 
     name: str
@@ -57,8 +69,22 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The whole job. ``wall_s`` is ``None`` where nothing is known that takes time; ``complete`` is false where the
-    latency of a stage is not known, so that it is a lower bound.
+    """The estimate of a whole job.
+
+    Attributes
+    ----------
+    stages
+        In the order of the facts.
+    resources
+        Everything that takes time, longest first.
+    wall_s
+        Duration in seconds; ``None`` if nothing is known that takes time.
+    complete
+        False if a stage's latency or rows are unknown: ``wall_s`` is then a lower bound.
+    days
+        UTC days that daily quotas spread the job over; ``None`` if today is enough.
+    unknown
+        A line for each stage whose number of rows is unknown.
     """
 
     stages: list[StageEstimate]
@@ -70,7 +96,7 @@ class Estimate:
 
     @property
     def binding(self) -> Resource | None:
-        """What the job waits for."""
+        """The bottleneck; ``None`` if nothing is known that takes time."""
         return self.resources[0] if self.resources else None
 
 
@@ -82,24 +108,27 @@ def estimate(
     *,
     until_midnight_s: float = DAY_S,
 ) -> Estimate:
-    """Estimate a job.
+    """Estimate a job. For a pipeline of several waves, see :func:`infermesh.plan.gather.make_plan`.
 
     Parameters
     ----------
     stages
         Each after those that it requires.
-    deployments, quotas
-        By label, and by the name that :class:`DeploymentFacts` gives.
+    deployments
+        By label.
+    quotas
+        By name, as in :attr:`DeploymentFacts.quota`.
     service
-        The embedded simulator, where a deployment is one.
+        The embedded simulator; ``None`` if no deployment uses it.
     until_midnight_s
-        Seconds to the next UTC day.
+        Seconds to the next UTC day, when daily quotas start again.
     """
     model = _Model(stages, deployments, quotas, service, until_midnight_s)
     found = model.resources()
     if found:
-        # Rows that come one by one leave micro-batches half empty, so that there are more requests.
-        model.fill(_longest(found))
+        # Rows that arrive one by one leave micro-batches half empty, which makes more requests. How empty depends on
+        # the duration, so estimate twice.
+        model.set_batch_fill(_longest(found))
         found = model.resources()
     known = [stage for stage in stages if stage.rows is not None]
     silent = [stage.name for stage in known if stage.rows and stage.deployments and stage.latency is None]
@@ -110,7 +139,7 @@ def estimate(
 
 
 class _Model:
-    """Loads on resources. ``_per_request`` is how many rows a stage's requests carry."""
+    """Computes each resource's load. ``_per_request`` is stage → rows per request."""
 
     def __init__(
         self,
@@ -128,19 +157,17 @@ class _Model:
         self._until_midnight_s = until_midnight_s
         self._per_request: dict[str, float] = {stage.name: stage.batch for stage in stages}
 
-    def fill(self, wall_s: float) -> None:
-        """Take in how full micro-batches will be at the pace of a job of so many seconds."""
+    def set_batch_fill(self, wall_s: float) -> None:
+        """Set how many rows a micro-batch carries if the job takes ``wall_s`` and rows arrive evenly."""
         for stage in self._busy:
             if stage.batch > 1 and any(self._stages[other].rows for other in stage.requires if other in self._stages):
                 arriving = 1 + (stage.rows or 0) / max(wall_s, 1e-9) * BATCH_LINGER_S
                 self._per_request[stage.name] = min(stage.batch, arriving)
 
     def requests(self, stage: StageFacts) -> int:
-        """How many requests a stage sends."""
         return math.ceil((stage.rows or 0) / self._per_request[stage.name])
 
     def shares(self) -> list[StageEstimate]:
-        """What each stage adds."""
         found = []
         for stage in self._stages.values():
             rows = stage.rows
@@ -148,60 +175,63 @@ class _Model:
                 found.append(StageEstimate(stage, None, None, None, None))
                 continue
 
-            def over(each: float | None, rows: int = rows, stage: StageFacts = stage) -> float | None:
+            def total(each: float | None, rows: int = rows, stage: StageFacts = stage) -> float | None:
                 return 0.0 if not rows or not stage.deployments else None if each is None else each * rows
 
             sends = self.requests(stage) if stage.deployments else 0
             found.append(
                 StageEstimate(
-                    stage, sends, over(stage.prompt_tokens), over(stage.completion_tokens), over(stage.cost_usd)
+                    stage, sends, total(stage.prompt_tokens), total(stage.completion_tokens), total(stage.cost_usd)
                 )
             )
         return found
 
     def resources(self) -> list[Resource]:
-        """Everything that takes time, the longest first."""
+        """Every resource that takes time, longest first."""
         found = [
             *self._windows(),
             *self._slots(),
             *self._rates(),
-            *self._of_the_service(),
+            *self._simulator(),
             *self._client(),
         ]
-        found += self._days(_longest(found))
+        found += self._daily_quotas(_longest(found))
         found = [resource for resource in found if resource.seconds > 0]
         return sorted(found, key=lambda resource: -resource.seconds)
 
     def _resource(
         self, name: str, detail: str, seconds: float, stages: Iterable[StageFacts], *, drains: bool = False
     ) -> Resource:
-        """With the time before its first stage has rows, and behind its last."""
+        """Make a resource: add the time before its first stage gets a row, and after its last stage's last row.
+
+        With ``drains``, ``seconds`` ends when the last request is let through, so that its latency comes on top.
+        """
         named = list(stages)
         names = {stage.name for stage in named}
-        lead = min((self._before(stage) for stage in named), default=0.0)
+        lead = min((self._seconds_before(stage) for stage in named), default=0.0)
         last = [stage for stage in named if not self._followers(stage) & names] or named
-        trail = max((self._behind(stage) for stage in last), default=0.0)
+        trail = max((self._seconds_after(stage) for stage in last), default=0.0)
         own = max((_p95(stage) for stage in last), default=0.0) if drains else 0.0
         return Resource(name, detail, seconds, seconds + lead + trail + own + COMMIT_S, tuple(sorted(names)))
 
-    def _before(self, stage: StageFacts) -> float:
-        """Seconds until the first row comes to a stage."""
+    def _seconds_before(self, stage: StageFacts) -> float:
+        """Seconds until the first row reaches a stage."""
         above = [self._stages[name] for name in stage.requires if name in self._stages]
-        return max((self._before(other) + self._step(other) for other in above), default=0.0)
+        return max((self._seconds_before(other) + self._pass_through(other) for other in above), default=0.0)
 
-    def _behind(self, stage: StageFacts) -> float:
-        """Seconds that the last row takes after it has left a stage."""
+    def _seconds_after(self, stage: StageFacts) -> float:
+        """Seconds that the last row takes after it has left a stage. The last micro-batch does not linger."""
         below = [other for other in self._busy if stage.name in other.requires]
-        return max(
-            (self._step(other, 0.0) + self._behind(other) for other in below), default=0.0
-        )  # the last batch never waits
+        return max((self._pass_through(other, 0.0) + self._seconds_after(other) for other in below), default=0.0)
 
-    def _step(self, stage: StageFacts, linger_s: float = BATCH_LINGER_S) -> float:
+    def _pass_through(self, stage: StageFacts, linger_s: float = BATCH_LINGER_S) -> float:
+        """Seconds that a single row takes in a stage."""
         if not stage.rows or stage.latency is None:
             return 0.0
         return stage.latency.mean_s + (linger_s if stage.batch > 1 else 0.0)
 
     def _followers(self, stage: StageFacts) -> set[str]:
+        """The stages that read a stage, directly or through others."""
         found: set[str] = set()
         for other in self._stages.values():  # each after those that it requires
             if stage.name in other.requires or found & set(other.requires):
@@ -224,19 +254,19 @@ class _Model:
             return self._deployments[label].slots
 
         timed = [stage for stage in self._busy if stage.latency is not None]
-        for labels, stages in _sets(timed, lambda label: slots(label) is not None):
+        for labels, stages in _deployment_sets(timed, lambda label: slots(label) is not None):
             total = sum(slots(label) or 0 for label in labels)
             requests = sum(map(self.requests, stages))
             work = sum(self.requests(stage) * stage.latency.mean_s for stage in stages if stage.latency)
-            detail = f"{requests:,} requests, {total} at once (deployments.{_joined(labels)}.max_parallel_requests)"
+            detail = f"{requests:,} requests, {total} at once (deployments.{_key(labels)}.max_parallel_requests)"
             yield self._resource(
-                f"max_parallel_requests of {_deployments(labels)}",
+                f"max_parallel_requests of {_deployment_names(labels)}",
                 detail,
                 _rounds(work, requests, total, stages),
                 stages,
             )
 
-    def _of_the_service(self) -> Iterable[Resource]:
+    def _simulator(self) -> Iterable[Resource]:
         service = self._service
         if service is None:
             return
@@ -257,8 +287,8 @@ class _Model:
             ("tpm", service.tpm, sum(_tokens(stage) or 0.0 for stage in stages)),
         ):
             if quota is not None:
-                seconds = math.floor(max(amount - 1, 0) / quota) * 60.0  # a window's worth at once, then the next
-                detail = f"{amount:,.0f} {_unit(unit)}, {quota:,.0f} in any minute (simulator.{unit})"
+                seconds = math.floor(max(amount - 1, 0) / quota) * 60.0  # a minute's quota at once, then wait a minute
+                detail = f"{amount:,.0f} {_unit_name(unit)}, {quota:,.0f} in any minute (simulator.{unit})"
                 yield self._resource(f"{unit} of the simulator", detail, seconds, stages, drains=True)
         seconds = requests / SIMULATOR_REQUESTS_PER_S
         yield self._resource("the simulator's own speed", f"{requests:,} requests", seconds, stages)
@@ -270,7 +300,7 @@ class _Model:
             yield self._resource("the client's own speed", detail, requests / CLIENT_REQUESTS_PER_S, self._busy)
 
     def _quota_sets(self, unit: str) -> Iterable[tuple[list[QuotaFacts], list[StageFacts]]]:
-        """Quotas that only together let some stages through, for ``rpm``, ``tpm``, ``rpd`` or ``tpd``."""
+        """Sets of quotas that limit some stages together, for a unit ``rpm``, ``tpm``, ``rpd`` or ``tpd``."""
 
         def quota(label: str) -> QuotaFacts | None:
             name = self._deployments[label].quota
@@ -278,7 +308,7 @@ class _Model:
             return found if found is not None and getattr(found, unit) is not None else None
 
         seen = set()
-        for labels, stages in _sets(self._busy, lambda label: quota(label) is not None):
+        for labels, stages in _deployment_sets(self._busy, lambda label: quota(label) is not None):
             names = {found.name: found for label in labels if (found := quota(label)) is not None}
             key = (frozenset(names), frozenset(stage.name for stage in stages))
             if key not in seen:
@@ -286,6 +316,7 @@ class _Model:
                 yield list(names.values()), stages
 
     def _amount(self, unit: str, stages: Sequence[StageFacts]) -> float | None:
+        """The stages' requests or tokens, whichever the unit counts; ``None`` if their tokens are unknown."""
         if unit.startswith("r"):
             return float(sum(map(self.requests, stages)))
         tokens = [_tokens(stage) for stage in stages]
@@ -300,12 +331,15 @@ class _Model:
                 rate = sum(steady_rate(getattr(quota, unit), getattr(quota, burst)) for quota in quotas)
                 first = sum(max(getattr(quota, burst) or 0.0, 1.0) for quota in quotas)
                 limit = sum(getattr(quota, unit) for quota in quotas)
-                detail = f"{amount:,.0f} {_unit(unit)}, {limit:,.0f} a minute"
+                detail = f"{amount:,.0f} {_unit_name(unit)}, {limit:,.0f} a minute"
                 seconds = max(amount - first, 0.0) / rate
-                yield self._resource(f"{unit} of {_named(quotas)}", detail, seconds, stages, drains=True)
+                yield self._resource(f"{unit} of {_quota_names(quotas)}", detail, seconds, stages, drains=True)
 
-    def _days(self, pace_s: float) -> Iterable[Resource]:
-        """Quotas a day: nothing where today's rest suffices, else whole days and the rest of the job on the last."""
+    def _daily_quotas(self, job_s: float) -> Iterable[Resource]:
+        """Daily quotas that the rest of today does not satisfy: wait until midnight, whole days, and part of the last.
+
+        The part of the last day is that share of ``job_s``, the job's duration without daily quotas.
+        """
         for unit in ("rpd", "tpd"):
             for quotas, stages in self._quota_sets(unit):
                 amount = self._amount(unit, stages)
@@ -319,9 +353,9 @@ class _Model:
                 later = math.ceil((amount - left) / limit - 1e-9)
                 last_day = (amount - left - (later - 1) * limit) / amount
                 days = later + (left > 0)
-                seconds = self._until_midnight_s + (later - 1) * DAY_S + last_day * pace_s
-                detail = f"{amount:,.0f} {_unit(unit)}, {limit:,.0f} a day, {used:,.0f} used today"
-                found = self._resource(f"{unit} of {_named(quotas)}", detail, seconds, stages)
+                seconds = self._until_midnight_s + (later - 1) * DAY_S + last_day * job_s
+                detail = f"{amount:,.0f} {_unit_name(unit)}, {limit:,.0f} a day, {used:,.0f} used today"
+                found = self._resource(f"{unit} of {_quota_names(quotas)}", detail, seconds, stages)
                 yield replace(found, days=days)
 
 
@@ -330,7 +364,7 @@ def _longest(resources: Iterable[Resource]) -> float:
 
 
 def _rounds(work_s: float, requests: int, at_once: int, stages: Sequence[StageFacts]) -> float:
-    """Seconds for so many busy seconds on ``at_once`` places: at the end some are idle while the slow ones finish."""
+    """Seconds for ``work_s`` seconds of requests, ``at_once`` at a time; the last slow ones leave some slots idle."""
     slowest = max(map(_p95, stages))
     if requests <= at_once:
         return slowest
@@ -343,19 +377,19 @@ def _p95(stage: StageFacts) -> float:
 
 
 def _tokens(stage: StageFacts) -> float | None:
-    """Prompt and completion tokens of all of a stage's rows."""
+    """Prompt and completion tokens of all of a stage's rows; ``None`` if unknown."""
     if stage.prompt_tokens is None or stage.completion_tokens is None:
         return None
     return (stage.prompt_tokens + stage.completion_tokens) * (stage.rows or 0)
 
 
-def _sets(
+def _deployment_sets(
     stages: Sequence[StageFacts], limited: Callable[[str], bool]
 ) -> Iterable[tuple[tuple[str, ...], list[StageFacts]]]:
-    """Sets of deployments and the stages that can use no others: together those cannot outrun together these.
+    """Sets of limited deployments, each with the stages that use no deployment outside it.
 
-    A set with a deployment that is not limited limits nobody. (The min-cut of a transport problem, whose cuts are the
-    unions of the stages' sets.)
+    The stages' load has to fit into the sum of the set's limits. Checking the unions of the stages' own sets is enough:
+    by max-flow min-cut, no other set is tighter. A set with an unlimited deployment is no bound, and is left out.
     """
     kinds = {frozenset(stage.deployments) for stage in stages}
     kinds = {kind for kind in kinds if all(map(limited, kind))}
@@ -369,18 +403,18 @@ def _sets(
         yield tuple(sorted(union)), [stage for stage in stages if set(stage.deployments) <= union]
 
 
-def _unit(unit: str) -> str:
+def _unit_name(unit: str) -> str:
     return "requests" if unit.startswith("r") else "tokens"
 
 
-def _joined(labels: Sequence[str]) -> str:
+def _key(labels: Sequence[str]) -> str:
     return labels[0] if len(labels) == 1 else "{" + ",".join(labels) + "}"
 
 
-def _deployments(labels: Sequence[str]) -> str:
+def _deployment_names(labels: Sequence[str]) -> str:
     return f"deployment {labels[0]}" if len(labels) == 1 else f"deployments {', '.join(labels)} together"
 
 
-def _named(quotas: Sequence[QuotaFacts]) -> str:
+def _quota_names(quotas: Sequence[QuotaFacts]) -> str:
     names = sorted(quota.name for quota in quotas)
     return names[0] if len(names) == 1 else f"{', '.join(names)} together"

@@ -1,4 +1,4 @@
-"""What a plan is made from, one object for each thing that takes part in a job."""
+"""The facts that a plan is computed from: stages, deployments, quotas, the embedded simulator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ Certainty = Literal["exact", "estimated", "at most", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds that a request takes once it is sent. ``hold_s`` is how long it holds a place of the simulator."""
+    """How long a request takes once it is sent, in seconds.
+
+    ``source`` says where the figures come from. ``hold_s`` is how long a request occupies the embedded simulator's
+    ``capacity``; ``None`` for other servers.
+    """
 
     mean_s: float
     p95_s: float
@@ -24,10 +28,24 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class StageFacts:
-    """One stage: how many rows it will send, and what a row and a request of it are like.
+    """One stage: how many rows it will send, and their size, cost and latency. ``None`` is unknown.
 
-    ``rows`` is ``None`` where nobody can know it; tokens are per row, and ``batch`` rows travel in a request.
-    ``deployments`` is empty for a stage that sends nothing.
+    Attributes
+    ----------
+    rows, certainty
+        Rows to send, and how sure that number is.
+    window, batch
+        Requests in flight at once, and rows per request.
+    deployments
+        Labels; empty for a stage that sends no request.
+    requires
+        The stages it reads.
+    prompt_tokens, completion_tokens, cost_usd
+        Means per row.
+    tokens_source
+        Where the token counts come from, in words.
+    problem
+        Why sample rows would not be sent, or could not be rendered; ``None`` if there is no such row.
     """
 
     name: str
@@ -49,7 +67,10 @@ class StageFacts:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentFacts:
-    """One deployment: requests it takes at once, and the name of the quota that it is under."""
+    """One deployment: its ``max_parallel_requests``, the name of its quota, and whether it is the embedded simulator.
+
+    ``None`` is no limit.
+    """
 
     label: str
     slots: int | None = None
@@ -59,7 +80,7 @@ class DeploymentFacts:
 
 @dataclass(frozen=True, slots=True)
 class QuotaFacts(Limits):
-    """The limits of a deployment or an account, and what today has used of them."""
+    """The limits of a deployment or an account, and their use in the present UTC day. ``None`` is no limit."""
 
     name: str
     used_requests: float = 0.0
@@ -68,7 +89,7 @@ class QuotaFacts(Limits):
 
 @dataclass(frozen=True, slots=True)
 class ServiceFacts:
-    """What the embedded simulator allows."""
+    """The embedded simulator's own limits. ``None`` is no limit."""
 
     capacity: int | None = None
     rpm: float | None = None

@@ -1,4 +1,4 @@
-"""The facts of a plan: what is pending, what its requests are like, what earlier runs have measured. Sends nothing."""
+"""Gather a plan's facts: pending rows, rendered sample requests, measurements of earlier runs. Sends nothing."""
 
 from __future__ import annotations
 
@@ -33,18 +33,23 @@ from infermesh.types import LIMITS
 
 __all__ = ["SIMULATOR_URL", "Options", "Plan", "make_plan"]
 
-SIMULATOR_URL = "http://simulator/v1"  # stands in requests that are shown; nothing is sent
-ASSUMED_OUTPUT_TOKENS = 256
-# The way to the embedded simulator and back, on one machine.
-_LOOPBACK_S = 0.004
+SIMULATOR_URL = "http://simulator/v1"  # the embedded simulator's URL in displayed requests; nothing is sent there
+ASSUMED_OUTPUT_TOKENS = 256  # of an answer, where nothing else is known
+_LOOPBACK_S = 0.004  # the round trip to the embedded simulator, on one machine
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user says beyond the declaration.
+    """Options of ``infermesh plan``.
 
-    ``show`` requests of each stage are kept in full, ``sample`` rows rendered. ``latency_s`` and ``output_tokens`` go
-    over what is known of requests and answers.
+    Attributes
+    ----------
+    show
+        How many requests of each stage to keep in full.
+    sample
+        How many rows of each stage to render.
+    latency_s, output_tokens
+        Seconds per request and tokens per answer, instead of measured or assumed ones; ``None`` to use those.
     """
 
     show: int = 0
@@ -55,7 +60,19 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job before it is run. ``folder`` is the run that it would go on with, ``None`` for a new one."""
+    """A plan of a job.
+
+    Attributes
+    ----------
+    folder
+        The run that it would resume; ``None`` for a new run.
+    rows
+        Rows of the source.
+    requests
+        Stage → the requests to show.
+    notes
+        What the user should know besides, a line each.
+    """
 
     experiment: str
     folder: Path | None
@@ -73,21 +90,23 @@ def make_plan(
     options: Options | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Plan:
-    """Look at a job without doing it.
+    """Plan a job: render sample rows, count pending ones, estimate. Sends nothing and changes no run.
 
     Parameters
     ----------
-    declaration
-        The job.
     folder
-        Where it would run; a run that is there would be gone on with.
+        Where it would run. If it holds a run, the plan is that of resuming it.
+    options
+        ``None`` is the defaults.
+    environ
+        Where ``api_key_env`` is looked up.
 
     Raises
     ------
     ConfigError
-        The declaration names what is not there, as ``infermesh run`` would say it.
+        The declaration is wrong, with the message of ``infermesh run``.
     StoreError
-        The run's database cannot be read, or another process is at it.
+        The run's database cannot be read, or a process is running it.
     """
     experiment, options = declaration.experiment, options or Options()
     with ExitStack() as stack:
@@ -100,7 +119,7 @@ def make_plan(
 
 
 class _Planner:
-    """Puts the facts together."""
+    """Gathers the facts of each wave and computes the plan."""
 
     def __init__(
         self,
@@ -126,13 +145,13 @@ class _Planner:
         self._used = used_today(experiment, None, outputs, None, self.notes.append, live=ask_run)
 
     def plan(self) -> Plan:
-        """Rehearse, count, estimate; wave after wave, as a run goes."""
+        """Rehearse, count and estimate, wave after wave, as a run does."""
         rehearsal = self._rehearsal()
         waves: list[list[StageFacts]] = []
         for wave in self._pipeline.waves:
-            if not self._rows.reach(wave):
-                unreached = [name for name in self._experiment.stages if name in (wave.origin, *wave.graph.stages)]
-                waves.append([StageFacts(name, self._kind(name), None, "unknown") for name in unreached])
+            if not self._rows.make_rows(wave):
+                unknown = [name for name in self._experiment.stages if name in (wave.origin, *wave.graph.stages)]
+                waves.append([StageFacts(name, self._kind(name), None, "unknown") for name in unknown])
                 continue
             self._rehearse(rehearsal, wave)
             waves.append([self._stage(stage, rehearsal.found[name], wave) for name, stage in wave.graph.stages.items()])
@@ -145,7 +164,7 @@ class _Planner:
             self._experiment.name,
             self._folder if self._rows.resumed else None,
             self._rows.total,
-            _in_turn(
+            _add_waves(
                 [
                     estimate(stages, self._deployments(), quotas, service, until_midnight_s=midnight)
                     for stages in [[facts for stages in waves for facts in stages], *waves]
@@ -171,7 +190,7 @@ class _Planner:
     def _rehearse(self, rehearsal: Rehearsal, wave: Wave) -> None:
         for name in wave.graph.stages:
             rehearsal.begin(name)
-        walk = rehearse(
+        rehearsing = rehearse(
             rehearsal,
             wave.graph,
             self._rows.sample(wave, self._options.sample),
@@ -180,15 +199,15 @@ class _Planner:
             keep_errors=self._experiment.keep_errors,
             known=self._rows.known,
         )
-        asyncio.run(walk)
+        asyncio.run(rehearsing)
 
     def _expected(self, name: str) -> tuple[float | None, str]:
-        """Completion tokens of a row's answer as far as they are known before anything is rendered, and whence."""
+        """Completion tokens per row as known before rendering, and their source; ``None`` if unknown."""
         if self._options.output_tokens is not None:
             return float(self._options.output_tokens), "--output-tokens"
         before = self._measured.get(name)
         if before is not None and before.completion_tokens is not None:
-            return before.completion_tokens, f"measured in {_shown(before.folder)}"
+            return before.completion_tokens, f"measured in {_short_path(before.folder)}"
         return None, ""
 
     def _stage(self, stage: Stage, found: StageRehearsal, wave: Wave) -> StageFacts:
@@ -219,9 +238,9 @@ class _Planner:
         )
 
     def _count(self, stage: Stage, found: StageRehearsal) -> tuple[int | None, Certainty]:
-        """How many rows a stage will send, and how sure that is."""
-        pending, by_answers = self._rows.pending(stage), self._rows.of_answers(stage)
-        if pending is None:  # a condition that can only be decided row by row
+        """How many rows a stage will send, and how sure that is: scaled up from the sample to all pending rows."""
+        pending, by_answers = self._rows.pending(stage), self._rows.depends_on_answers(stage)
+        if pending is None:  # DuckDB cannot count the rows that match the condition
             pending, by_answers = self._rows.total, True
         looked_at = found.looked_at + (found.left_out if by_answers else 0)
         going = found.sent + found.blind
@@ -232,7 +251,7 @@ class _Planner:
             return math.ceil(pending * going / max(found.looked_at, 1)), "at most"
         if looked_at == pending and not guessed:
             return going, "exact"
-        # Only the sample's requests were compared with those that are answered.
+        # Rows that would be kept are known for the sample alone: the other rows' requests were not rendered.
         compared = by_answers or stage.name in self._rows.stale or self._rows.knows(stage)
         sure = going == looked_at and not compared and not found.blind
         return round(pending * going / looked_at), "exact" if sure else "estimated"
@@ -240,7 +259,11 @@ class _Planner:
     def _tokens(
         self, stage: Stage, found: StageRehearsal, labels: Sequence[str]
     ) -> tuple[float | None, float | None, str]:
-        """Prompt and completion tokens of a row, and whence they are known."""
+        """Prompt and completion tokens per row, and their source.
+
+        The embedded simulator's counts are exact. For other servers prompts are measured if the stage is unchanged,
+        else estimated from the rendered sample.
+        """
         requests, rendered = found.requests, found.answered
         before = self._measured.get(stage.name)
         if requests and rendered and set(labels) <= self._embedded:
@@ -248,21 +271,22 @@ class _Planner:
             return prompt, sum(sent.completion_tokens for sent in requests) / rendered, "as the simulator counts"
         same = before is not None and before.signature == self._signatures[stage.name]
         if before is not None and same and before.prompt_tokens is not None:
-            prompt, source = before.prompt_tokens, f"measured in {_shown(before.folder)}"
+            prompt, source = before.prompt_tokens, f"measured in {_short_path(before.folder)}"
         elif requests and rendered:
             prompt, source = sum(sent.prompt_tokens for sent in requests) / rendered, "prompts: UTF-8 bytes / 4"
         else:
             return None, None, ""
-        completion, whence = self._expected(stage.name)
+        completion, answer_source = self._expected(stage.name)
         if self._experiment.stages[stage.name].kind != "generate":
-            completion, whence = completion or 0.0, ""
+            completion, answer_source = completion or 0.0, ""
         elif completion is None:
-            completion, whence = _unseen(self._experiment, requests, labels)
-        said = [source, *([f"answers: {whence}"] if whence and whence != source else [])]
-        return prompt, completion, "; ".join(said)
+            completion, answer_source = _assumed_tokens(self._experiment, requests, labels)
+        if answer_source and answer_source != source:
+            source += f"; answers: {answer_source}"
+        return prompt, completion, source
 
     def _cost(self, labels: Sequence[str], prompt: float | None, completion: float | None) -> float | None:
-        """Dollars a row, over the deployments that may answer it."""
+        """US dollars per row, the mean over the deployments that may answer it; ``None`` if a price is unknown."""
         if prompt is None or completion is None:
             return None
         thousand = TokenUsage(round(prompt * 1000), round(completion * 1000))
@@ -273,20 +297,21 @@ class _Planner:
             cost = None if price is None else price(one)
             if price is None or cost is None:
                 return None
-            # Prices are a token's; a thousand rows at once lose nothing to rounding unless there are tiers.
+            # Tokens are whole numbers, so a thousandth of a thousand rows' cost is more precise than one row's. If the
+            # two differ much, the price has tiers, and the large number has reached another one.
             many = (price(thousand) or 0.0) / 1000
             costs.append(many if abs(many - cost) <= 0.05 * cost + 1e-6 else cost)
         return sum(costs) / len(costs)
 
     def _latency(self, stage: Stage, found: StageRehearsal, labels: Sequence[str]) -> Latency | None:
-        """How long a request takes: as the user says, as measured, as the embedded simulator is set."""
+        """How long a request takes: as the user says, else as measured, else by the embedded simulator's settings."""
         given = self._options.latency_s
         if given is not None:
             return Latency(given, given, "--latency")
         before, embedded = self._measured.get(stage.name), set(labels) <= self._embedded
         declared = _declared(self._experiment.simulator, found.requests) if embedded else None
         if before is not None and (not embedded or self._comparable(before)):
-            source = f"measured in {_shown(before.folder)}"
+            source = f"measured in {_short_path(before.folder)}"
             window = (before.config.get("stages") or {}).get(stage.name, {}).get("max_parallel_requests")
             if window is not None and window != stage.window:
                 source += f" with {window} at once"
@@ -294,7 +319,7 @@ class _Planner:
         return declared
 
     def _comparable(self, before: Measured) -> bool:
-        """Whether what was measured at an embedded simulator is its own time: set as now, and nobody waited in it."""
+        """Whether a latency measured at an embedded simulator holds now: same settings, and no request waited in it."""
         settings = self._experiment.simulator
         if SimulatorSettings.model_validate(before.config.get("simulator") or {}) != settings:
             return False
@@ -314,8 +339,11 @@ class _Planner:
         return found
 
 
-def _in_turn(estimates: Sequence[Estimate]) -> Estimate:
-    """The whole job, and its waves one after the other: where no quota a day decides, their times add up."""
+def _add_waves(estimates: Sequence[Estimate]) -> Estimate:
+    """Combine the estimate of the whole job, which comes first, with those of its waves.
+
+    Waves run one after another, so their durations add up; a daily quota spans them and is estimated over the whole.
+    """
     whole, *waves = estimates
     walls = [wave.wall_s for wave in waves if wave.wall_s]
     if whole.days is not None or len(walls) < 2:
@@ -325,7 +353,7 @@ def _in_turn(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def _quotas(experiment: Experiment, used: Mapping[str, DayUsage]) -> dict[str, QuotaFacts]:
-    """Every account and every deployment's own limits, with what today has used."""
+    """Name → the limits of an account or a deployment, with their use today."""
     found = {}
     for name, config in experiment.limits.items():
         labels = experiment.members_of(name)
@@ -346,8 +374,8 @@ def _quota(name: str, limits: Limits, used: Sequence[DayUsage]) -> QuotaFacts:
     )
 
 
-def _unseen(experiment: Experiment, requests: Sequence[Sent], labels: Sequence[str]) -> tuple[float, str]:
-    """The length of answers that nobody has seen."""
+def _assumed_tokens(experiment: Experiment, requests: Sequence[Sent], labels: Sequence[str]) -> tuple[float, str]:
+    """Completion tokens per row if none were measured, and their source."""
     most = [sent.output_limit for sent in requests if sent.output_limit is not None]
     if most:
         return sum(most) / len(most), "at most max_tokens"
@@ -355,11 +383,11 @@ def _unseen(experiment: Experiment, requests: Sequence[Sent], labels: Sequence[s
         limits = experiment.limits_of(label)
         if limits is not None and limits.default_output_tokens is not None:
             return float(limits.default_output_tokens), "default_output_tokens"
-    return float(ASSUMED_OUTPUT_TOKENS), f"assumed {ASSUMED_OUTPUT_TOKENS} (--output-tokens says better)"
+    return float(ASSUMED_OUTPUT_TOKENS), f"assumed {ASSUMED_OUTPUT_TOKENS} (set --output-tokens if you know better)"
 
 
 def _declared(settings: SimulatorSettings, requests: Sequence[Sent]) -> Latency | None:
-    """What the embedded simulator takes: a lognormal time to the first token, then the answer's tokens.
+    """The latency by the embedded simulator's settings: a lognormal time to the first token, then the answer's tokens.
 
     The mean of a lognormal with median m and sigma s is m · exp(s² / 2), its 95th percentile m · exp(1.645 s).
     """
@@ -376,11 +404,11 @@ def _declared(settings: SimulatorSettings, requests: Sequence[Sent]) -> Latency 
 
 
 def _problem(found: StageRehearsal) -> str | None:
-    """Why sample rows would not be sent, or could not be rendered."""
+    """Why sample rows would not be sent, could not be rendered, or may fail: how many, and the most frequent reason."""
     if not found.reasons:
         return None
     reason, _ = max(found.reasons.items(), key=lambda item: item[1])
-    count, verb = sum(found.reasons.values()), "may get an error for an answer"
+    count, verb = sum(found.reasons.values()), "may be answered with an error"
     if found.blind:
         count, verb = found.blind, "cannot be rendered on stand-ins"
     elif found.lost:
@@ -388,6 +416,6 @@ def _problem(found: StageRehearsal) -> str | None:
     return f"{count} of {found.looked_at} sample rows {verb}: {reason}"
 
 
-def _shown(folder: Path) -> str:
+def _short_path(folder: Path) -> str:
     absolute, here = folder.absolute(), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

@@ -1,7 +1,7 @@
-"""Sending nothing: a transport that answers in this process, and sample rows walked through the stages over it.
+"""Rehearse a job without network: take sample rows through the stages, with answers made up in this process.
 
-The answers are the simulator's own texts. For the embedded simulator they are what it will answer; for every other
-server they are stand-ins of the right shape, stretched or cut to the length that is expected of an answer.
+The answers come from the simulator's code. For the embedded simulator they are the ones it will give. For other servers
+they are stand-ins: of the right shape, and of the expected length.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from infermesh.simulator.answers import Answer, Answers
 from infermesh.simulator.errors import ApiError
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Prepared, Stage, answers
+from infermesh.stages.base import Result
 from infermesh.stages.graph import StageGraph
 from infermesh.stages.transcribe import Transcribe
 from infermesh.store import Row
@@ -33,7 +34,7 @@ from infermesh.wire.requests import estimate_tokens, request_body
 __all__ = ["Rehearsal", "Sent", "StageRehearsal", "rehearse"]
 
 CHARS_PER_TOKEN = 4
-# Clips are read whole, and are large: of more sample rows than this, some stand for the others.
+# Audio clips are large and read whole: of more sample rows than this, only some are read, and represent the others.
 _MOST_CLIPS = 20
 _SIMULATED = {
     "chat_completion": Answers.chat,
@@ -45,7 +46,21 @@ _SIMULATED = {
 
 @dataclass(slots=True)
 class Sent:
-    """One request that would have gone out. ``prompt_tokens`` as this side estimates them, the others as answered."""
+    """A request that would be sent.
+
+    Attributes
+    ----------
+    payload
+        The body as it would be sent; empty beyond the requests to show.
+    prompt_tokens
+        As the client estimates them.
+    counted_prompt_tokens, completion_tokens
+        As the made-up answer's usage reports them.
+    decoded_tokens
+        Tokens that the simulator would take time to produce.
+    output_limit
+        ``max_tokens``; ``None`` if the request sets none.
+    """
 
     operation: Operation
     deployment: str
@@ -60,12 +75,28 @@ class Sent:
 
 @dataclass(slots=True)
 class StageRehearsal:
-    """What became of the sample rows in one stage.
+    """The result of the rehearsal in one stage, in sample rows.
 
-    ``looked_at`` rows were candidates; of these ``kept`` would be left as they are, ``sent`` would go out, ``lost``
-    would not, for the reasons counted in ``reasons`` (a row that cannot be made into a request, or whose upstream
-    stage cannot). ``blind`` rows would go out, but could not be rendered on stand-ins. ``left_out`` rows, which are no
-    candidates, do not satisfy the stage's condition. ``requests`` are those of ``answered`` rows.
+    Attributes
+    ----------
+    looked_at
+        Rows that reached the stage and were not left out; the sum of the next four.
+    kept
+        Rows whose stored or known answer would be used.
+    sent
+        Rows that would be sent.
+    lost
+        Rows that would not be sent: they cannot be made into a request, or their upstream row cannot.
+    blind
+        Rows that would be sent, but could not be rendered, because a stand-in they read is unlike a real answer.
+    left_out
+        Rows that do not match the stage's ``where``.
+    answered
+        Sent rows that were answered; ``requests`` are theirs.
+    on_stand_ins
+        Whether a row's condition or request read a stand-in, so that these numbers are not certain.
+    reasons
+        Reason → rows: why they were lost or blind, or got an error for an answer.
     """
 
     looked_at: int = 0
@@ -79,13 +110,12 @@ class StageRehearsal:
     requests: list[Sent] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
 
-    def because(self, reason: str) -> None:
-        """Count a reason."""
+    def count_reason(self, reason: str) -> None:
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
 
-class _Stand:
-    """A deployment's transport that sends nothing."""
+class _StandInTransport:
+    """A deployment's transport that sends nothing and answers as the simulator would."""
 
     def __init__(
         self, label: str, real: Transport, settings: SimulatorSettings | None, log: Callable[[Sent], float | None]
@@ -97,18 +127,17 @@ class _Stand:
         self._log = log
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
-        """Answer as the simulator would."""
         try:
             answer = self._answer(request)
-        except Exception as error:  # what another server takes may be more than the simulator knows
+        except Exception as error:  # a request that the real server accepts may be more than the simulator knows
             self._log(self._sent(request, {}, 0))
             status, message = (error.status, error.message) if isinstance(error, ApiError) else (400, str(error))
             raise BadRequestError(message, status_code=status) from None
         text = answer.body.decode()
         body: dict[str, Any] = orjson.loads(text) if answer.content_type == "application/json" else {"text": text}
-        wanted = self._log(self._sent(request, body.get("usage") or {}, answer.decode_tokens))
-        if not self._embedded and wanted is not None:
-            _stretch(request, body, round(wanted * CHARS_PER_TOKEN))
+        expected = self._log(self._sent(request, body.get("usage") or {}, answer.decode_tokens))
+        if not self._embedded and expected is not None:
+            _stretch(request, body, round(expected * CHARS_PER_TOKEN))
         return Reply(200, body, lambda name: None)
 
     def _answer(self, request: Request) -> Answer:
@@ -119,7 +148,7 @@ class _Stand:
 
     def _sent(self, request: Request, usage: Mapping[str, Any], decoded: int) -> Sent:
         real: Any = self._real
-        # A query may hold a key.
+        # The query is cut off: it may contain a key.
         url = real.url(request.operation).partition("?")[0] if isinstance(real, NativeTransport) else "(by LiteLLM)"
         if request.operation == "transcription":
             clip = request.audio
@@ -142,11 +171,11 @@ class _Stand:
         )
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        """Nothing to close."""
 
 
 def _stretch(request: Request, body: dict[str, Any], size: int) -> None:
-    """Give a free text the expected length; JSON that was asked for stays as it is."""
+    """Repeat or cut a free text to ``size`` characters. Structured answers stay as they are."""
     payload = request.payload
     if payload.get("response_format") or payload.get("text") or payload.get("tools") or size <= 0:
         return
@@ -163,18 +192,23 @@ def _stretch(request: Request, body: dict[str, Any], size: int) -> None:
 
 
 class Rehearsal:
-    """Puts stand-ins in the place of a fleet's transports, and limits aside.
+    """Replaces a fleet's transports by stand-ins and its limiters by none, and collects what stages send.
 
     Parameters
     ----------
     fleet
-        Its deployments will send nothing from now on.
+        Its deployments send nothing from now on.
     embedded
         The embedded simulator's settings, and the labels of the deployments that it serves.
     expected
-        Stage → completion tokens to expect of a row's answer, where they are known.
+        Stage → expected completion tokens of a row's answer.
     keep
         How many requests of each stage to keep in full.
+
+    Attributes
+    ----------
+    found
+        Stage → its result so far.
     """
 
     def __init__(
@@ -189,10 +223,10 @@ class Rehearsal:
         self.found: dict[str, StageRehearsal] = {}
         for label, deployment in fleet.deployments.items():
             mine = settings if label in labels else None
-            deployment.transport = _Stand(label, deployment.transport, mine, self._take)
+            deployment.transport = _StandInTransport(label, deployment.transport, mine, self._log)
             deployment.limiter = NullLimiter()
 
-    def _take(self, sent: Sent) -> float | None:
+    def _log(self, sent: Sent) -> float | None:
         listed = self.found[self._stage].requests
         if len(listed) >= self._keep:
             sent.payload = {}
@@ -200,23 +234,23 @@ class Rehearsal:
         return self._expected.get(self._stage)
 
     def real_answers(self, stage: Stage) -> bool:
-        """Whether the answers are those that the run will get."""
+        """Whether a stage's answers are those that the run will get: all its deployments are the embedded simulator."""
         return stage.model is not None and all(label in self._labels for label in stage.model.labels)
 
     def begin(self, stage: str) -> StageRehearsal:
-        """Count what is sent from now on as a stage's."""
+        """Log the requests from now on under this stage."""
         self._stage = stage
         return self.found.setdefault(stage, StageRehearsal())
 
 
 class _Sample:
-    """A sample row on its way, and which stages have none of a run's own answers for it."""
+    """A sample row, and the stages that have a stand-in for its answer."""
 
     __slots__ = ("made_up", "row")
 
     def __init__(self, row: Row) -> None:
         self.row = row
-        self.made_up: dict[str, bool] = {}  # stage → whether its answer is a stand-in that the run will not see
+        self.made_up: dict[str, bool] = {}  # stage → its answer is a stand-in, or depends on one
 
     def reads_stand_ins(self, requires: set[str]) -> bool:
         return any(self.made_up.get(other) for other in requires)
@@ -232,12 +266,20 @@ async def rehearse(
     keep_errors: bool,
     known: KnownAnswers | None = None,
 ) -> dict[str, StageRehearsal]:
-    """Take sample rows through the stages as a run would, stage after stage.
+    """Take sample rows through the stages of a wave as a run would, stage after stage; stage → its result.
 
-    Returns
-    -------
-    dict
-        Stage → what became of the rows there.
+    Parameters
+    ----------
+    rows
+        The sample; rows that could not be parsed are skipped.
+    filters
+        Stage → its ``where``, compiled.
+    stale
+        Stages whose stored states do not count as settled.
+    keep_errors
+        Failed rows count as settled.
+    known
+        Answers of retired rows and of earlier runs; ``None`` for none.
     """
     samples = [_Sample(row) for row in rows if row.error is None]
     for name, stage in graph.stages.items():
@@ -250,9 +292,9 @@ async def rehearse(
         ]
         todo = _through_filter(todo, stage, graph.requires[name], gate, outputs, found)
         if stage.model is None:
-            _unasked(todo, stage, found)
+            _count_function_rows(todo, stage, found)
         else:
-            await _ask(rehearsal, stage, graph.requires[name], todo, gate, outputs, found)
+            await _answer(rehearsal, stage, graph.requires[name], todo, gate, outputs, found)
     return rehearsal.found
 
 
@@ -264,7 +306,7 @@ def _through_filter(
     outputs: StageOutputs,
     found: StageRehearsal,
 ) -> list[_Sample]:
-    """Those whose upstream is there and that pass the stage's condition; the others are counted."""
+    """Return the rows that have their upstream answers and match the stage's ``where``; count the others."""
     todo = []
     for sample in samples:
         failed = sample.row.failed
@@ -275,7 +317,7 @@ def _through_filter(
             if sample.made_up.get(other):
                 found.blind += 1
                 sample.made_up[stage.name] = True
-                found.because(f"stage {other}: {failed[other]}")
+                found.count_reason(f"stage {other}: {failed[other]}")
             else:
                 found.lost += 1
             failed[stage.name] = failed[other]
@@ -289,14 +331,14 @@ def _through_filter(
             kept.append(sample)
         else:
             found.left_out += 1
-            sample.row.context[stage.name] = outputs.of_skipped
+            sample.row.context[stage.name] = outputs.skipped
             if isinstance(verdict, InputError):
                 sample.row.failed[stage.name] = verdict.message
     return kept
 
 
-def _unasked(samples: list[_Sample], stage: Stage, found: StageRehearsal) -> None:
-    """A stage that asks no model: what it would make of a row is not known without doing it."""
+def _count_function_rows(samples: list[_Sample], stage: Stage, found: StageRehearsal) -> None:
+    """Count the rows of a python stage. Its function is not called, so the stages that read it cannot be rendered."""
     found.looked_at += len(samples)
     found.sent += len(samples)
     for sample in samples:
@@ -304,7 +346,7 @@ def _unasked(samples: list[_Sample], stage: Stage, found: StageRehearsal) -> Non
         sample.made_up[stage.name] = True
 
 
-async def _ask(
+async def _answer(
     rehearsal: Rehearsal,
     stage: Stage,
     requires: set[str],
@@ -313,11 +355,12 @@ async def _ask(
     outputs: StageOutputs,
     found: StageRehearsal,
 ) -> None:
+    """Answer the rows that would be sent with stand-ins, for the stages that read this one."""
     ready = _to_send(stage, requires, samples, gate, outputs, found)
     found.sent += len(ready)
     every = max(1, len(ready) // _MOST_CLIPS) if isinstance(stage, Transcribe) else 1
     first = ready[::every]
-    results: list[Any] = []
+    results: list[Result | RequestError] = []
     for start in range(0, len(first), stage.batch_size):
         results += await answers(stage, [item for _, item in first[start : start + stage.batch_size]])
     found.answered += len(first)
@@ -325,10 +368,10 @@ async def _ask(
         result = results[number // every % len(results)]
         sample.made_up[stage.name] = sample.reads_stand_ins(requires) or not rehearsal.real_answers(stage)
         if isinstance(result, RequestError):
-            found.because(result.message)
+            found.count_reason(result.message)
             sample.row.failed[stage.name] = result.message
         else:
-            sample.row.context[stage.name] = outputs.of((*stage.outputs(result), *item.carried))
+            sample.row.context[stage.name] = outputs.done((*stage.outputs(result), *item.carried))
 
 
 def _to_send(
@@ -339,7 +382,7 @@ def _to_send(
     outputs: StageOutputs,
     found: StageRehearsal,
 ) -> list[tuple[_Sample, Prepared[Any]]]:
-    """The rows that would be sent, with their requests; the others are counted, and get the answer that is there."""
+    """Return the rows that would be sent, with their requests. Count the others, and give them their known answer."""
     found.looked_at += len(samples)
     ready: list[tuple[_Sample, Prepared[Any]]] = []
     for sample in samples:
@@ -347,20 +390,20 @@ def _to_send(
         found.on_stand_ins |= invented
         try:
             item = stage.prepare(row.context)
-        except Exception as error:  # a mapper of the user's may raise anything
+        except Exception as error:  # a user's mapper may raise anything
             message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
-            found.because(message)
+            found.count_reason(message)
             row.failed[stage.name] = message
             sample.made_up[stage.name] = invented
             found.blind += invented
             found.lost += not invented
             continue
-        # What is rendered on a stand-in is not what the run will render: it counts as changed.
+        # A request rendered from a stand-in is not the one the run will render: it is not compared with stored keys.
         if not invented and answered_by_its_state(row, stage.name, item):
             row.context[stage.name] = row.states[stage.name].outputs | {"status": "done"}
             found.kept += 1
         elif not invented and (answer := gate.known_answers([item])[0]) is not None:
-            row.context[stage.name] = outputs.of(answer.outputs)
+            row.context[stage.name] = outputs.done(answer.outputs)
             found.kept += 1
         else:
             ready.append((sample, item))

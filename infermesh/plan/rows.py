@@ -1,7 +1,7 @@
-"""The rows that a run would look at, without touching the run.
+"""The rows that a run's next session would find, without changing the run.
 
-The source is loaded, or an existing run's database copied, into a temporary folder, where the store's own code makes of
-it what a session of the run would find.
+The source is loaded into a database in a temporary folder; an existing run's database is copied there first. The rest
+is the store's own code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ __all__ = ["PlannedRows"]
 
 
 class PlannedRows:
-    """A run's rows as its next session would find them, from a copy of what is there."""
+    """A run's rows as its next session would find them, in a copy of its database.
+
+    Attributes
+    ----------
+    resumed
+        Whether the folder holds a run.
+    filters, stale, known
+        As for :class:`~infermesh.runs.runner.Runner`; set by :meth:`prepare`.
+    """
 
     def __init__(self, experiment: Experiment, pipeline: Pipeline, folder: Path, place: Path) -> None:
         self._experiment = experiment
@@ -36,7 +44,8 @@ class PlannedRows:
         self._folder = folder
         self.resumed = (folder / DATABASE).exists()
         if self.resumed:
-            with connect(folder / DATABASE, read_only=True):  # whoever is at it would write while it is copied
+            # Holding a read-only connection keeps other processes from writing while the file is copied.
+            with connect(folder / DATABASE, read_only=True):
                 for name in (DATABASE, f"{DATABASE}.wal"):
                     if (folder / name).exists():
                         shutil.copyfile(folder / name, place / name)
@@ -47,7 +56,7 @@ class PlannedRows:
         self.known: KnownAnswers | None = None
 
     def prepare(self, roots: Sequence[Path], note: Callable[[str], None]) -> None:
-        """Load the source, or take in what has changed of it; find what an edit has touched."""
+        """Load the source, or merge its changes into the copy; find the stale stages."""
         store, pipeline = self._store, self._pipeline
         if not store.is_new:
             before = orjson.loads(store.run_value("signatures") or "{}")
@@ -60,14 +69,17 @@ class PlannedRows:
         )
         self.survey = Survey(store.cursor(), keep_errors=self._experiment.keep_errors)
         self.total = store.total()
-        self.known = KnownAnswers.of(self._experiment, self._folder, store, tables, note)
+        self.known = KnownAnswers.for_run(self._experiment, self._folder, store, tables, note)
 
     def _check(self, connection: Connection, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
         self.filters = self._pipeline.filters(origins)
 
-    def reach(self, wave: Wave) -> bool:
-        """Make a wave's rows, where that takes no new answers: its query reads what is there.
+    def make_rows(self, wave: Wave) -> bool:
+        """Make a wave's rows and return True, if that needs no answer that is still to come; else return False.
+
+        The source's rows are there. A sql stage's query can run if all that it reads is complete: stages without
+        pending rows, and origins that were made.
 
         Raises
         ------
@@ -83,33 +95,34 @@ class PlannedRows:
         made = {name for name, stage in wave.graph.stages.items() if self.pending(stage) == 0}
         self._made |= made
         if made != wave.graph.stages.keys() and self.known is not None:
-            self.known.take_retired(wave.graph.stages)
+            self.known.collect_retired(wave.graph.stages)
         return True
 
-    def of_rows(self, stage: Stage) -> str | None:
-        """A stage's condition where it names columns of its rows alone."""
-        return None if stage.where is None or self.of_answers(stage) else stage.where
+    def row_condition(self, stage: Stage) -> str | None:
+        """A stage's ``where`` if it reads columns of its rows alone; ``None`` if it has none, or reads answers."""
+        return None if stage.where is None or self.depends_on_answers(stage) else stage.where
 
-    def of_answers(self, stage: Stage) -> bool:
-        """Whether a stage's condition depends on other stages' answers."""
+    def depends_on_answers(self, stage: Stage) -> bool:
+        """Whether a stage's ``where`` reads other stages' answers."""
         if stage.where is None:
             return False
         named = {reference[0] for reference in column_references(stage.where, f"stages.{stage.name}.where")}
         return bool(named & self._pipeline.stages.keys())
 
     def pending(self, stage: Stage) -> int | None:
-        """Rows that the stage has to look at."""
-        return self.survey.pending(stage.table, stale=stage.name in self.stale, where=self.of_rows(stage))
+        """Count the stage's pending rows; ``None`` if DuckDB cannot count the rows that match its ``where``."""
+        return self.survey.pending(stage.table, stale=stage.name in self.stale, where=self.row_condition(stage))
 
     def knows(self, stage: Stage) -> bool:
-        """Whether there are answers that a stage's requests may find."""
+        """Whether a stage has known answers that its requests may find."""
         return self.known is not None and self.known.knows(stage.name)
 
     def sample(self, wave: Wave, most: int) -> list[Row]:
-        """Rows with something to do, for each stage some that are evenly spread over its own."""
+        """Sample pending rows: for each stage up to ``most``, evenly spread over its pending rows."""
         wanted: set[int] = set()
         for name, stage in wave.graph.stages.items():
-            wanted.update(self.survey.spread(stage.table, most, stale=name in self.stale, where=self.of_rows(stage)))
+            where = self.row_condition(stage)
+            wanted.update(self.survey.spread(stage.table, most, stale=name in self.stale, where=where))
         keep_errors = self._experiment.keep_errors
         reader = self._store.reader(wave.graph.needed, origin=wave.origin, stale=self.stale, keep_errors=keep_errors)
         rows = []
@@ -118,7 +131,6 @@ class PlannedRows:
         return rows
 
     def close(self) -> None:
-        """Close what was opened."""
         for condition in self.filters.values():
             condition.close()
         if self.known is not None:

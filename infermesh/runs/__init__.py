@@ -1,1 +1,1 @@
-"""A run, from its declaration to its last commit."""
+"""Running an experiment: sessions, the runner, sinks, progress, and the Python interface to runs."""

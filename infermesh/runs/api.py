@@ -1,4 +1,4 @@
-"""Runs from Python: :func:`run` starts or resumes one in a thread of its own, :func:`open_run` opens another."""
+"""Runs from Python: :func:`run` starts or resumes a run, :func:`open_run` opens an existing one."""
 
 from __future__ import annotations
 
@@ -46,38 +46,59 @@ def run(
     progress: Callable[[str], object] | Observer | None = None,
     wait: bool = True,
 ) -> Run:
-    """Run an experiment, or go on with the run that is in ``folder``.
+    """Run an experiment, or resume the run that is in ``folder``.
 
-    The run has a thread and an event loop of its own, so it works in scripts, threads, notebooks and async code alike.
-    It is not told about failed rows by an exception: look at :attr:`Run.status`.
+    The run has its own thread and event loop, so this works in scripts, threads, notebooks and async code. Failed rows
+    raise nothing: check :attr:`Run.status` or :meth:`Run.failures`.
 
     Parameters
     ----------
     experiment, overrides, config_dir
-        What ``infermesh run +experiment=NAME OVERRIDE … --config-dir DIR`` takes.
+        The same as in ``infermesh run +experiment=NAME OVERRIDE … --config-dir DIR``.
     config
-        Instead of these: a whole declaration, as plain dicts, lists and scalars.
+        A whole declaration as plain dicts, lists and scalars, instead of the three above.
     rows
-        Instead of the declaration's source: dicts, which are written to ``rows.jsonl`` in the run's folder one by one,
-        so that the run can be resumed. A resumed run matches them by their content.
+        Dicts, instead of the declaration's source; any iterable, read once. They are written to ``rows.jsonl`` in the
+        run's folder, so that the run can be resumed. A resumed run matches them by content. ``None`` reads the
+        declared source.
     folder
-        The run's folder; ``outputs/<name>/<time>`` where it is not given.
+        The run's folder. A folder that holds a run is resumed. ``None`` makes a new one,
+        ``outputs/<name>/<time>``, unless the overrides set ``hydra.run.dir``.
     env
-        Variables over the environment's, for ``api_key_env``: a mapping, or a file of NAME=value lines.
+        Variables for ``api_key_env``. A mapping overrides the environment. A path names a file of ``NAME=value``
+        lines, which the environment overrides. ``None`` is the environment alone.
     progress
-        Called with a line of text every five seconds, such as ``print``; or an observer of your own. Nothing is printed
-        otherwise. It is called in the run's thread.
+        A function such as ``print``, called with a line of text every five seconds; or an
+        :class:`~infermesh.runs.stats.Observer`. Both are called in the run's thread. ``None`` prints nothing.
     wait
-        Return when the run has ended. Ctrl-C then drains it and is raised when it has ended. Without it, return at
-        once: see :meth:`Run.wait`, or ``await`` the run. A process that ends before drains its runs first.
+        True returns when the run has ended; Ctrl-C drains the run, then raises ``KeyboardInterrupt``. False returns at
+        once: use :meth:`Run.wait`, or ``await`` the run. At interpreter exit, running runs are drained.
 
     Raises
     ------
     ConfigError
-        The declaration is wrong; nothing was sent. Without ``wait``, what is found only after the start (a missing
-        file, a template that names a missing column) is raised by :meth:`Run.wait`.
+        The declaration is wrong; nothing was sent. With ``wait=False``, errors found after the start (a missing file,
+        a template that names a missing column) are raised by :meth:`Run.wait`.
     StoreError
-        The folder's database cannot be opened, or another run of this process is at it.
+        The folder's database cannot be opened, or another run of this process uses the folder.
+
+    Examples
+    --------
+    The declaration ``conf/experiment/summaries.yaml`` with one override::
+
+        done = infermesh.run("summaries", ["stages.summaries.max_parallel_requests=32"], progress=print)
+        frame = done.results("pandas")
+
+    A declaration and rows from Python. This one only copies a column with a function, so that it needs no server:
+
+    >>> import infermesh
+    >>> copies = {"kind": "python", "function": "builtins:dict", "columns": {"word": "VARCHAR"}}
+    >>> config = {"name": "words", "stages": {"copies": copies}}
+    >>> done = infermesh.run(config=config, rows=[{"word": "tree"}, {"word": "sea"}], folder="words")
+    >>> done.status
+    'done'
+    >>> done.sql("SELECT word, copies_word FROM results ORDER BY row_id").fetchall()
+    [('tree', 'tree'), ('sea', 'sea')]
     """
     if config is not None and (experiment is not None or overrides or config_dir is not None):
         raise ConfigError("give either config, or an experiment with its overrides and config_dir")
@@ -121,12 +142,24 @@ def run(
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run that is there: its folder, or its ``run.duckdb``.
+    """Open an existing run, to query, watch or stop it. Nothing is sent; :func:`run` resumes it.
+
+    Parameters
+    ----------
+    path
+        The run's folder, or its ``run.duckdb``. The run may be over, or running in this or another process.
 
     Raises
     ------
     StoreError
-        There is no run.
+        The path holds no run.
+
+    Examples
+    --------
+    ::
+
+        found = infermesh.open_run("outputs/summaries/latest")
+        found.sql("SELECT stage, status, rows FROM progress").df()
     """
     folder = Path(path).absolute()
     folder = (folder.parent if folder.name == DATABASE else folder).resolve()
@@ -137,9 +170,9 @@ def open_run(path: str | Path) -> Run:
 
 
 class Run:
-    """A run: one that goes on in this process, or what its folder holds.
+    """A run, returned by :func:`run` and :func:`open_run`: running in this process or another, or over.
 
-    ``await`` it to wait for its end without blocking the event loop; that gives the run itself.
+    ``await run`` waits for its end without blocking the event loop and returns the run itself.
 
     Attributes
     ----------
@@ -153,15 +186,27 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """The run's id, as the ``run`` table has it."""
-        return str(self._one("SELECT run_id FROM run"))
+        """The run's id, as in the ``run`` table. Raises ``StoreError`` before the source is loaded."""
+        return str(self._run_value("SELECT run_id FROM run"))
 
     @property
     def status(self) -> str:
-        """How the run stands.
+        """The run's status; one of these.
 
-        ``running``; ``done``; ``failed_rows``; ``interrupted``, by :meth:`stop` or a signal; ``stopped``, by a guard;
-        ``failed``, before the first request or with an exception; ``killed``, where its process has gone.
+        ``running``
+            In this process or another.
+        ``done``
+            Every row has settled, none with an error.
+        ``failed_rows``
+            Every row has settled, some with an error: see :meth:`failures`.
+        ``interrupted``
+            Drained by :meth:`stop`, Ctrl-C or SIGTERM; some rows are pending.
+        ``stopped``
+            Drained by a guard; some rows are pending.
+        ``failed``
+            Ended by an exception: see :attr:`error`.
+        ``killed``
+            Its process ended without closing the run.
         """
         if self._work is not None:
             if not self._work.future.done():
@@ -174,55 +219,72 @@ class Run:
         except StoreInUseError:
             return "running"
         if row is None:
-            raise self._empty()
+            raise self._no_run_row()
         status = str(row[0])
         if live:
             return "running"
-        # Nobody holds the file, so nobody is at it.
+        # No process holds the file, so no process runs it, whatever the table says.
         return {"running": "killed", "crashed": "failed"}.get(status, status)
 
     @property
     def outcome(self) -> RunOutcome | None:
-        """Counts, failures and totals of a run that has ended in this process, else ``None``."""
+        """Counts, failures and totals; ``None`` while the run is running, if it failed, or if another process ran it.
+
+        For such a run, use :meth:`sql` on ``progress`` and ``attempts``.
+        """
         future = None if self._work is None else self._work.future
         return None if future is None or not future.done() or future.exception() else future.result()
 
     @property
     def exit_code(self) -> int | None:
-        """What ``infermesh run`` would exit with; ``None`` while it goes on, or where its process was killed."""
+        """The exit code ``infermesh run`` would give; ``None`` if the run is running or was killed."""
         status = self.status
         return 1 if status == "failed" else EXIT_CODES.get(status)
 
     @property
     def error(self) -> BaseException | None:
-        """What ended a run of this process that has ``failed``."""
+        """The exception that ended the run, if its status is ``failed`` and it ran in this process; else ``None``."""
         future = None if self._work is None else self._work.future
         return future.exception() if future is not None and future.done() else None
 
     def sql(self, query: str) -> Result:
-        """Ask the run's tables with one SELECT, while it goes on too; what is committed is seen.
+        """Query the run's tables with one SELECT, during the run or after it.
 
-        A run that goes on in another process answers with at most 256 MB, within 30 seconds.
+        The query runs when the result is read, and sees what is committed by then. A run in another process returns at
+        most 256 MB, within 30 seconds.
 
         Raises
         ------
         StoreError
-            The query is wrong or too large, the run has no tables, or the process that holds them does not answer.
+            Raised on reading: the query is wrong or its result too large, the run has no tables yet, or the process
+            that holds the database does not answer.
+
+        Examples
+        --------
+        ::
+
+            run.sql("SELECT finish_reason, count(*) FROM summaries GROUP BY ALL").fetchall()
+            run.sql("SELECT * FROM results WHERE summaries_text ILIKE '%error%'").df()
         """
-        return Result(query, self._reading, str(self.folder))
+        return Result(query, self._query_source, str(self.folder))
 
     def results(self, format: Literal["arrow", "pandas", "polars", "rows"] = "arrow") -> Any:
-        """The ``results`` view, a row for each row of the source: its columns and each stage's.
+        """Read the ``results`` view: one row per source row, with its columns and each stage's.
+
+        Use :meth:`sql` for a part of it.
 
         Parameters
         ----------
         format
-            A pyarrow table, a pandas or polars frame, or ``rows``: a list of dicts, which needs no package.
+            ``arrow``: a pyarrow table. ``pandas``, ``polars``: a frame. ``rows``: a list of dicts, which needs no
+            package.
 
         Raises
         ------
         ImportError
-            The package is not installed.
+            The package for the format is not installed.
+        StoreError
+            As in :meth:`sql`.
         """
         result = self.sql("SELECT * FROM results ORDER BY row_id")
         ways = {"arrow": result.arrow, "pandas": result.df, "polars": result.pl, "rows": result.rows}
@@ -231,7 +293,7 @@ class Run:
         return ways[format]()
 
     def failures(self) -> Result:
-        """The failed rows: stage, row_id, error_type, error, attempts."""
+        """Query the failed rows: ``stage``, ``row_id``, ``error_type``, ``error``, ``attempts``."""
         found = self.sql(
             "SELECT DISTINCT p.stage, c.table_name FROM progress p JOIN duckdb_columns() c "
             "ON c.column_name = p.stage || '_error_type' WHERE c.table_name IN (SELECT view_name FROM duckdb_views())"
@@ -244,42 +306,50 @@ class Run:
         return self.sql(" UNION ALL ".join(parts) + " ORDER BY stage, row_id")
 
     def stop(self) -> None:
-        """Drain the run: nothing more is sent, what is in flight is waited for. Returns at once.
+        """Drain the run, in whichever process it runs: send no new request, wait for those in flight. Returns at once.
 
         Raises
         ------
         StoreError
-            The run is not this process's, and no other process is at it.
+            The run is not running.
         """
         if self._work is None:
-            with closing(request_stop(self.folder)) as asking:
-                next(asking)
+            with closing(request_stop(self.folder)) as steps:
+                next(steps)
             return
         self._work.control.stop()
 
     def wait(self, timeout: float | None = None) -> Run:
-        """Block until the run has ended; at once for one that does not go on in this process.
+        """Block until the run has ended, and return it. A run that this process does not run returns at once.
 
         Parameters
         ----------
         timeout
-            In seconds.
+            In seconds; ``None`` waits without limit.
 
         Raises
         ------
         TimeoutError
-            It goes on still.
+            The run is still running.
         ConfigError, StoreError
-            What ended the run.
+            The error that ended the run.
+
+        Examples
+        --------
+        ::
+
+            running = infermesh.run("summaries", wait=False)
+            print(running.sql("SELECT * FROM progress").fetchall())
+            running.wait()
         """
         if self._work is not None:
             self._work.future.result(timeout)
         return self
 
     def __await__(self) -> Generator[Any, None, Run]:
-        return self._ended().__await__()
+        return self._wait_async().__await__()
 
-    async def _ended(self) -> Run:
+    async def _wait_async(self) -> Run:
         if self._work is not None:
             await asyncio.wrap_future(self._work.future)
         return self
@@ -293,7 +363,7 @@ class Run:
         return f"<p><b>{html.escape(str(self.folder))}</b> {self.status}</p>{table}"
 
     def _progress(self) -> dict[str, str]:
-        """Stage → its counts in words; empty where they cannot be had at once."""
+        """Stage → its counts in words. Empty where the tables cannot be read now: a repr never waits or raises."""
         if self._work is not None and not self._work.control.ready.is_set():
             return {}
         found: dict[str, list[str]] = {}
@@ -302,28 +372,28 @@ class Run:
                 found.setdefault(stage, []).append(f"{rows} {status}")
         return {stage: ", ".join(words) for stage, words in found.items()}
 
-    def _one(self, query: str) -> Any:
+    def _run_value(self, query: str) -> Any:
         row = self.sql(query).fetchone()
         if row is None:
-            raise self._empty()
+            raise self._no_run_row()
         return row[0]
 
-    def _empty(self) -> StoreError:
+    def _no_run_row(self) -> StoreError:
         return StoreError(f"{self.folder / DATABASE} holds no run: it ended before its source was loaded")
 
     @contextmanager
-    def _reading(self) -> Iterator[Ask]:
-        """Whom to ask the run's tables, wherever the run is."""
+    def _query_source(self) -> Iterator[Ask]:
+        """How to query the run's tables: this process's connection, another process's socket, or the file."""
         work = self._work
         if work is not None:
-            if work.here and not work.control.ready.is_set():
+            if work.is_current and not work.control.ready.is_set():  # waiting would block the run itself
                 raise StoreError(f"{self.folder}: the run has not loaded its source yet")
             work.control.ready.wait()
             with work.control.read() as connection:
                 if connection is not None:
                     yield lambda query: (connection, query)
                     return
-            work.future.exception()  # it is closing its database
+            work.future.exception()  # the run is closing its database: wait for that, then open the file
         with self._reader() as reader:
             yield reader.prepare
 
@@ -338,7 +408,7 @@ def _new_folder(declaration: Declaration) -> Path:
 
 
 def _plain(node: Any) -> Any:
-    """Mappings and sequences of any kind as dicts and lists; paths as text."""
+    """Convert mappings and sequences of any type to dicts and lists, and paths to text."""
     if isinstance(node, Mapping):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, Path):
@@ -357,10 +427,12 @@ def _environment(env: Mapping[str, str] | str | Path | None) -> Mapping[str, str
 
 
 def _write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the rows beside the database; what was there stays until all are written."""
+    """Write ``rows.jsonl`` beside the database. An earlier file is replaced only once all rows are written."""
     fresh = not folder.exists() or not any(folder.iterdir())
-    if (folder / ROWS).exists() and not (folder / DATABASE).exists():
-        raise ConfigError(f"{folder / ROWS} is there, and no run: it would be overwritten. Give another folder.")
+    if (folder / ROWS).exists() and not (folder / DATABASE).exists():  # a user's file, not one of ours
+        raise ConfigError(
+            f"{folder / ROWS} exists in a folder without a run, and would be overwritten. Give another folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{ROWS}.part"
     try:

@@ -1,4 +1,4 @@
-"""From an experiment to its deployments, models and stages, ready to be asked."""
+"""Build the deployments, models and stages of an experiment."""
 
 from __future__ import annotations
 
@@ -14,22 +14,29 @@ from infermesh.simulator.process import SimulatorProcess
 from infermesh.stages import StageContext, build_stages
 from infermesh.stages.graph import Pipeline
 
-NOWHERE = "http://127.0.0.1:9/v1"  # stands for the embedded simulator where nothing is asked of it
+NOWHERE = "http://127.0.0.1:9/v1"  # a ``simulator_url`` for callers that send nothing
 
 
 @contextlib.contextmanager
 def assembled(
     declaration: Declaration, environ: Mapping[str, str], *, simulator_url: str | None = None
 ) -> Iterator[tuple[Fleet, Pipeline]]:
-    """Build the deployments, models and stages of a declaration, and start the embedded simulator where it asks for it.
+    """Build the deployments, models and stages of a declaration; start the embedded simulator if it uses one.
 
-    The simulator and the stages are closed on leaving. With a ``simulator_url``, which then stands for the embedded
-    simulator, none is started.
+    The stages and the simulator are closed on exit.
+
+    Parameters
+    ----------
+    environ
+        Where ``api_key_env`` is looked up.
+    simulator_url
+        Use this URL as the embedded simulator's and start none; for callers that send nothing, or have one running.
+        ``None`` starts one.
 
     Raises
     ------
     ConfigError
-        The declaration names what is not there.
+        The declaration names something that does not exist: a file, a function, a column.
     """
     with ExitStack() as stack:
         experiment, roots = declaration.experiment, declaration.roots
@@ -45,7 +52,7 @@ def assembled(
 
 @contextlib.contextmanager
 def _importable(roots: Sequence[Path]) -> Iterator[None]:
-    """Let ``module:name`` in a config import from the roots."""
+    """Put the roots first on ``sys.path``, so that ``module:name`` in a config imports from them."""
     added = [str(root) for root in roots if str(root) not in sys.path]
     sys.path[:0] = added
     try:

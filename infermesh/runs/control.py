@@ -1,4 +1,4 @@
-"""A run in the hands of other threads: stop it, query its database while it goes on."""
+"""Control a run from other threads: stop it, query its database while it runs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from infermesh.store import Connection
 
 
 class Control:
-    """What somebody outside may do with a run. Every method may be called from any thread, before and after it too.
+    """A handle on a run. Every method may be called from any thread, before, during and after the run.
 
-    The holder calls :meth:`stop` and :meth:`read`; the run tells what they reach by :meth:`on_stop` and :meth:`attach`.
+    The caller uses :meth:`stop` and :meth:`read`. The run supplies their targets with :meth:`on_stop` and
+    :meth:`attach`.
 
     Attributes
     ----------
     stopping
-        Whether somebody has asked the run to stop.
+        Whether :meth:`stop` has been called.
     ready
-        Set once the database is open and its source loaded.
+        Set once the database is open and the source loaded. A :class:`~infermesh.runs.threads.RunThread` also sets it
+        when the run ends before that.
     """
 
     def __init__(self) -> None:
@@ -31,7 +33,7 @@ class Control:
         self.ready = threading.Event()
 
     def stop(self) -> None:
-        """Drain the run: nothing more is sent, what is in flight is waited for. A second time changes nothing."""
+        """Drain the run: send no new request, wait for those in flight. A second call does nothing."""
         with self._lock:
             first, self.stopping = not self.stopping, True
             if first and self._stop is not None:
@@ -39,7 +41,7 @@ class Control:
 
     @contextlib.contextmanager
     def on_stop(self, stop: Callable[[], object]) -> Iterator[None]:
-        """While inside, :meth:`stop` calls ``stop``, from whichever thread; at once where it was called before."""
+        """Within the block, :meth:`stop` calls ``stop``, in its caller's thread; an earlier call counts at once."""
         with self._lock:
             self._stop = stop
             if self.stopping:
@@ -51,7 +53,7 @@ class Control:
                 self._stop = None
 
     def attach(self, cursor: Callable[[], Connection] | None) -> None:
-        """Let :meth:`read` use connections that ``cursor`` makes; ``None`` detaches, and waits for who is reading."""
+        """Let :meth:`read` use connections that ``cursor`` makes. ``None`` detaches, once the current reader ends."""
         with self._reading:
             self._cursor = cursor
         if cursor is not None:
@@ -59,7 +61,10 @@ class Control:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection | None]:
-        """A read-only connection to the live database, ``None`` where no run has it open. The run ends after it."""
+        """Open a read-only connection to the run's database; ``None`` if the run does not have it open.
+
+        The run cannot close its database within the block. One caller reads at a time.
+        """
         with self._reading:
             if self._cursor is None:
                 yield None

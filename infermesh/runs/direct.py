@@ -1,4 +1,4 @@
-"""One stage without a store: for a prompt on the command line, and for the concurrency benchmark."""
+"""Run one stage without a store: for a prompt on the command line, and for the concurrency benchmark."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from infermesh.stages.base import Result
 
 @dataclass(slots=True)
 class DirectStage:
-    """A stage that is asked without a store: nothing is kept, and nothing is resumed."""
+    """A stage and its deployments, without a store: answers are returned, not stored, and nothing is resumed."""
 
     stage: Stage
     fleet: Fleet
 
     async def ask(self, rows: Sequence[Mapping[str, Any]]) -> list[Result | RequestError]:
-        """Prepare rows and send them in one request; one result or error for each."""
+        """Send the rows in one request if the stage batches, else one after another; one result or error per row.
+
+        If a row cannot be made into a request, every row gets that error and nothing is sent.
+        """
         try:
             prepared = [self.stage.prepare(row) for row in rows]
         except RequestError as error:
@@ -33,7 +36,7 @@ class DirectStage:
         return list(await answers(self.stage, prepared))
 
     async def ask_each(self, rows: Sequence[Mapping[str, Any]]) -> list[Result | RequestError]:
-        """Send each row by itself, as many at once as the stage's window has; results in the rows' order."""
+        """Send each row in its own request, up to the stage's window at once; results in the rows' order."""
         results: list[Any] = [None] * len(rows)
         numbered = iter(enumerate(rows))
 
@@ -50,18 +53,17 @@ class DirectStage:
         return results
 
     async def aclose(self) -> None:
-        """Close every connection."""
         await self.fleet.aclose()
 
 
 @contextmanager
 def open_stage(declaration: Declaration, environ: Mapping[str, str] = os.environ) -> Iterator[DirectStage]:
-    """Build the last stage of a declaration, usually its only one, and what serves it.
+    """Build a declaration and yield its last stage, usually its only one.
 
     Raises
     ------
     ConfigError
-        The declaration names what is not there.
+        The declaration names something that does not exist: a file, a function, a column.
     """
     with assembled(declaration, environ) as (fleet, pipeline):
         *_, stage = pipeline.stages.values()

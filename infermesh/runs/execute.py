@@ -1,4 +1,4 @@
-"""One run of an experiment in a folder, from the declaration to the last commit: every way to run one ends here."""
+"""Run an experiment in a folder, from the declaration to the last commit. Every way to run one ends here."""
 
 from __future__ import annotations
 
@@ -42,38 +42,39 @@ def execute(
     control: Control | None = None,
     written: Collection[str] = (),
 ) -> RunOutcome:
-    """Run an experiment in ``folder``, or go on with the run that is there.
+    """Run an experiment in ``folder``, or resume the run that is there.
 
-    Where it ends before its source is loaded, a new folder is removed again, and an old one's config is what it was.
+    If the run ends before its source is loaded, a new folder is removed and a resumed run's config files are restored.
 
     Parameters
     ----------
-    declaration
-        What to run.
     folder
         Where ``run.duckdb`` is or will be.
     environ
-        Where ``api_key_env`` looks.
+        Where ``api_key_env`` is looked up.
     sink
-        Where the rows of the last stage go as well, as they settle. Such a folder is one command's checkpoint: it gets
-        neither a copy of the config nor a ``latest`` beside it.
+        Also write the last stage's rows here as they settle. Such a folder is the checkpoint of one command: it gets
+        neither a copy of the config nor a ``latest`` link. ``None`` writes to the store alone.
     redo
-        Settled rows to send again; what reads them is looked at again.
+        Settled rows to send again; stages that read them are checked again. ``None`` for none.
     control
-        Through which other threads stop the run and query its database.
+        Lets other threads stop the run and query its database. ``None`` if none need to.
     written
-        Names of files that the caller has put into a new folder for this run; they are removed with it.
+        Names of files that the caller wrote into a new folder for this run; they are removed with the folder.
 
     Raises
     ------
     ConfigError
-        The declaration names what is not there; nothing was sent.
+        The declaration names something that does not exist; nothing was sent.
     StoreError
         The database cannot be opened or written.
     KeyboardInterrupt
-        Before the first request; later, it drains the run.
+        Ctrl-C before the first request. Later, Ctrl-C drains the run and raises nothing.
     """
     fresh = not (folder / DATABASE).exists()
+    # A refused declaration must leave no trace: a new folder is removed, and a resumed run gets back the config that
+    # its rows were made with. Once the source is loaded nothing is removed, since `discard` spares a folder that holds
+    # a database. Ctrl-C may come after the database has recorded the new declaration, so it keeps the new config.
     before = {file: file.read_bytes() for file in (folder / CONFIG_FOLDER).glob("*.yaml")}
     try:
         if sink is None:
@@ -100,7 +101,7 @@ def _session(
     redo: Redo | None,
     control: Control,
 ) -> Iterator[RunSession]:
-    """A session whose source is loaded, which logs into its folder and answers queries from outside."""
+    """Open a session: load its source, log to ``run.log``, serve queries on the run's socket."""
     experiment = declaration.experiment
     if (warning := allow_requests(_requests_at_once(experiment))) is not None:
         observer.note(warning)
@@ -109,6 +110,8 @@ def _session(
         source = resolve_source(experiment.source, declaration.roots)
         fresh = not (folder / DATABASE).exists()
         folder.mkdir(parents=True, exist_ok=True)
+        # RunSession creates the database. One in which nothing ran must not look like a run to the next session, so it
+        # is removed, after the stack has closed it. A database that existed before always stays.
         session = RunSession(declaration, folder, pipeline, fleet, observer, control, sink)
         stack.callback(session.close)
         try:
@@ -127,7 +130,7 @@ def _session(
 
 
 def _requests_at_once(experiment: Experiment) -> int:
-    """The most that can be in flight: what the stages' windows hold, or the deployments' slots."""
+    """The most requests that can be in flight: bounded by the stages' windows and by the deployments' slots."""
     windows = sum(
         stage.max_parallel_requests for stage in experiment.stages.values() if isinstance(stage, ModelStageConfig)
     )
@@ -145,17 +148,17 @@ def _write_config(folder: Path, declaration: Declaration) -> None:
 
 
 def _remove_database(folder: Path) -> None:
-    """Remove a database that this process has made and closed, and in which nothing was run."""
+    """Remove a database that this session created and closed, and in which nothing ran."""
     for leftover in (folder / DATABASE, folder / f"{DATABASE}.wal"):
         leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")  # now: later there may be no descriptor left
+    handler = logging.FileHandler(path, encoding="utf-8")  # opened now: connections may use up the descriptors later
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     before = logger.disabled, logger.level
-    logger.disabled = False  # composing a config may have silenced every logger there was
+    logger.disabled = False  # Hydra's logging config may have disabled every existing logger
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:

@@ -1,4 +1,4 @@
-"""What a run says of itself in words: what an edit has changed, what stands, what is done again, how it ended."""
+"""The lines a resumed run starts with: what an edit has changed, which rows are kept, which are done again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FACT_CHARACTERS = 70  # of a value, where the old and the new one are shown
 
 
 def changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Stage → what has changed in its declaration, in words.
+    """Describe, for each stage in ``now``, what has changed in its declaration.
 
     Parameters
     ----------
     before, now
-        Stage → what decides its answers, as the last session kept it and as it is.
+        Stage → its facts (:attr:`Stage.facts <infermesh.stages.Stage>`): as the last session stored them, and now.
     """
     found = {}
     for name, facts in now.items():
@@ -43,10 +43,10 @@ def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     return found
 
 
-_CODE = {"mapper_code": "mapper", "code": "function"}  # hashes, which say nothing to a reader
+_CODE = {"mapper_code": "mapper", "code": "function"}  # facts that are hashes: showing old → new would help nobody
 
 
-def _pair(old: Any, new: Any) -> str:
+def _pair(old: object, new: object) -> str:
     first, second = ("none" if value is None else repr(value) for value in (old, new))
     same = next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
     start = max(same - FACT_CHARACTERS // 3, 0)
@@ -60,16 +60,18 @@ def _cut(text: str, start: int) -> str:
     return f"{'…' if start else ''}{shown}{'…' if start + FACT_CHARACTERS < len(text) else ''}"
 
 
-def opening(store: RunStore, stages: Sequence[str], changes: Mapping[str, str], *, keep_errors: bool) -> Iterator[str]:
-    """The lines that a run starts with; ``changes`` as :func:`changes` gives them."""
+def opening_lines(
+    store: RunStore, stages: Sequence[str], changes: Mapping[str, str], *, keep_errors: bool
+) -> Iterator[str]:
+    """The lines a session starts with. ``changes`` is the result of :func:`changes`."""
     if store.is_new:
         noun = "stage" if len(stages) == 1 else "stages"
         yield f"{store.total()} rows × {len(stages)} {noun}"
         return
     counts = {name: found for name, found in store.counts().items() if name in stages}
     total = sum(sum(found.values()) for found in counts.values())
-    standing = sum(_standing(found) for name, found in counts.items() if name not in changes)
-    yield f"resuming: {standing} of {total} row states are settled"
+    settled = sum(_settled(found) for name, found in counts.items() if name not in changes)
+    yield f"resuming: {settled} of {total} row states are settled"
     added, gone = store.source_change
     if added or gone:
         yield f"source: {added} rows are new, {gone} are gone (they stay in the tables, out of results)"
@@ -79,7 +81,7 @@ def opening(store: RunStore, stages: Sequence[str], changes: Mapping[str, str], 
             rows = sum(found.values()) - found.get("pending", 0)
             yield f"{name}: {changes[name]}: {rows} rows are looked at again, those whose request is the same are kept"
             continue
-        parts = [f"{_standing(found)} kept"] if _standing(found) else []
+        parts = [f"{_settled(found)} kept"] if _settled(found) else []
         if failed := found.get("error", 0):
             parts.append(f"{failed} failed and {'left so' if keep_errors else 'tried again'}")
         if pending := found.get("pending", 0):
@@ -87,5 +89,5 @@ def opening(store: RunStore, stages: Sequence[str], changes: Mapping[str, str], 
         yield f"{name}: {', '.join(parts) or 'no rows yet'}"
 
 
-def _standing(found: Mapping[str, int]) -> int:
+def _settled(found: Mapping[str, int]) -> int:
     return found.get("done", 0) + found.get("skipped", 0)

@@ -1,4 +1,4 @@
-"""The gate before a stage: its ``where``, and answers that are known already. What neither settles is sent."""
+"""The gate before a stage: applies its ``where`` and looks up known answers. Rows that neither settles are sent."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.reuse import Answer
 
-_PAUSE = 128  # rows made ready before other tasks may run
+_PAUSE = 128  # prepare so many rows, then let other tasks of the event loop run
 
 
 class Gate:
-    """Decides which rows that have come to a stage are sent. It changes no row but for ``prepared``.
+    """Decides which rows of a stage are sent. It settles nothing and changes no row but for ``prepared``.
+
+    A run and a plan use the same gate.
 
     Parameters
     ----------
-    stage
-        The stage.
     condition
-        Its ``where``, compiled; ``None`` where it has none.
+        The stage's ``where``, compiled; ``None`` if it has none.
     known
-        Where to look for answers to the same requests; ``None`` for nowhere.
+        Where to look up answers to the same requests; ``None`` to look up none.
     """
 
     def __init__(self, stage: Stage, condition: RowFilter | None, known: KnownAnswers | None) -> None:
@@ -37,7 +37,7 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
-        """Whether every row passes: the gate need not be asked."""
+        """Whether the gate lets every row pass, so that it can be left out."""
         return self._condition is None and not self._looks_up
 
     @property
@@ -45,19 +45,22 @@ class Gate:
         return self._known is not None and self._known.knows(self._stage.name)
 
     def passing(self, rows: Sequence[Row]) -> list[bool | InputError]:
-        """For each row whether ``where`` is true, or why it fails for it. DuckDB decides; it blocks."""
+        """For each row: is ``where`` true, or the error it raises for that row. DuckDB decides; this blocks."""
         if self._condition is None:
             return [True] * len(rows)
         return self._condition.passing([row.context for row in rows])
 
     def known_answers(self, items: Sequence[Prepared[Any]]) -> list[Answer | None]:
-        """For each request the answer that is known, which nobody else gets then. DuckDB looks it up; it blocks."""
+        """For each request: its known answer or ``None``. Blocks.
+
+        An answer of a retired row is handed out once; the caller must use it.
+        """
         if self._known is None or not self._looks_up:
             return [None] * len(items)
         return self._known.look_up(self._stage.name, [item.key for item in items])
 
-    async def where(self, rows: Sequence[Row]) -> list[bool | InputError]:
-        """:meth:`passing`, off the event loop."""
+    async def passing_async(self, rows: Sequence[Row]) -> list[bool | InputError]:
+        """:meth:`passing` in a thread."""
         if self._condition is None:
             return [True] * len(rows)
         return await asyncio.to_thread(self.passing, rows)
@@ -65,15 +68,15 @@ class Gate:
     async def split(
         self, rows: Sequence[Row], stopping: Callable[[], bool]
     ) -> tuple[list[Row], list[tuple[Row, Prepared[Any], Answer]]]:
-        """The rows that are to be sent, and those whose answer is known.
+        """Split rows into those to send, and those whose answer is known.
 
-        A row that cannot be made into a request is among the first: the stage's worker meets the same error and stores
-        it. Once ``stopping()`` is true, both are empty, since no answer may be handed out to a row that stays pending.
+        A row that cannot be made into a request is among those to send: the stage's worker meets the same error and
+        stores it. If ``stopping()`` is true after the lookup, both lists are empty: all these rows stay pending.
         """
         if not self._looks_up:
             return list(rows), []
         left: list[Row] = []
-        asked: list[tuple[Row, Prepared[Any]]] = []
+        candidates: list[tuple[Row, Prepared[Any]]] = []
         for number, row in enumerate(rows):
             try:
                 item = self._stage.prepare(row.context)
@@ -84,14 +87,16 @@ class Gate:
             if answered_by_its_state(row, self._stage.name, item):
                 left.append(row)
             else:
-                asked.append((row, item))
+                candidates.append((row, item))
             if number % _PAUSE == _PAUSE - 1:
                 await asyncio.sleep(0)
-        answers = await asyncio.to_thread(self.known_answers, [item for _, item in asked])
+        # A lookup consumes each answer of a retired row. What marks it as used is the settled row that it was given to
+        # (``reused_from``); if these rows stay pending instead, the next session finds the answers free again.
+        answers = await asyncio.to_thread(self.known_answers, [item for _, item in candidates])
         if stopping():
             return [], []
         found: list[tuple[Row, Prepared[Any], Answer]] = []
-        for (row, item), answer in zip(asked, answers, strict=True):
+        for (row, item), answer in zip(candidates, answers, strict=True):
             if answer is None:
                 left.append(row)
             else:

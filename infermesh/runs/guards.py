@@ -1,4 +1,4 @@
-"""When a run stops by itself: budgets and error rates, looked at as rows settle."""
+"""Guards stop a run early: budgets, error counts and rates, a duration. They are checked as rows settle."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable
 from infermesh.config.schema import GuardsConfig
 from infermesh.runs.stats import RunStats
 
-LEAST_ROWS = 20  # an error rate of fewer rows says little
+LEAST_ROWS = 20  # below this, one failure would be a rate of over 5 %
 
 
 class Guards:
-    """Says when a session has to end.
+    """Checks a session's counts against the declared limits. The cost is the run's, everything else the session's.
 
     Parameters
     ----------
     config
-        The guards; all may be ``None``.
+        The limits; ``None`` is no limit.
     spent
-        US dollars that earlier sessions of the run cost.
+        US dollars that earlier sessions of the run cost; ``None`` if unknown, which counts as 0.
     clock
-        Seconds.
+        Seconds from any start.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class Guards:
         self._started = clock()
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Whether any limit is set."""
         return any(value is not None for value in self._config.model_dump().values())
 
     def tripped(self, stats: RunStats) -> str | None:
-        """Which guard has been reached and how far it is, in words; ``None`` while none has."""
+        """The first limit that is reached, with its value and the run's, in words; ``None`` if none is."""
         config = self._config
         if config.max_cost_usd is not None:
             cost = self._spent + (stats.cost_usd or 0.0)

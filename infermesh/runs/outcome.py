@@ -1,4 +1,4 @@
-"""What a session of a run ended with."""
+"""The result of a session: counts, failures, totals, exit code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,28 @@ EXIT_CODES = {"done": 0, "failed_rows": 3, "stopped": 4, "interrupted": 130}
 
 @dataclass(slots=True)
 class RunOutcome:
-    """How a session of a run ended. ``failures`` is ``(stage, error_type, rows, example)``.
+    """How a session of a run ended.
 
-    ``kept`` and ``reused`` count row states whose request was not sent because its answer was there: its row's own, or
-    that of a row that has gone or of an earlier run. ``reason`` says why a session ended before its time. ``files`` is
-    what became of the sinks.
+    Attributes
+    ----------
+    status
+        ``done``, ``failed_rows``, ``interrupted`` or ``stopped``; see :attr:`infermesh.Run.status`.
+    counts
+        Stage → status → rows, ``pending`` included, over all sessions.
+    failures
+        ``(stage, error_type, rows, example)``, most frequent first.
+    totals
+        Requests, tokens and cost in US dollars, over all sessions.
+    elapsed_s
+        Duration of this session.
+    kept
+        Row states whose request is unchanged, so that the row's own stored answer was kept.
+    reused
+        Row states that took the answer of a retired row or of an earlier run instead of sending the request.
+    reason
+        The guard that stopped the session; ``None`` if none did.
+    files
+        What was written to the declared sinks.
     """
 
     folder: Path
@@ -34,7 +51,7 @@ class RunOutcome:
 
     @property
     def exit_code(self) -> int:
-        """0 complete, 3 finished with failed rows, 4 stopped by a guard, 130 interrupted; 1 where a sink failed."""
+        """0 done, 3 done with failed rows, 4 stopped by a guard, 130 interrupted; 1 if a sink could not be written."""
         if self.files.errors:
             return 1
         return EXIT_CODES[self.status]

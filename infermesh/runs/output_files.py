@@ -1,8 +1,8 @@
-"""Tables out: a stage's rows in a file or on stdout, beside the checkpoint that they come from.
+"""A stage's rows as JSON lines or Parquet, in a file or on stdout, with the run's database as their checkpoint.
 
-A line is written after its row was committed, in the writer's thread, so that the output never holds what the
-checkpoint does not. The checkpoint keeps the size and the hash of what was written (``output_file``): a resumed run
-knows its own file from one that was edited, truncated or replaced, and tells a line that a kill has torn.
+A line is written in the writer's thread, after the commit of its row, so the output never holds a row that the
+checkpoint does not. The checkpoint stores the size and the hash of what was written (table ``output_file``). With them
+a resumed run detects a file that was edited, truncated or replaced, and repairs one whose last line a kill cut off.
 """
 
 from __future__ import annotations
@@ -23,36 +23,47 @@ from infermesh.store.output_file import OutputRecord, OutputTable
 
 Note = Callable[[str], None]
 _BLOCK = 1 << 20
-_SHOWN_BYTES = 70
+_EXCERPT_BYTES = 70
 _INDEX = re.compile(rb'\{"_index":(\d+)[,}]')
 
 
 class Sink(Protocol):
-    """Where one stage's rows go besides the store. All but ``committed`` are called while nothing is being written."""
+    """An output for one stage's rows besides the store.
+
+    A session calls the methods in this order. All but :meth:`committed` are called while the writer is idle.
+    """
 
     def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
-        """Refuse, before anything is changed, what does not belong together. Raises ``ConfigError``, ``StoreError``."""
+        """Compare output, checkpoint and declaration before anything is changed.
+
+        Raises
+        ------
+        ConfigError
+            The declaration differs from the one the checkpoint was made with.
+        StoreError
+            The output file is not the one the checkpoint describes.
+        """
         ...
 
     def open(self, *, stale: bool, keep_errors: bool) -> None:
-        """The source is loaded: write what is settled already and missing."""
+        """Called once the source is loaded: write the rows that are settled and missing in the output."""
         ...
 
     def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
-        """Called in the writer's thread after each commit with each table's new rows."""
+        """Called in the writer's thread after each commit, with the new rows of each table."""
         ...
 
     def finish(self) -> None:
-        """The last row is committed: leave the output with every settled row exactly once."""
+        """Called after the last commit: leave the output with every settled row exactly once."""
         ...
 
     def close(self) -> None:
-        """Let go of files and connections, whatever has happened."""
+        """Close files and connections; called even after a failure, and without :meth:`finish`."""
         ...
 
 
 class _RowSet:
-    """Row numbers, a byte for each row that there is."""
+    """A set of row numbers, in one byte per source row."""
 
     def __init__(self) -> None:
         self._marks = bytearray()
@@ -61,7 +72,6 @@ class _RowSet:
         return row_id < len(self._marks) and self._marks[row_id] == 1
 
     def update(self, row_ids: Iterable[int]) -> None:
-        """Add row numbers."""
         for row_id in row_ids:
             if row_id >= len(self._marks):
                 self._marks.extend(bytes(max(row_id + 1 - len(self._marks), len(self._marks), 1024)))
@@ -69,7 +79,7 @@ class _RowSet:
 
 
 class _StageSink:
-    """What all outputs share: the stage's rows, and the declaration that they were made with."""
+    """The part all sinks share: the stage's rows, and the check of the declaration they were made with."""
 
     def __init__(self, kind: str, *, rerun_changed: bool = False) -> None:
         self._kind = kind
@@ -82,12 +92,11 @@ class _StageSink:
 
     @property
     def table(self) -> OutputTable:
-        """The stage's rows. Known once the sink is admitted."""
+        """The stage's rows; set by :meth:`admit`."""
         assert self._table is not None
         return self._table
 
     def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
-        """Compare the declaration with the one that the checkpoint was made with."""
         mapped = facts.get("mapper") not in (None, OWN_FIELDS)
         self._table = store.output(stage, self._kind, metadata=mapped)
         self._name, self._facts, self._note = stage.name, facts, note
@@ -98,8 +107,8 @@ class _StageSink:
                 raise ConfigError(
                     f"what decides the answers has changed since {store.path.parent} was made:\n"
                     + "\n".join(f"  {change}" for change in changes)
-                    + "\n--rerun-changed sends again the rows whose request is another one now. Or put it back, or "
-                    "choose another output."
+                    + "\n--rerun-changed sends again the rows whose request has changed. Or undo the change, or choose "
+                    "another output."
                 )
 
     def _report_retired(self) -> None:
@@ -108,14 +117,17 @@ class _StageSink:
             self._note(f"{retired} {noun} no longer in the input: out of the output, kept in the checkpoint")
 
     def close(self) -> None:
-        """Give the connection back."""
         if self._table is not None:
             self._table.close()
             self._table = None
 
 
 class LineStream(_StageSink):
-    """JSON lines to a stream that cannot be read back: each row once, at the latest at the end."""
+    """JSON lines on a stream that cannot be read back, such as stdout.
+
+    Each session writes every settled row once: rows that may change only after they have settled again, or in
+    :meth:`finish`.
+    """
 
     def __init__(self, kind: str, stream: BinaryIO, *, rerun_changed: bool = False) -> None:
         super().__init__(kind, rerun_changed=rerun_changed)
@@ -123,7 +135,7 @@ class LineStream(_StageSink):
         self._sent = _RowSet()
 
     def open(self, *, stale: bool, keep_errors: bool) -> None:
-        """Send what an earlier session has settled for good."""
+        """Write the rows of earlier sessions that this one will not change."""
         if self._record is None:
             self.table.begin(Path("-"), self._facts, "")
         else:
@@ -133,11 +145,10 @@ class LineStream(_StageSink):
                 self._send(chunk)
 
     def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
-        """Send the new rows."""
         self._send(self.table.lines([row[0] for row in rows[self._name]]))
 
     def finish(self) -> None:
-        """Send what stands as it was: failed rows whose turn did not come again."""
+        """Write the other settled rows: those that were to be done again, but were not reached."""
         for chunk in self.table.settled():
             self._send([item for item in chunk if item[0] not in self._sent])
 
@@ -149,7 +160,7 @@ class LineStream(_StageSink):
 
 
 class _FileSink(_StageSink):
-    """An output file that the checkpoint keeps the size and hash of."""
+    """An output file whose size and hash are in the checkpoint."""
 
     def __init__(self, kind: str, path: Path, *, rerun_changed: bool = False) -> None:
         super().__init__(kind, rerun_changed=rerun_changed)
@@ -158,14 +169,18 @@ class _FileSink(_StageSink):
     def _check_new(self) -> None:
         if self._record is None and self._path.exists():
             raise StoreError(
-                f"{self._path} exists, and the checkpoint knows nothing of it. Move it away, or choose another"
+                f"{self._path} exists, and is not in the checkpoint. Move it away, or choose another output"
             )
 
     def _replace(self, write: Callable[[Path], tuple[int, str]]) -> None:
-        """Let ``write`` make the file anew beside the old one, and put it in its place at once."""
-        target = self._path.resolve()  # a symbolic link stays one
+        """Write the whole file to a temporary one, and rename it over the old one.
+
+        The checkpoint first records the new size and hash as ``next_…``, then the file is renamed, then they become
+        ``bytes`` and ``digest``. A session killed in between finds a file that matches one of the two pairs.
+        """
+        target = self._path.resolve()  # so that a symbolic link stays a link
         temporary = target.with_name(f".{target.name}.new")
-        temporary.unlink(missing_ok=True)  # a killed session's; the checkpoint's lock lets only one be at it
+        temporary.unlink(missing_ok=True)  # a killed session's: the checkpoint's lock admits one session at a time
         try:
             size, digest = write(temporary)
             with open(temporary, "rb") as file:
@@ -180,14 +195,18 @@ class _FileSink(_StageSink):
 
     def _differs(self, what: str) -> StoreError:
         return StoreError(
-            f"{self._path} is not as infermesh left it: {what}. Nothing was changed. Every result is in the "
-            "checkpoint: move the file away and run again with --resume, and it is written anew. To keep your version, "
-            "choose another output."
+            f"{self._path} has changed since infermesh wrote it: {what}. Nothing was changed now. Every result is in "
+            "the checkpoint: move the file away and run again with --resume, and it is written again. To keep your "
+            "version, choose another output."
         )
 
 
 class LineFile(_FileSink):
-    """JSON lines in a file, each appended when its row is committed."""
+    """JSON lines in a file; a line is appended after its row's commit.
+
+    A row that settles again has an old line in the file. Then the file is marked ``dirty`` in the checkpoint, nothing
+    is appended for that row, and :meth:`finish` writes the whole file again.
+    """
 
     def __init__(self, kind: str, path: Path, *, rerun_changed: bool = False) -> None:
         super().__init__(kind, path, rerun_changed=rerun_changed)
@@ -199,7 +218,11 @@ class LineFile(_FileSink):
         self._dirty = False
 
     def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
-        """Also compare the file with what the checkpoint knows of it."""
+        """Also compare the file with the size and hash in the checkpoint.
+
+        The file may be longer than the recorded size: a kill between appending and recording leaves whole lines, or a
+        part of one. That tail is kept for :meth:`open`, which compares it with the rows.
+        """
         super().admit(store, stage, facts, note)
         self._check_new()
         record = self._record
@@ -207,23 +230,23 @@ class LineFile(_FileSink):
             return
         if not self._path.exists():
             if record.bytes:
-                note(f"{self._path} is gone: it is written anew from the checkpoint")
+                note(f"{self._path} is missing: it is written again from the checkpoint")
             return
         with open(self._path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if record.next_bytes == size:
-                if self._take(file, size) == record.next_digest:
+                if self._read_lines(file, size) == record.next_digest:
                     return
-                self._forget()
+                self._reset()
                 file.seek(0)
             if size < record.bytes:
                 raise self._differs(f"it has {size:,} bytes, {record.bytes:,} were written")
-            if self._take(file, record.bytes) != record.digest:
+            if self._read_lines(file, record.bytes) != record.digest:
                 raise self._differs(f"its first {record.bytes:,} bytes are not what was written")
             self._tail = file.read()
 
-    def _take(self, file: BinaryIO, size: int) -> str:
-        """Hash the next ``size`` bytes and note whose lines they are."""
+    def _read_lines(self, file: BinaryIO, size: int) -> str:
+        """Hash the next ``size`` bytes, and record which rows have a line there."""
         rest = b""
         left = size
         while left and (block := file.read(min(_BLOCK, left))):
@@ -237,12 +260,12 @@ class LineFile(_FileSink):
         self._size = size - left
         return self._hash.hexdigest()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._hash, self._size = hashlib.blake2b(digest_size=16), 0
         self._written = _RowSet()
 
     def open(self, *, stale: bool, keep_errors: bool) -> None:
-        """Make the file, or mend its end and append the lines that are missing."""
+        """Create the file; on a resumed run cut its uncertain tail off and append the missing lines."""
         try:
             if self._record is None:
                 self.table.begin(self._path, self._facts, self._hash.hexdigest())
@@ -265,7 +288,7 @@ class LineFile(_FileSink):
             self._append([item for item in chunk if item[0] not in self._written])
 
     def _check_tail(self) -> None:
-        """What stands after the bytes that are certain must be lines of the checkpoint; the last one may be torn."""
+        """Check that the bytes after the recorded size are lines of the checkpoint; the last line may be incomplete."""
         if not self._tail:
             return
         *lines, torn = self._tail.split(b"\n")
@@ -273,9 +296,9 @@ class LineFile(_FileSink):
         known = dict(self.table.lines([int(number[1]) for number in numbers if number]))
         for line, number in zip(lines, numbers, strict=True):
             if number is None or known.get(int(number[1])) != line + b"\n" or int(number[1]) in self._written:
-                raise self._differs(f"it has lines at its end that were not written by infermesh: {_shown(line)}")
+                raise self._differs(f"it has lines at its end that were not written by infermesh: {_excerpt(line)}")
         if torn and not self._is_torn(torn):
-            raise self._differs(f"it ends in something that was not written by infermesh: {_shown(torn)}")
+            raise self._differs(f"it ends in something that was not written by infermesh: {_excerpt(torn)}")
         self._tail = b""
 
     def _is_torn(self, torn: bytes) -> bool:
@@ -285,7 +308,6 @@ class LineFile(_FileSink):
         return any(line.startswith(torn) for _, line in self.table.lines([int(number[1])]))
 
     def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
-        """Append the new rows; one that has a line already makes the file be written anew at the end."""
         self._append(self.table.lines([row[0] for row in rows[self._name]]))
 
     def _append(self, lines: Sequence[tuple[int, bytes]]) -> None:
@@ -309,7 +331,7 @@ class LineFile(_FileSink):
         self.table.update(bytes=self._size, digest=self._hash.hexdigest())
 
     def finish(self) -> None:
-        """Append what is missing, or write the file anew where a line of it is old."""
+        """Append the missing lines, or write the whole file again if it is dirty."""
         if self._dirty:
             self._replace(self._write)
             return
@@ -329,7 +351,6 @@ class LineFile(_FileSink):
         return size, digest.hexdigest()
 
     def close(self) -> None:
-        """Close the file as well."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -338,10 +359,10 @@ class LineFile(_FileSink):
 
 
 class ParquetFile(_FileSink):
-    """One Parquet file, written when the command ends."""
+    """One Parquet file, written when the command ends: the format has no appending."""
 
     def admit(self, store: RunStore, stage: StageTable, facts: dict[str, Any], note: Note) -> None:
-        """Also compare the file with what the checkpoint knows of it."""
+        """Also compare the file with the sizes and hashes in the checkpoint."""
         super().admit(store, stage, facts, note)
         self._check_new()
         if self._record is None or not self._path.exists():
@@ -352,7 +373,6 @@ class ParquetFile(_FileSink):
             raise self._differs(f"its {found[0]:,} bytes are not those that were written ({self._record.bytes:,})")
 
     def open(self, *, stale: bool, keep_errors: bool) -> None:
-        """Nothing is written yet."""
         if self._record is None:
             self.table.begin(self._path, self._facts, "")
         else:
@@ -360,10 +380,9 @@ class ParquetFile(_FileSink):
             self._report_retired()
 
     def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
-        """The file comes at the end."""
+        """Nothing: :meth:`finish` writes the file."""
 
     def finish(self) -> None:
-        """Write all of it."""
         self._replace(self._write)
 
     def _write(self, path: Path) -> tuple[int, str]:
@@ -371,8 +390,8 @@ class ParquetFile(_FileSink):
         return _digest(path)
 
 
-def _shown(line: bytes) -> str:
-    return repr(line[:_SHOWN_BYTES].decode("utf-8", "replace"))
+def _excerpt(line: bytes) -> str:
+    return repr(line[:_EXCERPT_BYTES].decode("utf-8", "replace"))
 
 
 def _digest(path: Path) -> tuple[int, str]:

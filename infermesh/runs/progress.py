@@ -1,4 +1,4 @@
-"""Progress in words: rates, durations, counts, a line every few seconds."""
+"""Progress as text: rates, durations, counts; a line every five seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RATE_WINDOW_S = 10.0
 
 
 def duration(seconds: float) -> str:
-    """``7s``, ``3m05s``, ``2h10m``, ``3d04h``."""
+    """Format seconds as ``7s``, ``3m05s``, ``2h10m`` or ``3d04h``."""
     whole = int(seconds)
     for size, unit, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
         if whole >= size:
@@ -23,7 +23,7 @@ def duration(seconds: float) -> str:
 
 
 def short(number: float) -> str:
-    """``950``, ``12.3k``, ``4.5M``."""
+    """Format a number as ``950``, ``12.3k`` or ``4.5M``."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= size:
             return f"{number / (1e3 if unit == 'k' else size):.1f}{unit}"
@@ -31,7 +31,7 @@ def short(number: float) -> str:
 
 
 class Rates:
-    """Rows, row states and tokens a second over the last ten seconds, and the time left at that pace."""
+    """Rows, row states and tokens per second over the last ten seconds, and the time left at that rate."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int, int]] = deque()
@@ -40,7 +40,6 @@ class Rates:
         self.tokens = 0.0
 
     def update(self, stats: RunStats) -> None:
-        """Take in the counts as they are now."""
         now = time.monotonic()
         self._seen.append((now, stats.rows, stats.settled, stats.prompt_tokens + stats.completion_tokens))
         while len(self._seen) > 2 and self._seen[0][0] < now - _RATE_WINDOW_S:
@@ -54,16 +53,16 @@ class Rates:
             )
 
     def left(self, stats: RunStats) -> str:
-        """Time left, ``?`` while nothing has settled."""
+        """Time left; ``?`` if nothing has settled lately, ``+`` if a sql stage has not made its rows yet."""
         pending = sum(stage.total - stage.settled for stage in stats.stages.values())
-        more = "+" if any(not stage.total for stage in stats.stages.values()) else ""  # rows that no query has made yet
+        more = "+" if any(not stage.total for stage in stats.stages.values()) else ""
         if not pending:
             return f"0s{more}"
         return f"{duration(pending / self.states)}{more}" if self.states > 0 else "?"
 
 
 def summary(stats: RunStats, rates: Rates) -> str:
-    """Everything about the session in one line."""
+    """The session's rates, counts, cost and times in one line."""
     cost = "" if stats.cost_usd is None else f" · ${stats.cost_usd:.4f}"
     return (
         f"{rates.rows:.1f} rows/s · {short(rates.tokens)} tokens/s · {stats.requests} requests · "
@@ -73,42 +72,37 @@ def summary(stats: RunStats, rates: Rates) -> str:
 
 
 def to_stderr(line: str) -> None:
-    """Print a line at once."""
     print(line, file=sys.stderr, flush=True)
 
 
 class PlainLines:
-    """An observer that says where the run is, in one line every five seconds and one at the end.
+    """An observer that emits notes, a progress line every five seconds, and a last line at the end.
 
     Parameters
     ----------
-    tell
-        Called with each line.
+    emit
+        Called with each line, without a line break.
     """
 
-    def __init__(self, tell: Callable[[str], object] = to_stderr) -> None:
-        self._tell = tell
+    def __init__(self, emit: Callable[[str], object] = to_stderr) -> None:
+        self._emit = emit
         self._rates = Rates()
         self._next = 0.0
 
     def note(self, text: str) -> None:
-        """Say something once."""
-        self._tell(text)
+        self._emit(text)
 
     def start(self, stats: RunStats) -> None:
-        """The first line comes after the first interval."""
         self._next = time.monotonic() + _LINE_EVERY_S
         self._rates.update(stats)
 
     def tick(self, stats: RunStats) -> None:
-        """Print where a line is due."""
         self._rates.update(stats)
         if time.monotonic() >= self._next:
             self._next += _LINE_EVERY_S
             self._print(stats)
 
     def stop(self, stats: RunStats) -> None:
-        """The last line."""
         self._rates.update(stats)
         self._print(stats)
 

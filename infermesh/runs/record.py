@@ -1,4 +1,4 @@
-"""The row of table ``run``: what was run, from which revision, with which versions."""
+"""The row of table ``run``: the declaration, the git revision, the versions."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _VERSIONS_OF = ("infermesh", "duckdb")
 def run_record(
     declaration: Declaration, signatures: Mapping[str, str], facts: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The values of a new ``run`` row by column name, JSON columns as text.
+    """Make the values of a ``run`` row: column name → value, JSON columns as text.
 
     Parameters
     ----------
     signatures
-        Stage → the hash of what decides its answers.
+        Stage → the hash of everything that decides its answers.
     facts
-        Stage → the same in words, for telling what an edit has changed.
+        Stage → the same as names and values, so that a later session can report what an edit has changed.
     """
     versions = {name: importlib.metadata.version(name) for name in _VERSIONS_OF}
     overrides = declaration.overrides
     return {
         "run_id": f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
         "experiment": declaration.experiment.name,
-        "config": _json(declaration.mapping),  # as written: the order of stages and columns is kept
+        "config": _json(declaration.mapping),  # not sorted: the order of stages and columns has a meaning
         "config_hash": declaration.hash,
         "git_revision": _git_revision(),
         "versions": _json(versions | {"python": platform.python_version()}),

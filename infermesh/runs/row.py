@@ -1,4 +1,4 @@
-"""What is decided of a row at a stage without sending anything; a run and a plan ask the same functions."""
+"""Decisions about a row at a stage that need no request. A run and a plan share them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,31 @@ __all__ = ["StageOutputs", "answered_by_its_state", "take_stored"]
 
 
 class StageOutputs:
-    """What later stages read of one stage.
+    """The values that later stages read from one stage, for a row's ``context``.
 
     Parameters
     ----------
-    table
-        The stage's table.
     needed
         The output columns that later stages name.
 
     Attributes
     ----------
-    of_skipped
-        What they read where the stage was skipped: ``NULL`` in every column.
+    skipped
+        The values of a skipped row: ``None`` in every column.
     """
 
-    __slots__ = ("_columns", "of_skipped")
+    __slots__ = ("_columns", "skipped")
 
     def __init__(self, table: StageTable, needed: Collection[str]) -> None:
-        self.of_skipped = {column.name: None for column in table.outputs} | {"status": "skipped"}
+        self.skipped = {column.name: None for column in table.outputs} | {"status": "skipped"}
         self._columns = [
             (position, column.name, column.type == "JSON")
             for position, column in enumerate(table.outputs)
             if column.name in needed
         ]
 
-    def of(self, outputs: Sequence[Any]) -> dict[str, Any]:
-        """What they read of an answer's output columns; JSON columns parsed."""
+    def done(self, outputs: Sequence[Any]) -> dict[str, Any]:
+        """The values of an answered row, from its output columns; JSON columns are parsed."""
         values: dict[str, Any] = {"status": "done"}
         for position, column, is_json in self._columns:
             value = outputs[position]
@@ -49,14 +47,14 @@ class StageOutputs:
 
 
 def take_stored(row: Row, stage: str, outputs: StageOutputs, *, stale: bool, keep_errors: bool) -> bool:
-    """Whether the row's stored state of a stage still holds; then it is what later stages read.
+    """If the row's stored state at a stage still holds, take it for the later stages; return whether it does.
 
     Parameters
     ----------
     stale
-        The stage's declaration has changed since: its state does not hold.
+        The stage's declaration has changed since: no stored state holds before the requests are compared.
     keep_errors
-        Leave a row that failed as it is.
+        A failed state holds too.
     """
     state = row.states.get(stage)
     if state is None or stale:
@@ -65,7 +63,7 @@ def take_stored(row: Row, stage: str, outputs: StageOutputs, *, stale: bool, kee
         row.context[stage] = state.outputs | {"status": "done"}
         return True
     if state.status == "skipped" and state.error_type is None:
-        row.context[stage] = outputs.of_skipped
+        row.context[stage] = outputs.skipped
         return True
     if keep_errors:
         row.failed[stage] = "failed in an earlier session"
@@ -73,6 +71,6 @@ def take_stored(row: Row, stage: str, outputs: StageOutputs, *, stale: bool, kee
 
 
 def answered_by_its_state(row: Row, stage: str, item: Prepared[Any]) -> bool:
-    """Whether the row's stored answer is the answer to this very request."""
+    """Whether the row's stored answer belongs to the same request."""
     state = row.states.get(stage)
     return state is not None and state.status == "done" and state.request_key == item.key

@@ -1,7 +1,15 @@
-"""The stage graph at work: admits rows, streams them from stage to stage, settles each state, drains when asked.
+"""Runs one wave's stage graph: admits rows, streams them from stage to stage, settles each state, drains on stop.
 
-A row is in memory from its admission until its last stage has settled it; the number of such rows is bounded by the
-stages' windows, whatever the size of the input. A row enters a stage as soon as it has left those that the stage reads.
+A row is in memory from its admission until its last stage has settled it. The number of such rows is bounded by the
+stages' windows, not by the input. A row enters a stage as soon as all the stages that it reads have settled the row.
+
+The tasks of a run, and what a row passes through::
+
+    feeder → [gate →] channel → workers of a stage → the same for the stages that read it
+                 ↘ settled by where, or by a known answer
+
+Everything runs on one event loop, so counters and rows need no locks. Threads do what blocks: reading chunks, DuckDB's
+lookups of the gates, and the writer.
 """
 
 from __future__ import annotations
@@ -30,31 +38,34 @@ from infermesh.store.schema import attempt_row, state_row, timestamp
 
 logger = logging.getLogger("infermesh")
 
-_MAX_BACKLOG = 20_000
-_GATE_BATCH = 512
-_BATCH_LINGER_S = 0.25  # half-empty micro-batches cost requests; a full one and the last never wait
-_GATE_LINGER_S = 0.002
+_MAX_BACKLOG = 20_000  # uncommitted rows: above it no row is admitted, so that a slow disk does not fill the memory
+_GATE_BATCH = 512  # rows per query of a gate
+_BATCH_LINGER_S = 0.25  # wait for a micro-batch to fill: half-empty ones cost requests. The last one does not wait
+_GATE_LINGER_S = 0.002  # the same for a gate's batch
 
 
 class Runner:
-    """Runs a graph of stages over the pending rows of a store.
+    """Runs a graph of stages over the pending rows of an origin. Used for one wave, once.
 
     Parameters
     ----------
     graph
-        The stages and who reads whom.
+        The stages and which reads which.
     writer
-        Where states go. ``put`` must not block.
+        Gets each settled state and each attempt, in the order in which they happen.
+    stats
+        Counts to update.
     filters
         Stage → its ``where``, compiled.
     stale
-        Stages to look at again although they hold a state: their declaration, or what they read, has changed.
+        Stages whose stored states do not count as settled: their declaration, or a stage that they read, has changed.
+        Their rows are rendered again, and sent only if the request differs.
     keep_errors
         Leave rows that failed in an earlier session as they are.
     known
-        Answers of rows that have gone, and of earlier runs.
-    after
-        Called when a request's rows have settled.
+        Answers of retired rows and of earlier runs; ``None`` to look up none.
+    on_settled
+        Called after the rows of each request have settled.
     """
 
     def __init__(
@@ -67,9 +78,9 @@ class Runner:
         stale: set[str],
         keep_errors: bool,
         known: KnownAnswers | None = None,
-        after: Callable[[], None] | None = None,
+        on_settled: Callable[[], None] | None = None,
     ) -> None:
-        self._after = after
+        self._on_settled = on_settled
         self._graph = graph
         self._writer = writer
         self.stats = stats
@@ -80,16 +91,24 @@ class Runner:
         self._gates: dict[str, tuple[Gate, Channel[Row]]] = {
             name: (gate, Channel()) for name, gate in gates.items() if not gate.is_open
         }
+        # The admission bound, in rows. Channels are unbounded, so this alone limits memory. Twice what all windows hold
+        # keeps every worker supplied while other rows are in a gate or between stages; never below two chunks.
         self._limit = max(2 * CHUNK, 2 * sum(stage.window * stage.batch_size for stage in graph.stages.values()))
-        self._active = 0
-        self._room = asyncio.Event()
+        self._active = 0  # admitted rows that have a stage left to settle
+        self._room = asyncio.Event()  # set when the feeder should check the bounds again
         self._stopping = False
-        self._fresh = {name: len(graph.requires[name]) for name in graph.stages}
-        self._first = [name for name, count in self._fresh.items() if not count]
+        self._upstream_counts = {name: len(graph.requires[name]) for name in graph.stages}
+        self._first = [name for name, count in self._upstream_counts.items() if not count]
         self._outputs = {name: StageOutputs(stage.table, graph.needed[name]) for name, stage in graph.stages.items()}
 
     async def run(self, rows: PendingRows) -> None:
-        """Take every pending row through its stages; returns when all are settled, or drained after :meth:`stop`."""
+        """Take every pending row through its stages; return when all have settled, or after :meth:`stop` has drained.
+
+        Raises
+        ------
+        ExceptionGroup
+            A row could not be read, or the code has a bug; the other tasks were cancelled.
+        """
         async with asyncio.TaskGroup() as group:
             ends = {"": group.create_task(self._feed(rows), name="feeder")}
             for name, stage in self._graph.stages.items():  # each after those it requires
@@ -97,29 +116,35 @@ class Runner:
                 ends[name] = group.create_task(self._work(stage), name=f"stage-{name}")
                 group.create_task(self._seal(name, before), name=f"seal-{name}")
             for name in self._gates:
-                group.create_task(self._keep_gate(name), name=f"gate-{name}")
+                group.create_task(self._run_gate(name), name=f"gate-{name}")
 
     def stop(self) -> None:
-        """Admit nothing more and let what is in flight finish; rows between stages stay pending."""
+        """Admit no more rows and let requests in flight finish. Rows in channels and gates stay pending."""
+        # Nothing is lost by dropping the channels: a row's settled states are queued for commit already, and the next
+        # session reads the row as pending at the stages that it has not settled.
         self._stopping = True
         self._room.set()
         for channel in (*(entrance for _, entrance in self._gates.values()), *self._channels.values()):
             channel.drop()
 
     def committed(self) -> None:
-        """Tell the feeder that the writer has caught up some; called on the event loop."""
+        """Let the feeder check the writer's backlog again. Called on the event loop after each commit."""
         self._room.set()
 
     async def _seal(self, name: str, before: Sequence[asyncio.Task[None]]) -> None:
-        """Close a stage's channel once nothing more can come: its last micro-batch goes as it is."""
+        """Close a stage's channel once the feeder and the stages that it reads have ended: no row can come any more.
+
+        This lets the last micro-batch go half-empty, and the stage's workers end.
+        """
         await asyncio.wait(before)
         self._entrance(name).close()
 
     def _entrance(self, name: str) -> Channel[Row]:
-        """Where rows for a stage go in: before its gate, where it has one."""
+        """Where rows enter a stage: the channel before its gate if it has one, else the stage's own."""
         return self._gates[name][1] if name in self._gates else self._channels[name]
 
     async def _feed(self, rows: PendingRows) -> None:
+        """Admit rows within the bounds, reading one chunk ahead in a thread."""
         chunks = iter(rows.chunks)
         first = next(chunks, None)
         ahead = None if first is None else asyncio.create_task(asyncio.to_thread(rows.read, first))
@@ -140,13 +165,19 @@ class Runner:
                 await asyncio.sleep(0)
         finally:
             if ahead is not None:
-                await asyncio.wait([ahead])  # a thread cannot be cancelled; the connection must outlive it
+                # A thread cannot be cancelled, and the session closes its connection after this.
+                await asyncio.wait([ahead])
 
     def _admit(self, row: Row) -> None:
+        """Find the stages that the row has not settled, and submit it to those whose upstream stages all have.
+
+        A row of a resumed run may have settled some stages in an earlier session; their stored outputs go into its
+        context.
+        """
         graph = self._graph
-        if not row.states:
+        if not row.states:  # nothing stored: the common case, without looking at each stage
             row.open = len(graph.stages)
-            row.waiting = dict(self._fresh)
+            row.waiting = dict(self._upstream_counts)
             self._active += 1
             for name in self._first:
                 self._submit(name, row)
@@ -162,6 +193,7 @@ class Runner:
             row.waiting[name] = count
             if not count:
                 ready.append(name)
+        # Not in the loop above: submitting may settle the row at once, which counts down `waiting` of later stages.
         for name in ready:
             self._submit(name, row)
 
@@ -170,6 +202,7 @@ class Runner:
         return take_stored(row, name, self._outputs[name], stale=stale, keep_errors=self._keep_errors)
 
     def _submit(self, name: str, row: Row) -> None:
+        """Give a row to a stage, or settle it there: skipped if an upstream stage failed, an error if malformed."""
         if row.failed and (failed := self._graph.requires[name] & row.failed.keys()):
             reason = "; ".join(f"{other}: {row.failed[other]}" for other in sorted(failed))
             self._settle(self._graph.stages[name], row, "skipped", error=("upstream", reason))
@@ -178,8 +211,8 @@ class Runner:
         else:
             self._entrance(name).put_nowait(row)
 
-    async def _keep_gate(self, name: str) -> None:
-        """Take the rows that come to a stage through its gate, in batches, since DuckDB is asked about each batch."""
+    async def _run_gate(self, name: str) -> None:
+        """Take the rows of a stage through its gate, in batches: each batch is one query in DuckDB."""
         stage, channel = self._graph.stages[name], self._channels[name]
         gate, entrance = self._gates[name]
         while True:
@@ -188,7 +221,9 @@ class Runner:
             except StopAsyncIteration:
                 channel.close()
                 return
-            passed = self._settle_filtered(stage, rows, await gate.where(rows))
+            passed = self._settle_filtered(stage, rows, await gate.passing_async(rows))
+            # Between the answers handed out here and their settling below nothing awaits, so that a stop cannot come
+            # in between and leave an answer used up and its row pending.
             left, answered = await gate.split(passed, lambda: self._stopping)
             for row, item, answer in answered:
                 self.stats.reused += 1
@@ -200,7 +235,7 @@ class Runner:
                 channel.put_nowait(row)
 
     def _settle_filtered(self, stage: Stage, rows: Sequence[Row], verdicts: Sequence[bool | InputError]) -> list[Row]:
-        """Settle the rows that ``where`` leaves out or fails for; the others."""
+        """Settle the rows for which ``where`` is false or fails; return the others."""
         passed = []
         for row, verdict in zip(rows, verdicts, strict=True):
             if self._stopping:
@@ -218,7 +253,7 @@ class Runner:
         if not isinstance(stage, BatchStage) or stage.batch_size == 1:
 
             async def handle_one(row: Row) -> None:
-                if (item := self._ready(stage, row)) is not None:
+                if (item := self._prepare(stage, row)) is not None:
                     await self._send(stage, row, item)
 
             await run_window(channel.get, handle_one, stage.window)
@@ -228,14 +263,14 @@ class Runner:
             return await channel.get_batch(stage.batch_size, _BATCH_LINGER_S)
 
         async def handle(rows: Sequence[Row]) -> None:
-            ready = [(row, item) for row in rows if (item := self._ready(stage, row)) is not None]
+            ready = [(row, item) for row in rows if (item := self._prepare(stage, row)) is not None]
             if ready:
                 await self._send_batch(stage, *zip(*ready, strict=True))
 
         await run_window(pull, handle, stage.window)
 
-    def _ready(self, stage: Stage, row: Row) -> Prepared[Any] | None:
-        """Make a row ready to send; ``None`` where that settles it."""
+    def _prepare(self, stage: Stage, row: Row) -> Prepared[Any] | None:
+        """Build a row's request. ``None`` if the row has settled instead: with an error, or by its stored answer."""
         try:
             if row.prepared and stage.name in row.prepared:
                 item: Prepared[Any] = row.prepared.pop(stage.name)
@@ -245,15 +280,15 @@ class Runner:
             self._settle(stage, row, "error", error=(error.kind, error.message))
             return None
         except Exception as error:
-            self._settle(stage, row, "error", error=_unforeseen(stage, error))
+            self._settle(stage, row, "error", error=_internal_error(stage, error))
             return None
         if row.states and answered_by_its_state(row, stage.name, item):
-            self._keep(stage, row)
+            self._keep_stored(stage, row)
             return None
         return item
 
     async def _send(self, stage: Stage, row: Row, item: Prepared[Any]) -> None:
-        """One request for one row, and what came of it."""
+        """Send one row's request and settle the row with the result."""
         stats = self.stats.stages[stage.name]
         stats.in_flight += 1
         result: Result | RequestError
@@ -262,25 +297,25 @@ class Runner:
         except RequestError as error:
             result = error
         except Exception as error:
-            self._settle(stage, row, "error", error=_unforeseen(stage, error), key=item.key)
+            self._settle(stage, row, "error", error=_internal_error(stage, error), key=item.key)
             return
         finally:
             stats.in_flight -= 1
         if result.metrics is not None:
             self._log_attempts(stage.name, row.row_id, result.metrics)
         self._settle_result(stage, row, item, result)
-        if self._after is not None:
-            self._after()
+        if self._on_settled is not None:
+            self._on_settled()
 
     async def _send_batch(self, stage: BatchStage, rows: Sequence[Row], items: Sequence[Prepared[Any]]) -> None:
-        """One request for these rows, and what came of it for each."""
+        """Send one request for several rows and settle each with its result."""
         stats = self.stats.stages[stage.name]
         stats.in_flight += len(rows)
         try:
             results = await stage.answer_batch(items)
         except Exception as error:
             for row, item in zip(rows, items, strict=True):
-                self._settle(stage, row, "error", error=_unforeseen(stage, error), key=item.key)
+                self._settle(stage, row, "error", error=_internal_error(stage, error), key=item.key)
             return
         finally:
             stats.in_flight -= len(rows)
@@ -291,19 +326,19 @@ class Runner:
                 seen = metrics
                 self._log_attempts(stage.name, row.row_id, metrics)
             self._settle_result(stage, row, item, result)
-        if self._after is not None:
-            self._after()
+        if self._on_settled is not None:
+            self._on_settled()
 
     def _settle_result(self, stage: Stage, row: Row, item: Prepared[Any], result: Result | RequestError) -> None:
         if not isinstance(result, RequestError):
             self._settle(stage, row, "done", stage.outputs(result) + item.carried, key=item.key, result=result)
-        elif not isinstance(result, StoppedError):  # it was not sent: the row stays pending
+        elif not isinstance(result, StoppedError):  # a stopped request was never sent, so its row stays pending
             blank = (None,) * (len(stage.table.outputs) - len(item.carried))
             failure = (result.kind, result.message)
             self._settle(stage, row, "error", blank + item.carried, error=failure, key=item.key, result=result)
 
-    def _keep(self, stage: Stage, row: Row) -> None:
-        """The request is the one that was answered before: the stored answer stands."""
+    def _keep_stored(self, stage: Stage, row: Row) -> None:
+        """The stage is stale, but this row's request is unchanged: keep the stored state; nothing is written."""
         row.context[stage.name] = row.states[stage.name].outputs | {"status": "done"}
         self.stats.stages[stage.name].done += 1
         self.stats.settled += 1
@@ -322,30 +357,33 @@ class Runner:
         result: Result | RequestError | None = None,
         reused: Answer | None = None,
     ) -> None:
-        """Store a row's final state of a stage and send the row on."""
+        """Queue a row's final state at a stage for commit, and submit the row to the stages that waited for it."""
         name = stage.name
         message = error[1] if error is not None else None
         stats = self.stats.stages[name]
         if status == "done":
             stats.done += 1
-            row.context[name] = self._outputs[name].of(outputs or ())
+            row.context[name] = self._outputs[name].done(outputs or ())
         elif status == "error":
             stats.failed += 1
             self.stats.errors += 1
             row.failed[name] = message or "failed"
         else:
             stats.skipped += 1
-            row.context[name] = self._outputs[name].of_skipped
+            row.context[name] = self._outputs[name].skipped
             if error is not None:
                 row.failed[name] = message or "skipped"
         self.stats.settled += 1
         if outputs is None:
             outputs = (None,) * len(stage.table.outputs)
         state = _state(row.row_id, status, outputs, error or (None, None), key, result, reused)
+        # Queued before the row advances: the writer commits in this order, so that no commit has a state without the
+        # upstream states that it was made from.
         self._writer.put(name, state, replaces=name in row.states)
         self._advance(name, row)
 
     def _advance(self, name: str, row: Row) -> None:
+        """Count a stage as settled for a row: release the row after its last, else submit it where it is due."""
         row.open -= 1
         if not row.open:
             self.stats.rows += 1
@@ -362,7 +400,7 @@ class Runner:
                     self._submit(follower, row)
 
     def _log_attempts(self, stage: str, row_id: int, metrics: RequestMetrics) -> None:
-        """One ``attempts`` row for each request sent; a request that carried several rows names the first."""
+        """Queue a row of ``attempts`` for each request sent. A request for several rows is logged under the first."""
         stats = self.stats
         for attempt in metrics.attempts:
             stats.requests += 1
@@ -388,7 +426,10 @@ def _state(
     result: Result | RequestError | None,
     reused: Answer | None,
 ) -> tuple[Any, ...]:
-    """The row of a stage's table for what became of a row there; ``result`` and ``reused`` exclude each other."""
+    """Make the row of a stage's table. At most one of ``result`` and ``reused`` is given: an answer sent for, or known.
+
+    A known answer of this run keeps its ``finished_at``: with ``reused_from`` it marks the answer as handed out.
+    """
     metrics: RequestMetrics | None = None
     usage: TokenUsage | Answer | None = None
     model_id = request_id = deployment = cost = finished_at = None
@@ -421,7 +462,7 @@ def _state(
     )
 
 
-def _unforeseen(stage: Stage, error: Exception) -> tuple[str, str]:
-    """A bug, ours or a plug-in's, costs the row that met it and not the run; run.log has the traceback."""
-    logger.error("stage %s met an unforeseen error", stage.name, exc_info=error)
+def _internal_error(stage: Stage, error: Exception) -> tuple[str, str]:
+    """Log an unexpected exception, and return it as the row's error: a bug costs one row, not the run."""
+    logger.error("stage %s: unexpected error", stage.name, exc_info=error)
     return "internal", f"{type(error).__name__}: {error} (run.log has the traceback)"

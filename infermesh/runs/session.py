@@ -1,4 +1,4 @@
-"""One session of a run: a store, its stages, and one go at the pending rows, wave after wave."""
+"""One session of a run: opens the store, runs the pending rows wave after wave, closes with a final status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from infermesh.inputs.sources import Source
 from infermesh.query.export import check_sinks, write_sinks
 from infermesh.query.reader import ask_run
 from infermesh.runs.control import Control
-from infermesh.runs.explain import changes, opening
+from infermesh.runs.explain import changes, opening_lines
 from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
@@ -39,17 +39,28 @@ from infermesh.store.usage import used_today
 
 logger = logging.getLogger("infermesh")
 
-_TICK_S = 0.25
-_DRAIN_S = 30.0
+_TICK_S = 0.25  # between two calls of Observer.tick and two checks of the guards
+_DRAIN_S = 30.0  # after a stop, requests that are still in flight then are cancelled
 
 
 class RunSession:
-    """A store, its stages and one go at the pending rows.
+    """One session: :meth:`prepare`, :meth:`restore_usage`, :meth:`run`, :meth:`close`, each once, in this order.
 
     Raises
     ------
     StoreError
         The database cannot be opened.
+
+    Notes
+    -----
+    *Resuming.* Each stage has a signature: a hash of everything that decides its answers, with the signatures of the
+    stages it reads. If it differs from the stored one, the stage is stale: all its rows are rendered again, and only
+    those whose ``request_key`` has changed are sent. While that is under way, its table holds rows of both
+    declarations. So the stored signature is emptied before the first row and set after the last: a session that was
+    killed in between leaves the stage stale.
+
+    *Waves.* The stages over the source run first, then each sql stage's query and the stages over its rows. A query
+    needs all rows it reads, so it runs between waves, after the writer's queue is committed.
     """
 
     def __init__(
@@ -78,12 +89,25 @@ class RunSession:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: Runner | None = None
         self._work: asyncio.Task[None] | None = None
-        self._stops = 0
-        self._stopped_by: str | None = None  # a guard's reason; None where a user did
-        self._complete = False
+        self._stops = 0  # how often a stop was requested
+        self._stopped_by: str | None = None  # the guard's reason; None if a user stopped the run
+        self._complete = False  # every wave has run to its end
 
     def prepare(self, source: Source, redo: Redo | None = None) -> None:
-        """Load the source, check what is named against it, find what an edit has touched or is to be done again."""
+        """Load the source, check the declaration against it, and find which stages are stale.
+
+        Parameters
+        ----------
+        redo
+            Settled rows to send again; ``None`` for none.
+
+        Raises
+        ------
+        ConfigError
+            The declaration names something that does not exist, such as a column, or does not fit the sink.
+        StoreError
+            The source cannot be loaded.
+        """
         store, pipeline = self._store, self._pipeline
         tables = [stage.table for stage in pipeline.stages.values()]
         signatures = pipeline.signatures
@@ -100,7 +124,7 @@ class RunSession:
         else:
             self._signatures = signatures
             self._observer.note(f"loading {source.shown} …")
-        # Until they have all been looked at, rows of a stale stage may be of either declaration: no signature holds.
+        # An empty signature matches none, so these stages stay stale until a session has been through all their rows.
         unsure = self._signatures | dict.fromkeys(self._stale, "")
         store.prepare(
             source,
@@ -112,24 +136,25 @@ class RunSession:
         if self._sink is not None and last is not None:
             self._sink.open(stale=last.name in self._stale, keep_errors=self._experiment.keep_errors)
         if redo is not None:
+            # The stages that read it keep their answers where the new upstream answer leaves their request unchanged.
             readers = pipeline.readers(redo.stage)
             self._stale |= readers
             rows = store.redo(redo, self._signatures | dict.fromkeys(self._stale, ""))
             self._observer.note(f"retry: {rows} rows of {redo.stage} are sent again")
             edits |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
-        # What is to be done again is asked for anew, not taken from elsewhere.
-        able = [table for table in tables if redo is None or table.name != redo.stage]
-        self._known = KnownAnswers.of(self._experiment, self._folder, store, able, self._observer.note)
-        for line in opening(store, list(pipeline.stages), edits, keep_errors=self._experiment.keep_errors):
+        # A user who retries a stage wants new answers, not known ones.
+        lookups = [table for table in tables if redo is None or table.name != redo.stage]
+        self._known = KnownAnswers.for_run(self._experiment, self._folder, store, lookups, self._observer.note)
+        for line in opening_lines(store, list(pipeline.stages), edits, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)
         self._control.attach(store.cursor)
 
     def restore_usage(self, outputs: Path) -> None:
-        """Count to the quotas of the day what was used of them before, by this run and by those below ``outputs``."""
+        """Charge today's usage, by this run and by the runs below ``outputs``, to the daily quotas."""
         with self._store.cursor() as own:
             used = used_today(self._experiment, own, outputs, self._folder, self._observer.note, live=ask_run)
-        for told in self._fleet.restore_usage(used):
-            self._observer.note(told)
+        for note in self._fleet.restore_usage(used):
+            self._observer.note(note)
 
     def _check(self, connection: Connection, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
@@ -141,8 +166,15 @@ class RunSession:
         return run_record(self._declaration, signatures, facts)
 
     async def run(self) -> RunOutcome:
-        """Send what is pending; returns when it is settled and committed, or drained after a stop."""
-        # Up to the last word in the database: an interrupt in between would leave a run that looks killed.
+        """Run the pending rows; return when they are settled and committed, or drained after a stop.
+
+        Raises
+        ------
+        StoreError
+            The database could not be read or written.
+        """
+        # The handlers stay until the final status is written: KeyboardInterrupt before that would leave a run that
+        # looks killed.
         with self._signals():
             return await self._run()
 
@@ -152,7 +184,7 @@ class RunSession:
         started = time.monotonic()
         stats = RunStats({name: StageStats() for name in self._pipeline.stages})
         for wave in self._pipeline.waves:
-            self._count(stats, self._rows(wave))
+            self._restore_counts(stats, self._pending_rows(wave))
         failure: list[Exception] = []
 
         def failed(error: Exception) -> None:
@@ -165,7 +197,7 @@ class RunSession:
         settled = self._sink.committed if self._sink is not None else None
         writer = store.writer(on_commit=committed, on_rows=settled, on_failure=failed)
         guards = Guards(self._experiment.guards, spent=store.totals()["cost_usd"])
-        self._work = work = asyncio.create_task(self._waves(stats, writer, guards))
+        self._work = work = asyncio.create_task(self._run_waves(stats, writer, guards))
         ticker = asyncio.create_task(self._tick(stats, guards))
         observer.start(stats)
         try:
@@ -173,29 +205,30 @@ class RunSession:
         finally:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
-            await asyncio.to_thread(_close_quietly, writer)
+            await asyncio.to_thread(_close_quietly, writer)  # commits what is queued, after a cancel too
             observer.stop(stats)
             await self._fleet.aclose()
         if failure:
             raise failure[0]
-        if not work.cancelled() and (error := _told(work.exception())) is not None:
+        if not work.cancelled() and (error := _unwrap_group(work.exception())) is not None:
             store.finish("crashed", time.monotonic() - started, reason=f"{type(error).__name__}: {error}")
             raise error
         if self._sink is not None:
             await asyncio.to_thread(self._sink.finish)
         return self._outcome(stats, time.monotonic() - started)
 
-    async def _waves(self, stats: RunStats, writer: GroupWriter, guards: Guards) -> None:
-        """The stages over the source, then each sql stage's query and the stages over its rows."""
+    async def _run_waves(self, stats: RunStats, writer: GroupWriter, guards: Guards) -> None:
+        """Run the stages over the source, then each sql stage's query and the stages over its rows."""
         for wave in self._pipeline.waves:
             if wave.query is not None:
-                await asyncio.to_thread(writer.flush)
+                await asyncio.to_thread(writer.flush)  # the query must see every row of the waves before
                 await asyncio.to_thread(self._materialize, wave)
             if wave.graph.stages:
-                rows = self._rows(wave)
-                self._count(stats, rows)
+                rows = self._pending_rows(wave)
+                self._restore_counts(stats, rows)
                 if self._known is not None and rows.chunks:
-                    await asyncio.to_thread(self._known.take_retired, wave.graph.stages)
+                    # Only now is it known which rows of this wave are retired: the query may just have retired some.
+                    await asyncio.to_thread(self._known.collect_retired, wave.graph.stages)
                 self._runner = runner = Runner(
                     wave.graph,
                     writer,
@@ -204,21 +237,21 @@ class RunSession:
                     stale=self._stale,
                     keep_errors=self._experiment.keep_errors,
                     known=self._known,
-                    after=self._guard(stats, guards) if guards else None,
+                    on_settled=self._guard_check(stats, guards) if guards else None,
                 )
-                if self._stops:
+                if self._stops:  # stopped before this runner existed, or while the query ran
                     runner.stop()
                 await runner.run(rows)
             if self._stops:
                 return
         self._complete = True
 
-    def _rows(self, wave: Wave) -> PendingRows:
+    def _pending_rows(self, wave: Wave) -> PendingRows:
         keep_errors = self._experiment.keep_errors
         return self._store.reader(wave.graph.needed, origin=wave.origin, stale=self._stale, keep_errors=keep_errors)
 
-    def _count(self, stats: RunStats, rows: PendingRows) -> None:
-        """Bring the counts of the stages over some rows to what is stored."""
+    def _restore_counts(self, stats: RunStats, rows: PendingRows) -> None:
+        """Set the counts of an origin's stages to what earlier sessions have settled."""
         total = rows.total
         for name, settled in rows.settled_counts().items():
             stage = stats.stages[name]
@@ -236,17 +269,18 @@ class RunSession:
         if self._runner is not None:
             self._runner.committed()
 
-    def _guard(self, stats: RunStats, guards: Guards) -> Callable[[], None]:
-        def look() -> None:
+    def _guard_check(self, stats: RunStats, guards: Guards) -> Callable[[], None]:
+        def check() -> None:
             if not self._stops and (reason := guards.tripped(stats)):
                 self._stop(reason)
 
-        return look
+        return check
 
     def _outcome(self, stats: RunStats, elapsed_s: float) -> RunOutcome:
         store = self._store
         counts = store.counts()
-        # A row whose stage was edited has an older answer until it has been looked at: it counts as pending too.
+        # The stats count, not the tables: a row of a stale stage has an old answer there, but is pending until its
+        # request has been compared.
         pending = not self._complete or any(stage.settled < stage.total for stage in stats.stages.values())
         failed = any(statuses.get("error") for statuses in counts.values())
         status = "failed_rows" if failed else "done"
@@ -271,20 +305,29 @@ class RunSession:
         )
 
     async def _tick(self, stats: RunStats, guards: Guards) -> None:
-        look = self._guard(stats, guards)
+        check = self._guard_check(stats, guards)
         while True:
             await asyncio.sleep(_TICK_S)
-            look()
+            check()
             self._observer.tick(stats)
-            for told in self._fleet.used_up():
-                self._observer.note(told)
+            for note in self._fleet.used_up():
+                self._observer.note(note)
 
     def cursor(self) -> Connection:
-        """One more connection to the run's database, for a thread of its own."""
+        """Another connection to the run's database, for use in another thread."""
         return self._store.cursor()
 
     def _stop(self, reason: str | None = None) -> None:
-        """First: drain. Second, or after half a minute: stop at once."""
+        """Drain at the first call; cancel at a user's second one, or 30 seconds after the first.
+
+        Draining admits no row, sends no request and waits for those in flight. Cancelling drops those too; their rows
+        stay pending, and the next session sends them again.
+
+        Parameters
+        ----------
+        reason
+            The guard that stops the run; ``None`` for a user. A guard's call is never the one that cancels.
+        """
         self._stops += 1
         if self._stops > 1:
             if self._work is not None and reason is None:
@@ -306,7 +349,11 @@ class RunSession:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM and whoever holds the control stop the run."""
+        """Within the block, Ctrl-C, SIGTERM and :meth:`Control.stop` stop the run.
+
+        Only a signal can be the second stop, the one that cancels. Signal handlers can be set in the main thread alone;
+        a run in another thread is stopped through its :class:`Control`.
+        """
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
 
@@ -324,7 +371,7 @@ class RunSession:
                     loop.remove_signal_handler(number)
 
     def close(self) -> None:
-        """Close the filters and the database."""
+        """Close the database and everything that uses it. Waits for a reader in another thread."""
         self._control.attach(None)
         for condition in self._filters.values():
             condition.close()
@@ -335,15 +382,15 @@ class RunSession:
         self._store.close()
 
 
-def _told(error: BaseException | None) -> BaseException | None:
-    """The error to tell of: one with words for the user, where a group of tasks ended with such a one."""
+def _unwrap_group(error: BaseException | None) -> BaseException | None:
+    """The first ``InfermeshError`` in an exception group, which has a message for the user; else the error itself."""
     if isinstance(error, BaseExceptionGroup):
-        for inner in map(_told, error.exceptions):
+        for inner in map(_unwrap_group, error.exceptions):
             if isinstance(inner, InfermeshError):
                 return inner
     return error
 
 
 def _close_quietly(writer: GroupWriter) -> None:
-    with contextlib.suppress(StoreError, OSError):  # reported through on_failure already
+    with contextlib.suppress(StoreError, OSError):  # on_failure has reported it
         writer.close()

@@ -1,4 +1,4 @@
-"""The counts of a run while it goes on: what progress displays and guards look at."""
+"""The counts of a running session, for progress displays and guards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(slots=True)
 class StageStats:
-    """Counts of one stage, earlier sessions included; ``in_flight`` is rows with a request out or waiting."""
+    """Row counts of one stage, earlier sessions included. ``in_flight`` rows have a request sent or waiting to be."""
 
     total: int = 0
     done: int = 0
@@ -19,17 +19,31 @@ class StageStats:
 
     @property
     def settled(self) -> int:
-        """Rows with a final state."""
         return self.done + self.failed + self.skipped
 
 
 @dataclass(slots=True)
 class RunStats:
-    """What the progress display shows. All but ``stages`` is this session's.
+    """The counts of a session; only ``stages`` includes earlier ones.
 
-    ``settled`` counts row states, ``errors`` those that failed, ``rows`` the rows that have been through all their
-    stages. ``kept`` counts states whose request was found unchanged, ``reused`` those taken from rows
-    that have gone or from earlier runs.
+    A row state is one row at one stage.
+
+    Attributes
+    ----------
+    started
+        ``time.monotonic()`` at the start, in seconds.
+    requests
+        Requests sent, retries included.
+    settled, errors
+        Row states that settled, and how many of them with an error.
+    rows
+        Rows that have settled at all their stages.
+    cost_usd
+        ``None`` until a price is known.
+    kept
+        Row states whose request was unchanged, so that the stored answer was kept.
+    reused
+        Row states that took the answer of a retired row or of an earlier run.
     """
 
     stages: dict[str, StageStats]
@@ -48,20 +62,23 @@ class RunStats:
 
 
 class Observer(Protocol):
-    """Who watches a run: the terminal, a log, a test."""
+    """Receives a run's notes and counts: a terminal, a log, a test. Called in the run's thread; must not block.
+
+    ``stats`` is the same object at every call and changes in between.
+    """
 
     def note(self, text: str) -> None:
-        """Say something once."""
+        """Called once for each message, before :meth:`start` too."""
         ...
 
     def start(self, stats: RunStats) -> None:
-        """The first row is about to go."""
+        """Called once, before the first request."""
         ...
 
     def tick(self, stats: RunStats) -> None:
-        """A few times a second."""
+        """Called four times a second."""
         ...
 
     def stop(self, stats: RunStats) -> None:
-        """No more rows."""
+        """Called once, after the last row has settled or the run was drained."""
         ...

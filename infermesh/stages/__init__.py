@@ -1,4 +1,4 @@
-"""Stages: a file per kind. Each turns a row into a request and an answer into columns."""
+"""Stages, one file per kind: each turns a row into a request, and the answer into columns."""
 
 from infermesh.stages.base import BatchStage, Prepared, Stage, StageContext, answers
 from infermesh.stages.build import build_stages

@@ -1,4 +1,4 @@
-"""What every kind of stage has in common."""
+"""The stage protocols, and what the kinds of stages share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Result = GenerationResult | EmbeddingResult | TranscriptionResult | FunctionResu
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """What building a stage needs from outside: the models, where paths are looked for, all stages' names."""
+    """What building a stage needs: the models, the folders to look up paths in, and the names of all stages."""
 
     models: Mapping[str, LogicalModel]
     roots: Sequence[Path]
@@ -34,16 +34,17 @@ class StageContext:
 
 @dataclass(slots=True)
 class Prepared(Generic[R]):
-    """A row made ready to send.
+    """A row's request, ready to send.
 
     Attributes
     ----------
     request
         What the stage's kind sends: a request, a text, a path, a row.
     key
-        The hash of all that decides its answer.
+        The ``request_key``: a hash of everything in the request that decides its answer.
     carried
-        The values of the table's last output columns, which are stored whatever comes of the request.
+        Values of the table's last output columns that are known before the answer, such as ``metadata``. They are
+        stored with an answer and with an error.
     """
 
     request: R
@@ -52,12 +53,26 @@ class Prepared(Generic[R]):
 
 
 class Stage(Protocol):
-    """One stage of a run.
+    """One stage of a run, of a kind that takes rows.
 
-    Its ``templates``, ``where`` and ``reads`` say which stages and columns it reads; ``rows`` is the sql stage whose
-    rows it takes, where the declaration says so. ``window`` requests are in flight at once, and ``batch_size`` rows
-    travel in one. ``facts`` is what decides every row's answer, in words; ``signature`` its hash. ``model`` is whom it
-    asks; ``None`` for a stage that calls a function.
+    Attributes
+    ----------
+    where
+        SQL condition on the rows it takes; ``None`` takes all.
+    window
+        The most requests in flight.
+    batch_size
+        Rows per request; 1 for a stage that is no :class:`BatchStage`.
+    table
+        Its table in the database.
+    templates, reads
+        With ``where``, what it reads: stages and columns named in templates, and stages named outright.
+    rows
+        The sql stage whose rows it takes, or ``source``, if the declaration says so; else ``None``.
+    facts, signature
+        Names and values of everything that decides every row's answer, and their hash.
+    model
+        The model it sends to; ``None`` for a stage that calls a function.
     """
 
     name: str
@@ -75,23 +90,23 @@ class Stage(Protocol):
     def model(self) -> LogicalModel | None: ...
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared[Any]:
-        """Turn a row into a request. Raises ``InputError``."""
+        """Build a row's request. Raises ``InputError`` if the row does not make one."""
         ...
 
     async def answer(self, prepared: Prepared[Any]) -> Result:
-        """Send and await. Raises ``RequestError``."""
+        """Send the request and return its answer. Raises ``RequestError``."""
         ...
 
     def outputs(self, result: Any) -> tuple[Any, ...]:
-        """The values of the kind's own columns."""
+        """The values of the table's output columns from an answer, without those of ``carried``."""
         ...
 
     def stop(self) -> None:
-        """Send nothing more; what waits for its turn ends with ``StoppedError``."""
+        """Send no more requests. Those that are not sent yet raise ``StoppedError``."""
         ...
 
     def close(self) -> None:
-        """Let go of what the stage holds."""
+        """Release threads and files."""
         ...
 
 
@@ -100,12 +115,12 @@ class BatchStage(Stage, Protocol):
     """A stage whose requests may carry several rows."""
 
     async def answer_batch(self, prepared: Sequence[Prepared[Any]]) -> Sequence[Result | RequestError]:
-        """Send them in one request and await it; one result or error for each."""
+        """Send the rows in one request; one result or error per row, in the same order."""
         ...
 
 
 async def answers(stage: Stage, prepared: Sequence[Prepared[Any]]) -> Sequence[Result | RequestError]:
-    """Ask a stage for some rows: in one request where it is a :class:`BatchStage`, else one after the other."""
+    """Get a result or error per row: in one request for a :class:`BatchStage`, else in one request after another."""
     if isinstance(stage, BatchStage):
         return await stage.answer_batch(prepared)
     found: list[Result | RequestError] = []
@@ -118,7 +133,7 @@ async def answers(stage: Stage, prepared: Sequence[Prepared[Any]]) -> Sequence[R
 
 
 class ModelStage:
-    """The part of a stage that asks a model."""
+    """The base of stages that send to a model."""
 
     columns: ClassVar[tuple[Column, ...]]
     batch_size = 1
@@ -138,7 +153,11 @@ class ModelStage:
         self.facts: dict[str, Any] = {}
 
     def sign(self, **parts: Any) -> None:
-        """Hash what decides every row's answer, so that a resumed run sees what an edit has touched."""
+        """Set ``facts`` and ``signature`` from the model, the parameters and ``parts``; ``None`` is an absent part.
+
+        A resumed run compares them with the stored ones to find the stages that an edit has changed. Everything that
+        may change an answer belongs in here, and nothing that changes speed alone.
+        """
         model = self.model
         facts = {"kind": self._kind, "where": self.where, "model": model.backends, "endpoint": model.endpoint}
         facts |= {f"params.{name}": value for name, value in sorted(self.params.items())}
@@ -146,20 +165,22 @@ class ModelStage:
         self.signature = hashed(sorted(self.facts.items()))
 
     def stop(self) -> None:
-        """Send nothing more; requests that wait for their turn end with ``StoppedError``."""
         self.model.stop()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to release."""
 
 
-def hashed(parts: Any) -> str:
-    """The hash of what decides an answer."""
+def hashed(parts: object) -> str:
+    """A hash of the ``repr`` of values that decide an answer: pass values with a stable ``repr`` and order."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def module_hash(function: Any) -> str | None:
-    """A hash of the module that holds a function; comments and layout do not count. ``None`` without source."""
+    """Hash the module that defines a function, without comments and layout; ``None`` if it has no Python source.
+
+    The whole module, because the function may call others in it.
+    """
     module = inspect.getmodule(function)
     try:
         tree = ast.dump(ast.parse(inspect.getsource(module or function)))
@@ -179,7 +200,7 @@ def import_object(spec: str, path: str) -> Any:
     module_name, _, name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does when it is imported
+    except Exception as error:  # a user's module may raise anything on import
         raise ConfigError(
             f"{path}: '{spec}' does not import: {type(error).__name__}: {error}. Expected module:Name, with the module "
             f"importable from the working directory."

@@ -1,4 +1,4 @@
-"""From the declaration to the stages, in an order in which each comes after the ones that it reads."""
+"""Build the stages of a declaration, ordered so that each comes after those it reads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def build_stages(experiment: Experiment, context: StageContext) -> Pipeline:
     Raises
     ------
     ConfigError
-        A file or schema that a stage names is not there, a template does not parse, the stages form a cycle, or a
-        stage would take rows of two kinds.
+        A file or schema that a stage names does not exist, a template does not parse, the stages form a cycle, or a
+        stage reads stages over different rows. All stages' problems are reported at once, one per line.
     """
     problems: list[str] = []
     stages: dict[str, Stage] = {}

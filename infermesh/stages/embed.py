@@ -1,4 +1,4 @@
-"""embed: a text → its embedding, several texts to a request."""
+"""The kind ``embed``: a text → its embedding, several texts per request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Embed(ModelStage):
         )
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared[str]:
-        """Render the text. The key is that of a request with this text alone, whatever neighbours it travels with."""
+        """Render the text. The key is that of a request with this text alone, since batches differ between runs."""
         carried: tuple[str | None, ...] = ()
         if self._text is not None:
             text: Any = self._text.render(context)
@@ -48,16 +48,14 @@ class Embed(ModelStage):
         return Prepared(text, request_key(embedding_request([text], self.params), self.model.identity), carried)
 
     async def answer(self, prepared: Prepared[str]) -> EmbeddingResult:
-        """One request for one text."""
         (result,) = await self.answer_batch([prepared])
         if isinstance(result, RequestError):
             raise result
         return result
 
     async def answer_batch(self, prepared: Sequence[Prepared[str]]) -> Sequence[EmbeddingResult | RequestError]:
-        """One request for all of them; a text that the server refuses costs its own row alone."""
+        """Send all texts in one request. If the server refuses it, it is split, so that one bad text fails alone."""
         return await self.model.embed([item.request for item in prepared], self.params)
 
     def outputs(self, result: EmbeddingResult) -> tuple[Any, ...]:
-        """embedding."""
         return (result.embedding,)

@@ -1,4 +1,4 @@
-"""generate: a prompt or messages → text, and ``parsed`` where a response format is asked for."""
+"""The kind ``generate``: a prompt or messages → text, and ``parsed`` if the stage has a response format."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Generate(ModelStage):
             self.table = StageTable(name, (*self.columns, Column(METADATA, "JSON")))
         self._system = load_template(config.system, f"{path}.system", context.roots) if config.system else None
         self.templates = [item for item in (self._prompt, self._messages, self._system) if item is not None]
-        # Parsing decides the stored answer, without being a part of the request.
+        # parse_json changes the stored answer but not the request, so it has to change the key.
         self._identity = f"{self.model.identity}|parsed" if config.parse_json else self.model.identity
         self._format = _response_format(config.response_format, f"{path}.response_format", context.roots)
         if self._format is None and config.parse_json:
@@ -63,6 +63,7 @@ class Generate(ModelStage):
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared[Request]:
         """Render the prompt and build the request."""
+        # The common case, a prompt alone: only the text differs between rows, so a form of the request is built once.
         if self._system is None and self._prompt is not None:
             if self._form is None:
                 self._form = PromptForm(lambda prompt: self._request(prompt, None))
@@ -92,11 +93,10 @@ class Generate(ModelStage):
         )
 
     async def answer(self, prepared: Prepared[Request]) -> GenerationResult:
-        """Ask the model; again where the answer does not satisfy the format and that is wanted."""
+        """Send the request. With ``on_invalid``, send it again if the answer does not match the response format."""
         return await self.model.generate(prepared.request, self._format, on_invalid=self._on_invalid)
 
     def outputs(self, result: GenerationResult) -> tuple[Any, ...]:
-        """text, parsed, reasoning, finish_reason, tool_calls."""
         parsed = None if result.output_parsed is None else to_json(result.output_parsed)
         calls = None if result.tool_calls is None else orjson.dumps(result.tool_calls).decode()
         return (result.output_text, parsed, result.reasoning, result.finish_reason, calls)

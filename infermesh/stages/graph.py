@@ -1,4 +1,4 @@
-"""Which stage reads which, and the waves in which they run."""
+"""The graph of stages: which reads which, and the waves in which they run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from infermesh.stages.base import Stage, hashed
 from infermesh.store import SOURCE, Column, QueryTable, StageTable
 from infermesh.store.filter import RowFilter, column_references
 
-READABLE = ("status",)
+READABLE = ("status",)  # columns of every stage that templates and conditions may read besides its outputs
 
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """The stages over one origin's rows: the source's, or those that a sql stage's query makes."""
+    """The stages over one origin: the source (``query`` is ``None``), or the rows that a sql stage's query makes."""
 
     origin: str
     query: QueryTable | None
@@ -25,16 +25,24 @@ class Wave:
 
 
 class Pipeline:
-    """All stages of a run, in waves: stages over the same rows stream; a sql stage's query waits for what it reads.
+    """All stages of a run, grouped into waves.
+
+    Within a wave rows stream from stage to stage. A wave over a sql stage starts when the waves that its query reads
+    are complete, because a query may combine any of their rows.
 
     Attributes
     ----------
     waves
-        In an order in which each comes after those that its query reads.
+        Each after those that its query reads; the source's is first, even if no stage takes its rows.
     stages
-        Name → stage over rows, in that order.
+        Name → stage that takes rows, in the order of the waves.
     queries
-        Name → sql stage, in that order.
+        Name → sql stage, in the order of the waves.
+
+    Raises
+    ------
+    ConfigError
+        The stages form a cycle, or a stage reads stages over different rows or ones that do not exist.
     """
 
     def __init__(self, stages: Mapping[str, Stage], queries: Mapping[str, QueryTable]) -> None:
@@ -66,11 +74,14 @@ class Pipeline:
 
     @property
     def signatures(self) -> dict[str, str]:
-        """Name → hash of the stage's declaration and of those of all the stages over the same rows it builds on."""
+        """Name → signature with upstream, as in :attr:`StageGraph.signatures`.
+
+        A sql stage has none: a changed query shows in the rows it makes, and each row's ``row_key`` is compared.
+        """
         return {name: signature for wave in self.waves for name, signature in wave.graph.signatures.items()}
 
     def readers(self, stage: str) -> set[str]:
-        """The stages over the same rows that read a stage, or read one that does.
+        """The stages of the same wave that read a stage, directly or through others.
 
         Raises
         ------
@@ -88,12 +99,17 @@ class Pipeline:
         raise ConfigError(f"stage '{stage}': there is no such stage over rows.{nearest(stage, self.stages)}")
 
     def filters(self, origins: Mapping[str, Sequence[Column]]) -> dict[str, RowFilter]:
-        """Compile each stage's ``where`` against the columns that it may name: its rows' and its upstream stages'.
+        """Compile each stage's ``where``: name → filter, for the stages that have one.
+
+        Parameters
+        ----------
+        origins
+            ``source`` and the sql stages, each with its columns. A condition may name these, and upstream stages'.
 
         Raises
         ------
         ConfigError
-            A condition does not parse, or names what is not there.
+            A condition does not parse, or names a column that does not exist.
         """
         found: dict[str, RowFilter] = {}
         for wave in self.waves:
@@ -107,17 +123,17 @@ class Pipeline:
         return found
 
     def check_columns(self, origins: Mapping[str, Sequence[Column]]) -> None:
-        """Every name that a template or condition uses must be a column of its rows or of a stage.
+        """Check that every name in templates and conditions is a column of the stage's rows, or a stage, or its column.
 
         Raises
         ------
         ConfigError
-            One line per missing column, with the nearest one.
+            One line per missing name, with the nearest existing one.
         """
         problems = [
             problem
             for wave in self.waves
-            if origins.get(wave.origin)  # an empty file tells of no columns, and no row will ask for them
+            if origins.get(wave.origin)  # an empty file has no columns to check against, and no rows that need them
             for problem in wave.graph.missing_columns(origins[wave.origin])
         ]
         if problems:
@@ -130,7 +146,10 @@ def _origins(
     queries: Mapping[str, QueryTable],
     requires: Mapping[str, set[str]],
 ) -> dict[str, str]:
-    """Whose rows each stage takes: those of the sql stage that it reads, or of the stages that it reads."""
+    """Name → origin. A stage takes the rows that the declaration names, else those of the stages that it reads.
+
+    A stage that reads none takes the source's rows. A sql stage is its own origin.
+    """
     found = {name: name for name in queries}
     for name in order:
         if name in queries:
@@ -155,16 +174,16 @@ def _origins(
 
 
 class StageGraph:
-    """The stages over one origin's rows and who reads whom, found from what templates and conditions name.
+    """The stages over one origin and their dependencies, derived from what templates and conditions name.
 
     Attributes
     ----------
     stages
-        Name → stage, in an order in which each comes after those it requires.
+        Name → stage, each after those it requires.
     requires, feeds
-        Name → the stages it reads, and those that read it.
+        Name → the stages it reads; name → the stages that read it.
     needed
-        Name → its output columns that other stages read.
+        Name → its output columns that other stages read; only these are loaded into memory on a resumed run.
     """
 
     def __init__(self, stages: Mapping[str, Stage], origin: str = SOURCE) -> None:
@@ -199,7 +218,11 @@ class StageGraph:
 
     @property
     def signatures(self) -> dict[str, str]:
-        """Name → hash of the stage's declaration and of those of all the stages it builds on."""
+        """Name → hash of the stage's own signature and of those of all stages it reads.
+
+        So an edited stage makes all its readers stale too: whether their requests change depends on the new answers.
+        A stale stage is not sent as a whole: its rows are rendered again and compared by ``request_key``.
+        """
         found: dict[str, str] = {}
         for name, stage in self.stages.items():
             upstream = [found[other] for other in sorted(self.requires[name])]
@@ -207,7 +230,7 @@ class StageGraph:
         return found
 
     def missing_columns(self, rows: Sequence[Column]) -> list[str]:
-        """A line for each name that a template uses and that is neither a column of the rows nor of a stage."""
+        """A line for each name in templates and conditions that is neither a column of the rows nor of a stage."""
         problems = []
         columns = {column.name for column in rows}
         outputs = {
@@ -230,7 +253,7 @@ class StageGraph:
 
 
 def references(stage: Stage) -> set[tuple[str, ...]]:
-    """``(name,)`` and ``(name, column)`` of everything that the stage's templates and condition mention."""
+    """``(name,)`` and ``(name, column)`` for everything that the stage's templates, ``where`` and ``reads`` mention."""
     found: set[tuple[str, ...]] = {(name,) for name in stage.reads}
     for template in stage.templates:
         found |= {(name,) for name in template.names}

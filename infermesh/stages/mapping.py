@@ -1,4 +1,4 @@
-"""Rows that say themselves what to send: by their own fields, or through a function of the user's."""
+"""Mappers: make a stage's input from a row's own fields, or with a user's function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ METADATA = "metadata"
 
 @dataclass(slots=True)
 class Mapped:
-    """What a row asks for: the stage's ``input``, ``metadata`` as JSON text, an ``endpoint`` over the model's."""
+    """A mapped row.
+
+    ``input`` is the stage's input, ``metadata`` JSON text to store with the answer. ``endpoint`` replaces the model's;
+    ``None`` keeps it.
+    """
 
     input: Any
     metadata: str | None = None
@@ -27,22 +31,24 @@ class Mapped:
 
 
 class Mapper:
-    """Makes a stage's input of a row.
+    """Makes a stage's input from a row.
 
     Parameters
     ----------
     spec
-        ``row``: the row's own fields decide. Or ``module:function``: it gets the row as a dict and returns
-        ``{"input": …, "metadata": {…}}``; ``package.module.function`` will do as well.
+        ``row`` uses the row's own fields, as ``own`` reads them. ``module:function`` names a function that gets the row
+        as a dict and returns ``{"input": …, "metadata": {…}}``; ``metadata`` may be missing.
+    path
+        The config key, for messages.
     own
         Reads the input from a row's own fields.
     hidden
-        Names in a row's context that are no columns of the source.
+        Names in a row's context that are not columns of the source; the function does not get them.
 
     Raises
     ------
     ConfigError
-        The function does not import, or is none.
+        The function does not import, or is not callable.
     """
 
     def __init__(
@@ -61,7 +67,7 @@ class Mapper:
                 raise ConfigError(f"{path}: '{spec}' is a {type(self._function).__name__}, not a function.")
 
     def __call__(self, context: Mapping[str, Any]) -> Mapped:
-        """Map one row. Raises ``InputError``, whatever the function raises."""
+        """Map a row. Whatever the function raises becomes an ``InputError``."""
         row = {name: value for name, value in context.items() if name not in self._hidden}
         if self._function is None:
             return self._own(row)
@@ -93,12 +99,12 @@ class Mapper:
 
     @property
     def code(self) -> str | None:
-        """A hash of the module that holds the function; comments and layout do not count. ``None`` without source."""
+        """:func:`module_hash` of the function; ``None`` for ``row``."""
         return None if self._function is None else module_hash(self._function)
 
 
 def generation_row(row: Mapping[str, Any]) -> Mapped:
-    """``prompt``, ``messages`` or ``responses_input``, the one of them that the row has."""
+    """The input of a ``generate`` row: its ``prompt``, ``messages`` or ``responses_input``. It must have just one."""
     given = [name for name in ("prompt", "messages", "responses_input") if row.get(name) is not None]
     if len(given) != 1:
         found = f"it has both {' and '.join(given)}" if given else f"it has {_fields(row)}"
@@ -116,12 +122,12 @@ def generation_row(row: Mapping[str, Any]) -> Mapped:
 
 
 def text_row(row: Mapping[str, Any]) -> Mapped:
-    """``text``."""
+    """The input of an ``embed`` row: its ``text``."""
     return Mapped(_string(row, "text"))
 
 
 def path_row(row: Mapping[str, Any]) -> Mapped:
-    """``path`` of the clip."""
+    """The input of a ``transcribe`` row: its ``path``."""
     return Mapped(_string(row, "path"))
 
 
@@ -135,7 +141,7 @@ def _string(row: Mapping[str, Any], name: str) -> str:
 
 
 def _message_list(value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a CSV cell
+    if isinstance(value, str) and value.lstrip().startswith("["):  # JSON in a CSV cell
         try:
             value = orjson.loads(value)
         except orjson.JSONDecodeError as error:

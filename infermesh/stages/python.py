@@ -1,4 +1,4 @@
-"""python: a row → what a function of the user's makes of it, sync or async."""
+"""The kind ``python``: a row → the result of a user's function, sync or async."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from infermesh.types import Reply, Request
 
 DEPLOYMENT = "python"
 _OWN = frozenset(column.name for column in StageTable("", ()).columns)
-# What a second call would meet again.
+# Exceptions that a second call would raise again, so that it is not retried.
 _LASTING = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError)
 
 
 class Python:
     """See :class:`~infermesh.config.schema.PythonStage` for its parameters.
 
-    A call goes through dispatch like a request: the function stands where a deployment's transport would.
+    A call goes through dispatch like a request, with the function in place of a deployment's transport, so that retries
+    and timeouts work the same.
     """
 
     batch_size = 1
@@ -80,15 +81,13 @@ class Python:
         self.signature = hashed(sorted(self.facts.items()))
 
     def stop(self) -> None:
-        """Call nothing more; rows that wait for a retry end with ``StoppedError``."""
         self._dispatcher.stop()
 
     def close(self) -> None:
-        """End the threads."""
         self._call.close()
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared[dict[str, Any]]:
-        """The row as the function gets it. The key is the hash of the row and of the function's code."""
+        """The row as the function gets it. The key is a hash of the row and the stage, with the function's code."""
         row = {name: value for name, value in context.items() if name not in self._hidden}
         try:
             content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str)
@@ -97,7 +96,6 @@ class Python:
         return Prepared(row, hashed((self.signature, content)))
 
     async def answer(self, prepared: Prepared[dict[str, Any]]) -> FunctionResult:
-        """Call the function."""
         request = Request("function", prepared.request)
         result, metrics = await self._dispatcher.send(request, self._parse, self._timeout)
         result.metrics = metrics
@@ -119,12 +117,12 @@ class Python:
         ), None
 
     def outputs(self, result: FunctionResult) -> tuple[Any, ...]:
-        """The declared columns, or ``value``."""
+        """The values of the declared columns, or of ``value`` if none are declared."""
         return result.values
 
 
 def _stored(value: Any, column: Column) -> Any:
-    """A value as the table takes it: one that does not fit its column must not reach the writer."""
+    """Convert a value for its column. Raises ``FunctionError`` if it does not fit: the writer would end the run."""
     if value is None:
         return None
     if column.type == "JSON":
@@ -169,7 +167,7 @@ _FITS = {**_SCALARS, "JSON": _anything} | {f"{name}[]": fits for name, fits in _
 
 
 class _Function:
-    """A transport to a function: async ones run on the event loop, others in threads."""
+    """A transport that calls a function: on the event loop if it is async, else in a pool of threads."""
 
     def __init__(self, spec: str, function: Any, threads: int) -> None:
         self._spec = spec
@@ -180,7 +178,7 @@ class _Function:
         self._pool: ThreadPoolExecutor | None = None
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
-        """Call it once. A call in a thread that takes too long is given up, and ends when it ends."""
+        """Call the function once. After a timeout, a call in a thread goes unawaited: a thread cannot be cancelled."""
         row = request.payload
         try:
             async with asyncio.timeout(timeout) as limit:
@@ -205,10 +203,10 @@ class _Function:
         return FunctionError(text, retryable=not isinstance(error, _LASTING))
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Nothing to close: :meth:`close` ends the threads."""
 
     def close(self) -> None:
-        """Let the threads end."""
+        """End the threads, without waiting for calls that are running."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""transcribe: an audio file → its words."""
+"""The kind ``transcribe``: an audio file → its text."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Transcribe(ModelStage):
         )
 
     def prepare(self, context: Mapping[str, Any]) -> Prepared[Path]:
-        """Find the clip. The key stands for its path, size and time: hashing each clip would read it twice."""
+        """Find the audio file. The key covers its path, size and mtime; hashing the content would read it twice."""
         carried: tuple[str | None, ...] = ()
         if self._audio is not None:
             written = self._audio.render(context).strip()
             if written in ("", "None"):
                 raise InputError(
-                    f"{self._audio.path}: this row names no audio file; a condition leaves such rows out: "
+                    f"{self._audio.path}: this row names no audio file. To leave such rows out, set a condition: "
                     "where: audio is not null"
                 )
         else:
@@ -59,22 +59,21 @@ class Transcribe(ModelStage):
                 raise InputError(f"input: expected the path of a clip, got {type(mapped.input).__name__}")
             written = os.fspath(mapped.input)
             carried = (written, mapped.metadata)
-        with suppress(OSError, ValueError):  # a name that no file can have
+        with suppress(OSError, ValueError):  # the text may be no valid file name
             path = find(written, self._roots) if written else None
             if path is not None and path.is_file():
                 stat = path.stat()
                 facts = (written, stat.st_size, stat.st_mtime_ns, sorted(self.params.items()))
                 return Prepared(path, self.model.key(*facts), carried)
         if self._audio is None:
-            return Prepared(Path(written), self.model.key(written), carried)  # reading it will say what is wrong
+            return Prepared(Path(written), self.model.key(written), carried)  # reading it raises the error
         looked = ", ".join(str(root) for root in self._roots)
         raise InputError(f"{self._audio.path}: no audio file '{written}' (looked in {looked}).")
 
     async def answer(self, prepared: Prepared[Path]) -> TranscriptionResult:
-        """Read the clip off the event loop, then send it."""
+        """Read the audio file in a thread, then send it."""
         audio = await asyncio.to_thread(read_audio, prepared.request, max_bytes=self._max_bytes)
         return await self.model.transcribe(audio, self.params)
 
     def outputs(self, result: TranscriptionResult) -> tuple[Any, ...]:
-        """text, language, duration_s."""
         return (result.text, result.language, result.duration_s)

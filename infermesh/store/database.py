@@ -1,4 +1,4 @@
-"""A run's database while the run goes on: opening, resuming, reading pending rows, finishing."""
+"""A run's database during a session: opening, resuming, reading pending rows, finishing."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ from infermesh.store.writer import GroupWriter
 Connection = duckdb.DuckDBPyConnection
 Check = Callable[[Connection, Mapping[str, Sequence[Column]]], None]
 
-_READERS_S = 1.0  # a run that starts waits so long for those who read the closed database
-# When the last connection goes, DuckDB would also join all parts of the tables that are not full: for a million rows
-# that took 130 MB and 4 s, and left the file larger. One part each time is enough.
+_READERS_S = 1.0  # a starting run waits so long for other processes that read the database
+# On closing, DuckDB would also vacuum all row groups that are not full: for a million rows that took 130 MB and 4 s,
+# and left the file larger. One task each time is enough.
 _CHECKPOINT: Mapping[str, Any] = {"max_vacuum_tasks": 1}
 
 
 def utcnow() -> datetime:
-    """Now, in UTC, without a time zone: as the tables keep it."""
+    """Now in UTC, as a TIMESTAMP column stores it: without a time zone."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Redo:
-    """Settled rows of a stage to do again: those for which ``where``, SQL over the stage's columns, is true."""
+    """Settled rows of a stage to do again: those that match ``where``, an SQL condition on the stage's columns."""
 
     stage: str
     where: str
 
     def count(self, connection: duckdb.DuckDBPyConnection) -> int:
-        """How many rows they are. Raises ``ConfigError`` where the condition does not bind, or fails."""
+        """Count these rows. Raises ``ConfigError`` if the condition does not bind, or fails."""
         try:
             row = connection.execute(f"SELECT count(*) FROM {quoted(self.stage)} s WHERE ({self.where}\n)").fetchone()
         except duckdb.Error as error:
@@ -67,12 +67,19 @@ class Redo:
         return int(row[0]) if row else 0
 
     def refused(self, error: duckdb.Error) -> ConfigError:
-        """What is wrong with the condition."""
+        """The error that reports DuckDB's message about the condition."""
         return ConfigError(f"where: {' '.join(str(error).split())[:400]} (over the columns of {self.stage})")
 
 
 class RunStore:
-    """One run's ``run.duckdb``, open for writing.
+    """A run's ``run.duckdb``, open for writing. It is created if it does not exist.
+
+    Attributes
+    ----------
+    is_new
+        Whether the database holds no run yet.
+    source_change
+        How many source rows are new, and how many are retired, since the last session. Set by :meth:`prepare`.
 
     Raises
     ------
@@ -88,7 +95,7 @@ class RunStore:
         self._interval = config.commit_interval
         self._tables: list[StageTable] = []
         self._origins: dict[str, str] = {}
-        self.source_change = (0, 0)  # rows that are new and rows that are gone since the last session
+        self.source_change = (0, 0)
         existing = {name for (name,) in self._connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
         self.is_new = "source" not in existing
         if not self.is_new:
@@ -114,26 +121,28 @@ class RunStore:
         queries: Sequence[QueryTable] = (),
         check: Check,
     ) -> None:
-        """Load the source and make the tables, all in one transaction; on a resumed run take in what has changed.
+        """Load the source and make tables and views; on a resumed run, merge a changed source into the stored one.
+
+        All of it is one transaction: whatever is raised, the database stays as it was.
 
         Parameters
         ----------
         record
-            The values of the ``run`` row by column name, JSON columns as text.
+            The ``run`` row: column name → value, JSON columns as text.
         queries
             The sql stages, each after those it reads.
         check
-            Called before anything is kept, with a connection that sees the tables and views, and with the columns of
-            ``source`` and of each sql stage. What it raises undoes it all.
+            Called before the commit, with a connection that sees the tables and views, and with the columns of
+            ``source`` and of each sql stage. An exception from it rolls everything back.
         """
         self._tables = list(tables)
-        self._origins = {  # stage → whose rows it takes, each sql stage before those over its rows
+        self._origins = {  # stage → origin, in the order of the views: a sql stage precedes the stages over its rows
             name: origin
             for origin in (SOURCE, *(query.name for query in queries))
             for name in (*([] if origin == SOURCE else [origin]), *(t.name for t in tables if t.origin == origin))
         }
         with_room(self._connection, lambda: self._prepare(source, record, queries, check))
-        set_limit(self._connection, self._memory_limit)  # a source takes more to read than a table
+        set_limit(self._connection, self._memory_limit)  # loading a source may have raised it; tables need less
 
     def _prepare(
         self,
@@ -170,7 +179,7 @@ class RunStore:
             values = {
                 **record,
                 **{"status": "running", "finished_at": None, "source_fingerprint": fingerprint},
-                "schema_version": SCHEMA_VERSION,  # an older database has been brought to it
+                "schema_version": SCHEMA_VERSION,  # the migrations above have brought an older database to it
             }
             if not self.is_new:
                 del values["run_id"], values["started_at"]
@@ -202,15 +211,15 @@ class RunStore:
                     )
 
     def materialize(self, query: QueryTable) -> tuple[int, int, int] | None:
-        """Ask a sql stage's query, if what it reads or it itself has changed, and take its rows in.
+        """Run a sql stage's query if its text or the rows it reads have changed, and merge the result into its table.
 
-        Rows are matched by content: those that were there before keep their row_id, and with it what later stages
-        made of them.
+        Rows are matched by ``row_key``, the hash of their content: a row that comes out the same keeps its ``row_id``,
+        and with it the answers of later stages. New rows are added, missing ones retired.
 
         Returns
         -------
         tuple or None
-            Rows now, rows that are new, rows that are gone; ``None`` where nothing had to be asked.
+            Rows in all, new rows, retired rows; ``None`` if the query did not have to run.
 
         Raises
         ------
@@ -245,20 +254,20 @@ class RunStore:
 
     @property
     def source_columns(self) -> list[Column]:
-        """The user's columns of ``source``."""
+        """The user's columns of ``source``, without ours such as ``row_id``."""
         return row_columns(self._connection)
 
     def total(self, origin: str = SOURCE) -> int:
-        """Rows of the source, or of a sql stage, that are not retired."""
+        """How many rows of an origin are not retired."""
         return int(self._one(f"SELECT count(*) FROM {quoted(origin)} s WHERE {live(origin)}"))
 
     def redo(self, redo: Redo, signatures: Mapping[str, str]) -> int:
-        """Make rows pending again; their ``attempts`` stay. With ``signatures``, what reads them is looked at again.
+        """Make settled rows pending again, and return how many. Their ``attempts`` stay.
 
-        Returns
-        -------
-        int
-            How many rows they are.
+        Parameters
+        ----------
+        signatures
+            Stored as the run's: those of the stages that read these rows are empty, so that they count as stale.
 
         Raises
         ------
@@ -279,28 +288,27 @@ class RunStore:
         return rows
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Stage → what decided its answers when it was last run; empty where an older version ran it."""
+        """Stage → the facts that decided its answers in the last session; empty if an older version ran it."""
         names = {row[0] for row in self._connection.execute("SELECT column_name FROM (DESCRIBE run)").fetchall()}
         found: dict[str, dict[str, Any]] = orjson.loads(self.run_value("facts") or "{}") if "facts" in names else {}
         return found
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
-        """Another connection to the database, for reading from a thread of its own."""
+        """Another connection to the database, for use in another thread."""
         return self._connection.cursor()
 
     def run_value(self, column: str) -> Any:
-        """One value of the ``run`` row."""
         return self._one(f"SELECT {quoted(column)} FROM run")
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Stage → status → rows, ``pending`` included, retired rows left out."""
+        """Stage → status → rows, with ``pending`` ones and without retired ones."""
         found: dict[str, dict[str, int]] = {}
         for stage, status, rows in self._fetch("SELECT stage, status, rows FROM progress"):
             found.setdefault(stage, {})[status] = rows
         return {name: found.get(name, {}) for name in self._origins}
 
     def totals(self) -> dict[str, Any]:
-        """Requests, tokens and cost over all attempts, resumed sessions included."""
+        """Requests, tokens and cost in US dollars over all attempts of all sessions."""
         result = self._connection.execute(
             "SELECT count(*) AS requests, coalesce(sum(prompt_tokens), 0) AS prompt_tokens, "
             "coalesce(sum(completion_tokens), 0) AS completion_tokens, sum(cost_usd) AS cost_usd FROM attempts"
@@ -309,7 +317,7 @@ class RunStore:
         return dict(zip(names, result.fetchone() or (), strict=True))
 
     def failures(self) -> list[tuple[str, str, int, str]]:
-        """``(stage, error_type, rows, an example)`` of the failed rows, most frequent first."""
+        """``(stage, error_type, rows, example)`` of the failed rows, most frequent first."""
         parts = [
             f"SELECT '{table.name}' AS stage, error_type, count(*) AS rows, any_value(error) AS example "
             f"FROM {quoted(table.name)} s WHERE status = 'error' AND {live(table.origin)} GROUP BY ALL"
@@ -320,14 +328,27 @@ class RunStore:
         return self._fetch(" UNION ALL ".join(parts) + " ORDER BY rows DESC")
 
     def output(self, stage: StageTable, kind: str, *, metadata: bool) -> OutputTable:
-        """A stage's rows as an output file shows them."""
+        """A stage's rows in the form of an output file; ``kind`` and ``metadata`` as in :class:`OutputTable`."""
         return OutputTable(self._connection.cursor(), stage, kind, metadata=metadata)
 
-    def writer(self, **hooks: Any) -> GroupWriter:
-        """The one writer of the stage tables and of ``attempts``; hooks as :class:`GroupWriter` takes them."""
+    def writer(
+        self,
+        *,
+        on_commit: Callable[[int], None] | None = None,
+        on_rows: Callable[[Mapping[str, Sequence[tuple[Any, ...]]]], None] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
+    ) -> GroupWriter:
+        """Start the writer of the stage tables and of ``attempts``. Parameters as in :class:`GroupWriter`."""
         tables: dict[str, Sequence[Column]] = {table.name: table.columns for table in self._tables}
         tables["attempts"] = ATTEMPTS
-        return GroupWriter(self._connection.cursor(), tables, interval=self._interval, **hooks)
+        return GroupWriter(
+            self._connection.cursor(),
+            tables,
+            interval=self._interval,
+            on_commit=on_commit,
+            on_rows=on_rows,
+            on_failure=on_failure,
+        )
 
     def reader(
         self,
@@ -337,7 +358,7 @@ class RunStore:
         stale: Collection[str] = (),
         keep_errors: bool = False,
     ) -> PendingRows:
-        """Read the rows of an origin that are not settled. See :class:`PendingRows`."""
+        """A reader of the origin's rows that have a stage to settle. Parameters as in :class:`PendingRows`."""
         tables = [table for table in self._tables if table.origin == origin]
         stale = [table.name for table in tables if table.name in stale]
         cursor = self._connection.cursor()
@@ -346,7 +367,18 @@ class RunStore:
     def finish(
         self, status: str, elapsed_s: float, *, reason: str | None = None, signatures: Mapping[str, str] | None = None
     ) -> None:
-        """Set the run's final status, and the stages' signatures once every row is of the present declaration."""
+        """Set the final status of the run and of its session.
+
+        Parameters
+        ----------
+        elapsed_s
+            Duration of the session.
+        reason
+            Why it ended early, in words; ``None`` if it did not, or a user stopped it.
+        signatures
+            The stages' signatures, once every row is settled under the present declaration; ``None`` leaves the stored
+            ones, so that stale stages stay stale.
+        """
         now = utcnow()
         self._connection.execute("UPDATE run SET status = ?, finished_at = ?", [status, now])
         self._connection.execute(
@@ -358,8 +390,8 @@ class RunStore:
             self._connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])
 
     def close(self) -> None:
-        """Close the database; DuckDB writes its log into the file."""
-        drop_cache(self._connection)  # writing takes memory of its own
+        """Close the database. DuckDB then merges its write-ahead log into the file."""
+        drop_cache(self._connection)  # the merge needs memory too
         self._connection.close()
 
 
@@ -371,7 +403,7 @@ def connect(
     Raises
     ------
     StoreInUseError
-        Another process holds it.
+        Another process, or this one, has it open.
     StoreError
         The file is no DuckDB database.
     """
@@ -382,23 +414,24 @@ def connect(
 
 
 def _connect_to_write(path: Path, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
-    """Open for writing; a query of another process on the closed run is waited for, a process that writes is not."""
+    """Open for writing. Wait up to a second for processes that read it; do not wait for one that writes."""
     until = time.monotonic() + _READERS_S
     while True:
         try:
             return connect(path, config)
         except StoreInUseError:
-            connect(path, read_only=True).close()  # refused in the same words, where a run holds it
+            # Readers share the file. If another process writes, this raises StoreInUseError too, with the same message.
+            connect(path, read_only=True).close()
             if time.monotonic() > until:
                 raise
         time.sleep(0.02)
 
 
 def unusable(path: Path, error: duckdb.Error) -> StoreError:
-    """What to say of a run's database that DuckDB does not open."""
+    """The error for a database that DuckDB cannot open."""
     text = " ".join(str(error).split())
     holder = re.search(r"\(PID (\d+)\)", text)
-    if "lock" in text.lower() or "different configuration" in text:  # the latter is this very process
+    if "lock" in text.lower() or "different configuration" in text:  # the latter: this process has it open
         who = f"process {holder[1]}" if holder else "another process"
         return StoreInUseError(f"{path} is in use by {who}: a run that is still going? Wait for it, or stop it.")
     return StoreError(f"{path} cannot be opened: {text[:400]}")

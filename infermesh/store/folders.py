@@ -1,4 +1,4 @@
-"""Where runs are: their folders below ``outputs/``, and finding, claiming, linking and discarding them."""
+"""The folders of runs below ``outputs/``: finding, creating, linking and removing them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ LOG = "run.log"
 
 
 def run_folders(outputs: Path = OUTPUTS) -> list[Path]:
-    """Every run's folder below ``outputs``, and ``outputs`` itself where it is one; the newest first.
+    """The folders of all runs at or below ``outputs``, most recently written first (:func:`written_at`).
 
-    A run counts once, under the name that no link stands in, where it has one: ``latest`` is no run of its own. What is
-    newer was written to later, see :func:`written_at`.
+    Each run is listed once, under a path without symbolic links if it has one: ``latest`` is not another run.
     """
-    by_place: dict[Path, Path] = {}
+    by_real_path: dict[Path, Path] = {}
     for folder in _with_database(outputs):
-        by_place.setdefault(folder.resolve(), folder)
-    return sorted(by_place.values(), key=written_at, reverse=True)
+        by_real_path.setdefault(folder.resolve(), folder)
+    return sorted(by_real_path.values(), key=written_at, reverse=True)
 
 
 def _with_database(top: Path) -> Iterator[Path]:
-    """The folders below ``top`` that hold a database: first those that no link leads to, then those behind links.
+    """The folders at or below ``top`` that hold a database: first those without a link in their path, then the others.
 
-    ``outputs`` and the folders in it may be links to another disk, as on most clusters.
+    ``outputs`` and folders in it may be links to another disk, as is common on clusters.
     """
     seen: set[Path] = set()
     links = [top]
@@ -49,9 +48,9 @@ def _with_database(top: Path) -> Iterator[Path]:
 
 
 def written_at(folder: Path) -> float:
-    """When a run was last written to, in seconds since the epoch.
+    """When a run was last written to, in seconds since the epoch; 0 if it has no database.
 
-    DuckDB writes to the log beside the database, until it takes it over into the database.
+    DuckDB writes to the ``.wal`` file beside the database, and merges it into the database from time to time.
     """
     times = []
     for name in (DATABASE, f"{DATABASE}.wal"):
@@ -63,14 +62,14 @@ def written_at(folder: Path) -> float:
 
 
 def outputs_of(folder: Path) -> Path:
-    """The folder that holds all runs: the one called ``outputs`` above a run's, else that of the working directory."""
+    """The folder of all runs: the nearest folder above ``folder`` called ``outputs``, else ``./outputs``."""
     return next((parent for parent in folder.absolute().parents if parent.name == "outputs"), Path.cwd() / "outputs")
 
 
 def point_latest(folder: Path, experiment: str) -> None:
-    """Let ``outputs/<experiment>/latest`` point to a run, if it is below such a folder; a sweep's jobs are one deeper.
+    """Point ``outputs/<experiment>/latest`` to a run, if its folder is in ``<experiment>/``, or one level deeper.
 
-    Where the file system has no symbolic links, there is no ``latest``.
+    A sweep's jobs are one level deeper. On a file system without symbolic links, nothing happens.
     """
     home = next((parent for parent in list(folder.absolute().parents)[:2] if parent.name == experiment), None)
     if home is None:
@@ -82,7 +81,7 @@ def point_latest(folder: Path, experiment: str) -> None:
 
 
 def resolve_latest(folder: Path) -> Path:
-    """The folder that a path over ``latest`` means now: the link moves when the next run starts."""
+    """Resolve ``latest`` in a path, so that the path keeps its meaning when the next run moves the link."""
     if LATEST not in folder.parts:
         return folder
     real = folder.resolve()
@@ -90,7 +89,7 @@ def resolve_latest(folder: Path) -> Path:
 
 
 def claim_folder(folder: Path) -> Path:
-    """Make ``folder``, or ``folder-2`` and so on where it is taken: two runs may start within a second."""
+    """Create ``folder``, or ``folder-2`` and so on if it exists: folders are named by the second."""
     for number in itertools.count(2):
         taken = folder if number == 2 else folder.with_name(f"{folder.name}-{number - 1}")
         with contextlib.suppress(FileExistsError):
@@ -100,9 +99,9 @@ def claim_folder(folder: Path) -> Path:
 
 
 def discard(folder: Path, also: Collection[str] = ()) -> None:
-    """Remove a folder in which nothing ran, and its experiment's folder if that is empty then.
+    """Remove the folder of a run that never started, and its parent folder if that is then empty.
 
-    It stays where it holds anything but the config, the log and the files that the caller names in ``also``.
+    A folder that holds anything but the config, the log and the files named in ``also`` is kept.
     """
     if folder.is_dir() and all(item.name in {CONFIG_FOLDER, LOG, *also} for item in folder.iterdir()):
         shutil.rmtree(folder)

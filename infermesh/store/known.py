@@ -1,4 +1,4 @@
-"""Answers that need not be asked for again: of this run's rows that have gone, and of earlier runs."""
+"""Known answers: of this run's retired rows, and of earlier runs. A row whose request has one is not sent."""
 
 from __future__ import annotations
 
@@ -15,54 +15,69 @@ from infermesh.store.schema import StageTable, literal, live, quoted, retired
 
 
 class RetiredAnswers:
-    """The answers that this run has had for rows that are retired now, each to be given to one row.
+    """The answers of this run's retired rows. Each is handed out to at most one live row, over all sessions.
 
-    A row that is edited in a column which its prompt does not name is another row with the same request. Rows may be
-    identical on purpose, to sample a prompt several times: so each answer is handed on once.
+    They are needed because a row is identified by its content: editing a column that the prompt does not name retires
+    the row and adds a new one with the same request. Each answer is handed out once, because rows may be identical on
+    purpose, to sample a prompt several times.
 
-    A row that was given one has this run's own id as ``reused_from``, and the answer's ``finished_at``. By these two an
-    answer that is in use is told in later sessions, so that nothing else has to be written down.
+    A row that gets an answer stores this run's id in ``reused_from`` and the answer's ``finished_at``. (reused_from,
+    finished_at) identifies an answer already handed out, so no extra table is needed: the free answers are computed
+    from what is committed. A kill before the row is committed leaves its answer free.
 
-    In memory is a key and a number for each answer; the answers stay where they are.
+    The temporary table of free answers holds a hash of the key and two numbers for each. The answers are read from the
+    stage's table when they are handed out.
     """
 
     def __init__(self, store: RunStore, tables: Sequence[StageTable]) -> None:
         self._connection = store.cursor()
         self._run_id = store.run_value("run_id")
-        self._lock = threading.Lock()  # several stages ask at once; a temporary table is its connection's alone
+        # Stages look up in several threads; only this connection sees its temporary tables.
+        self._lock = threading.Lock()
         self._tables = {table.name: table for table in tables}
-        self.left: dict[str, int] = {}
+        self.left: dict[str, int] = {}  # stage → free answers
 
-    def take(self, stage: str) -> int:
-        """Find a stage's answers that are free; how many they are. Called once the rows of its origin are known."""
+    def collect(self, stage: str) -> int:
+        """Find a stage's free answers and return how many there are.
+
+        Call it when the rows of the stage's origin have been merged, and before the stage runs.
+        """
         table = self._tables.get(stage)
         if table is None:
             return 0
         with self._lock:
-            asked = self._connection.execute("SELECT 1 FROM retired WHERE origin = ? LIMIT 1", [table.origin])
-            if asked.fetchone() is None:
+            any_retired = self._connection.execute("SELECT 1 FROM retired WHERE origin = ? LIMIT 1", [table.origin])
+            if any_retired.fetchone() is None:
                 return 0
             rows, own = quoted(stage), literal(self._run_id)
+            # An answer is free if this run sent its request, for a row that is retired now, and no live row has it. (An
+            # answer that was handed to the retired row is found at its first owner.) `number` numbers the answers to
+            # the same request, newest first.
             self._connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE {_name(stage)} AS SELECT hash(request_key) AS key, row_id, row_number() "
-                "OVER (PARTITION BY request_key ORDER BY finished_at DESC, row_id) AS number "
+                f"CREATE OR REPLACE TEMP TABLE {_temp_table(stage)} AS SELECT hash(request_key) AS key, row_id, "
+                "row_number() OVER (PARTITION BY request_key ORDER BY finished_at DESC, row_id) AS number "
                 f"FROM {rows} s WHERE {retired(table.origin)} AND s.status = 'done' AND s.request_key IS NOT NULL "
                 f"AND s.reused_from IS DISTINCT FROM {own} AND NOT EXISTS (SELECT 1 FROM (FROM {rows} s WHERE "
                 f"s.status = 'done' AND s.reused_from = {own} AND {live(table.origin)}) given "
                 "WHERE given.request_key = s.request_key AND given.finished_at = s.finished_at)"
             )
-            row = self._connection.execute(f"SELECT count(*) FROM {_name(stage)}").fetchone()
+            row = self._connection.execute(f"SELECT count(*) FROM {_temp_table(stage)}").fetchone()
         self.left[stage] = row[0] if row else 0
         return self.left[stage]
 
     def hand_out(self, stage: str, keys: Sequence[str]) -> list[Answer | None]:
-        """An answer for each request, where one is left; nobody else gets it. From any thread."""
-        wanted, mine = Counter(keys), _name(stage)  # of two keys with the same hash, one would be sent after all
+        """For each request a free answer, or ``None``. An answer returned is no longer free. From any thread; blocks.
+
+        The caller must settle the row with it: only that marks it as handed out for later sessions.
+        """
+        # Two keys with the same hash do no harm: the full key is compared below, and one of them would be sent.
+        wanted, mine = Counter(keys), _temp_table(stage)
         table = self._tables[stage]
         count = len(table.outputs)
         outputs = [quoted(column.name) for column in table.outputs]
         select = ", ".join([*outputs, *CARRIED, literal(self._run_id), "finished_at", "request_key"])
         with self._lock:
+            # For each key take as many answers as there are requests, those with the lowest numbers left.
             taken = self._connection.execute(
                 f"DELETE FROM {mine} AS a USING (SELECT w.key, w.most, min(b.number) AS next FROM (SELECT "
                 f"hash(unnest($keys::VARCHAR[])) AS key, unnest($most::BIGINT[]) AS most) w JOIN {mine} b ON b.key = "
@@ -72,7 +87,7 @@ class RetiredAnswers:
             if not taken:
                 return [None] * len(keys)
             ids = [row_id for (row_id,) in taken]
-            # The range lets DuckDB skip what is far away: new rows come in much the order of the old ones.
+            # The range lets DuckDB skip row groups. It is narrow: new rows come in nearly the order of the old.
             rows = fetch(
                 self._connection,
                 f"SELECT {select} FROM {quoted(stage)} WHERE row_id IN (SELECT unnest($ids::BIGINT[])) "
@@ -86,13 +101,13 @@ class RetiredAnswers:
         return [found[key].pop() if found.get(key) else None for key in keys]
 
     def close(self) -> None:
-        """Let go of the database; waits for a lookup that is going on."""
+        """Close the connection, after a lookup in another thread has ended."""
         with self._lock:
             self._connection.close()
 
 
 class KnownAnswers:
-    """The answers to requests that a run need not send: first those of its own retired rows, then of earlier runs."""
+    """All known answers: first those of the run's own retired rows, then those of earlier runs."""
 
     def __init__(self, own: RetiredAnswers, earlier: EarlierAnswers | None, note: Callable[[str], None]) -> None:
         self._own = own
@@ -100,7 +115,7 @@ class KnownAnswers:
         self._note = note
 
     @classmethod
-    def of(
+    def for_run(
         cls,
         experiment: Experiment,
         folder: Path,
@@ -108,27 +123,31 @@ class KnownAnswers:
         tables: Sequence[StageTable],
         note: Callable[[str], None],
     ) -> KnownAnswers:
-        """The answers for these stages; of earlier runs, what ``reuse`` asks for.
+        """The known answers for these stages; of earlier runs, those that the experiment's ``reuse`` names.
 
         Raises
         ------
         ConfigError
             ``reuse`` names a folder that holds no run.
         """
-        return cls(RetiredAnswers(store, tables), EarlierAnswers.of(experiment, folder, store, tables, note), note)
+        earlier = EarlierAnswers.for_run(experiment, folder, store, tables, note)
+        return cls(RetiredAnswers(store, tables), earlier, note)
 
-    def take_retired(self, stages: Collection[str]) -> None:
-        """Find the answers of retired rows for stages whose rows are known by now, and say so."""
-        told = [f"{found} for {name}" for name in stages if (found := self._own.take(name))]
-        if told:
-            self._note(f"answers of rows that are gone: {', '.join(told)}: a request that is the same is not sent")
+    def collect_retired(self, stages: Collection[str]) -> None:
+        """Find the free answers of retired rows, once the rows of these stages' origin have been merged."""
+        counts = [f"{found} for {name}" for name in stages if (found := self._own.collect(name))]
+        if counts:
+            self._note(f"answers of rows that are gone: {', '.join(counts)}: a request that is the same is not sent")
 
     def knows(self, stage: str) -> bool:
-        """Whether there is any answer for a stage."""
+        """Whether a stage has any known answers left. Cheap: no query."""
         return self._own.left.get(stage, 0) > 0 or (self._earlier is not None and self._earlier.knows(stage))
 
     def look_up(self, stage: str, keys: Sequence[str]) -> list[Answer | None]:
-        """What is known for each request, in their order; from any thread."""
+        """For each request its known answer or ``None``, in the same order. From any thread; blocks.
+
+        An answer of a retired row is handed out with this call: see :meth:`RetiredAnswers.hand_out`.
+        """
         found: list[Answer | None] = [None] * len(keys)
         if not keys:
             return found
@@ -140,9 +159,8 @@ class KnownAnswers:
         return found
 
     def close(self) -> None:
-        """Let go of the database."""
         self._own.close()
 
 
-def _name(stage: str) -> str:
+def _temp_table(stage: str) -> str:
     return quoted(f"free_answers_to_{stage}")

@@ -1,4 +1,4 @@
-"""Reading the rows of a run that have a stage to go through yet."""
+"""Reading the rows of a run that have a stage to settle."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from infermesh.store.ingest import row_columns
 from infermesh.store.memory import fetch
 from infermesh.store.schema import SOURCE, StageTable, live, quoted
 
-CHUNK = 1024
+CHUNK = 1024  # row_ids per read
+# A row skipped by `where` is settled. One skipped because an upstream stage failed has an error_type, and is retried.
 _SETTLED = "(t.status = 'done' OR (t.status = 'skipped' AND t.error_type IS NULL))"
 _SETTLED_WITH_ERRORS = "t.status IS NOT NULL"
 
 
 @dataclass(slots=True)
 class StoredState:
-    """What a stage's table holds for a row."""
+    """A row's state in a stage's table, with the output columns that later stages read."""
 
     status: str
     error_type: str | None
@@ -30,25 +31,25 @@ class StoredState:
 
 
 class Row:
-    """A row on its way through the stages over its origin.
+    """A row in memory, and its progress through the stages over its origin.
 
     Attributes
     ----------
     context
-        What templates and conditions read: its columns by name, and for each stage that has settled its outputs by
+        What templates and conditions read: the row's columns by name, and for each settled stage its outputs, as
         ``stage.column``.
     error
-        Why the source's line could not be read; ``None`` where it could.
+        Why the line of the source could not be parsed; ``None`` if it could.
     states
-        Stage → what the stage's table held for it when it was read.
+        Stage → the state stored by an earlier session. Empty in a new run.
     failed
-        Stage → why it has no answer there.
+        Stage → why the row has no answer there.
     waiting
-        Stage → how many of the stages that it reads have not settled yet.
+        Stage → how many of the stages it reads have not settled the row.
     open
-        How many stages have not settled.
+        How many stages have not settled the row.
     prepared
-        Stage → its request, where that was built before the row came to be sent.
+        Stage → its request, if a gate has built it already; ``None`` if none was built.
     """
 
     __slots__ = ("context", "error", "failed", "open", "prepared", "row_id", "states", "waiting")
@@ -65,20 +66,27 @@ class Row:
 
 
 class PendingRows:
-    """The rows of an origin that have a stage to go through yet, in chunks of neighbouring row_ids.
+    """The rows of an origin that have a stage to settle, in chunks of consecutive row_ids.
+
+    A chunk is read if at least one of its rows is pending; then its settled rows are read with it.
 
     Parameters
     ----------
     origin
-        ``source``, or the sql stage whose rows they are.
+        ``source``, or the sql stage whose rows these are.
     tables
-        The stages over these rows.
+        The stages over this origin.
     needed
         Stage → the output columns that later stages read.
     stale
-        Stages whose declaration has changed, and what depends on them: all their rows are looked at again.
+        Stages whose declaration, or upstream, has changed. If there is one, every row counts as pending.
     keep_errors
-        Count failed rows as settled.
+        Failed rows count as settled.
+
+    Attributes
+    ----------
+    chunks
+        The numbers of the chunks to :meth:`read`, ascending.
     """
 
     def __init__(
@@ -122,7 +130,7 @@ class PendingRows:
 
     @property
     def total(self) -> int:
-        """Rows of the origin, settled ones among them."""
+        """All rows of the origin that are not retired, settled ones included."""
         ((rows,),) = self._fetch(f"SELECT count(*) FROM {self._rows} s WHERE {self._live}")
         return int(rows)
 
@@ -130,7 +138,7 @@ class PendingRows:
         return fetch(self._connection, query, parameters)
 
     def settled_counts(self) -> dict[str, dict[str, int]]:
-        """Stage → status → rows whose stored state will stand."""
+        """Stage → status → rows that this session starts with as settled: none for a stale stage."""
         found: dict[str, dict[str, int]] = {}
         for table in self._tables:
             rows = (
@@ -171,12 +179,12 @@ class PendingRows:
         )
 
     def read(self, chunk: int) -> list[Row]:
-        """The rows of a chunk, settled ones among them. Called from a thread of the reader's own.
+        """Read a chunk's rows, settled ones included. Blocks; call it from one thread at a time.
 
         Raises
         ------
         StoreError
-            They cannot be read.
+            DuckDB cannot read the file.
         """
         bounds = {"low": chunk * CHUNK, "high": (chunk + 1) * CHUNK}
         try:
@@ -194,7 +202,7 @@ class PendingRows:
             row = tuple(changed)
         end = len(self._names) + 1
         values = dict(zip(self._names, row[1:end], strict=True))
-        if self._origin != SOURCE:  # also as stage.column
+        if self._origin != SOURCE:  # templates may also name the sql stage: stage.column
             values[self._origin] = {**values, "status": "done"}
         states: dict[str, StoredState] = {}
         if self._resumed:

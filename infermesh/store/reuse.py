@@ -1,4 +1,4 @@
-"""Answers of earlier runs, found by request_key: an identical request need not be sent again."""
+"""Answers of earlier runs, found by ``request_key``, so that an identical request is not sent again (``reuse``)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from infermesh.store.folders import run_folders
 from infermesh.store.memory import fetch
 from infermesh.store.schema import DATABASE, StageTable, literal, quoted
 
+# The columns of an answer that are copied besides the stage's outputs. Attempts, costs and times stay those of the run
+# that sent the request.
 CARRIED = ("model_id", "request_id", "prompt_tokens", "completion_tokens")
 
 
 class Answer(NamedTuple):
-    """An answer to the same request: the stage's output columns, and whose it is.
+    """A stored answer to the same request.
 
-    ``finished_at`` is when this run itself had it; ``None`` for an earlier run's.
+    ``outputs`` are the stage's output columns, ``run_id`` the run that sent the request. ``finished_at`` is set for an
+    answer of this run's own, which is handed out once; see :class:`~infermesh.store.known.RetiredAnswers`.
     """
 
     outputs: tuple[Any, ...]
@@ -37,20 +40,21 @@ class Answer(NamedTuple):
 
 
 class EarlierAnswers:
-    """The answers of earlier runs to requests like this run's.
+    """The answers of earlier runs, by stage and ``request_key``. Each may be used for any number of rows.
 
-    They are copied into temporary tables, which DuckDB keeps within its memory limit; a lookup of a thousand keys reads
-    one column of them.
+    They are copied into temporary tables, which DuckDB keeps within its memory limit and spills to disk. A lookup scans
+    the key column alone.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, tables: Sequence[StageTable]) -> None:
         self._connection = connection
-        self._lock = threading.Lock()  # several stages ask at once; a temporary table is its connection's alone
+        # Stages look up in several threads; only this connection sees its temporary tables.
+        self._lock = threading.Lock()
         self._tables = {table.name: table for table in tables}
         self.found: dict[str, int] = dict.fromkeys(self._tables, 0)
 
     @classmethod
-    def of(
+    def for_run(
         cls,
         experiment: Experiment,
         folder: Path,
@@ -58,7 +62,7 @@ class EarlierAnswers:
         tables: Sequence[StageTable],
         note: Callable[[str], None],
     ) -> EarlierAnswers | None:
-        """What ``reuse`` asks for; ``None`` where it asks for nothing or nothing is there.
+        """Copy the answers that the experiment's ``reuse`` names; ``None`` if there are none.
 
         Raises
         ------
@@ -74,19 +78,22 @@ class EarlierAnswers:
         taken = 0
         for run in runs:
             try:
-                answers.take(run)
+                answers.copy_from(run)
                 taken += 1
             except (duckdb.Error, StoreError) as error:
                 note(f"reuse: {run} is left out: {' '.join(str(error).split())[:200]}")
             if experiment.reuse == "latest" and taken:
                 break
-        told = ", ".join(f"{rows} for {name}" for name, rows in answers.found.items() if rows)
+        counts = ", ".join(f"{rows} for {name}" for name, rows in answers.found.items() if rows)
         which = "the latest run" if taken == 1 else f"{taken} earlier runs"
-        note(f"reuse: {experiment.reuse}: answers of {which}: {told or 'none that these stages could use'}")
+        note(f"reuse: {experiment.reuse}: answers of {which}: {counts or 'none that these stages could use'}")
         return answers if any(answers.found.values()) else None
 
-    def take(self, folder: Path) -> None:
-        """Copy the answers of the run in a folder; where several runs have one, the first that was taken stands."""
+    def copy_from(self, folder: Path) -> None:
+        """Copy a run's answers. A key that is there already keeps its answer, so call it for the newest run first.
+
+        A stage takes the answers of every table that has its columns, whatever the stage was called there.
+        """
         connection = self._connection
         connection.execute(f"ATTACH {literal(str(folder.resolve() / DATABASE))} AS earlier (READ_ONLY)")
         try:
@@ -107,13 +114,14 @@ class EarlierAnswers:
             connection.execute("DETACH earlier")
 
     def _copy(self, stage: StageTable, table: str, run_id: str, has_origin: bool) -> None:
-        mine = _name(stage.name)
+        mine = _temp_table(stage.name)
         outputs = [quoted(column.name) for column in stage.outputs]
         kinds = {column.name: column.ddl for column in stage.columns}
         made = ", ".join(
             [kinds[name] for name in (*(column.name for column in stage.outputs), "request_key", *CARRIED)]
         )
         self._connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {mine} ({made}, run_id VARCHAR)")
+        # An answer that the earlier run took from a still earlier one keeps the run that sent the request.
         whose = f"coalesce(e.reused_from, {literal(run_id)})" if has_origin else literal(run_id)
         values = ", ".join(f"e.{name}" for name in (*outputs, "request_key", *CARRIED))
         copy = (
@@ -126,26 +134,26 @@ class EarlierAnswers:
         self.found[stage.name] = row[0] if row else 0
 
     def knows(self, stage: str) -> bool:
-        """Whether there is any answer for a stage."""
+        """Whether a stage has any answers here. Cheap: no query."""
         return self.found.get(stage, 0) > 0
 
     def look_up(self, stage: str, keys: Sequence[str]) -> dict[str, Answer]:
-        """request_key → answer, of those that are there; from any thread."""
+        """request_key → answer, for the keys that have one. May be called from any thread; blocks."""
         outputs = self._tables[stage].outputs
         select = ", ".join([*(quoted(column.name) for column in outputs), *CARRIED, "run_id", "request_key"])
-        query = f"SELECT {select} FROM {_name(stage)} WHERE request_key IN (SELECT unnest(?::VARCHAR[]))"
+        query = f"SELECT {select} FROM {_temp_table(stage)} WHERE request_key IN (SELECT unnest(?::VARCHAR[]))"
         with self._lock:
             rows = fetch(self._connection, query, [list(keys)])
         count = len(outputs)
         return {row[-1]: Answer(row[:count], *row[count:-1]) for row in rows}
 
 
-def _name(stage: str) -> str:
+def _temp_table(stage: str) -> str:
     return quoted(f"answers_to_{stage}")
 
 
 def _earlier_runs(experiment: Experiment, folder: Path) -> list[Path]:
-    """Folders of the runs that ``reuse`` names, newest first, without this one."""
+    """The folders of the runs that ``reuse`` names, newest first, without this run's own."""
     if experiment.reuse == "none":
         return []
     if experiment.reuse in ("latest", "all"):

@@ -1,4 +1,4 @@
-"""Tables and views of a run's database. They are public: people write SQL against them.
+"""The tables and views of a run's database. They are public: users write SQL against them.
 
 Times are UTC timestamps, durations seconds, costs US dollars.
 """
@@ -14,8 +14,8 @@ from infermesh.results import Attempt
 
 DATABASE = "run.duckdb"
 SCHEMA_VERSION = 2
-# A name in a user's SQL is a table of the run, never a variable of ours; and no thread looks at Python's frames for it
-# while it holds a lock of the database.
+# Without this, DuckDB also resolves a table name to a Python variable of the caller. It would search Python's frames
+# while it holds a lock of the database, and a user's SQL could name variables of ours.
 SETTINGS: dict[str, Any] = {"python_enable_replacements": False}
 _EPOCH = datetime(1970, 1, 1)
 
@@ -39,7 +39,7 @@ class Column:
 
     @property
     def ddl(self) -> str:
-        """As it stands in CREATE TABLE."""
+        """The column's definition in CREATE TABLE."""
         return f"{quoted(self.name)} {self.type}"
 
 
@@ -81,7 +81,7 @@ def state_row(
     finished_at: datetime,
     reused_from: str | None,
 ) -> tuple[Any, ...]:
-    """A row of a stage's table: a value for each of ``BEFORE_OUTPUTS``, the stage's outputs and ``AFTER_OUTPUTS``."""
+    """Make a row of a stage's table: the values of ``BEFORE_OUTPUTS``, the stage's outputs and ``AFTER_OUTPUTS``."""
     return (
         row_id,
         status,
@@ -121,7 +121,7 @@ ATTEMPTS = (
 
 
 def attempt_row(stage: str, row_id: int, attempt: Attempt) -> tuple[Any, ...]:
-    """A row of ``attempts``: a value for each of ``ATTEMPTS``."""
+    """Make a row of ``attempts``: the values of ``ATTEMPTS``."""
     return (
         stage,
         row_id,
@@ -140,7 +140,7 @@ def attempt_row(stage: str, row_id: int, attempt: Attempt) -> tuple[Any, ...]:
 
 
 def timestamp(seconds: float) -> datetime:
-    """Seconds since the epoch as a TIMESTAMP column keeps them: UTC, without a time zone."""
+    """Convert seconds since the epoch to what a TIMESTAMP column stores: UTC, without a time zone."""
     return _EPOCH + timedelta(0, seconds)
 
 
@@ -160,7 +160,7 @@ SOURCE = "source"
 SOURCE_ERRORS_DDL = "CREATE TABLE IF NOT EXISTS source_errors (row_id BIGINT, line BIGINT, error VARCHAR)"
 ATTEMPTS_DDL = f"CREATE TABLE IF NOT EXISTS attempts ({', '.join(column.ddl for column in ATTEMPTS)})"
 COMMON_DDL = (RUN_DDL, SESSIONS_DDL, SOURCE_ERRORS_DDL, RETIRED_DDL, MATERIALIZED_DDL, ATTEMPTS_DDL)
-MIGRATIONS = (  # what schema 1 did not have
+MIGRATIONS = (  # from schema 1; without effect on a newer database
     "ALTER TABLE run ADD COLUMN IF NOT EXISTS overrides JSON",
     "ALTER TABLE run ADD COLUMN IF NOT EXISTS facts JSON",
     "ALTER TABLE retired ADD COLUMN IF NOT EXISTS origin VARCHAR DEFAULT 'source'",
@@ -168,23 +168,23 @@ MIGRATIONS = (  # what schema 1 did not have
 
 
 def live(origin: str) -> str:
-    """A condition on ``s``, a row of ``origin`` or of a stage over it: it has not gone from there.
+    """SQL predicate: row ``s``, of ``origin`` or of a stage over it, is not retired.
 
-    A row that its origin no longer holds stays in the tables.
+    A row that its origin no longer contains stays in the tables, and is listed in ``retired``.
     """
     return f"s.row_id NOT IN (SELECT row_id FROM retired WHERE origin = {literal(origin)})"
 
 
 def retired(origin: str) -> str:
-    """The opposite of :func:`live`."""
+    """SQL predicate: row ``s`` is retired; the opposite of :func:`live`."""
     return f"s.row_id IN (SELECT row_id FROM retired WHERE origin = {literal(origin)})"
 
 
 @dataclass(frozen=True, slots=True)
 class StageTable:
-    """One stage's table: its name, the columns that its kind puts out, and whose rows it takes.
+    """One stage's table: its name, its output columns, and the origin of its rows.
 
-    ``origin`` is ``source``, or the name of a sql stage.
+    ``origin`` is ``source``, or the name of the sql stage whose rows the stage takes.
     """
 
     name: str
@@ -193,19 +193,18 @@ class StageTable:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """All columns, in the order of the table."""
+        """All columns in the order of the table, our own included."""
         return (*BEFORE_OUTPUTS, *self.outputs, *AFTER_OUTPUTS)
 
     @property
     def ddl(self) -> str:
-        """CREATE TABLE."""
         columns = ", ".join(column.ddl for column in self.columns)
         return f"CREATE TABLE IF NOT EXISTS {quoted(self.name)} ({columns})"
 
 
 @dataclass(frozen=True, slots=True)
 class QueryTable:
-    """The table of a sql stage: what its query asks, and which tables of the run it names."""
+    """The table of a sql stage: its query, and the tables of the run that the query names."""
 
     name: str
     query: str
@@ -213,14 +212,17 @@ class QueryTable:
 
 
 def results_view(origin: str) -> str:
-    """The name of the view with a row for each row of an origin."""
+    """The name of an origin's ``results`` view."""
     return "results" if origin == SOURCE else f"{origin}_results"
 
 
 def views(origins: Mapping[str, Sequence[Column]], stages: Sequence[StageTable]) -> list[str]:
-    """``results`` (a row per source row), such a view for each sql stage, and ``progress``.
+    """CREATE VIEW statements: ``results``, with a row per source row; the same for each sql stage; ``progress``.
 
-    ``origins`` are the source and the sql stages with their columns.
+    Parameters
+    ----------
+    origins
+        ``source`` and the sql stages, each with its columns, in the order of the run.
     """
     made = [
         _results(origin, columns, [stage for stage in stages if stage.origin == origin])
@@ -231,14 +233,15 @@ def views(origins: Mapping[str, Sequence[Column]], stages: Sequence[StageTable])
     position = 0
     for origin in origins:
         if origin != SOURCE:
-            asked = f"EXISTS (SELECT 1 FROM materialized WHERE stage = {literal(origin)})"
-            state = f"CASE WHEN {asked} THEN 'done' ELSE 'pending' END"
+            has_run = f"EXISTS (SELECT 1 FROM materialized WHERE stage = {literal(origin)})"
+            state = f"CASE WHEN {has_run} THEN 'done' ELSE 'pending' END"
             counts += _counted(position, origin, origin, state, origin, 1)
-            # A sql stage has its line also without rows: it says whether the query has been asked.
+            # A sql stage has a line even without rows, which shows whether its query has run.
             counts.append(f"SELECT {position} AS position, {literal(origin)} AS stage, {state} AS status, 0 AS rows")
             position += 1
         for stage in stages:
             if stage.origin == origin:
+                # Pending rows are counted as the origin's rows less those with a state, which needs no join.
                 counts += _counted(position, stage.name, origin, "'pending'", origin, 1)
                 counts += _counted(position, stage.name, stage.name, "'pending'", origin, -1)
                 counts += _counted(position, stage.name, stage.name, "coalesce(s.status, 'pending')", origin, 1)
@@ -253,10 +256,10 @@ def views(origins: Mapping[str, Sequence[Column]], stages: Sequence[StageTable])
 
 
 def _counted(position: int, stage: str, table: str, status: str, origin: str, sign: int) -> list[str]:
-    """Queries of a table's rows by status, times ``sign``: all of them, less those that are retired.
+    """Two queries that count a table's rows by status, times ``sign``: all rows, and minus the retired ones.
 
-    Nothing is joined with the whole table, which would take memory for each of its rows; where no row is retired
-    DuckDB does not even read the second.
+    Excluding retired rows in one query would join the whole table, which takes memory for each of its rows. The second
+    query costs nothing if no row is retired: DuckDB then skips the table.
     """
     return [
         f"SELECT {position} AS position, {literal(stage)} AS stage, {status} AS status, {times} * count(*) AS rows "

@@ -1,4 +1,4 @@
-"""What the present UTC day has already used of the deployments' quotas, in this run and in others."""
+"""How much of the deployments' daily quotas (rpd, tpd) this and other runs have used in the present UTC day."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from infermesh.store.schema import DATABASE
 
 __all__ = ["day_limited", "used_today"]
 
-# A limiter takes back what was turned away or never arrived; so does this count.
+# Attempts that a limiter refunds: rate-limited, not arrived, or never sent.
 _NOT_COUNTED = ("rate_limit", "connection", "input", "stopped")
 _CONFIG = "SELECT config FROM run"
 _TODAY = (
@@ -30,12 +30,12 @@ _TODAY = (
 )
 
 Rows = Sequence[tuple[Any, ...]]
-Ask = Callable[[str], Rows]
+_Query = Callable[[str], Rows]
 _Identity = tuple[str, str | None, str | None]
 
 
 def day_limited(experiment: Experiment) -> set[str]:
-    """The labels of the deployments that have a quota a day, of their own or through an account."""
+    """The labels of the deployments that have a daily quota, of their own or through an account."""
     found = set()
     for label in experiment.deployments:
         limits = experiment.limits_of(label)
@@ -54,25 +54,30 @@ def used_today(
     live: Callable[[Path, str], Rows | None] | None = None,
     wall: Callable[[], float] = time.time,
 ) -> dict[str, DayUsage]:
-    """Count what each deployment with a quota a day has used since midnight UTC, over all runs.
+    """Count the requests and tokens of each deployment with a daily quota since midnight UTC, over all runs.
 
-    A deployment of another run is the same one if its ``model``, ``api_base`` and ``api_key_env`` are.
+    A deployment of another run is the same if its ``model``, ``api_base`` and ``api_key_env`` are the same.
 
     Parameters
     ----------
     own
-        A cursor of the run's own database, which this process has open; ``None`` to read ``own_folder`` like any other.
+        A cursor of the run's own database, if this process has it open. ``None`` reads it like any other run's.
     outputs
-        The runs below it are looked at, those written since midnight.
+        The runs below this folder are counted, if they were written to since midnight.
+    own_folder
+        The run's own folder, which is skipped below ``outputs`` if ``own`` is given.
     note
-        Told of runs that could not be asked.
+        Gets a line for each run that could not be queried.
     live
-        Asks a run that another process is at, by its folder, a query; ``None`` where it does not answer either.
+        Queries a run in another process: ``live(folder, sql)`` returns the rows, or ``None`` if it does not answer.
+        Without it, such runs are not counted.
+    wall
+        Seconds since the epoch.
 
     Returns
     -------
     dict
-        Label → today's count. Empty, and no file was opened, where no deployment has a quota a day.
+        Label → today's usage. Empty if no deployment has a daily quota; then no file is opened.
     """
     labels = day_limited(experiment)
     if not labels:
@@ -80,28 +85,29 @@ def used_today(
     today = dt.datetime.fromtimestamp(wall(), dt.UTC).date()
     midnight = dt.datetime.combine(today, dt.time(), dt.UTC).timestamp()
     counts = {label: [0, 0] for label in labels}
-    for ask in _runs(own, outputs, own_folder, midnight, note, live):
-        for label, requests, tokens in _asked(ask, experiment, today):
+    for query in _readable_runs(own, outputs, own_folder, midnight, note, live):
+        for label, requests, tokens in _used_in_run(query, experiment, today):
             if label in counts:
                 counts[label][0] += requests
                 counts[label][1] += tokens
     return {label: DayUsage(today, requests, tokens) for label, (requests, tokens) in counts.items()}
 
 
-def _runs(
+def _readable_runs(
     own: duckdb.DuckDBPyConnection | None,
     outputs: Path,
     own_folder: Path | None,
     midnight: float,
     note: Callable[[str], None],
     live: Callable[[Path, str], Rows | None] | None,
-) -> Iterator[Ask]:
+) -> Iterator[_Query]:
+    """For each run that was written to since midnight, a function that queries it."""
     if own is not None:
         yield lambda sql: own.execute(sql).fetchall()
     mine = None if own is None or own_folder is None else own_folder.resolve()
     for folder in run_folders(outputs):
         if written_at(folder) < midnight:
-            return  # the rest is older
+            return  # run_folders yields the newest first, so the others are older
         if folder.resolve() == mine:
             continue
         try:
@@ -109,20 +115,20 @@ def _runs(
                 yield lambda sql, connection=connection: connection.execute(sql).fetchall()  # type: ignore[misc]
         except StoreError as error:
             if not isinstance(error, StoreInUseError):
-                note(f"{folder}: not counted to today's quotas: {error}")
+                note(f"{folder}: not counted against today's quotas: {error}")
             elif live is not None and live(folder, _CONFIG) is not None:
                 yield lambda sql, folder=folder: live(folder, sql) or ()  # type: ignore[misc]
             else:
                 note(f"{folder} is running: what it uses of today's quotas is not counted here")
 
 
-def _asked(ask: Ask, experiment: Experiment, today: dt.date) -> Iterable[tuple[str, int, int]]:
+def _used_in_run(query: _Query, experiment: Experiment, today: dt.date) -> Iterable[tuple[str, int, int]]:
     """``(label, requests, tokens)`` of one run, under this experiment's labels."""
     try:
-        config = ask(_CONFIG)
-        used = ask(_TODAY.format(today.isoformat(), _NOT_COUNTED))
+        config = query(_CONFIG)
+        used = query(_TODAY.format(today.isoformat(), _NOT_COUNTED))
     except duckdb.Error:
-        return  # its process ended before the tables were there
+        return  # the run's process ended before it had created the tables
     if not config or not used:
         return
     theirs: Mapping[str, Any] = orjson.loads(config[0][0]).get("deployments") or {}
@@ -132,18 +138,22 @@ def _asked(ask: Ask, experiment: Experiment, today: dt.date) -> Iterable[tuple[s
             yield label, int(requests), int(tokens)
 
 
-def _label(name: str | None, entry: Any, experiment: Experiment) -> str | None:
-    """What this experiment calls a deployment of another run. Each is counted once: where the label agrees, there."""
+def _label(name: str | None, entry: object, experiment: Experiment) -> str | None:
+    """This experiment's label for a deployment of another run; ``None`` if it has no such deployment.
+
+    If several of its deployments are the same endpoint, the usage is counted once: under the same label if there is
+    one, else under the first.
+    """
     if name is None or not isinstance(entry, Mapping):
         return None
-    identity: _Identity = (str(entry.get("model")), _base(entry.get("api_base")), entry.get("api_key_env"))
+    identity: _Identity = (str(entry.get("model")), _normal_url(entry.get("api_base")), entry.get("api_key_env"))
     same = [
         label
         for label, ours in experiment.deployments.items()
-        if (ours.model, _base(ours.api_base), ours.api_key_env) == identity
+        if (ours.model, _normal_url(ours.api_base), ours.api_key_env) == identity
     ]
     return name if name in same else same[0] if same else None
 
 
-def _base(url: str | None) -> str | None:
+def _normal_url(url: str | None) -> str | None:
     return None if url is None else url.rstrip("/")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from infermesh.bench import measure
 from infermesh.bench.measure import Level, as_json, percentile, recommend
 
 
 def level(concurrency: int, rps: float, p95: float, **fields: Any) -> Level:
     made = Level(concurrency, 100, 0, 100 / rps, rps, p95 * 0.9, p95, p95 * 1.1, p95, 0.0, 0.1)
     return replace(made, **fields)
+
+
+def test_the_examples_in_the_docstrings() -> None:
+    found = doctest.testmod(measure)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_a_line_is_the_contracts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 import infermesh
+import infermesh.runs.api
 from infermesh import ConfigError, Run, StoreError
 from infermesh.simulator import Simulator
 from tests.support import (
@@ -49,6 +51,13 @@ def slow(tmp_path: Path, start_simulator: Start) -> Iterator[tuple[dict[str, Any
     write_jsonl(tmp_path / "rows.jsonl", texts(60))
     with chdir(tmp_path):
         yield experiment(simulator.url, {"a": generate(max_parallel_requests=2)}), simulator
+
+
+def test_the_examples_in_the_docstrings(tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        found = doctest.testmod(infermesh.runs.api)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_an_experiment(project: Path, simulator: Simulator) -> None:
@@ -159,7 +168,7 @@ def test_a_live_run_answers_and_stops(slow: tuple[dict[str, Any], Simulator]) ->
     assert infermesh.open_run("r").status == "running"
     with pytest.raises(StoreError, match="expected one SELECT"):
         run.sql("DELETE FROM a")
-    with pytest.raises(StoreError, match="a run of this process is at it"):
+    with pytest.raises(StoreError, match="another run of this process uses this folder"):
         infermesh.run(config=config, folder="r")
     run.stop()
     run.stop()

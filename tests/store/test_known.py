@@ -65,7 +65,7 @@ def test_each_once_and_the_newest_first(store: Store) -> None:
     store.rows(range(4), gone=True)
     store.rows(range(10, 12), "'key ' || i", gone=True)
     answers = store.answers()
-    assert answers.take("answers") == 6
+    assert answers.collect("answers") == 6
     assert taken(answers, ["key 11", "same", "none", "key 11"]) == ["11", "3", None, None]
     assert set(taken(answers, ["same", "same"])) == {"1", "2"}
     assert taken(answers, ["same", "same"]).count(None) == 1
@@ -75,7 +75,7 @@ def test_each_once_and_the_newest_first(store: Store) -> None:
 def test_what_an_answer_tells(store: Store) -> None:
     store.rows(range(1), gone=True, parsed="""'{"a": 1}'""", model_id="'m'", request_id="'r'", completion_tokens="3")
     answers = store.answers()
-    answers.take("answers")
+    answers.collect("answers")
     (answer,) = answers.hand_out("answers", ["same"])
     assert answer is not None
     assert answer[:-1] == (("0", '{"a": 1}'), "m", "r", 7, 3, "mine")
@@ -89,31 +89,31 @@ def test_what_an_answer_tells(store: Store) -> None:
 )
 def test_rows_that_give_nothing(store: Store, values: dict[str, str]) -> None:
     store.rows(range(3), gone=True, **values)
-    assert store.answers().take("answers") == 0
+    assert store.answers().collect("answers") == 0
 
 
 def test_live_rows_give_nothing_and_use_up_what_they_were_given(store: Store) -> None:
     store.rows(range(5), gone=False)
-    assert store.answers().take("answers") == 0
+    assert store.answers().collect("answers") == 0
     store.rows(range(10, 13), gone=True)
     store.rows(range(20, 21), gone=False, reused_from="'mine'", finished_at="make_timestamp(11)")
     store.rows(range(21, 22), gone=True, reused_from="'mine'", finished_at="make_timestamp(12)")
     store.rows(range(22, 23), gone=False, reused_from="'another'", finished_at="make_timestamp(10)")
     answers = store.answers()
-    assert answers.take("answers") == 2
+    assert answers.collect("answers") == 2
     assert sorted(filter(None, taken(answers, ["same"] * 3))) == ["10", "12"]
 
 
 def test_rows_of_another_origin_are_not_meant(store: Store) -> None:
     store.rows(range(3), gone=False)
     store.connection.execute("INSERT INTO retired SELECT i, 'chunks' FROM range(3) t(i)")
-    assert store.answers().take("answers") == 0
+    assert store.answers().collect("answers") == 0
 
 
 def test_threads_do_not_get_the_same(store: Store) -> None:
     store.rows(range(3000), gone=True)
     answers = store.answers()
-    answers.take("answers")
+    answers.collect("answers")
     with ThreadPoolExecutor(4) as pool:
         found = [text for texts in pool.map(lambda _: taken(answers, ["same"] * 100), range(40)) for text in texts]
     assert found.count(None) == 1000
