@@ -135,4 +135,4 @@ def test_the_closing_words_name_the_files(lab: Lab, simulator: Simulator) -> Non
     assert (found.returncode, found.stdout) == (1, "")
     assert "  written   outputs/mine/x/a.jsonl (2 rows, " in found.stderr
     assert f"error: sinks.bad: {lab.root}/file/b.csv could not be written: " in found.stderr
-    assert "infermesh resume outputs/mine/x writes its files again" in found.stderr
+    assert "infermesh resume outputs/mine/x writes the files again" in found.stderr
