@@ -4,8 +4,8 @@
 
     InfermeshError
     ├── ConfigError                  a declaration is wrong; nothing was sent
-    ├── StoreError                   run.duckdb is damaged or of another version, or a query of it is wrong
-    │   └── StoreInUseError          another process holds it
+    ├── StoreError                   run.duckdb is damaged or of another version, or a query is wrong
+    │   └── StoreInUseError          another process has it open
     └── RequestError                 one request failed: status_code, retryable, retry_after, deployment, request_id
         ├── AuthenticationError      401: the key is missing or wrong
         ├── PermissionDeniedError    403: the key may not use this model
@@ -23,8 +23,8 @@
         ├── InputError               the row cannot be made into a request: nothing was sent
         └── NoDeploymentError        every deployment failed; the message names each one's last failure
 
-Every class pickles with all its fields, so that an error can cross processes. ``kind`` is the short name that stands in
-the ``error_type`` columns of the result tables.
+Every class pickles with all its fields, so that an error can cross processes. ``kind`` is the short name in the column
+``error_type`` of the result tables.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class InfermeshError(Exception):
 
 
 class ConfigError(InfermeshError):
-    """The declaration is wrong. The message names the key or file, what was expected and what to do."""
+    """The declaration is wrong. The message says which key or file, what was expected and what to do."""
 
 
 class StoreError(InfermeshError):
-    """A run database cannot be used: damaged, or written by another version. Or a query of it is wrong."""
+    """A run's database is damaged or of another version, or a query is wrong."""
 
 
 class StoreInUseError(StoreError):
-    """Another process holds the run database."""
+    """Another process has the run's database open."""
 
 
 class RequestError(InfermeshError):
@@ -82,22 +82,22 @@ class RequestError(InfermeshError):
     message
         What happened and what to do about it. Never contains a key.
     status_code
-        HTTP status, ``None`` where no answer came.
+        HTTP status. ``None``: no answer came.
     retry_after
-        Seconds the server asked to wait, ``None`` where it did not.
+        Seconds that the server asked to wait. ``None``: it did not ask.
     deployment
         Label of the deployment that was asked.
     request_id
         The provider's id of the request.
     retryable
-        Overrides the class's own answer to whether the same request may succeed later.
+        Whether the same request may succeed later. ``None``: as the class says (``default_retryable``).
 
     Attributes
     ----------
     usage
-        Tokens that the failed answer cost all the same, where its body told; set by whoever parsed it.
+        Tokens that the failed answer cost, if its body says so. Set by the parser of the answer.
     metrics
-        Where the time went, over all attempts; set by dispatch on the error that it raises in the end.
+        Where the time went, over all attempts. Set by dispatch on the error that it raises in the end.
     """
 
     kind: ClassVar[str] = "request"
@@ -205,7 +205,7 @@ class MalformedResponseError(RequestError):
 
 
 class StoppedError(RequestError):
-    """The caller stopped while the request was waiting for its turn; it was not sent."""
+    """The caller stopped before the request was sent."""
 
     kind = "stopped"
 
@@ -217,7 +217,7 @@ class FunctionError(RequestError):
 
 
 class InputError(RequestError):
-    """The row or argument cannot be made into a request (a template, a file, a mapper); nothing was sent."""
+    """The row or argument cannot be made into a request: a template, a file, a mapper. Nothing was sent."""
 
     kind = "input"
 

@@ -1,4 +1,4 @@
-"""What a caller gets back: results, their token usage and metrics, and the outcome of a batch."""
+"""What a caller gets: results with their token usage and metrics, and batches of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 
 @dataclass(slots=True)
 class TokenUsage:
-    """Tokens of one answer, as the server counted them."""
+    """The tokens of one answer, as the server counted them. ``None``: the server does not say."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -22,9 +22,18 @@ class TokenUsage:
 
 @dataclass(slots=True)
 class Attempt:
-    """One request that went out: times in seconds, ``started_at`` in seconds since the epoch.
+    """One request that was sent.
 
-    ``attempt`` counts from 1; ``rows`` is how many inputs the request carried (a micro-batch carries several).
+    Attributes
+    ----------
+    attempt
+        Counts from 1.
+    started_at
+        Seconds since the epoch.
+    queue_s, service_s
+        Seconds of waiting on this side before it, and at the server.
+    rows
+        How many inputs it carried. A micro-batch carries several.
     """
 
     attempt: int
@@ -44,8 +53,16 @@ class Attempt:
 class RequestMetrics:
     """Where the time of one settled request went.
 
-    ``queue_s`` is all waiting on this side (slots, limits, back-off), ``service_s`` the last attempt's time at the
-    server, ``end_to_end_s`` the whole; ``retries`` is the number of attempts after the first.
+    Attributes
+    ----------
+    queue_s
+        Seconds of waiting on this side, over all attempts: for slots, limits and back-off.
+    service_s
+        Seconds at the server, of the last attempt.
+    end_to_end_s
+        Seconds in all.
+    retries
+        Attempts after the first.
     """
 
     deployment: str
@@ -58,7 +75,7 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class ToolCall:
-    """One call the model asks for; ``arguments`` is the JSON text as the model wrote it."""
+    """One call that the model asks for. ``arguments`` is the JSON text as the model wrote it."""
 
     id: str | None
     name: str
@@ -76,7 +93,7 @@ class _ResultBase:
 
     @property
     def raw_response(self) -> dict[str, Any] | None:
-        """The answer as it came, decoded at each access: a million results hold bytes, not trees of objects."""
+        """The answer as it arrived. It is decoded at each access, so that a million results hold bytes alone."""
         body = self.raw_body
         return orjson.loads(body) if isinstance(body, bytes) else body
 
@@ -85,8 +102,12 @@ class _ResultBase:
 class GenerationResult(_ResultBase):
     """The answer to one generation request. ``str(result)`` is its text.
 
-    ``output_parsed`` is the validated pydantic object or plain JSON value where a ``response_format`` was given and the
-    text satisfied it, else ``None``. ``cost`` is in US dollars, ``None`` where no price is known.
+    Attributes
+    ----------
+    output_parsed
+        With a ``response_format``: the validated pydantic object or JSON value. ``None``: the text did not satisfy it.
+    cost
+        US dollars. ``None``: no price is known.
     """
 
     output_text: str = ""
@@ -111,7 +132,7 @@ class EmbeddingResult(_ResultBase):
 
 @dataclass(slots=True)
 class TranscriptionResult(_ResultBase):
-    """One clip's words. ``language`` and ``duration_s`` where the server tells them."""
+    """The words of one clip. ``language`` and ``duration_s`` are ``None`` if the server does not tell them."""
 
     text: str = ""
     language: str | None = None
@@ -132,7 +153,7 @@ T = TypeVar("T")
 
 
 class StreamItem(NamedTuple, Generic[T]):
-    """One settled item of a batch or stream: its input's position, and a result or an error, the other one ``None``."""
+    """One settled item of a batch or stream: the position of its input, and either a result or an error."""
 
     index: int  # type: ignore[assignment]  # in place of tuple's method
     result: T | None
@@ -141,7 +162,7 @@ class StreamItem(NamedTuple, Generic[T]):
 
 @dataclass(slots=True)
 class BatchResult(Generic[T]):
-    """Results in the order of the inputs; a failed item is ``None`` in ``results`` and an exception in ``errors``."""
+    """Results in the order of the inputs. A failed item is ``None`` in ``results`` and an exception in ``errors``."""
 
     results: list[T | None]
     errors: list[BaseException | None]

@@ -1,4 +1,4 @@
-"""From a client's arguments to deployments and a model over them."""
+"""Build a client's deployments and the model over them from its arguments."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def deployment_configs(
     api_key: str | None,
     deployments: Mapping[str, DeploymentConfig | Mapping[str, Any]] | None,
 ) -> dict[str, DeploymentConfig]:
-    """What a client was told about its deployments, by label.
+    """The client's deployments, by label.
 
-    Without ``deployments`` there is one for each ``api_base``: a single one is labelled with the model's name, several
-    ``replica-0``, ``replica-1`` and so on. ``api_key`` goes to those that have none of their own.
+    Without ``deployments`` there is one for each ``api_base``. A single one gets the model's name as its label, several
+    get ``replica-0``, ``replica-1`` and so on. ``api_key`` is for those that name no key of their own.
 
     Raises
     ------
     ConfigError
-        Both ``api_base`` and ``deployments`` are given, or one is empty, or a deployment has an unknown key.
+        Both ``api_base`` and ``deployments`` are given, one of them is empty, or a deployment has an unknown key.
     """
     if deployments is None:
         if api_base is None or isinstance(api_base, str):
@@ -76,9 +76,9 @@ def client_model(
     timeout: float | None,
     costs: tuple[float | None, float | None] = (None, None),
 ) -> tuple[Model, list[Deployment]]:
-    """A model over a client's deployments, which share the ``account`` limits and keep their own.
+    """Build a model over a client's deployments. They share the ``account`` limits and keep their own.
 
-    ``costs`` are dollars per prompt and per answer token, for deployments that do not say their own.
+    ``costs`` are dollars per prompt token and per answer token, for deployments that have none of their own.
     """
     configs = {label: _with_defaults(config, account, costs) for label, config in configs.items()}
     accounts = [] if account.unlimited else [Account(LocalRateLimiter(account), [*configs])]
