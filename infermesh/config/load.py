@@ -121,7 +121,7 @@ def _references(experiment: Experiment) -> Iterator[str]:
     seen: dict[str, str] = {}
     for name in experiment.stages:
         if (other := seen.setdefault(name.lower(), name)) != name:
-            yield f"stages.{name}: differs from stages.{other} in case only, which SQL cannot tell. Rename one."
+            yield f"stages.{name}: differs from stages.{other} in case alone, which SQL ignores. Rename one."
     for name, stage in experiment.stages.items():
         if not STAGE_NAME.fullmatch(name):
             yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit."
