@@ -103,9 +103,9 @@ class RequestError(InfermeshError):
     message
         What happened and what to do about it. It never contains a key.
     status_code
-        HTTP status, ``None`` where no answer came.
+        HTTP status. ``None``: no answer came.
     retry_after
-        Seconds the server asked to wait, ``None`` where it did not.
+        Seconds that the server asked to wait. ``None``: it did not ask.
     deployment
         Label of the deployment that was asked.
     request_id
@@ -235,7 +235,7 @@ class MalformedResponseError(RequestError):
 
 
 class StoppedError(RequestError):
-    """The caller stopped while the request was waiting for its turn; it was not sent."""
+    """The caller stopped before the request was sent."""
 
     kind = "stopped"
 
@@ -247,7 +247,7 @@ class FunctionError(RequestError):
 
 
 class InputError(RequestError):
-    """The row or argument cannot be made into a request (a template, a file, a mapper); nothing was sent."""
+    """The row or argument cannot be made into a request: a template, a file, a mapper. Nothing was sent."""
 
     kind = "input"
 

@@ -8,7 +8,13 @@ from typing import Any
 
 
 def nearest(name: str, valid: Iterator[str] | list[str] | set[str] | Mapping[str, Any]) -> str:
-    """`` Did you mean 'x'?`` with the nearest valid name, or the valid names where none is near."""
+    """The end of a message about an unknown name: the nearest valid one, or all of them if none is near.
+
+    Examples
+    --------
+    >>> nearest("promt", ["prompt", "text"])
+    " Did you mean 'prompt'?"
+    """
     names = sorted(str(item) for item in valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

@@ -1,4 +1,4 @@
-"""What a caller gets back: results, their token usage and metrics, and the outcome of a batch."""
+"""What a caller gets: results with their token usage and metrics, and batches of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests, replies and the transport protocol: the values that the layers pass to each other."""
+"""The values that layers pass to each other: limits, requests and replies, and the protocol of a transport."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _checks() -> dict[str, Callable[[str, Any], None]]:
 
 @dataclass(slots=True)
 class Audio:
-    """One clip, read and ready to send."""
+    """One clip, ready to send."""
 
     data: bytes
     filename: str
@@ -148,10 +148,18 @@ class Audio:
 
 @dataclass(slots=True)
 class Request:
-    """What dispatch sends, to whichever deployment.
+    """One request, before it is known which deployment will get it.
 
-    ``payload`` is the OpenAI wire body without ``model``, which belongs to the deployment. ``prompt_tokens`` is the
-    estimate that token limits reserve, 0 where no limit counts tokens; ``output_tokens`` the most the answer may have.
+    Attributes
+    ----------
+    payload
+        The body in OpenAI's wire format, without ``model``: its name depends on the deployment.
+    audio
+        The clip of a transcription.
+    prompt_tokens
+        The estimate that token limits reserve; 0 if no limit counts tokens.
+    output_tokens
+        The most tokens that the answer may have. ``None``: the request sets no maximum.
     """
 
     operation: Operation
@@ -159,15 +167,23 @@ class Request:
     audio: Audio | None = None
     prompt_tokens: int = 0
     output_tokens: int | None = None
-    encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)  # wire.payload_bytes' cache
+    encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)  # cache of wire.payload_bytes
 
 
 @dataclass(slots=True)
 class Reply:
-    """A successful answer as it came: the decoded body, and a case-insensitive header lookup.
+    """A successful answer as it arrived.
 
-    ``status_code`` is ``None`` where a function answered instead of a server. ``data`` is the JSON that ``body`` was
-    decoded from, ``None`` where there was none.
+    Attributes
+    ----------
+    status_code
+        ``None``: a python stage's function answered, not a server.
+    body
+        The decoded JSON.
+    header
+        Case-insensitive lookup of a header.
+    data
+        The JSON that ``body`` was decoded from, if there is one.
     """
 
     status_code: int | None
@@ -177,13 +193,21 @@ class Reply:
 
 
 class Transport(Protocol):
-    """The seam between infermesh and the network: one request, one answer.
-
-    ``send`` raises :class:`~infermesh.errors.RequestError` subclasses and nothing else (besides ``CancelledError``).
-    """
+    """The seam to the network. To add one, implement these two methods."""
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
-        """Send one request once. ``timeout`` in seconds covers it whole, ``None`` waits for ever."""
+        """Send one request, once.
+
+        Parameters
+        ----------
+        timeout
+            Seconds for the whole request. ``None`` waits for ever.
+
+        Raises
+        ------
+        RequestError
+            A subclass of it, and nothing else but ``CancelledError``: no foreign exception leaves a transport.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""From a client's arguments to deployments and a model over them."""
+"""Build a client's deployments and the model over them from its arguments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def deployment_configs(
     Raises
     ------
     ConfigError
-        Both ``api_base`` and ``deployments`` are given, or one is empty, or a deployment has an unknown key.
+        Both ``api_base`` and ``deployments`` are given, one of them is empty, or a deployment has an unknown key.
     """
     if deployments is None:
         if api_base is None or isinstance(api_base, str):

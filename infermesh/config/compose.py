@@ -1,6 +1,6 @@
-"""Composing a declaration with Hydra: where configs are found, what overrides mean, errors that help.
+"""Compose a declaration with Hydra: where configs are found, what overrides mean, what an error says.
 
-Outside the command line, this is the only module that knows Hydra and OmegaConf; they are imported by the first call.
+Outside the command line, this is the only module that knows Hydra and OmegaConf. The first call imports them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from infermesh.redaction import redact
 
 _SECTIONS = "source|limits|deployments|models|stages|store|simulator|guards|sinks"
 _SWEEPABLE = re.compile(rf"(?:{_SECTIONS})\.[^=@/~+]+=")
-_LOCK = threading.Lock()  # Hydra keeps its state in singletons
+_LOCK = threading.Lock()  # Hydra's state is global
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,13 @@ class Composed:
     Attributes
     ----------
     mapping
-        Plain dicts, lists and scalars, interpolations resolved; not validated yet. Keys without a value are left out.
+        Plain dicts, lists and scalars. Interpolations are resolved, keys without a value (``???``) left out. Not
+        validated yet: see :func:`~infermesh.config.load.load`.
     roots
-        What relative paths in it are relative to, first match wins.
+        The folders that relative paths are looked up in, in this order.
     folder
-        ``hydra.run.dir``: the one that was asked for, else ``outputs/<name>/<time>``. ``None`` where the declaration
-        has no name.
+        ``hydra.run.dir``: the one that was given, else ``outputs/<name>/<time>``. ``None``: the declaration has no
+        name.
     overrides
         What was changed of the declaration, as Hydra writes it, without Hydra's own keys; ``None`` where it was not
         composed by Hydra.
@@ -50,24 +51,29 @@ class Composed:
 
 
 def compose(overrides: Sequence[str], *, config_dir: Path | None = None, cwd: Path | None = None) -> Composed:
-    """Compose a declaration from overrides such as ``+experiment=NAME`` and ``stages.x.y=value``.
+    """Compose a declaration from overrides, as ``infermesh run`` does.
 
-    Works any number of times, in any thread, and leaves Hydra as it was.
+    It may be called any number of times, in any thread, and leaves Hydra's global state as it was.
 
     Parameters
     ----------
     overrides
-        As ``infermesh run`` takes them.
+        What stands behind ``infermesh run``: ``+experiment=NAME``, ``stages.x.y=value``.
     config_dir
-        A folder of configs that goes before the project's own ``conf/``.
+        A folder of configs that are looked up before those of the project.
     cwd
-        The project: its ``conf/`` goes before the shipped one. The working directory where it is not given; else the
-        result's folder is below it.
+        The project's folder: its ``conf/`` comes before the shipped one, and the result's folder is below it. ``None``:
+        the working directory.
 
     Raises
     ------
     ConfigError
-        An override is wrong, a config is missing or does not parse, or a key stands inline.
+        An override is wrong or holds a key, or a config is missing or does not parse.
+
+    Examples
+    --------
+    >>> compose(["+experiment=quickstart", "source.limit=5"]).mapping["source"]["limit"]
+    5
     """
     refuse_inline(overrides)
     arguments = [addable(override) for override in overrides]
@@ -114,9 +120,9 @@ def _compose(
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """An OmegaConf config as plain values, resolved; keys that are still ``???`` are left out, for validation to miss.
+    """An OmegaConf config as plain values, with interpolations resolved.
 
-    Raises omegaconf's errors.
+    Keys that are still ``???`` are left out, so that validation says that they are missing. Raises omegaconf's errors.
     """
     from omegaconf import OmegaConf
 
@@ -131,26 +137,26 @@ def _without_missing(node: Any) -> Any:
 
 
 def shipped_project() -> Path:
-    """The folder that holds the shipped conf/ and pipelines/: inside an installed wheel, or the clone."""
+    """The folder of the shipped ``conf/`` and ``pipelines/``: in an installed wheel, or the repository."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "_project"
     return inside if inside.is_dir() else package.parent
 
 
 def roots(home: Path, config_dir: Path | None) -> list[Path]:
-    """What a declaration's relative paths are relative to."""
+    """The folders in which a declaration's relative paths are looked up, in this order."""
     return [home, *([config_dir.parent] if config_dir else []), shipped_project()]
 
 
 def primary_folder(home: Path) -> Path:
-    """Hydra's primary config folder: the project's own, else the shipped one."""
+    """Hydra's primary config folder: the project's, else the shipped one."""
     own = home / "conf"
     return own if own.is_dir() else shipped_project() / "conf"
 
 
 @contextlib.contextmanager
 def search_path(config_dir: Path | None) -> Iterator[None]:
-    """Let Hydra look in ``config_dir`` first and in the shipped configs last."""
+    """Inside, Hydra looks for configs in ``config_dir`` first and in the shipped ones last."""
     plugin = _search_plugin()
     before, plugin.config_dir = plugin.config_dir, None if config_dir is None else config_dir.as_uri()
     try:
@@ -161,18 +167,18 @@ def search_path(config_dir: Path | None) -> Iterator[None]:
 
 @functools.cache
 def _search_plugin() -> Any:
-    """The plugin, registered: once, because Hydra keeps every one that it is given."""
+    """The registered plugin. It is registered once, because Hydra never forgets one."""
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
     class ShippedConfigs(SearchPathPlugin):
-        """A launcher may pickle it: it holds strings only."""
+        """It holds strings alone, because a launcher may pickle it."""
 
         shipped = (shipped_project() / "conf").as_uri()
         config_dir: str | None = None
 
         def manipulate_search_path(self, search_path: Any) -> None:
-            if self.config_dir is not None:  # Hydra itself would put it last, behind what it is meant to change
+            if self.config_dir is not None:  # Hydra's own --config-dir comes last, after the configs it should replace
                 search_path.prepend("config-dir", self.config_dir)
             search_path.append("infermesh", self.shipped)
 
@@ -181,37 +187,39 @@ def _search_plugin() -> Any:
 
 
 def experiments(home: Path, config_dir: Path | None = None) -> list[str]:
-    """The names of the experiments that can be chosen."""
+    """The names of all experiments."""
     folders = [home / "conf", shipped_project() / "conf", *([config_dir] if config_dir else [])]
     return sorted({file.stem for folder in folders for file in (folder / "experiment").glob("*.yaml")})
 
 
 def check_chosen(mapping: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` where no experiment was chosen, or its file lacks its first line."""
+    """Raise ``ConfigError`` if no experiment was chosen, or its file lacks the line ``# @package _global_``."""
     if not mapping.get("stages") and not mapping.get("models"):
         if isinstance(mapping.get("experiment"), Mapping):
             raise ConfigError(
-                "the experiment's keys have come below 'experiment'. Its file must begin with the line: "
-                "# @package _global_"
+                "the experiment's keys stand below 'experiment'. Its file must begin with the line: # @package _global_"
             )
         names = ", ".join(experiments(Path.cwd()))
         raise ConfigError(f"no experiment was chosen: infermesh run +experiment=NAME. There is: {names}.")
 
 
 def addable(argument: str) -> str:
-    """``stages.x.y=…`` sets a key whether or not the YAML spells it out; a misspelt one is caught by validation."""
+    """An override with ``++`` before it, so that it sets a key whether or not the YAML has it.
+
+    Validation then catches a misspelt key. Overrides of other keys stay as they are.
+    """
     return f"++{argument}" if _SWEEPABLE.match(argument) else argument
 
 
 def refuse_inline(overrides: Sequence[str]) -> None:
-    """Raise ``ConfigError`` where an override, or one value of a sweep, holds a key; the message does not repeat it."""
+    """Raise ``ConfigError`` if an override, or one value of a sweep, holds a key. The message does not repeat it."""
     for override in overrides:
         for mapping in _as_mappings(override):
             refuse_inline_keys(mapping)
 
 
 def _as_mappings(argument: str) -> Iterator[dict[str, Any]]:
-    """``a.b=c`` as nested dicts, one for each value that it sweeps over; nothing for what is no override."""
+    """``a.b=c`` as nested dicts, one for each value that it sweeps over. Nothing for other arguments."""
     name, equals, text = argument.lstrip("+~").partition("=")
     if not equals:
         return
@@ -223,7 +231,7 @@ def _as_mappings(argument: str) -> Iterator[dict[str, Any]]:
 
 
 def _values(override: str, text: str) -> list[Any]:
-    """The values of an override as Hydra reads them; its text where Hydra cannot read it."""
+    """The values of an override as Hydra reads them; its text if Hydra cannot read it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, Sweep
     from hydra.errors import HydraException
@@ -250,9 +258,9 @@ def _unquoted(value: Any) -> Any:
 
 
 def composition_error(error: Exception, home: Path, config_dir: Path | None = None) -> str:
-    """Hydra's message in one or two lines, with the nearest valid name where a key is misspelt.
+    """Hydra's message on one line, with the nearest valid name if a key is misspelt.
 
-    Raises ``error`` itself where it is none of Hydra's.
+    Raises ``error`` itself if it is none of Hydra's.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -1,4 +1,4 @@
-"""One deployment, as ``LMClient`` takes it and as the transports read it."""
+"""One deployment, as ``LMClient`` takes it and the transports read it."""
 
 from __future__ import annotations
 
@@ -18,27 +18,34 @@ class DeploymentConfig:
     model
         The backend's name for the model, in LiteLLM's ``provider/model`` form.
     api_base
-        Its base URL, e.g. ``http://host1:8000/v1``; ``None`` for the provider's own.
+        Its base URL, such as ``http://host1:8000/v1``. ``None``: the provider's own.
     api_key
-        A key; better, ``api_key_env`` names the environment variable that holds it.
+        The key itself. Without it and ``api_key_env``, the provider's usual variable is looked at.
+    api_key_env
+        The environment variable that holds the key.
     weight
-        Share of the load under ``simple-shuffle``.
+        Its share of the load, relative to the other deployments; above 0.
     max_parallel_requests
-        Requests in flight at once, over all stages and callers.
+        Requests in flight at once, over all stages and callers. ``None``: no bound.
     rpm, tpm, rpd, tpd, max_request_burst, max_token_burst, header_bucket_scope, default_output_tokens
         Limits of this deployment alone, as :class:`~infermesh.types.Limits` has them.
     transport
-        ``native`` (OpenAI wire format), ``litellm`` (every other provider) or ``auto``.
+        ``native`` (OpenAI's wire format), ``litellm`` (every other provider), or ``auto`` to tell by the model.
     headers
         Further HTTP headers: name → value, or name → ``{"env": NAME}`` for a value that stands in an environment
         variable.
     input_cost_per_token, output_cost_per_token
-        US dollars per token, over the price list.
+        US dollars per token, instead of the price list's.
 
     Raises
     ------
     ConfigError
         An unknown transport.
+
+    Examples
+    --------
+    >>> DeploymentConfig("hosted_vllm/llama-3-8b", "http://host1:8000/v1", rpm=600).limits.rpm
+    600
     """
 
     # Plain types, so that OmegaConf takes the class for a structured config.
@@ -69,5 +76,5 @@ class DeploymentConfig:
 
     @property
     def limits(self) -> Limits:
-        """The limits of this deployment alone. Raises ``ConfigError`` where one is out of its range."""
+        """The limits of this deployment alone. Raises ``ConfigError`` if one is out of its range."""
         return Limits(**{name: getattr(self, name) for name in LIMITS})

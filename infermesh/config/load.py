@@ -1,4 +1,4 @@
-"""From a composed mapping to a validated :class:`~infermesh.config.schema.Experiment`."""
+"""Validate a composed mapping: it becomes an :class:`~infermesh.config.schema.Experiment`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(mapping: Mapping[str, Any]) -> Experiment:
     Raises
     ------
     ConfigError
-        One line per problem: the config path, what was expected, the nearest valid name.
+        One line for each problem: its path in the config, what was expected, the nearest valid name.
     """
     refuse_inline_keys(mapping)
     try:
@@ -55,7 +55,7 @@ def load(mapping: Mapping[str, Any]) -> Experiment:
 def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     loc = [str(part) for part in detail["loc"]]
     if len(loc) > 2 and loc[0] == "stages" and loc[2] in STAGE_KINDS:
-        del loc[2]  # pydantic names the union's member, the user's config does not
+        del loc[2]  # pydantic's path names the kind, the user's does not
     path = ".".join(loc)
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{path}: unknown key.{nearest(loc[-1], _valid_keys(mapping, loc))}"
@@ -89,7 +89,7 @@ def _valid_keys(mapping: Mapping[str, Any], loc: Sequence[str]) -> list[str]:
 
 
 def _keys(annotation: Any) -> dict[str, Any]:
-    """The keys of the one mapping that an annotation such as ``Limits | str | None`` allows, with their annotations."""
+    """Key → annotation, of the one mapping that an annotation such as ``Limits | str | None`` allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {name: field.annotation for name, field in annotation.model_fields.items()}
     if dataclasses.is_dataclass(annotation):
@@ -98,7 +98,7 @@ def _keys(annotation: Any) -> dict[str, Any]:
 
 
 def _references(experiment: Experiment) -> Iterator[str]:
-    """Names that must exist elsewhere in the config."""
+    """A line for each name that stands nowhere else in the config, though it must, or that is taken."""
     for label, deployment in experiment.deployments.items():
         if isinstance(deployment.limits, str) and deployment.limits not in experiment.limits:
             hint = nearest(deployment.limits, experiment.limits)
@@ -121,7 +121,7 @@ def _references(experiment: Experiment) -> Iterator[str]:
     seen: dict[str, str] = {}
     for name in experiment.stages:
         if (other := seen.setdefault(name.lower(), name)) != name:
-            yield f"stages.{name}: differs from stages.{other} in case only, which SQL cannot tell. Rename one."
+            yield f"stages.{name}: differs from stages.{other} in case alone, which SQL ignores. Rename one."
     for name, stage in experiment.stages.items():
         if not STAGE_NAME.fullmatch(name):
             yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit."
@@ -136,6 +136,6 @@ def _references(experiment: Experiment) -> Iterator[str]:
 
 
 def config_hash(mapping: Mapping[str, Any]) -> str:
-    """What tells two declarations apart, whatever the order of their keys."""
+    """A hash of a declaration that does not depend on the order of its keys."""
     ordered = orjson.dumps(mapping, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(ordered, digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
-"""The declaration of an experiment: pydantic models, validated once at the edge by :func:`load`.
+"""The schema of an experiment, as pydantic models.
 
-A parameter is declared here and nowhere else. Hydra (or anything else) composes a plain mapping; ``load`` turns it into
-an :class:`Experiment` or raises :class:`~infermesh.errors.ConfigError` with one line per problem, each with its path in
-the config and, for a misspelt name, the nearest valid one.
+Every key is declared here and nowhere else. Hydra, or anything else, composes a plain mapping, and
+:func:`~infermesh.config.load.load` makes it an :class:`Experiment`. The descriptions of the keys are part of the user's
+documentation: docs/configuration.md says the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESERVED_TABLES = frozenset(
     {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file", "sessions"}
     | {"materialized"}
 )
-OWN_FIELDS = "row"  # the mapper that takes a row's own fields
+OWN_FIELDS = "row"  # the mapper that takes a row's own fields as the request
 STAGE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -39,10 +39,10 @@ class SourceConfig(_Section):
     path: str | None = Field(None, description="A .jsonl, .csv, .tsv or .parquet file (also .gz, .zst), or a glob")
     sql: str | None = Field(None, description="A DuckDB query whose rows are the source")
     dataset: str | None = Field(None, description="A Hugging Face dataset's id, or a local folder that holds one")
-    subset: str | None = Field(None, description="Which configuration of the dataset")
-    split: str = Field("train", description="Which split of the dataset")
-    revision: str | None = Field(None, description="Which revision of the dataset: a branch, a tag or a commit")
-    format: Literal["auto", "jsonl", "csv", "parquet"] = Field("auto", description="auto goes by the file name")
+    subset: str | None = Field(None, description="The dataset's configuration")
+    split: str = Field("train", description="The dataset's split")
+    revision: str | None = Field(None, description="The dataset's branch, tag or commit")
+    format: Literal["auto", "jsonl", "csv", "parquet"] = Field("auto", description="auto: by the file's name")
     limit: int | None = Field(None, ge=0, description="Only the first rows")
 
     @model_validator(mode="after")
@@ -53,12 +53,12 @@ class SourceConfig(_Section):
 
 
 class HeaderFromEnv(_Section):
-    """A header's value that stands in an environment variable, so that it reaches no file."""
+    """A header's value that is taken from an environment variable, so that it reaches no file."""
 
     env: str = Field(min_length=1, description="Environment variable that holds the value")
 
 
-# Two forms of a value are told apart here: pydantic would tell what is wrong once for each of them.
+# These two tell the forms of a value apart. Left to itself, pydantic reports a mistake once for each form.
 def _header_value(given: Any, _: Any) -> Any:
     if isinstance(given, Mapping):
         return HeaderFromEnv.model_validate(given)
@@ -80,55 +80,58 @@ LimitsOrAccount = Annotated[Limits | str | None, WrapValidator(_limits_or_accoun
 
 
 class DeploymentEntry(_Section):
-    """One replica or account. A limit belongs to it, or to an account named in ``limits`` that several share."""
+    """One replica or account. Limits belong to it, or to an account in ``limits`` that several deployments share."""
 
-    model: str = Field(description="provider/model as LiteLLM writes it")
-    api_base: str | None = Field(None, description="Base URL; 'simulator' for the embedded one")
-    api_key_env: str | None = Field(None, description="Environment variable that holds the key")
-    transport: TransportKind = "auto"
-    weight: float = Field(1.0, gt=0, description="Share of the load under simple-shuffle")
-    max_parallel_requests: int | None = Field(None, ge=1, description="In flight at once over all stages")
-    limits: LimitsOrAccount = Field(None, description="Limits of its own, or the name of a shared account")
+    model: str = Field(description="provider/model, as LiteLLM writes it")
+    api_base: str | None = Field(None, description="Base URL; null: the provider's own; 'simulator': the embedded one")
+    api_key_env: str | None = Field(None, description="Environment variable that holds the key; null: the usual one")
+    transport: TransportKind = Field("auto", description="native: OpenAI's wire format; litellm: any other provider")
+    weight: float = Field(1.0, gt=0, description="Share of the load")
+    max_parallel_requests: int | None = Field(None, ge=1, description="Requests in flight at once, over all stages")
+    limits: LimitsOrAccount = Field(None, description="Limits of its own, or the name of its account")
     headers: dict[str, HeaderValue] = Field(
-        default_factory=dict, description="Further HTTP headers; {env: NAME} takes a value from a variable"
+        default_factory=dict, description="Further HTTP headers: NAME: text, or NAME: {env: VARIABLE}"
     )
-    input_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
-    output_cost_per_token: float | None = Field(None, ge=0, description="US dollars, over the price list")
+    input_cost_per_token: float | None = Field(None, ge=0, description="US dollars, instead of the price list's")
+    output_cost_per_token: float | None = Field(None, ge=0, description="US dollars, instead of the price list's")
 
     def deployment_config(self) -> DeploymentConfig:
-        """The same as ``LMClient`` takes it: limits of its own stand beside the other fields, an account's do not."""
+        """The same deployment as ``LMClient`` takes it. Limits of its own stand beside the other fields there.
+
+        Of an account's limits it says nothing: those belong to the account.
+        """
         own = self.limits if isinstance(self.limits, Limits) else Limits()
         return DeploymentConfig(**self.model_dump(exclude={"limits"}), **dataclasses.asdict(own))
 
 
 class ModelEntry(_Section):
-    """A logical model: the deployments that serve it, and what every request to it carries."""
+    """A logical model: the deployments that serve it, and what each request to it has in common."""
 
-    deployments: list[str] = Field(min_length=1)
-    routing_strategy: RoutingStrategy = "simple-shuffle"
-    endpoint: Endpoint = "chat_completion"
+    deployments: list[str] = Field(min_length=1, description="Labels of the deployments that serve it")
+    routing_strategy: RoutingStrategy = Field("simple-shuffle", description="How a deployment is chosen")
+    endpoint: Endpoint = Field("chat_completion", description="Which API generate stages use")
     params: dict[str, Any] = Field(default_factory=dict, description="Wire parameters: temperature, max_tokens, …")
-    max_retries: int = Field(3, ge=0)
-    timeout: float | None = Field(600.0, gt=0, description="Seconds for one attempt")
+    max_retries: int = Field(3, ge=0, description="Attempts after the first")
+    timeout: float | None = Field(600.0, gt=0, description="Seconds for one attempt; null waits for ever")
 
 
 class _Stage(_Section):
-    rows: str | None = Field(None, description="Whose rows: a sql stage's name; else found from what the stage names")
+    rows: str | None = Field(None, description="Whose rows it takes: source, or a sql stage; null: by what it names")
     where: str | None = Field(None, description="SQL over source and upstream columns; rows it leaves out are skipped")
     max_parallel_requests: int = Field(64, ge=1, description="Requests of this stage in flight at once")
 
 
 class _ModelStage(_Stage):
-    model: str
+    model: str = Field(description="One of models")
     params: dict[str, Any] = Field(default_factory=dict, description="Wire parameters, over the model's")
 
 
 class GenerateStage(_ModelStage):
-    """A row → a prompt → text, and ``parsed`` where a response format is given."""
+    """Makes a prompt of each row and asks for text, and for ``parsed`` if a response format is given."""
 
     kind: Literal["generate"] = "generate"
     prompt: str | None = Field(None, description="A template, or a file that holds one (.jinja, .j2, .txt, .md)")
-    messages: str | None = Field(None, description="Instead of prompt: an expression that gives a message list")
+    messages: str | None = Field(None, description="Instead of prompt: an expression that gives a list of messages")
     mapper: str | None = Field(
         None,
         description="Instead of prompt: module:function → {input, metadata}; 'row' takes the row's own fields",
@@ -137,8 +140,8 @@ class GenerateStage(_ModelStage):
     response_format: str | dict[str, Any] | None = Field(
         None, description="module:PydanticClass, a .json schema file, or a JSON schema"
     )
-    on_invalid: Literal["null", "retry"] = Field("null", description="What to do when the answer does not satisfy it")
-    parse_json: bool = Field(False, description="Parse the answer as JSON without asking the server for a format")
+    on_invalid: Literal["null", "retry"] = Field("null", description="What to do if the answer does not satisfy it")
+    parse_json: bool = Field(False, description="Parse the answer as JSON, without asking the server for a format")
 
     @model_validator(mode="after")
     def _one_of(self) -> GenerateStage:
@@ -148,7 +151,7 @@ class GenerateStage(_ModelStage):
 
 
 class EmbedStage(_ModelStage):
-    """A row → a text → its embedding; texts travel ``micro_batch_size`` to a request."""
+    """Makes a text of each row and asks for its embedding, ``micro_batch_size`` texts in a request."""
 
     kind: Literal["embed"] = "embed"
     text: str | None = Field(None, description="A template, or a file that holds one")
@@ -165,7 +168,7 @@ class EmbedStage(_ModelStage):
 
 
 class TranscribeStage(_ModelStage):
-    """A row → an audio file → its words."""
+    """Transcribes the audio file that each row names."""
 
     kind: Literal["transcribe"] = "transcribe"
     audio: str | None = Field(None, description="A template that gives the path of the clip")
@@ -173,7 +176,9 @@ class TranscribeStage(_ModelStage):
         None,
         description="Instead of audio: module:function → {input, metadata}; 'row' takes the row's own path",
     )
-    max_transcription_bytes: int | None = Field(25 * 1024 * 1024, ge=1, description="Larger clips are refused")
+    max_transcription_bytes: int | None = Field(
+        25 * 1024 * 1024, ge=1, description="Larger clips are refused; null sends any"
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> TranscribeStage:
@@ -183,20 +188,20 @@ class TranscribeStage(_ModelStage):
 
 
 class PythonStage(_Stage):
-    """A row → what a function of the user's makes of it."""
+    """Calls a function of the user's with each row."""
 
     kind: Literal["python"] = "python"
     function: str = Field(description="module:name of a function, sync or async: a row as a dict → a value")
-    reads: list[str] = Field(default_factory=list, description="Upstream stages whose columns the row carries")
+    reads: list[str] = Field(default_factory=list, description="Upstream stages whose columns the row has")
     columns: dict[str, str] | None = Field(
-        None, description="Name → DuckDB type of what a returned dict holds; without it, one JSON column 'value'"
+        None, description="Name → DuckDB type of each key of the returned dict; null: one JSON column 'value'"
     )
-    max_retries: int = Field(3, ge=0)
-    timeout: float | None = Field(600.0, gt=0, description="Seconds for one call")
+    max_retries: int = Field(3, ge=0, description="Calls after the first")
+    timeout: float | None = Field(600.0, gt=0, description="Seconds for one call; null waits for ever")
 
 
 class SqlStage(_Section):
-    """A query over the source and upstream stages, whose rows later stages take."""
+    """A query over the source and upstream stages. Later stages take its rows."""
 
     kind: Literal["sql"] = "sql"
     query: str = Field(description="SELECT over source and stage tables, or a .sql file that holds it")
@@ -217,12 +222,14 @@ STAGE_KINDS: dict[str, type[_Section]] = {
 
 
 class GuardsConfig(_Section):
-    """When a run stops by itself: it drains, keeps everything and exits with 4. ``null`` means no guard."""
+    """When a run stops by itself. It then drains, keeps everything and exits with 4. ``null``: no such guard."""
 
     max_cost_usd: float | None = Field(None, gt=0, description="US dollars, over all sessions of the run")
     max_error_rate: float | None = Field(None, gt=0, le=1, description="Share of a session's row states that failed")
     max_errors: int | None = Field(None, ge=1, description="Failed row states of a session")
-    max_duration: float | None = Field(None, gt=0, description="Seconds of a session; 90s, 30m, 2h, 1d will do")
+    max_duration: float | None = Field(
+        None, gt=0, description="Seconds of a session, or a text such as 90s, 30m, 2h, 1d"
+    )
 
     @field_validator("max_duration", mode="before")
     @classmethod
@@ -232,10 +239,10 @@ class GuardsConfig(_Section):
 
 
 class SinkConfig(_Section):
-    """A file that is written when the run ends: columns of a table, or a query's."""
+    """A file of a table's rows, written when the run ends."""
 
-    path: str = Field(description=".parquet, .csv or .jsonl; relative to the run's folder")
-    table: str = Field("results", description="results, a stage, or any other table of the run")
+    path: str = Field(description=".parquet, .csv, .tsv or .jsonl; relative to the run's folder")
+    table: str = Field("results", description="results, a stage, or any other table or view of the run")
     columns: list[str] | None = Field(None, description="Which columns, in this order; null: all")
     where: str | None = Field(None, description="SQL condition over the table's columns")
 
@@ -244,37 +251,37 @@ class StoreConfig(_Section):
     """How run.duckdb is written."""
 
     memory_limit: str = Field(
-        "256MB", description="DuckDB's memory; beyond it, it spills to disk. Raised where rows are too long for it"
+        "256MB", description="DuckDB's memory; beyond it, it spills to disk. Raised if rows are too long for it"
     )
     threads: int = Field(2, ge=1, description="DuckDB's threads")
     commit_interval: float = Field(0.1, gt=0, description="Seconds between group commits")
 
 
 class Experiment(_Section):
-    """One whole experiment: the rows, who answers, and what happens to each row."""
+    """One experiment: the rows, who answers, and what happens to each row."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the folder below outputs/")
-    source: SourceConfig
-    limits: dict[str, Limits] = Field(default_factory=dict, description="Accounts shared by deployments")
-    deployments: dict[str, DeploymentEntry] = Field(default_factory=dict)
-    models: dict[str, ModelEntry] = Field(default_factory=dict, description="None where no stage asks a model")
-    stages: dict[str, StageConfig] = Field(min_length=1)
+    source: SourceConfig = Field(description="Where rows come from")
+    limits: dict[str, Limits] = Field(default_factory=dict, description="Accounts that several deployments share")
+    deployments: dict[str, DeploymentEntry] = Field(default_factory=dict, description="Replicas and accounts, by label")
+    models: dict[str, ModelEntry] = Field(default_factory=dict, description="Logical models; none if no stage asks one")
+    stages: dict[str, StageConfig] = Field(min_length=1, description="What happens to each row; a table for each")
     reuse: str = Field(
-        "none", description="Take identical requests' answers from earlier runs: none, latest, all, or a run's folder"
+        "none", description="Take the answers of identical requests from earlier runs: none, latest, all, or a folder"
     )
     guards: GuardsConfig = Field(default_factory=lambda: GuardsConfig())
     sinks: dict[str, SinkConfig] = Field(default_factory=dict, description="Files to write when the run ends")
-    keep_errors: bool = Field(False, description="On resume, leave failed rows as they are instead of trying again")
+    keep_errors: bool = Field(False, description="On resume, leave failed rows as they are")
     store: StoreConfig = Field(default_factory=lambda: StoreConfig())
     simulator: SimulatorSettings = Field(default_factory=SimulatorSettings)
 
     @property
     def uses_simulator(self) -> bool:
-        """Whether a deployment asks for the embedded simulator."""
+        """Whether a deployment is the embedded simulator."""
         return any(entry.api_base == "simulator" for entry in self.deployments.values())
 
     def limits_of(self, label: str) -> Limits | None:
-        """The limits that a deployment is under: its own, or its account's; ``None`` where it has none."""
+        """A deployment's limits: its own, or its account's. ``None``: it has none."""
         limits = self.deployments[label].limits
         return self.limits[limits] if isinstance(limits, str) else limits
 

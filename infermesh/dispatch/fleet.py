@@ -1,4 +1,4 @@
-"""From the declaration to running parts: deployments with transports, limits and prices, and models over them."""
+"""Build deployments (transport, limits, prices) and the models over them, for an experiment or for a client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from infermesh.types import Endpoint, RoutingStrategy
 
 
 class Fleet:
-    """All deployments and models of an experiment. A deployment's slots and limits are shared by every model on it.
+    """All deployments and models of an experiment. Models share the slots and limits of the deployments they share.
 
     Parameters
     ----------
@@ -31,12 +31,12 @@ class Fleet:
     simulator_url
         Base URL of the embedded simulator, for deployments with ``api_base: simulator``.
     environ
-        Where ``api_key_env`` looks.
+        Where keys are looked up.
 
     Raises
     ------
     ConfigError
-        A variable that ``api_key_env`` names is not set.
+        A variable that ``api_key_env`` or a header names is not set, or a URL is missing or wrong.
     """
 
     def __init__(
@@ -68,14 +68,17 @@ class Fleet:
         }
 
     def restore_usage(self, used: Mapping[str, DayUsage]) -> list[str]:
-        """Carry over what the present UTC day has used already: deployment's label → its count.
+        """Restore the counts of the present UTC day, which quotas a day start from.
 
-        An account's count is the sum over its deployments.
+        Parameters
+        ----------
+        used
+            Deployment's label → what it has used today. An account's count is the sum over its deployments.
 
         Returns
         -------
         list
-            What was carried over, in words.
+            A line for each count that was restored, for the user.
         """
         told = []
         for name, limiter, labels in self._daily():
@@ -87,7 +90,7 @@ class Fleet:
         return told
 
     def used_up(self) -> list[str]:
-        """Quotas of the day that hold requests back now, in words; each is told once a day."""
+        """A line for each quota a day that holds requests back now, for the user. Each is reported once a day."""
         told = []
         for name, limiter, labels in self._daily():
             used, quota = limiter.used_today, limiter.used_up
@@ -105,7 +108,7 @@ class Fleet:
         return told
 
     def _daily(self) -> Iterator[tuple[str, LocalRateLimiter, Sequence[str]]]:
-        """Name, limiter and deployments of all that has a quota a day."""
+        """Name, limiter and deployments of each account and each deployment that has a quota a day."""
         for name, account in self._accounts.items():
             if account.limiter.used_today is not None:
                 yield f"account {name}", account.limiter, account.labels
@@ -116,7 +119,7 @@ class Fleet:
                 yield f"deployment {label}", own, [label]
 
     def _replaced(self, label: str) -> bool:
-        """Whether another deployment of one of its models is at work."""
+        """Whether another deployment of one of its models has requests in flight."""
         return any(
             self.deployments[other].in_flight
             for model in self.models.values()
@@ -126,12 +129,11 @@ class Fleet:
         )
 
     def stop(self) -> None:
-        """Send nothing more; requests that wait for their turn end with ``StoppedError``."""
+        """Send nothing more. Requests that wait to be sent end with ``StoppedError``."""
         for model in self.models.values():
             model.stop()
 
     async def aclose(self) -> None:
-        """Close every connection."""
         for deployment in self.deployments.values():
             await deployment.transport.aclose()
 
@@ -217,7 +219,7 @@ def _limiter(label: str, config: DeploymentConfig, accounts: Sequence[Account]) 
 
 
 def _price(config: DeploymentConfig, prices: Prices) -> Callable[[TokenUsage], float | None] | None:
-    """What an answer's tokens cost; ``None`` where neither the config nor the list can know it."""
+    """The function that prices an answer's tokens. ``None``: neither the config nor the list can know."""
 
     def price(usage: TokenUsage) -> float | None:
         return prices.cost(

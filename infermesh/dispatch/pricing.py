@@ -1,4 +1,4 @@
-"""What an answer cost, by the installed genai-prices list. No network, and never an error: unknown is ``None``."""
+"""What an answer cost, by the installed genai-prices list. No network; an unknown price is ``None`` and no error."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ class _Rates:
 
 
 class Prices:
-    """The cost of answers. A model is looked up once; from then on a call is three multiplications."""
+    """The cost of answers. Each model is looked up once; after that, a call is three multiplications."""
 
     def __init__(self) -> None:
         self._fetching = False
         self._known: dict[str, _Calculation | None] = {}
 
     def prefetch(self) -> None:
-        """Load the list in a thread: it takes a quarter of a second, which the first answer need not wait for."""
+        """Load the list in a thread, so that the first answer need not wait a quarter of a second for it."""
         if not self._fetching:
             self._fetching = True
             threading.Thread(target=_load, name="infermesh-prices", daemon=True).start()
 
     @staticmethod
     def listed(model: str) -> bool:
-        """Whether the list may know a price: not for models of one's own servers."""
+        """Whether the list may know the model's price. It knows none of models on the user's own servers."""
         prefix, _ = split_model(model)
         return PROVIDERS[prefix].prices is not None if prefix else "/" not in model
 
@@ -69,18 +69,18 @@ class Prices:
         Parameters
         ----------
         model
-            The deployment's model, as in LiteLLM: ``openai/gpt-4.1-mini``, ``anthropic/…``, or a bare name. Models
-            under a prefix of the user's own servers (``hosted_vllm/`` …) have no price.
+            The deployment's model, as LiteLLM writes it: ``openai/gpt-4.1-mini``, ``anthropic/…``, or a bare name.
+            Models of the user's own servers (``hosted_vllm/`` …) have no price.
         usage
-            The server's counts; cached prompt tokens count at their own price where the list has one.
+            The server's counts. Cached prompt tokens have their own price, if the list has one.
         input_cost_per_token, output_cost_per_token
-            Dollars a token, over the list's. Where only one is given the other comes from the list, or is 0 for a model
-            that the list does not know; given prices hold for cached tokens too.
+            Dollars a token, instead of the list's prices, for cached tokens too. If only one is given, the other comes
+            from the list; for a model that the list does not know, it is 0.
 
         Returns
         -------
         float | None
-            ``None`` where no price is known.
+            ``None``: no price is known.
         """
         if input_cost_per_token is not None or output_cost_per_token is not None:
             return self._at_given_prices(model, usage, input_cost_per_token, output_cost_per_token)
@@ -114,12 +114,12 @@ def _look_up(model: str) -> _Calculation | None:
     known = PROVIDERS[prefix] if prefix else named_bare(name)
     provider_id = None if known is None else known.prices
     try:
-        # Only here: it takes a quarter of a second, which models of one's own servers can do without.
+        # Imported late: it takes a quarter of a second, and models of one's own servers do not need it.
         from genai_prices.data_snapshot import get_snapshot
 
         provider, info = get_snapshot().find_provider_model(name, None, provider_id, None)
         return _calculation(provider, info)
-    except Exception:  # a price is a courtesy: whatever the list trips over, the answer itself is good
+    except Exception:  # the answer is good even if the list fails over its price
         return None
 
 
@@ -128,9 +128,9 @@ def _calculation(provider: Any, info: Any) -> _Calculation | None:
     prices = info.get_prices(now)
     rates = {key: value for key, value in vars(prices).items() if key.endswith("_mtok") and value is not None}
     if "input_mtok" not in rates and "output_mtok" not in rates:
-        return None  # by the hour, the picture or the request
+        return None  # priced by the hour, the picture or the request
     if "transcribe" in info.id and "input_audio_mtok" in rates:
-        rates["input_mtok"] = rates["input_audio_mtok"]  # the input is a clip, and usage does not say so
+        rates["input_mtok"] = rates["input_audio_mtok"]  # the input is a clip, which usage does not say
     elif _varies(info, now) or _is_intricate(rates):
         return lambda usage: _by_list(provider, info, usage)
     per_token = {key: float(value) * _PER_MILLION for key, value in rates.items()}
@@ -139,7 +139,7 @@ def _calculation(provider: Any, info: Any) -> _Calculation | None:
 
 
 def _varies(info: Any, now: datetime) -> bool:
-    """Whether the price depends on the hour, or changes at a date still to come."""
+    """Whether the price depends on the hour, or will change at a known date."""
     if not isinstance(info.prices, list):
         return False
     for condition in info.prices:
@@ -150,7 +150,7 @@ def _varies(info: Any, now: datetime) -> bool:
 
 
 def _is_intricate(rates: dict[str, Any]) -> bool:
-    """Whether a price has tiers, or tells apart tokens that :class:`TokenUsage` does not."""
+    """Whether a price has tiers, or distinguishes tokens that :class:`TokenUsage` does not."""
     return any(not isinstance(rates[key], Decimal) for key in rates if key in _PLAIN) or any(
         key.startswith(("input_text", "output_text", "output_reasoning")) for key in rates
     )

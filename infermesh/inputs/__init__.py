@@ -1,1 +1,1 @@
-"""What rows are made from: sources, prompt templates, audio and images."""
+"""What requests are made from: sources of rows, templates, audio and images."""

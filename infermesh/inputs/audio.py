@@ -1,4 +1,4 @@
-"""Clips for transcription: a path, bytes or a file object → :class:`~infermesh.types.Audio`, within a size limit."""
+"""Read clips for transcription from a path, bytes or a file object, within a size limit."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ def read_audio(
     Parameters
     ----------
     source
-        A path, the bytes, or an open binary file, which is read from where it stands.
+        A path, the bytes, or an open binary file, which is read from its present position.
     max_bytes
-        Largest clip allowed, in bytes; ``None`` for no limit. A path's size is looked up before it is read, and no more
-        than the limit is ever read.
+        The largest clip allowed, in bytes. ``None``: no limit. No more than that is ever read.
 
     Returns
     -------
@@ -62,7 +61,7 @@ def _from_path(source: str | os.PathLike[str], max_bytes: int | None) -> tuple[b
         raise InputError(f"{name[:200]!r} is a URL: download the clip first and pass its path or bytes")
     try:
         path = Path(name).expanduser()
-        if not path.is_file():  # a pipe or a device has no size to check
+        if not path.is_file():  # a pipe or a device has no size
             raise InputError(f"audio file {name!r:.300} {'is not a file' if path.exists() else 'does not exist'}")
         _check_size(path.stat().st_size, max_bytes, repr(name))
         with path.open("rb") as file:
@@ -79,7 +78,7 @@ def _from_file(source: Any, max_bytes: int | None) -> tuple[bytes, str]:
     chunks: list[bytes] = []
     size = 0
     try:
-        # A raw or network file may hand out less than was asked for, so read on until its end.
+        # A raw or network file may return less than was asked for: read until its end.
         while chunk := source.read(1 << 20 if max_bytes is None else min(1 << 20, max_bytes + 1 - size)):
             if not isinstance(chunk, bytes | bytearray):
                 raise InputError("the audio file is open in text mode: open it with mode 'rb'")

@@ -1,4 +1,4 @@
-"""What a file is, by its name and by its first bytes: the one list of suffixes, the one list of signatures."""
+"""What a file is, by its name and by its first bytes: the one list of suffixes and the one of signatures."""
 
 from __future__ import annotations
 

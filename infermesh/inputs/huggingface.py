@@ -1,6 +1,6 @@
-"""Hugging Face datasets as a source: from the Hub, or from a folder; their rows leave as a Parquet file.
+"""Hugging Face datasets as a source, from the Hub or a folder. Their rows are written into a Parquet file.
 
-The package ``datasets`` is an extra and imported when a declaration asks for one.
+The package ``datasets`` is an extra. It is imported when a declaration names a dataset.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from infermesh.inputs.formats import sniff
 from infermesh.redaction import redact
 
 _MEDIA = {"Image", "Audio", "Video", "Pdf", "Nifti"}
-_ROWS, _MEDIA_ROWS = 1000, 16  # in memory at once; a row of clips is large
+_ROWS, _MEDIA_ROWS = 1000, 16  # in memory at once; rows with clips are large
 
 
 @dataclass(frozen=True, slots=True)
 class HubDataset:
-    """One split of a dataset, loaded; ``fingerprint`` changes when its rows do."""
+    """One split of a dataset, loaded. ``fingerprint`` changes when its rows do."""
 
     name: str
     fingerprint: str
@@ -33,10 +33,10 @@ class HubDataset:
     media: Path
 
     def write_parquet(self, path: Path, limit: int | None) -> None:
-        """Write the rows, or the first ``limit``, into a Parquet file, some at a time.
+        """Write the rows, or the first ``limit`` of them, into a Parquet file, some at a time.
 
-        A clip or a picture is the path of its file: the one that the dataset names, else one below ``media`` that is
-        written here and named by its content.
+        The value of a clip or a picture is the path of its file: the one that the dataset names, else a file below
+        ``media``, which is written here and named by its content.
 
         Raises
         ------
@@ -83,7 +83,7 @@ class HubDataset:
 
 
 def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
-    """Load the dataset that a source names: a folder below the roots, else from the Hub or its cache.
+    """Load the dataset that a source names: a folder below one of the roots, else from the Hub or its cache.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
             rows = datasets.load_dataset(where, name=config.subset, split=config.split, revision=config.revision)
     except ConfigError:
         raise
-    except Exception as error:  # whatever the library and what it calls may raise: all of it is about this key
+    except Exception as error:  # the library and what it calls may raise anything, and all of it is about this key
         what = f"the folder {folder}" if folder is not None else f"'{name}'"
         raise ConfigError(f"source.dataset: {what} could not be loaded: {_one_line(error)}") from None
     fingerprint = f"{name}|{config.subset}|{config.split}|{config.revision}|{rows._fingerprint}|{len(rows)}"
@@ -119,7 +119,7 @@ def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
 
 
 def _saved_split(found: Any, config: SourceConfig) -> Any:
-    """The split of what ``save_to_disk`` has written: one dataset, or several by the name of their split."""
+    """The split of what ``save_to_disk`` has written: one dataset, or several by their split's name."""
     if isinstance(found, dict):
         if config.split not in found:
             raise ConfigError(f"source.split: no split '{config.split}'.{nearest(config.split, list(map(str, found)))}")

@@ -1,4 +1,4 @@
-"""Pictures for multimodal prompts: a path, bytes or a URL → a chat content block."""
+"""Make the content block of a picture in a chat message from a path, bytes or a URL."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def image_block(source: str | Path | bytes, *, detail: str | None = None, mime: 
     Parameters
     ----------
     source
-        A file's path, its bytes, or an ``http(s)://`` or ``data:`` URL. A file travels in the request as a data URL; an
+        A file's path, its bytes, or an ``http(s)://`` or ``data:`` URL. A file is sent in the request as a data URL. An
         http URL is sent as it is, and the server fetches it.
     detail
         OpenAI's ``low``, ``high`` or ``auto``.
     mime
-        The bytes' media type where it is not PNG, JPEG, GIF or WebP.
+        The media type, if the picture is not PNG, JPEG, GIF or WebP.
 
     Raises
     ------

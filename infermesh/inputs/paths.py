@@ -1,4 +1,4 @@
-"""Finding the files that a declaration names."""
+"""Find the files that a declaration names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def find(path: str, roots: Sequence[Path]) -> Path | None:
-    """The first existing ``root / path``; an absolute path stands for itself."""
+    """The first ``root / path`` that exists. An absolute path is taken as it is."""
     for root in roots:
         candidate = root / os.path.expanduser(path)
         if candidate.exists():
@@ -18,7 +18,7 @@ def find(path: str, roots: Sequence[Path]) -> Path | None:
 
 
 def similar_file(path: str, roots: Sequence[Path]) -> str:
-    """A hint for a path that does not exist: the nearest name in the folder it names, or where it was looked for."""
+    """The end of a message about a missing file: the nearest name in its folder, else the folders searched."""
     for root in roots:
         folder = (root / path).parent
         if folder.is_dir():

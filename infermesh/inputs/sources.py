@@ -1,7 +1,4 @@
-"""Rows in: which files a source names, in which format. Reading them is the store's work.
-
-Paths are relative to the working directory, then to the config's own project.
-"""
+"""Which files a source names, and in which format. The store reads them."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ _READ_AS: dict[RowFormat | None, FileFormat] = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source, found: files of one format, a query, or a dataset."""
+    """What a source names: files of one format, a query, or a dataset."""
 
     files: tuple[str, ...]
     format: FileFormat | None
@@ -40,7 +37,7 @@ class Source:
 
     @property
     def shown(self) -> str:
-        """What it is, in a few words."""
+        """What it is, in a few words, for messages."""
         if self.dataset is not None:
             return f"the dataset {self.dataset.name}"
         more = f" and {len(self.files) - 3} more" if len(self.files) > 3 else ""
@@ -48,7 +45,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a file was changed or replaced: name, size and time of each; a dataset has its own."""
+        """A text that changes when the rows may have: name, size and time of each file, or the dataset's own."""
         parts = [f"{self.sql or ''}|{self.limit}|{self.format}"]
         if self.dataset is not None:
             parts.append(self.dataset.fingerprint)
@@ -59,12 +56,19 @@ class Source:
 
 
 def resolve_source(config: SourceConfig, roots: Sequence[Path]) -> Source:
-    """Find the files of a source.
+    """Find the files of a source, or load its dataset.
+
+    Parameters
+    ----------
+    config
+        The source.
+    roots
+        The folders that its path is looked up in. The first in which a file matches counts.
 
     Raises
     ------
     ConfigError
-        Nothing matches, or the format cannot be told from the name; a dataset cannot be loaded.
+        No file matches, a file's name does not tell its format, or the dataset cannot be loaded.
     """
     if config.dataset is not None:
         return Source((), None, None, config.limit, open_dataset(config, roots))

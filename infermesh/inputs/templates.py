@@ -1,4 +1,4 @@
-"""Jinja templates over a row: sandboxed, strict about undefined names, and honest about what they name."""
+"""Jinja templates over a row: sandboxed, strict about undefined names. They tell which columns they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ABSENT: Any = object()
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """``row.items`` means the column ``items``, not the dict's method: data comes before attributes."""
+    """``row.items`` is the column ``items``, not the dict's method: data comes before attributes."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, Mapping) and attribute in obj:
@@ -26,7 +26,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _empty_for_null(value: Any) -> Any:
-    """What stands for a value in a text: nothing for null, which a model would read as the word None."""
+    """A value as text has it. Null becomes nothing: a model would read ``None`` as a word."""
     return "" if value is None else value
 
 
@@ -45,12 +45,24 @@ class Template:
     path
         Where it stands in the config, for messages: ``stages.summaries.prompt``.
     expression
-        Evaluate one expression to a value (``{{ messages }}`` gives the list itself) instead of rendering text.
+        Take the source for one expression and give its value instead of a text: ``{{ messages }}`` is the list itself.
+
+    Attributes
+    ----------
+    names
+        The names that it takes from outside: columns of the row, and stages.
+    columns
+        ``(stage, column)`` for each ``stage.column`` that it names.
 
     Raises
     ------
     ConfigError
         The template does not parse.
+
+    Examples
+    --------
+    >>> Template("Summarise: {{ text }}", "stages.s.prompt").render({"text": "It rained."})
+    'Summarise: It rained.'
     """
 
     def __init__(self, source: str, path: str, *, expression: bool = False) -> None:
@@ -72,7 +84,7 @@ class Template:
         self.columns: set[tuple[str, str]] = set(self._attributes(tree))
 
     def _attributes(self, tree: nodes.Template) -> list[tuple[str, str]]:
-        """``(name, attribute)`` for each ``name.attribute`` and ``name["attribute"]`` of an outside name."""
+        """``(name, attribute)`` of each ``name.attribute`` and ``name["attribute"]`` with a name from outside."""
         found = []
         for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
             base = node.node  # type: ignore[attr-defined]
@@ -84,14 +96,14 @@ class Template:
         return found
 
     def render(self, context: Mapping[str, Any]) -> str:
-        """The text for one row. Raises ``InputError``."""
+        """Render the text for one row. Raises ``InputError``."""
         try:
             return self._render(context)
         except Exception as error:  # a template may raise anything
             raise self._failed(error) from error
 
     def evaluate(self, context: Mapping[str, Any]) -> Any:
-        """The value for one row, of a template made with ``expression``. Raises ``InputError``."""
+        """Give the value for one row, of a template made with ``expression``. Raises ``InputError``."""
         try:
             value = self._evaluate(**context)
         except Exception as error:
@@ -105,9 +117,10 @@ class Template:
 
 
 def _renderer(source: str, names: set[str]) -> Callable[[Mapping[str, Any]], str]:
-    """Compile; a template that uses none of Jinja's global functions is spared two copies of every row.
+    """Compile a template to a function of a row's context.
 
-    One that only puts values into text is spared Jinja altogether, for rows whose values are plain.
+    Most templates only put values into text: they become a format with ``%s`` and never reach Jinja, unless a value is
+    missing. Others, if they use none of Jinja's global functions, share the row with Jinja instead of copying it twice.
     """
     template = _ENVIRONMENT.from_string(source)
     if names & _ENVIRONMENT.globals.keys():
@@ -122,7 +135,7 @@ def _renderer(source: str, names: set[str]) -> Callable[[Mapping[str, Any]], str
 
 
 def _substitution(tree: nodes.Template) -> tuple[str, list[tuple[str, ...]]] | None:
-    """A format with ``%s``, and the path to each value, of a template with nothing but ``{{ name.key }}`` in text."""
+    """A format with ``%s`` and the path to each value, for a template of text and ``{{ name.key }}`` alone."""
     form: list[str] = []
     paths: list[tuple[str, ...]] = []
     for output in tree.body:
@@ -140,7 +153,7 @@ def _substitution(tree: nodes.Template) -> tuple[str, list[tuple[str, ...]]] | N
 
 
 def _dotted(node: nodes.Node) -> tuple[str, ...]:
-    """``("stage", "column")`` of ``stage.column``; empty for any other expression."""
+    """``("stage", "column")`` for ``stage.column``; empty for any other expression."""
     if isinstance(node, nodes.Name):
         return (node.name,)
     if isinstance(node, nodes.Getattr):
@@ -153,8 +166,7 @@ def _dotted(node: nodes.Node) -> tuple[str, ...]:
 def _substitute(
     form: str, paths: Sequence[tuple[str, ...]], otherwise: Callable[[Mapping[str, Any]], str]
 ) -> Callable[[Mapping[str, Any]], str]:
-    """Fill a format; what is not there, or not in a dict, is left to Jinja, which also knows the message."""
-
+    """A function that fills a format. A row that lacks a value is left to ``otherwise``: Jinja knows what to say."""
     steps = [(name, keys) for name, *keys in paths]
 
     def render(context: Mapping[str, Any]) -> str:
@@ -172,12 +184,21 @@ def _substitute(
 
 
 def load_template(value: str, path: str, roots: Sequence[Path]) -> Template:
-    """A template from a config value: the text itself, or the file that it names.
+    """Make a template from a config's value, which is the text itself or the name of a file.
+
+    Parameters
+    ----------
+    value
+        A one-line text that ends in ``.jinja``, ``.j2``, ``.jinja2``, ``.txt`` or ``.md`` and has no ``{`` is a file.
+    path
+        Where it stands in the config, for messages.
+    roots
+        The folders that the file is looked up in.
 
     Raises
     ------
     ConfigError
-        The value is a file's name and there is no such file, or the template does not parse.
+        There is no such file, or the template does not parse.
     """
     if not names_template(value):
         return Template(value, path)

@@ -1,7 +1,7 @@
 """A local OpenAI-compatible service: known content, latency, capacity, quotas and faults.
 
-It stands in for real endpoints in tests, benchmarks and first steps. Nothing here imports the rest of the package, and
-the web server is imported only when one is started.
+It replaces real endpoints in tests, benchmarks and first steps. Nothing here imports the rest of the package, and the
+web server is imported only when one is started.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m infermesh.simulator`: serve, and say where in one line of JSON."""
+"""`python -m infermesh.simulator`: serve, and print the URL in one line of JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.exit_with_stdin:
-        # Before the slow imports: Ctrl-C reaches every process of the terminal, and the parent decides about this one.
+        # Before the slow imports: Ctrl-C reaches every process of the terminal, but the parent decides about this one.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     from infermesh.simulator.server import serve

@@ -1,4 +1,4 @@
-"""A request's answer, from its content alone: no clock but `created`, no network, no state but the counter of ids."""
+"""Answer a request from its content alone: no network, no clock but for `created`, no state but the counter of ids."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class Answer:
     Attributes
     ----------
     body
-        The whole answer; empty for a stream.
+        The answer; empty for a stream.
     total_tokens
         Charged to the quota.
     decode_tokens
-        Of the longest choice: choices are decoded side by side.
+        Those of the longest choice: choices are decoded in parallel.
     events
-        A stream's server-sent events, each with the tokens that are decoded before it; None for a plain answer.
+        The server-sent events of a stream, each with the tokens that are decoded before it. None: no stream.
     spoiled
-        Whether the content is broken as the caller asked.
+        Whether the content was broken, as the caller asked.
     """
 
     body: bytes
@@ -64,7 +64,7 @@ class Answer:
 
 
 class Answers:
-    """Answers requests, one method an endpoint.
+    """Answers requests: one method for each endpoint.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ class Answers:
 
     Notes
     -----
-    Every method takes the decoded request and whether JSON content is to be spoiled, and raises `ApiError` for what
-    OpenAI refuses.
+    Each method takes the decoded request, and whether to break JSON content. It raises `ApiError` for what OpenAI
+    refuses.
     """
 
     def __init__(self, settings: SimulatorSettings) -> None:
@@ -219,7 +219,7 @@ class Answers:
         return Answer(orjson.dumps(body), tokens, tokens)
 
     def _admit(self, model: str, texts: list[str], each: bool = False) -> None:
-        """Refuse what the service does not serve, does not want to read, or cannot hold."""
+        """Refuse a model that is not served, a text that the filter rejects, and a prompt that is too long."""
         settings = self._settings
         if settings.models is not None and model not in settings.models:
             message = f"The model `{model}` does not exist or you do not have access to it."
@@ -265,7 +265,7 @@ def _validated(kind: type[RequestT], data: Any) -> RequestT:
 
 
 def _texts(value: str | list[str] | list[int] | list[list[int]]) -> list[str]:
-    """Return what is to be read as texts; token ids stand for themselves."""
+    """Return the inputs as texts. Token ids are written as numbers."""
     if isinstance(value, str):
         return [value]
     if value and isinstance(value[0], int):

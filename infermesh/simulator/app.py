@@ -1,4 +1,4 @@
-"""The routes: what becomes of a request on the wire."""
+"""The service's routes: a request comes in, an answer or a fault goes out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ class SimulatorApp:
     Parameters
     ----------
     settings
-        What it does. Build it inside a running event loop.
+        What it does.
+
+    Notes
+    -----
+    Make it inside a running event loop.
     """
 
     def __init__(self, settings: SimulatorSettings) -> None:
@@ -54,7 +58,7 @@ class SimulatorApp:
             "embeddings": answers.embeddings,
             "transcriptions": answers.transcriptions,
         }
-        # Request ids tell two simulators of one test apart.
+        # A random prefix, so that the request ids of two simulators differ.
         self._id_prefix = f"req_{os.urandom(5).hex()}"
         self._serial = itertools.count(1)
 
@@ -143,7 +147,7 @@ class SimulatorApp:
         await response.prepare(request)
         *earlier, (last, last_tokens) = events
         if self.settings.tokens_per_second is None:
-            # Nothing is waited for between them: one packet will do.
+            # No time passes between them, so they go in one packet.
             earlier = [(b"".join(event for event, _ in earlier), 0)]
         for event, tokens in earlier:
             await self._service.decode(tokens)

@@ -1,4 +1,4 @@
-"""What can be known of a clip without listening: its length, and the words and language that its header carries."""
+"""What a clip's header tells: its length, and the words and the language that a test has written into it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COMPRESSED_BYTES_PER_SECOND = 16_000
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip's duration in seconds; its `ICMT` comment and `ILNG` language where it has them."""
+    """A clip's duration in seconds, and its comment (`ICMT`) and language (`ILNG`) if it has them."""
 
     duration_s: float
     words: str | None = None
@@ -45,11 +45,11 @@ def inspect(data: bytes) -> Clip:
 def _duration(data: bytes, chunks: dict[bytes, bytes]) -> float:
     try:
         with wave.open(io.BytesIO(data)) as reader:
-            # A recorder that writes to a pipe cannot go back and state the length: it leaves 4 GB there.
+            # A recorder that writes to a pipe cannot go back to write the length. It leaves 4 GB there.
             frames = min(reader.getnframes(), len(data) // (reader.getnchannels() * reader.getsampwidth()))
             return float(frames / reader.getframerate())
     except (wave.Error, EOFError, ZeroDivisionError):
-        # `wave` knows plain PCM only; every format states its bytes per second at the same place.
+        # `wave` reads plain PCM only, but every format has its bytes per second at the same place.
         fmt = chunks.get(b"fmt ", b"")
         rate = struct.unpack_from("<I", fmt, 8)[0] if len(fmt) >= 16 else 0
         if not rate or b"data" not in chunks:

@@ -1,4 +1,4 @@
-"""What the simulated model says: extracts of the prompt, the same ones for the same prompt."""
+"""What the simulated model says: quotes from the prompt, always the same ones for the same prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from random import Random
 __all__ = ["Prompt", "count_tokens", "invented_words", "pick", "take_tokens"]
 
 _CHARS_PER_TOKEN = 4
-# Ranking sentences of a whole book would make a slow server, and would not make a better extract.
+# To rank the sentences of a whole book would be slow, and the quotes would be no better.
 _READ_CHARS = 4_000
 
 _DELIMITED = re.compile(
@@ -106,7 +106,7 @@ class Prompt:
 
     @cached_property
     def sentences(self) -> list[str]:
-        """The document's sentences, without what looks like an instruction unless nothing else is there."""
+        """The document's sentences, without those that look like instructions unless there are no others."""
         found = [part.strip() for part in _SENTENCE_END.split(self.document)]
         found = [part for part in found if part]
         return [part for part in found if not _INSTRUCTION.match(part)] or found or ["OK."]
@@ -122,8 +122,8 @@ class Prompt:
     def ranked(self) -> list[int]:
         """Indices of `sentences`, the most telling first.
 
-        A sentence's score is the sum of its words' counts in the document over the root of its length, so that neither
-        long nor short ones win by size; earlier sentences get a bonus.
+        A sentence's score is the sum of its words' counts in the document, divided by the root of its length, so that
+        its length does not decide. Earlier sentences get a bonus.
         """
         if len(self.sentences) == 1:
             return [0]
@@ -146,12 +146,12 @@ class Prompt:
         return [float(number) for number in _NUMBER.findall(self.document)]
 
     def extract(self, sentences: int, variant: int = 0) -> str:
-        """Quote the most telling sentences in their order; another variant quotes others, as far as there are."""
+        """Quote the most telling sentences, in their order. Another variant quotes others, if there are any."""
         ranked = self.ranked
         count = min(sentences, len(ranked))
         chosen = {ranked[(variant + offset) % len(ranked)] for offset in range(count)}
         return " ".join(self.sentences[index] for index in sorted(chosen))
 
     def sentence(self, rank: int) -> str:
-        """Return the sentence of a rank, counted round."""
+        """Return the sentence of a rank. Ranks beyond the last start over."""
         return self.sentences[self.ranked[rank % len(self.ranked)]]

@@ -1,4 +1,4 @@
-"""The refusals of an OpenAI-compatible service."""
+"""The errors of an OpenAI-compatible service."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class ApiError(Exception):
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """Turn the first complaint of pydantic into a 400."""
+    """Turn pydantic's first error into a 400."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    # Inside a union the path goes on with the member that was tried ("messages.0.content.str").
+    # pydantic's path ends with the member of a union that it tried ("messages.0.content.str").
     path = takewhile(lambda part: part != "str" and "[" not in part, map(str, first["loc"]))
     param = ".".join(path)
     if first["type"] == "missing":

@@ -29,13 +29,13 @@ class Task:
     prompt
         The last user message.
     max_tokens
-        Bound of reasoning and answer together, None for none.
+        The most that reasoning and answer may have together. None: no bound.
     schema
-        What a JSON answer has to satisfy, None for free text.
+        What the JSON of the answer has to satisfy. None: free text.
     tool
-        The function to call, None for an answer in words.
+        The function to call. None: an answer in words.
     spoil
-        Whether an answer in JSON is to be broken (fault `invalid_json_content`).
+        Whether to break an answer in JSON (fault `invalid_json_content`).
     """
 
     prompt: Prompt
@@ -52,7 +52,7 @@ class Task:
 
 @dataclass(slots=True)
 class Generation:
-    """One choice: its text, or its call's arguments if `tool` names a function; tokens count the reasoning too."""
+    """One choice. `text` is the call's arguments if `tool` names a function; `tokens` includes the reasoning."""
 
     text: str
     reasoning: str
@@ -63,7 +63,7 @@ class Generation:
 
 
 def generate(task: Task, settings: SimulatorSettings, variant: int = 0) -> Generation:
-    """Write one choice; another variant writes another one, where the prompt has enough to say."""
+    """Write one choice. Another variant writes another one, if the prompt is long enough."""
     reasoning_tokens = settings.reasoning_tokens
     text = _write(task, settings, variant)
     wanted = reasoning_tokens + count_tokens(text)
@@ -87,7 +87,7 @@ def _write(task: Task, settings: SimulatorSettings, variant: int) -> str:
     if task.schema is None:
         return task.prompt.extract(settings.answer_sentences, variant)
     text = _json(task.schema, task, settings, variant, "response_format")
-    # Prose in front makes it invalid whatever the schema was; models do just this.
+    # Prose in front makes it invalid JSON, whatever the schema. It is what models do.
     return "Here is the answer: " + text[: len(text) // 2] if task.spoiled else text
 
 
@@ -104,7 +104,7 @@ def _reason(prompt: Prompt, tokens: int) -> str:
 
 
 def choose_tool(prompt: Prompt, tools: list[Tool], choice: str | ToolChoice | None) -> Function | None:
-    """Return the function that the request insists on, None if it leaves the model free.
+    """Return the function that the request demands. None: it leaves the choice to the model.
 
     Raises
     ------

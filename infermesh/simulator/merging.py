@@ -1,4 +1,4 @@
-"""Several JSON schemas that hold at once, as one."""
+"""Merge JSON schemas that all have to be satisfied into one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SchemaError(ValueError):
 
 
 def types_of(schema: dict[str, Any]) -> list[str]:
-    """Return the types a schema allows; without `type`, the one its other keywords speak about."""
+    """Return the types that a schema allows. Without `type`, it is the one that its other keywords are about."""
     stated = schema.get("type")
     if stated is None:
         return [next((kind for kind, hints in _HINTS.items() if hints & schema.keys()), "string")]
@@ -32,7 +32,7 @@ def types_of(schema: dict[str, Any]) -> list[str]:
 
 
 def follow_reference(schema: Any, root: Any) -> Any:
-    """Follow a schema's `$ref` (a JSON pointer into the root, RFC 6901); its other keywords hold too."""
+    """Replace a schema's `$ref` (a JSON pointer into the root, RFC 6901). Its other keywords are kept."""
     for _ in range(32):
         if not isinstance(schema, dict) or "$ref" not in schema:
             return schema
@@ -56,7 +56,7 @@ def _at(reference: str, root: Any) -> Any:
 
 
 def merge(first: dict[str, Any], second: Any) -> dict[str, Any]:
-    """Return a schema that allows what both allow, as far as that can be written without `allOf`."""
+    """Return a schema that allows what both allow, as far as it can be written without `allOf`."""
     if not isinstance(second, dict):
         return first
     merged = dict(first)

@@ -1,4 +1,4 @@
-"""An example of a regular expression, for schemas with a `pattern`."""
+"""Write a text that matches a regular expression, for schemas with a `pattern`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["example"]
 
-# The standard library's own parser has no public name since 3.11, and no other one knows exactly the syntax of `re`.
+# The standard library's parser, which is private since 3.11: no other one has exactly the syntax of `re`.
 _parser: Any = import_module("re._parser")
 
 _PRINTABLE = string.ascii_lowercase + string.digits + string.ascii_uppercase + " " + string.punctuation
@@ -18,7 +18,7 @@ _CATEGORIES |= {name.replace("_", "_NOT_"): pattern.upper() for name, pattern in
 
 
 def example(pattern: str, minimum: int = 0, maximum: int | None = None) -> str | None:
-    """Return a text in which the pattern is found, None if no such text is found.
+    """Return a text in which the pattern is found. None: no such text was found.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def _sequence(tree: Any, repeats: int) -> str:
 
 
 def _token(operation: str, argument: Any, repeats: int) -> str:
-    """Write one node of a parsed pattern; optional repetitions are taken `repeats` times where they may be."""
+    """Write one node of a parsed pattern. A repetition is written `repeats` times if its bounds allow it."""
     match operation:
         case "LITERAL":
             return chr(argument)
@@ -77,7 +77,7 @@ def _token(operation: str, argument: Any, repeats: int) -> str:
 
 
 def _member(items: Any) -> str:
-    """Return the first usual character that a class in brackets allows, else its first own."""
+    """Return the first printable character that a class in brackets allows, else its first one."""
     negated = str(items[0][0]) == "NEGATE"
     members = items[1:] if negated else items
     for char in _PRINTABLE:

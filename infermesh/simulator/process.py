@@ -1,4 +1,4 @@
-"""A simulator in a process of its own, which ends with its parent."""
+"""Run a simulator in a child process, which ends with its parent."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class SimulatorProcess:
-    """A simulator in a child process; its work does not compete with the caller's event loop.
+    """A simulator in a child process, so that it does not compete with the caller's event loop.
 
-    The child holds the read end of a pipe whose write end only this process has: it ends when this process does,
-    even by SIGKILL.
+    The child reads from a pipe whose other end this process alone holds. So the child ends when this process ends, even
+    by SIGKILL.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ class SimulatorProcess:
     Raises
     ------
     RuntimeError
-        If the child does not come up in time.
+        If the child does not start in time.
     """
 
     def __init__(self, settings: SimulatorSettings | None = None, *, start_timeout_s: float = 30.0) -> None:
         chosen = settings or SimulatorSettings()
         command = [sys.executable, "-m", "infermesh.simulator", "--exit-with-stdin"]
-        # The child has to find this very package, wherever the parent got it from.
+        # The child must import the same package as the parent.
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             [*command, "--settings", chosen.model_dump_json(exclude_defaults=True)],
@@ -65,7 +65,7 @@ class SimulatorProcess:
 
     def _await_url(self, timeout_s: float) -> str:
         assert self._process.stdout is not None
-        # A pipe cannot be read with a timeout on every system; the end of the child ends the reading.
+        # Not every system can read a pipe with a timeout. Killing the child ends the reading.
         timer = Timer(timeout_s, self._process.kill)
         timer.start()
         try:
@@ -86,7 +86,7 @@ class SimulatorProcess:
         reset_stats(self.url)
 
     def close(self) -> None:
-        """Stop the child and wait for its end."""
+        """Stop the child and wait until it has ended."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Requests and tokens a minute, enforced strictly."""
+"""Quotas of requests and tokens a minute, enforced strictly."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def format_duration(seconds: float) -> str:
 
 
 class Window:
-    """A sliding window: no 60 seconds, wherever they start, hold more than the limit.
+    """A sliding window: no 60 seconds, wherever they start, contain more than the limit.
 
-    A token bucket would let up to twice the limit through in its first minute; a client which paces itself well has to
+    A token bucket would let up to twice the limit through in its first minute. A client that paces itself well must
     pass the strictest rule.
     """
 
@@ -40,17 +40,17 @@ class Window:
         self._entries: deque[tuple[float, int]] = deque()
 
     def expire(self, now: float) -> None:
-        """Forget what is 60 seconds old."""
+        """Forget what is 60 seconds old or older."""
         while self._entries and self._entries[0][0] <= now - WINDOW_S:
             self.used -= self._entries.popleft()[1]
 
     def add(self, now: float, amount: int) -> None:
-        """Charge an amount, which `wait` said is free now."""
+        """Charge an amount for which `wait` has returned 0."""
         self.used += amount
         self._entries.append((now, amount))
 
     def wait(self, now: float, amount: int) -> float:
-        """Return the seconds until the amount is free: 0 now, infinity if it is above the limit."""
+        """Return the seconds until the amount is free: 0 for now, infinity if it is above the limit."""
         over = self.used + amount - self.limit
         if over <= 0:
             return 0.0
@@ -61,7 +61,7 @@ class Window:
         return math.inf
 
     def reset_s(self, now: float) -> float:
-        """Return the seconds until nothing is used, as OpenAI's reset headers state them."""
+        """Return the seconds until nothing is used, which OpenAI's reset headers contain."""
         return self._entries[-1][0] + WINDOW_S - now if self._entries else 0.0
 
 
@@ -71,8 +71,8 @@ class Quota:
     Parameters
     ----------
     rpm, tpm
-        Requests and tokens in any 60 seconds, None for no limit. A request is charged the tokens of its usage, all at
-        once when it is admitted; one that is refused is not charged.
+        Requests and tokens in any 60 seconds. None: no limit. A request is charged all tokens of its usage when it is
+        admitted; one that is refused is not charged.
     clock
         Monotonic seconds.
     """
@@ -89,7 +89,7 @@ class Quota:
         Raises
         ------
         ApiError
-            429, with Retry-After unless the request alone is above the limit and will never pass.
+            429, with Retry-After unless the request alone is above the limit and can never pass.
         """
         if not self._windows:
             return {}
@@ -118,7 +118,7 @@ class Quota:
             f"Requested {self._amount(name, tokens)}."
         )
         if math.isfinite(wait):
-            # The header has whole seconds by RFC 9110; OpenAI sends the exact wait beside it.
+            # Retry-After has whole seconds (RFC 9110). OpenAI sends the exact wait beside it.
             headers |= {"retry-after": str(math.ceil(wait)), "retry-after-ms": str(math.ceil(wait * 1000))}
             message += f" Please try again in {format_duration(wait)}."
         return ApiError(429, message, kind=name, code="rate_limit_exceeded", headers=headers)

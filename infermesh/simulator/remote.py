@@ -1,4 +1,4 @@
-"""A running simulator's counts, over HTTP."""
+"""Ask a running simulator for its counts, over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reset_stats(url: str) -> None:
 
 
 def _ask(url: str, method: str, path: str) -> dict[str, Any]:
-    # Not urllib: it would take this machine's proxy for a loopback address.
+    # Not urllib: it would send a loopback address through the machine's proxy.
     address = urlsplit(url)
     connection = HTTPConnection(str(address.hostname), address.port, timeout=_TIMEOUT_S)
     try:

@@ -1,7 +1,8 @@
-"""JSON that satisfies a JSON schema, filled with extracts of a prompt.
+"""Make JSON that satisfies a JSON schema, from quotes of a prompt.
 
-A schema is compiled once into nested functions, and the functions are kept: filling one costs microseconds. Ignored:
-`not`, `if`, `dependent*`, `contains` and `patternProperties`; branches of a `oneOf` are taken to exclude each other.
+A schema is compiled once into nested functions, which are cached: to fill one takes microseconds. `not`, `if`,
+`dependent*`, `contains` and `patternProperties` are ignored, and the branches of a `oneOf` are assumed to exclude each
+other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["SchemaError", "fill"]
 
 Filler = Callable[[Draft], Any]
 
-# Beyond this depth only what is required is written, so that recursive schemas end.
+# Below this depth only required properties are written, so that recursive schemas end.
 _DEEP = 5
 _NEARBY = sorted(range(-8, 64), key=abs)
 
@@ -59,7 +60,7 @@ class _Compiler:
             return self._compile_inline(schema)
         key = orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)
         if key not in self._named:
-            # Taken before it is known: a schema that contains itself finds the entry, and looks it up when it runs.
+            # Entered before it is compiled: a schema that contains itself finds the entry, and reads it when it runs.
             self._named[key] = None
             self._named[key] = self._compile_inline(follow_reference(schema, self._root))
         return self._named[key] or (lambda draft: self._late(key)(draft))
@@ -116,7 +117,7 @@ class _Compiler:
         shallow = [_is_shallow(branch) for branch in whole]
         fillers = [self.compile(branch) for branch in merged]
         usual = next((index for index, branch in enumerate(whole) if not _is_null(branch)), 0)
-        # Where a value has to end, null or a plain value ends it.
+        # Below the depth limit the first branch without further levels is taken.
         last = next((index for index, flat in enumerate(shallow) if flat), usual)
         return lambda draft: fillers[last if draft.depth >= _DEEP else usual](draft)
 
@@ -127,7 +128,7 @@ class _Compiler:
         fillers = {name: self.compile(part) for name, part in properties.items()}
         fillers |= {name: self.compile(others) for name in sorted(required - fillers.keys())}
         least = int(schema.get("minProperties", 0))
-        # A mapping with free keys would otherwise always be empty.
+        # Without this, a mapping with free keys would always be empty.
         free = not fillers and isinstance(others, dict) and "propertyNames" not in schema
         extra = max(least - len(fillers), int(free))
         extra = min(extra, int(schema.get("maxProperties", extra + len(fillers))) - len(fillers))
@@ -180,7 +181,7 @@ class _Compiler:
 
 
 def _is_reference(branch: Any, base: dict[str, Any]) -> bool:
-    # Left as it is, a reference is compiled once, and may lead back to where it stands.
+    # A reference that is left in place is compiled once, and may lead back to itself.
     return isinstance(branch, dict) and "$ref" in branch and not base
 
 
@@ -238,7 +239,7 @@ def _number_filler(schema: dict[str, Any], whole: bool) -> Filler:
         share = (pick(draft.seed, draft.prompt.text) % 1000 / 1000 + 0.618034 * draft.tick()) % 1
         value = start + (end - start) * share
         if step is None:
-            # A service's scores look like 0.37; the value itself comes next, for bounds that rounding would leave.
+            # Scores of services look like 0.37. The exact value follows, if rounding would leave the bounds.
             invented = [round(value, 2), value]
         else:
             origins = (round(value / step), math.ceil(start / step))

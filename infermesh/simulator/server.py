@@ -1,4 +1,4 @@
-"""Running a simulator: in this thread until a signal comes, or in a thread of its own."""
+"""Serve a simulator: in this thread until a signal comes, or in a thread of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from infermesh.simulator.settings import SimulatorSettings
 
 __all__ = ["Simulator", "serve"]
 
-# A storm of new connections must not be refused by the kernel: that would be a fault nobody asked for.
+# Large enough that the kernel refuses none of many new connections: that would be a fault that nobody asked for.
 _BACKLOG = 4096
 _READ_SIZE = 4096
 
@@ -37,7 +37,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 async def _run(
     sock: socket.socket, settings: SimulatorSettings, on_ready: Callable[[], None], stop: asyncio.Event
 ) -> None:
-    # Without cancellation a hanging request would stay after its client has gone.
+    # Handlers are cancelled, or a hanging request would stay after its client has left.
     runner = web.AppRunner(
         SimulatorApp(settings).build(), access_log=None, handler_cancellation=True, shutdown_timeout=0.05
     )
@@ -65,23 +65,23 @@ def serve(
     *,
     exit_with_stdin: bool = False,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; call it in the main thread.
+    """Serve until SIGINT or SIGTERM. Call it in the main thread.
 
     Parameters
     ----------
     settings
         What the service does.
     host, port
-        Where to listen; port 0 takes a free one.
+        Where to listen. Port 0: a free one.
     on_ready
         Called once with the base URL, `http://HOST:PORT/v1`, when requests are accepted.
     exit_with_stdin
-        Whether the end of standard input stops the server too, and SIGINT does not: for a child whose parent decides.
+        Stop at the end of standard input too, and not on SIGINT: for a child process whose parent decides.
 
     Raises
     ------
     OSError
-        If the address cannot be had.
+        If the address cannot be used.
     """
     sock, url = _listen(host, port)
 
@@ -90,7 +90,7 @@ def serve(
         stop = asyncio.Event()
         signals = [signal.SIGTERM] if exit_with_stdin else [signal.SIGTERM, signal.SIGINT]
         for number in signals:
-            # Windows has no handlers on the loop: there Ctrl-C raises KeyboardInterrupt.
+            # On Windows the loop has no signal handlers: Ctrl-C raises KeyboardInterrupt.
             with suppress(NotImplementedError):
                 loop.add_signal_handler(number, stop.set)
         if exit_with_stdin:

@@ -1,4 +1,4 @@
-"""How long a service takes, how much it does at once, and when it fails."""
+"""How long the service takes, how much it does at once, and when it fails."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["FaultPlan", "Service"]
 
 
 class FaultPlan:
-    """Which fault each request meets: a random stream an endpoint, drawn from once a request."""
+    """Which fault each request meets. Each endpoint has a random stream, from which each request draws once."""
 
     def __init__(self, faults: Faults, seed: int) -> None:
         chances = [(name, chance) for name, chance in faults.chances() if chance]
         self._names: list[str | None] = [*(name for name, _ in chances), None]
         self._thresholds = list(accumulate(chance for _, chance in chances))
         if self._thresholds and self._thresholds[-1] > 1 - 1e-9:
-            # Ten times 0.1 is a little less than 1: a certain fault must not be missed.
+            # Ten times 0.1 is a little less than 1, and faults that add up to 1 must meet every request.
             self._thresholds[-1] = 1.0
         self._endpoints = faults.endpoints
         self._seed = seed
         self._streams: dict[Endpoint, Random] = {}
 
     def draw(self, endpoint: Endpoint) -> str | None:
-        """Return the name of the next request's fault, None for none."""
+        """Return the name of the next request's fault. None: it has none."""
         if not self._thresholds or (self._endpoints is not None and endpoint not in self._endpoints):
             return None
         if endpoint not in self._streams:
@@ -58,11 +58,11 @@ class Service:
         self._places = asyncio.Semaphore(settings.capacity) if settings.capacity is not None else None
 
     def place(self) -> AbstractAsyncContextManager[None]:
-        """Wait for one of the places, and hold it."""
+        """Wait for one of the places, and hold it inside the context."""
         return self._places if self._places is not None else nullcontext()
 
     async def think(self, endpoint: Endpoint) -> None:
-        """Take the time to the first token."""
+        """Wait as long as the first token takes."""
         latency = self._latency_s * self._factors.get(endpoint, 1.0)
         if latency:
             if self._spread:
@@ -70,6 +70,6 @@ class Service:
             await asyncio.sleep(latency)
 
     async def decode(self, tokens: int) -> None:
-        """Take the time to write the tokens."""
+        """Wait as long as these tokens take."""
         if self._speed is not None and tokens:
             await asyncio.sleep(tokens / self._speed)

@@ -1,4 +1,4 @@
-"""What a simulator does: one validated object, cheap to import."""
+"""What a simulator does, as one validated object. Cheap to import."""
 
 from __future__ import annotations
 

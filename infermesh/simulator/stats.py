@@ -14,7 +14,7 @@ __all__ = ["Stats", "Ticket", "fingerprint"]
 
 
 def fingerprint(data: dict[str, Any]) -> int:
-    """Return 64 bits of the SHA-256 of a request's content, without the model and whatever the order of its keys."""
+    """Return 64 bits of the SHA-256 of a request's content. The model and the order of keys do not count."""
     content = {
         key: sha256(value).hexdigest() if isinstance(value, bytes) else value
         for key, value in data.items()
@@ -25,19 +25,19 @@ def fingerprint(data: dict[str, Any]) -> int:
 
 
 class Load:
-    """How many requests are under way at once."""
+    """How many requests are in flight."""
 
     def __init__(self) -> None:
         self.now = 0
         self.most = 0
 
     def enter(self) -> None:
-        """One more has come."""
+        """Count a request that has arrived."""
         self.now += 1
         self.most = max(self.most, self.now)
 
     def leave(self) -> None:
-        """One has been answered, or is not waited for any more."""
+        """Count a request that was answered, or whose client has left."""
         self.now -= 1
 
     def as_dict(self) -> dict[str, int]:
@@ -53,7 +53,7 @@ class EndpointStats:
         self.reset()
 
     def reset(self) -> None:
-        """Start counting anew; what is in flight stays."""
+        """Start to count anew. Requests in flight stay."""
         self.load.most = self.load.now
         self.received = 0
         self.answered = 0
@@ -85,17 +85,17 @@ class Stats:
         self._load = Load()
 
     def ticket(self, endpoint: Endpoint) -> Ticket:
-        """Count a request that has come."""
+        """Count a request that has arrived."""
         return Ticket(self._endpoints[endpoint], self._load)
 
     def reset(self) -> None:
-        """Start counting anew; what is in flight stays."""
+        """Start to count anew. Requests in flight stay."""
         self._load.most = self._load.now
         for stats in self._endpoints.values():
             stats.reset()
 
     def report(self, hashes: bool = False) -> dict[str, Any]:
-        """Return the counts of each endpoint and of all together, and on demand the answered requests' hashes."""
+        """Return the counts of each endpoint and of all together; with `hashes`, those of the answered requests too."""
         listed = {name: stats.as_dict() for name, stats in self._endpoints.items()}
         totals: dict[str, Any] = EndpointStats().as_dict()
         for counts in listed.values():
@@ -112,7 +112,7 @@ class Stats:
 
 
 class Ticket:
-    """One request on its way; it is counted as abandoned unless it is settled before it is closed."""
+    """One request in flight. It counts as abandoned if it is closed before it is settled."""
 
     __slots__ = ("_loads", "_open", "_stats", "fingerprint")
 
@@ -128,7 +128,7 @@ class Ticket:
     def fault(self, name: str) -> None:
         """Count a fault that happens to the request."""
         self._stats.faults[name] += 1
-        # A spoiled answer is no answer: to ask again is not to repeat.
+        # The answer is broken, so a client that asks again does not repeat itself.
         self.fingerprint = None
 
     def settle(self, status: int | None) -> None:
@@ -149,7 +149,7 @@ class Ticket:
             stats.seen.add(self.fingerprint)
 
     def close(self) -> None:
-        """Count a request that nobody waits for any more."""
+        """Count the request as abandoned, unless it is settled."""
         if self._open:
             self._stats.abandoned += 1
             self.settle(None)

@@ -1,4 +1,4 @@
-"""Answers as server-sent events, in OpenAI's chunks."""
+"""Write answers as server-sent events, in chunks like OpenAI's."""
 
 from __future__ import annotations
 

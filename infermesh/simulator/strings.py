@@ -1,4 +1,4 @@
-"""The texts of filled schemas, and the draft that remembers what has been used."""
+"""The texts of filled schemas, and the draft that remembers which were used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Draft", "compile_string"]
 
 
 class Draft:
-    """One value in the making: where its texts come from, and how far it has got.
+    """The state of a value that is being written: what to quote, and what was quoted already.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Draft:
     seed
         Decides what cannot be quoted.
     variant
-        Another one gives another value, where the schema has more than one.
+        Another variant gives another value, if the schema allows more than one.
     """
 
     def __init__(self, prompt: Prompt, seed: int, variant: int = 0) -> None:
@@ -37,7 +37,7 @@ class Draft:
 
     @contextmanager
     def deeper(self, listing: bool = False) -> Iterator[None]:
-        """Enter an object or a list; a list of texts gets keywords, not sentences."""
+        """Enter an object or a list. The texts of a list are keywords, not sentences."""
         before = self.listing, self.salt
         self.depth, self.listing = self.depth + 1, listing
         try:
@@ -52,7 +52,7 @@ class Draft:
         return self._ticks
 
     def keyword(self, rank: int) -> str:
-        """Return the prompt's keyword of a rank, numbered where they have run out."""
+        """Return the prompt's keyword of a rank. Beyond the last, keywords are numbered."""
         words = self.prompt.keywords
         return words[rank] if rank < len(words) else f"{words[rank % len(words)]} {rank // len(words) + 1}"
 
@@ -74,7 +74,7 @@ class Draft:
         else:
             best = list(range(len(phrases)))
         if self.salt:
-            # A list asks for several: the best one first, then the others in turn.
+            # In a list: the best one first, then the others in turn.
             ordered = [*best, *(index for index in range(len(phrases)) if index not in best)]
             return ordered[(self.salt - 1) % len(ordered)]
         return best[pick(self.seed, self.prompt.text, *phrases) % len(best)]
@@ -95,7 +95,7 @@ _FORMATS: dict[str, Callable[[int], str]] = {
 
 
 def compile_string(schema: dict[str, Any]) -> Callable[[Draft], str]:
-    """Return what writes the texts of a schema of type string."""
+    """Return the function that writes texts for a schema of type string."""
     least, most = int(schema.get("minLength", 0)), schema.get("maxLength")
     form = _FORMATS.get(schema.get("format", ""))
     if form is not None:
@@ -111,7 +111,7 @@ def compile_string(schema: dict[str, Any]) -> Callable[[Draft], str]:
 
     def matching(draft: Draft) -> str:
         quoted = draft.text()
-        # What the pattern describes often stands in the prompt: an order number, a country code.
+        # The prompt often contains what the pattern describes: an order number, a country code.
         found = compiled.search(quoted) or re.search(pattern.removeprefix("^").removesuffix("$"), draft.prompt.document)
         for candidate in (quoted, found.group() if found else "", _fit(quoted, least, most)):
             if least <= len(candidate) <= (most or len(candidate)) and compiled.search(candidate):
@@ -122,7 +122,7 @@ def compile_string(schema: dict[str, Any]) -> Callable[[Draft], str]:
 
 
 def _fit(text: str, least: int, most: int | None) -> str:
-    """Bring a text to a length, at a word's end where one is near."""
+    """Cut or lengthen a text. It is cut at the end of a word, if one is near."""
     if most is not None and len(text) > most:
         cut = text[:most].rstrip()
         at_word = cut.rsplit(" ", 1)[0]

@@ -39,7 +39,7 @@ def _features(word: str, dimensions: int) -> tuple[tuple[int, float], ...]:
 
 
 def embed(text: str, dimensions: int) -> list[float]:
-    """Return a unit vector; texts that share words or parts of words have a higher cosine."""
+    """Return a unit vector. Texts that share words, or parts of words, have a higher cosine."""
     vector = [0.0] * dimensions
     for word, count in Counter(_WORD.findall(text.lower())).items():
         times = 1 + math.log(count)
@@ -47,7 +47,7 @@ def embed(text: str, dimensions: int) -> list[float]:
             vector[place] += amount * times
     norm = math.sqrt(sum(value * value for value in vector))
     if norm < 1e-9:
-        # Nothing but punctuation, or everything cancelled out: still a unit vector.
+        # A text of punctuation alone, or all features cancelled out. It gets a unit vector all the same.
         vector = [0.0] * dimensions
         vector[crc32(text.encode("utf-8", "surrogatepass")) % dimensions] = 1.0
         return vector

@@ -1,4 +1,4 @@
-"""The parts of OpenAI's requests that the simulator acts on; it ignores all others."""
+"""The fields of OpenAI's requests that the simulator reads. It ignores all others."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Part(_Wire):
 
 
 class Message(_Wire):
-    """One message; also an input item of the Responses API, which may be without a role."""
+    """One message, or one input item of the Responses API, which may have no role."""
 
     role: str = ""
     content: str | list[Part] | None = None
 
     def text(self) -> str:
-        """Return what is written in the message; images and sounds say nothing."""
+        """Return the message's text. Images and sounds have none."""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(part.text for part in self.content or () if part.text)
@@ -71,7 +71,7 @@ class Tool(_Wire):
     parameters: dict[str, Any] | None = None
 
     def resolved(self) -> Function | None:
-        """Return the function of either form, None for a tool that is not a function."""
+        """Return the function, from either form. None: the tool is no function."""
         if self.function is not None or self.name is None:
             return self.function
         return Function(name=self.name, description=self.description, parameters=self.parameters)

@@ -22,7 +22,7 @@ __all__ = [
 
 
 def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str, str] | None = None) -> Transport:
-    """Make the transport of a deployment; see :func:`~infermesh.transports.providers.resolve_deployment` for the rule.
+    """Make the transport of a deployment, by the rule of :func:`~infermesh.transports.providers.resolve_deployment`.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
     label
         Its label, for messages and results.
     environ
-        Where keys are looked up; the process's environment by default.
+        Where keys are looked up. ``None``: the process's environment.
 
     Raises
     ------

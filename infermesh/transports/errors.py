@@ -1,4 +1,4 @@
-"""HTTP failures → the error tree. Both transports come through here."""
+"""Turn HTTP failures into the error tree, for both transports."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _NO_CREDIT_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached"
 
 
 def retry_after_seconds(header: Header, now: Callable[[], float] = time.time) -> float | None:
-    """How long the server asks to wait, in seconds; ``None`` where it does not say, or says nonsense.
+    """How long the server asks to wait, in seconds. ``None``: it does not say, or not in a way that can be read.
 
     Reads ``retry-after-ms`` first (OpenAI and Azure), then ``Retry-After`` as seconds or as an HTTP date (RFC 9110,
     section 10.2.3); a date in the past is 0.
@@ -83,7 +83,7 @@ def _not_negative(value: str | None) -> float | None:
 
 
 def timed_out(label: str, timeout: float | None, phase: str = "") -> RequestTimeoutError:
-    """The error for an answer that did not come within ``timeout`` seconds."""
+    """The error of an answer that was not complete within ``timeout`` seconds."""
     within = "in time" if timeout is None else f"within {timeout:g} s"
     return RequestTimeoutError(
         f"{label}: no complete answer {within}{phase}: raise timeout, ask for fewer tokens, or lower "
@@ -145,9 +145,9 @@ def error_from_status(
 def error_in_body(
     status: int, body: dict[str, Any], header: Header, label: str, *, secrets: tuple[str | None, ...] = ()
 ) -> RequestError:
-    """Make the error of a success whose body is an error all the same, as gateways send it when their upstream fails.
+    """Make the error of an HTTP success whose body is an error. Gateways send it when their upstream fails.
 
-    Its ``code`` counts as the status where it is one (OpenRouter); else the answer is malformed.
+    If the body's ``code`` is an HTTP status, it counts as the status (OpenRouter). If not, the answer is malformed.
     """
     error = body["error"]
     code = error.get("code") if isinstance(error, dict) else None
@@ -198,7 +198,7 @@ def _classify(status: int, code: str, said: str) -> _Kind:
 
 
 def _server_message(body: Any) -> tuple[str, str, str | None]:
-    """The error code, the message and the request id in an error body, whichever of the usual shapes it has."""
+    """The error's code, its message and the request's id, from an error body of any of the usual shapes."""
     if isinstance(body, bytes | bytearray | memoryview):
         body = bytes(body).decode("utf-8", "replace")
     if isinstance(body, str):
@@ -209,7 +209,7 @@ def _server_message(body: Any) -> tuple[str, str, str | None]:
             body = orjson.loads(text)
         except ValueError:
             return "", _one_line(text), None
-    if isinstance(body, list) and len(body) == 1:  # Gemini wraps its error in a list
+    if isinstance(body, list) and len(body) == 1:  # Gemini puts its error into a list
         body = body[0]
     if not isinstance(body, dict):
         return "", _one_line(str(body or "")), None
@@ -217,7 +217,7 @@ def _server_message(body: Any) -> tuple[str, str, str | None]:
     error: dict[str, Any] = raw if isinstance(raw, dict) else body
     message = raw if isinstance(raw, str) else error.get("message") or body.get("message") or body.get("detail")
     codes = [str(error[name]) for name in ("code", "type", "error_type", "status") if error.get(name)]
-    inner = error.get("innererror")  # Azure says there which filter it was
+    inner = error.get("innererror")  # where Azure says which filter it was
     if isinstance(inner, dict) and inner.get("code"):
         codes.append(str(inner["code"]))
     known = [code for code in codes if code in _CONTEXT_CODES | _FILTER_CODES | _NO_CREDIT_CODES]
@@ -237,7 +237,7 @@ def _detail(value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    """One line; of an HTML page, its title."""
+    """A text on one line; of an HTML page, its title."""
     if text[:200].lstrip().lower().startswith(("<!doctype", "<html", "<head")) and (title := _HTML_TITLE.search(text)):
         text = title[1]
     return " ".join(text[:4000].split()).rstrip(".")

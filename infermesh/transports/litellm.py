@@ -1,21 +1,21 @@
-"""Every provider that does not speak the OpenAI wire format itself, through LiteLLM.
+"""Ask through LiteLLM every provider that does not speak OpenAI's wire format.
 
-LiteLLM takes seconds and some 180 MB to import, so it is imported at the first request, in a thread. Its answers are
-turned back into OpenAI-shaped dicts and its exceptions into the error tree, so that nothing above sees which transport
-served a request. Each request goes out once (retrying is another layer's), and no parameter is dropped: one that the
-provider does not take is a :class:`~infermesh.errors.BadRequestError`.
+LiteLLM takes seconds and some 180 MB to import, so the first request imports it, in a thread. Its answers are turned
+into dicts of OpenAI's shape and its exceptions into the error tree: no other layer sees which transport served a
+request. Each request goes out once, since dispatch retries. No parameter is dropped: one that the provider does not
+take is a :class:`~infermesh.errors.BadRequestError`.
 
 Where it differs from the native transport
 ------------------------------------------
 - The Responses endpoint needs the package ``mcp`` (``litellm[mcp]``); without it such a request is an ``InputError``.
-- A success whose body is an error gets a status of LiteLLM's making (400, 422), and so the class of that status.
+- A success whose body is an error gets a status that LiteLLM made up (400, 422), and so the class of that status.
 - ``max_tokens`` below 16 is raised to 16 for the Responses endpoint.
-- Redirects are followed: an endpoint that has moved answers, or fails as a connection, instead of a ``NotFoundError``.
-- Rate-limit headers do not come back for every provider and operation (not for ``hosted_vllm`` embeddings, for one),
-  nor does the ``x-request-id`` of an answer that has no id of its own.
+- Redirects are followed: an endpoint that has moved answers, or its connection fails, without a ``NotFoundError``.
+- Rate-limit headers are missing for some providers and operations (``hosted_vllm`` embeddings, for one), as is the
+  ``x-request-id`` of an answer without an id of its own.
 - ``response_format=text`` (or srt, vtt) transcripts keep the line break at their end.
-- An answer without usage comes back from LiteLLM as zeros; it is reported as unknown, as it is natively, so that an
-  answer that truly took no tokens is unknown too.
+- LiteLLM returns zeros for an answer without usage. They are reported as unknown, as the native transport does, so the
+  usage of an answer that really took no tokens is unknown too.
 - ``raw_response`` is LiteLLM's reading of the answer, not the body as it came.
 - It serves two orders of magnitude fewer requests a second.
 """
@@ -47,16 +47,16 @@ _FUNCTIONS = {
     "embedding": "aembedding",
     "transcription": "atranscription",
 }
-# Providers whose transcription endpoint is OpenAI's own; others need not know `response_format`.
+# Providers whose transcription endpoint is OpenAI's; others may not know `response_format`.
 _VERBOSE_TRANSCRIPTS = frozenset(("openai", "azure", "groq", "hosted_vllm", "custom_openai", "openai_like"))
-# httpx takes no "for ever" through LiteLLM, which puts its own default in place of None.
+# LiteLLM replaces a timeout of None by its own default.
 _FOREVER_S = 365 * 86_400.0
 
 _MALFORMED = re.compile(
     r"unable to get json response|invalid response|provider returned|received response is not|no 'choices'",
     re.IGNORECASE,
 )
-# What LiteLLM stumbles with over an answer of another shape.
+# What LiteLLM's own code raises at an answer of another shape.
 _READING_ERRORS = (ValueError, AttributeError, KeyError, TypeError, IndexError)
 _PREFIXES = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception|Timeout)(?::| -) )+")
 
@@ -69,11 +69,11 @@ class LiteLLMTransport:
     label
         The deployment's label, for messages.
     model
-        LiteLLM's name of the model: ``anthropic/claude-…``, ``bedrock/…``.
+        LiteLLM's name of the model, such as ``anthropic/claude-…``.
     api_base
-        Base URL, ``None`` for the provider's own.
+        Base URL. ``None``: the provider's own.
     api_key
-        ``None`` lets LiteLLM look at the provider's environment variables.
+        ``None``: LiteLLM looks at the provider's environment variables.
     headers
         Further headers.
     secrets
@@ -118,7 +118,7 @@ class LiteLLMTransport:
         arguments = self._arguments(request)
         arguments["timeout"] = _FOREVER_S if timeout is None else timeout
         try:
-            # LiteLLM's own timeout is for each read; this one covers the whole.
+            # LiteLLM's own timeout is for each read, this one for the whole request.
             async with asyncio.timeout(timeout):
                 answer = await call(**arguments)
         except Exception as error:
@@ -127,7 +127,7 @@ class LiteLLMTransport:
         return Reply(200, _body(request, answer), _header_lookup(answer))
 
     async def aclose(self) -> None:
-        """Close LiteLLM's connections, once the last transport that uses it is closed: it keeps one pool for all."""
+        """Close LiteLLM's connections with the last transport that uses them: it has one pool for all."""
         if self._closed:
             return
         self._closed = True
@@ -140,7 +140,7 @@ class LiteLLMTransport:
             if session is not None:
                 await session.aclose()
             await litellm.close_litellm_async_clients()
-            # It keeps the closed clients, and would hand them out again.
+            # LiteLLM caches the closed clients and would use them again.
             litellm.in_memory_llm_clients_cache.flush_cache()
 
     async def _load(self) -> Any:
@@ -149,7 +149,7 @@ class LiteLLMTransport:
             self._litellm = litellm
             LiteLLMTransport._open += 1
             if litellm.aclient_session is None:
-                # One HTTP client for all: without it LiteLLM makes one for every text completion and closes none.
+                # One HTTP client for all. Without it LiteLLM makes one for each text completion and closes none.
                 litellm.aclient_session = litellm.OpenAIChatCompletion.get_async_http_client()
         return litellm
 
@@ -161,7 +161,7 @@ class LiteLLMTransport:
             arguments["file"] = (request.audio.filename, request.audio.data)
             if self.model.partition("/")[0] in _VERBOSE_TRANSCRIPTS:
                 arguments.setdefault("response_format", default_transcript_format(self.model))
-        # LiteLLM looks for MCP tools among the tools, with a package that it does not require.
+        # LiteLLM looks for MCP tools among the tools, with a package that it does not install.
         elif request.operation == "responses" and not _has_mcp():
             raise InputError(
                 f"{self.label}: LiteLLM needs the package `mcp` for the responses endpoint: "
@@ -173,7 +173,7 @@ class LiteLLMTransport:
         return arguments
 
     def _failure(self, error: Exception, timeout: float | None) -> RequestError:
-        """Translate LiteLLM's exception by the one that it wraps: its own status may be invented (500 for a reset)."""
+        """Translate LiteLLM's exception by the one that it wraps. Its own status may be made up: 500 for a reset."""
         import httpx
 
         chain = _chain(error)
@@ -249,7 +249,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _content(response: Any, error: Exception) -> Any:
     try:
         content = response.content
-    except Exception:  # a body that was streamed and is gone
+    except Exception:  # the body was streamed and is gone
         content = b""
     return content or _PREFIXES.sub("", str(error))
 
@@ -259,7 +259,7 @@ def _nothing(name: str) -> None:
 
 
 def _body(request: Request, answer: Any) -> dict[str, Any]:
-    """LiteLLM's answer as the OpenAI-shaped dict that the native transport would have decoded."""
+    """LiteLLM's answer as a dict of OpenAI's shape, as the native transport decodes it."""
     if isinstance(answer, str):  # a transcript asked for as text
         return {"text": answer}
     body: dict[str, Any] = answer if isinstance(answer, dict) else answer.model_dump(warnings=False)

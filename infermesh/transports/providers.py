@@ -1,4 +1,4 @@
-"""Which transport serves a deployment, under which name, URL and key: one table and one pure function."""
+"""Which transport serves a deployment, and under which name, URL, key and headers. Pure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,22 @@ __all__ = ["Resolved", "resolve_deployment"]
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What :func:`resolve_deployment` found.
+    """How a deployment is reached.
 
-    ``missing_key`` names the environment variable to set where the endpoint needs a key and there is none. ``secrets``
-    are the values of ``headers`` that came from variables.
+    Attributes
+    ----------
+    kind
+        The transport.
+    wire_model
+        The model's name in a request.
+    api_base, api_key
+        ``None``: none is known. LiteLLM then looks itself.
+    missing_key
+        The environment variable to set, if the endpoint needs a key and there is none.
+    headers
+        Further headers, with their values.
+    secrets
+        Those values that came from variables, to be kept out of messages.
     """
 
     kind: Literal["native", "litellm"]
@@ -33,20 +45,21 @@ class Resolved:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
-_UNKNOWN = Provider(())  # of a model without a provider that is known
+_UNKNOWN = Provider(())  # for a model without a known provider
 
 
 def resolve_deployment(config: DeploymentConfig, environ: Mapping[str, str], *, label: str = "deployment") -> Resolved:
     """Decide how a deployment is reached.
 
-    Natively go: the prefixes of OpenAI-compatible providers (``openai/``, ``hosted_vllm/`` …), ``ollama/`` at a base
-    URL that ends in ``/v1``, OpenAI's own model names without a prefix, and any other name that comes with an
-    ``api_base``. Everything else goes through LiteLLM. On the native wire a known prefix is taken off; an unknown first
-    segment (``meta-llama/X``) belongs to the name.
+    The native transport serves: providers of OpenAI's format (``openai/``, ``hosted_vllm/`` …), ``ollama/`` at a base
+    URL that ends in ``/v1``, OpenAI's own models without a prefix, and any other name that comes with an ``api_base``.
+    LiteLLM serves everything else. On the native wire a known prefix is removed; an unknown one (``meta-llama/X``) is
+    part of the model's name.
 
-    The key is ``api_key``; else the variable that ``api_key_env`` names; else the provider's usual variable.
-    ``OPENAI_API_KEY`` goes to a host other than OpenAI's only where the model has the explicit prefix ``openai/``, or
-    ``OPENAI_BASE_URL`` (``OPENAI_API_BASE``) names that very base.
+    The key is ``api_key``, else the value of the variable that ``api_key_env`` names, else that of the provider's usual
+    variable. ``OPENAI_API_KEY`` goes to another host than OpenAI's only if the model is written ``openai/…``, or if
+    ``OPENAI_BASE_URL`` (``OPENAI_API_BASE``) is that very URL: it must not leak to a server that merely serves a model
+    of the same name.
 
     Parameters
     ----------
@@ -109,7 +122,7 @@ def _kind(provider: Provider, api_base: str | None) -> Literal["native", "litell
 
 
 def _litellm_name(model: str, provider: Provider, name: str, api_base: str | None) -> str:
-    """The name for LiteLLM, which needs a provider before any server of one's own."""
+    """The model's name for LiteLLM, which needs a provider for any server of one's own."""
     if provider.litellm_name is not None:
         return f"{provider.litellm_name}/{name}"
     no_provider = model == name
@@ -125,7 +138,7 @@ def _explicit_key(config: DeploymentConfig, environ: Mapping[str, str], label: s
 def _headers(
     config: DeploymentConfig, environ: Mapping[str, str], label: str
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The headers with their values, and which of those came from variables, for messages to be cleaned of."""
+    """The headers with their values, and those values that came from variables."""
     headers: dict[str, str] = {}
     secrets: list[str] = []
     for name, given in (config.headers or {}).items():
@@ -146,7 +159,7 @@ def _variable(name: str, named_by: str, environ: Mapping[str, str], label: str) 
     value = environ.get(name)
     if value:
         return value
-    if not _VARIABLE_NAME.fullmatch(name):  # a key, perhaps, that was put in the name's place
+    if not _VARIABLE_NAME.fullmatch(name):  # perhaps a key that was pasted in the name's place
         raise ConfigError(
             f"deployment {label!r}: {named_by}: expected the name of an environment variable, such as OPENAI_API_KEY; "
             "what stands there is not shown, in case it is a key"
@@ -165,7 +178,7 @@ def _usual_key(prefix: str, provider: Provider, api_base: str, environ: Mapping[
 
 
 def _is_openais(api_base: str, environ: Mapping[str, str]) -> bool:
-    """Whether the user has said that OpenAI's key is meant for this base."""
+    """Whether OpenAI's key is meant for this base URL."""
     host = _host(api_base)
     if host == "api.openai.com" or host.endswith(".api.openai.com"):
         return True

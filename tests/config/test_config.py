@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from infermesh.config.schema import (
     Experiment,
     GenerateStage,
     GuardsConfig,
+    HeaderFromEnv,
     ModelEntry,
     PythonStage,
+    SinkConfig,
     SourceConfig,
     SqlStage,
     StoreConfig,
@@ -29,6 +32,7 @@ from infermesh.config.schema import (
 from infermesh.errors import ConfigError
 from infermesh.limits import Limits
 from infermesh.simulator import SimulatorSettings
+from infermesh.types import LIMITS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS: dict[str, type[BaseModel] | type[Limits]] = {
@@ -100,6 +104,27 @@ class TestShippedYaml:
     def test_every_key_is_explained_or_plain(self, name: str) -> None:
         """A comment at the file's head at least: the files are where people look keys up."""
         assert (CONF / f"{name}.yaml").read_text().startswith("# ")
+
+
+def described(model: type[BaseModel] | type[Limits]) -> dict[str, str | None]:
+    if issubclass(model, Limits):
+        return dict(LIMITS)
+    return {name: field.description for name, field in model.model_fields.items()}
+
+
+# A stage's kind and the sections are explained where their keys are.
+SECTIONS = {"kind", "store", "guards", "simulator"}
+DOCS = (CONF.parent / "docs" / "configuration.md").read_text(encoding="utf-8") + (
+    CONF.parent / "docs" / "pipelines.md"
+).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", [*GROUPS.values(), Experiment, GuardsConfig, SinkConfig, StoreConfig, HeaderFromEnv])
+def test_every_key_is_described_and_documented(model: type[BaseModel] | type[Limits]) -> None:
+    for name, description in described(model).items():
+        if name not in SECTIONS:
+            assert description, name
+            assert re.search(rf"`[\w.]*\b{name}\b", DOCS) or f"{name}:" in DOCS, name
 
 
 VALID: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Flags → the composed mapping of a one-stage experiment, which is then validated like any other."""
+"""Make the flags of a one-shot command a declaration of one stage, which is then validated like any other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from infermesh.types import LIMITS
 
 _MODEL = "model"
 _ACCOUNT = "account"
-# Where a problem stands in the mapping → the flag that the user wrote.
+# A path in the declaration → the flag that the user wrote.
 _FLAGS = {
     rf"limits\.{_ACCOUNT}\.": "--",
     rf"models\.{_MODEL}\.params\.": "--",
@@ -40,14 +40,14 @@ def flags_mapping(
     stage: Mapping[str, Any] | None = None,
     keep_errors: bool = False,
 ) -> dict[str, Any]:
-    """The declaration that the flags stand for.
+    """The declaration that the flags mean.
 
     Parameters
     ----------
     kind
-        ``generate``, ``embed`` or ``transcribe``; the stage's name as well.
+        ``generate``, ``embed`` or ``transcribe``. It is the stage's name as well.
     stage
-        Keys of the stage: where its input comes from, its window. ``None`` values count as not given.
+        Keys of the stage: where its input comes from, its window. A value of ``None`` counts as not given.
     """
     if model.model is None:
         fail("--model is missing: provider/model, such as openai/gpt-4.1-mini or hosted_vllm/NAME", code=2)
@@ -79,24 +79,24 @@ def flags_mapping(
 
 
 def is_template(text: str) -> bool:
-    """Whether a flag's text is a template over a row's columns, or names a file that holds one."""
+    """Whether a flag's text is a template over a row's columns, or the name of a template's file."""
     return "{{" in text or "{%" in text or names_template(text)
 
 
 def literal(text: str) -> str:
-    """A template that gives the text itself, braces included; a file's name stands for the file."""
+    """A template that gives exactly this text, braces included. A file's name is left as it is."""
     return text if "{" not in text or names_template(text) else f"{{% raw %}}{text}{{% endraw %}}"
 
 
 def as_flags(message: str) -> str:
-    """An error message with the flags in the place of the mapping's paths."""
+    """An error message that names flags where it named paths of the declaration."""
     for path, flag in _FLAGS.items():
         message = re.sub(rf"\b{path}(\w*)", lambda found, flag=flag: flag + found[1].replace("_", "-"), message)  # type: ignore[misc]
     return message.replace("--input_jsonl", "--input-jsonl")
 
 
 def refuse_secrets(*groups: Any) -> None:
-    """End the command if a flag's value looks like a key. The value is not repeated."""
+    """End the command if a flag's value looks like a key. The message does not repeat the value."""
     for group in groups:
         if group is None:
             continue
@@ -113,7 +113,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _deployments(model: ModelOptions, *, shared: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The deployments by label, and the accounts that they name."""
+    """The deployments by label, and the accounts that the file declares."""
     if model.deployments_toml is not None:
         if model.api_base:
             fail("give either --api-base or --deployments-toml: each deployment in the file has its own api_base", 2)
@@ -147,7 +147,7 @@ def _from_toml(path: Path, *, shared: bool) -> tuple[dict[str, Any], dict[str, A
 
 
 def _toml_deployment(path: Path, label: str, entry: Any, *, shared: bool) -> Any:
-    """One deployment; limits may stand beside its other keys, as in Python's ``DeploymentConfig``."""
+    """One deployment. Its limits may stand beside its other keys, as in Python's ``DeploymentConfig``."""
     if not isinstance(entry, dict):
         fail(f"{path}: deployments.{label}: expected a table with model and api_base")
     own = {name: entry.pop(name) for name in LIMITS if name in entry}

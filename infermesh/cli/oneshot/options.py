@@ -1,6 +1,6 @@
-"""The options of the one-shot commands, each declared once, in groups that commands take whole.
+"""The options of the one-shot commands, each declared once, in groups that several commands take.
 
-``None`` means not given: the defaults are those of :mod:`infermesh.config.schema`.
+``None``: not given. The default is then that of :mod:`infermesh.config.schema`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _refuse_key(value: str | None) -> None:
 
 @dataclass
 class PromptOption:
-    """What generate is asked without a file."""
+    """What generate is asked if there is no file."""
 
     prompt: Annotated[
         str | None, _option(FILES, "--prompt", help="One prompt; with --input-jsonl a template.", metavar="TEXT")
@@ -54,7 +54,7 @@ class PromptOption:
 
 @dataclass
 class TextOption:
-    """What embed is asked without a file."""
+    """What embed is asked if there is no file."""
 
     text: Annotated[
         str | None, _option(FILES, "--text", help="One text; with --input-jsonl a template.", metavar="TEXT")
@@ -66,7 +66,7 @@ class TextOption:
 
 @dataclass
 class AudioOption:
-    """What transcribe is asked without a file."""
+    """What transcribe is asked if there is no file."""
 
     paths: Annotated[list[str] | None, typer.Argument(help="Audio files.", show_default=False)] = None
     max_transcription_bytes: Annotated[
@@ -89,13 +89,13 @@ class InputOptions:
 
 @dataclass
 class OutputOptions:
-    """Where rows go, and what becomes of an earlier run."""
+    """Where rows go, and what to do with an earlier run."""
 
     output: Annotated[
         str | None,
         _option(FILES, "--output-jsonl", "--output", help=".jsonl or .parquet; else stdout.", metavar="FILE"),
     ] = None
-    resume: Annotated[bool, _option(RESUME, "--resume", help="Go on with an interrupted run.")] = False
+    resume: Annotated[bool, _option(RESUME, "--resume", help="Continue an interrupted run.")] = False
     keep_errors: Annotated[bool, _option(RESUME, "--keep-errors", help="Leave failed rows as they are.")] = False
     rerun_changed: Annotated[
         bool, _option(RESUME, "--rerun-changed", help="Accept another model, prompt, mapper …")
@@ -105,7 +105,7 @@ class OutputOptions:
         _option(
             RESUME,
             "--checkpoint-dir",
-            help="Checkpoints go here; else OUTPUT.infermesh.",
+            help="Where checkpoints go; else OUTPUT.infermesh.",
             metavar="DIR",
             envvar="INFERMESH_CHECKPOINT_DIR",
             show_envvar=False,
@@ -143,7 +143,7 @@ class ModelOptions:
 
 @dataclass
 class GenerateOptions:
-    """What every generation request carries."""
+    """What all generation requests have in common."""
 
     endpoint: Annotated[
         Endpoint | None,
@@ -184,7 +184,7 @@ class LimitOptions:
 
 @dataclass
 class WindowOption:
-    """How much goes at once."""
+    """How many requests are in flight."""
 
     max_parallel_requests: Annotated[
         int | None, _number_option(PACE, "--max-parallel-requests", "Requests in flight (64).", min=1)
@@ -215,7 +215,7 @@ def _hints(group: Hashable) -> dict[str, Any]:
 
 
 def takes(*groups: type[Any]) -> Callable[[F], F]:
-    """Give a command the options of the groups; it is called with an instance of each, in their order."""
+    """Give a command the options of these groups. It is called with an instance of each, in their order."""
 
     def decorate(function: F) -> F:
         parameters, owners = [], {}
