@@ -24,8 +24,8 @@ from infermesh.config.schema import Experiment
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import InfermeshError, StoreError
 from infermesh.inputs.sources import Source
-from infermesh.query.export import check_sinks, write_sinks
 from infermesh.query.reader import ask_run
+from infermesh.query.sinks import check_sinks, write_sinks
 from infermesh.runs.control import Control
 from infermesh.runs.explain import changed, opening
 from infermesh.runs.guards import Guards

@@ -1,9 +1,8 @@
-"""Tables out: what each format makes of each type, in chunks, whole or not at all; the sinks of a declaration."""
+"""Tables out: what each format makes of each type, in chunks, whole or not at all."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from infermesh.config.schema import SinkConfig
 from infermesh.errors import ConfigError, StoreError
 from infermesh.query import export as module
-from infermesh.query.export import check_sinks, export, file_format, table_query, write_sinks
+from infermesh.query.export import export, file_format, table_query
 
 LABELS = ("--table", "--columns", "--where")
 BIG = 1234567890123456789012345678901234567
@@ -184,53 +182,3 @@ class TestWholeOrNotAtAll:
         with pytest.raises(ConfigError, match="resulst"):
             export(connection, "SELECT * FROM resulst", tmp_path / "x.csv")
         assert not list(tmp_path.iterdir())
-
-
-class TestSinks:
-    def test_they_are_checked_all_at_once(self, connection: duckdb.DuckDBPyConnection) -> None:
-        sinks = {
-            "fine": SinkConfig(path="a.csv"),
-            "table": SinkConfig(path="b.csv", table="b"),
-            "columns": SinkConfig(path="c.csv", columns=["m"]),
-            "where": SinkConfig(path="d.csv", where="nn = 1"),
-            "name": SinkConfig(path="e.xls"),
-            "twice": SinkConfig(path="a.csv"),
-            "none": SinkConfig(path="f.csv", columns=[]),
-        }
-        with pytest.raises(ConfigError) as caught:
-            check_sinks(connection, sinks)
-        starts = [line.split(": ")[0] for line in str(caught.value).splitlines()]
-        assert starts == [
-            "sinks.table.table",
-            "sinks.columns.columns",
-            "sinks.where.where",
-            "sinks.name.path",
-            "sinks.twice.path",
-            "sinks.none.columns",
-        ]
-
-    def test_one_that_fails_does_not_keep_the_others(
-        self, connection: duckdb.DuckDBPyConnection, tmp_path: Path
-    ) -> None:
-        (tmp_path / "file").write_text("")
-        sinks = {
-            "bad": SinkConfig(path="file/a.csv"),
-            "good": SinkConfig(path="new/folder/b.jsonl.gz", table="a", columns=["text"], where="row_id < 2"),
-        }
-        report = write_sinks(connection, sinks, tmp_path)
-        assert len(report.errors) == 1
-        assert report.errors[0].startswith("sinks.bad: ")
-        (written,) = report.written
-        assert (written.path, written.rows) == (tmp_path / "new/folder/b.jsonl.gz", 2)
-        assert written.bytes == written.path.stat().st_size
-        lines = gzip.decompress(written.path.read_bytes()).splitlines()
-        assert [json.loads(line) for line in lines] == [{"text": "text 0"}, {"text": "text 1"}]
-
-    def test_a_source_without_rows_has_no_columns_to_check(self, tmp_path: Path) -> None:
-        with duckdb.connect() as connection:
-            connection.execute("CREATE TABLE source (row_id BIGINT, row_key VARCHAR)")
-            connection.execute("CREATE VIEW results AS FROM source")
-            sinks = {"s": SinkConfig(path="a.csv", columns=["text"], where="n > 1")}
-            check_sinks(connection, sinks)
-            assert write_sinks(connection, sinks, tmp_path).errors == []
-        assert (tmp_path / "a.csv").read_text() == "text\n"
