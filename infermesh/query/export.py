@@ -43,6 +43,7 @@ _VALUES = {"parquet": parquet_value, "csv": csv_value, "tsv": csv_value, "jsonl"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _CHUNK = 8 * VECTOR  # row_ids; a quarter of it where they do not fit into DuckDB's memory
 _BLOCK = 1 << 20
+_PIPES = Path("/dev/fd")
 _WANTED = "a name that ends in .parquet, .csv, .tsv or .jsonl; all but .parquet also with .gz or .zst"
 
 
@@ -198,7 +199,8 @@ def stream(connection: duckdb.DuckDBPyConnection, query: str, format: str, out: 
     """Write a query's rows as DuckDB makes them, without holding them.
 
     DuckDB writes into a pipe from a thread of its own, and this thread carries over what comes out of it. If ``out``
-    takes no more, or Ctrl-C is pressed, the query is interrupted.
+    takes no more, or Ctrl-C is pressed, the query is interrupted. Where pipes have no paths (Windows), the rows go
+    through a temporary file.
 
     Parameters
     ----------
@@ -217,11 +219,18 @@ def stream(connection: duckdb.DuckDBPyConnection, query: str, format: str, out: 
     bound = bind(connection, query)
     written = _expressions(bound.columns, format)
     options = f"{_OPTIONS[format]}, USE_TMP_FILE false"
+    if not _PIPES.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rows"
+            copy_rows(connection, bound.sql, written, file, options)
+            with open(file, "rb") as rows:
+                shutil.copyfileobj(rows, out, _BLOCK)
+        return
     reading, writing = os.pipe()
 
     def copy() -> None:
         try:
-            copy_rows(connection, bound.sql, written, Path(f"/dev/fd/{writing}"), options)
+            copy_rows(connection, bound.sql, written, _PIPES / str(writing), options)
         finally:
             os.close(writing)  # now what is read has an end
 
