@@ -1,4 +1,4 @@
-"""Hints for misspelt names."""
+"""Words for messages: the nearest valid name, and long texts in one line."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def nearest(name: str, valid: Iterator[str] | list[str] | set[str] | Mapping[str
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" There is: {', '.join(names[:20])}." if names else " There is none."
+
+
+def one_line(text: object, most: int = 400) -> str:
+    """A text or an error in one line of at most so many characters."""
+    return " ".join(str(text).split())[:most]

@@ -209,6 +209,12 @@ def infermesh(*arguments: str, cwd: Path, **variables: str) -> subprocess.Comple
 
 def here(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """The same in this process, for commands whose streams and signals are not the point: it is much quicker."""
+    found = here_bytes(*arguments, cwd=cwd, **variables)
+    return subprocess.CompletedProcess(found.args, found.returncode, found.stdout.decode(), found.stderr.decode())
+
+
+def here_bytes(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """:func:`here`, for output that is no text."""
     from infermesh.cli.app import app
 
     raw = io.BytesIO(), io.BytesIO()
@@ -220,7 +226,7 @@ def here(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPr
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
-    return subprocess.CompletedProcess(list(arguments), code, *(each.getvalue().decode() for each in raw))
+    return subprocess.CompletedProcess(list(arguments), code, *(each.getvalue() for each in raw))
 
 
 def write_experiment(root: Path, mapping: Mapping[str, Any], name: str = "mine") -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import duckdb
-
 from infermesh.cli.common import fail
 from infermesh.cli.find_run import find_run
-from infermesh.cli.print_rows import FORMATS, rows, write_csv, write_json, write_jsonl, write_parquet, write_table
+from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
-from infermesh.hints import nearest
+from infermesh.hints import one_line
 from infermesh.query.reader import RunReader, is_live, open_run, request_stop
 from infermesh.query.summary import RunInfo, describe
 from infermesh.store.folders import run_folders
@@ -19,22 +17,14 @@ from infermesh.store.folders import run_folders
 
 def run_sql(query: str, run: str | None, format: str | None, timeout: float | None = None) -> None:
     """Run a query on a run's database and write its rows to stdout."""
-    if format is not None and format not in FORMATS:
-        fail(f"--format {format}: no such format.{nearest(format, list(FORMATS))}", code=2)
+    chosen = chosen_format(format)
     folder = find_run(run)
-    format = format or ("table" if sys.stdout.isatty() else "csv")
     with _open(folder) as reader:
         try:
-            if format == "parquet":
-                write_parquet(*reader.prepare(query, timeout=timeout))
-                return
-            connection = reader.execute(query, timeout=timeout)
-            columns = [(column[0], str(column[1])) for column in connection.description or ()]
-            write = {"table": write_table, "csv": write_csv, "json": write_json, "jsonl": write_jsonl}[format]
-            write(columns, rows(connection))
-        except (StoreError, duckdb.Error) as error:
-            fail(f"{' '.join(str(error).split())} (in {folder})")
-    sys.stdout.flush()
+            with reader.asked(query, timeout=timeout) as (connection, asked):
+                write_query(connection, asked, chosen)
+        except StoreError as error:
+            fail(f"{one_line(error, 2000)} (in {folder})")
 
 
 def _open(folder: Path) -> RunReader:

@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from infermesh.query.attached import LiveTables, attach
-from infermesh.query.export import json_value
 from infermesh.query.union import in_memory
 from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, SOURCE, literal, quoted, results_view
+from infermesh.store.values import json_value
 
 _OWN = {column.name for column in (*BEFORE_OUTPUTS, *AFTER_OUTPUTS)}
 _NEEDED = {"row_id", "status", "error_type", "error"}

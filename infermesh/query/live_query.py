@@ -12,12 +12,11 @@ from typing import Any
 
 import duckdb
 
-from infermesh.store.schema import quoted
+from infermesh.query.bound import BoundQuery, bare, bind, copy_rows, lines_of_query
+from infermesh.query.carried import carried
 
 LIMIT_BYTES = 256 << 20
 _LOOK_S = 0.1
-# What Parquet does not keep as it is: a HUGEINT (every sum of integers is one) becomes a DOUBLE.
-_AS_TEXT = ("hugeint", "uhugeint", "interval", "time with time zone")
 _REFUSAL = (
     "a run that goes on answers one query at a time that reads: SELECT, FROM, WITH, VALUES, PIVOT, SHOW, DESCRIBE, "
     "SUMMARIZE, EXPLAIN"
@@ -30,18 +29,6 @@ _DOES = re.compile(
     r"""|json_execute_serialized_sql)["\s]*\(""",
     re.IGNORECASE,
 )
-
-
-def bare(sql: str) -> str:
-    """A query without the semicolon at its end."""
-    data = sql.encode()
-    for position, kind in reversed(duckdb.tokenize(sql)):
-        if kind == duckdb.token_type.comment:
-            continue
-        if data[position : position + 1] != b";":
-            break
-        data = data[:position]
-    return data.decode()
 
 
 def write_answer(cursor: duckdb.DuckDBPyConnection, sql: str, file: Path) -> list[tuple[str, str]]:
@@ -64,86 +51,33 @@ def write_answer(cursor: duckdb.DuckDBPyConnection, sql: str, file: Path) -> lis
     statements = cursor.extract_statements(sql)
     kinds = duckdb.StatementType
     if len(statements) != 1 or statements[0].type not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
-        raise ValueError(f"{_REFUSAL}; not {_told(statements)}")
+        raise ValueError(f"{_REFUSAL}; not {_kinds(statements)}")
     if (does := _DOES.search(sql)) is not None:
         raise ValueError(f"{_REFUSAL}; {does[1]}() does something: wait for the run's end")
-    statement = statements[0]
     cursor.execute("BEGIN TRANSACTION READ ONLY")
     try:
-        if statement.type == kinds.EXPLAIN:
-            return _write_plan(cursor, statement, file)
-        inner = bare(statement.query)
-        # In the parentheses of a FROM stands a query or nothing, whatever the statement called itself.
-        columns = _columns(cursor, statement, f"FROM (\n{inner}\n)")
-        names = [f"c{number}" for number in range(len(columns))]
-        select = ", ".join(_carried(name, kind) for name, (_, kind) in zip(names, columns, strict=True))
-        try:
-            cursor.execute(f"COPY (SELECT {select} FROM (\n{inner}\n) t({', '.join(names)})) TO {_to(file)}")
-        except duckdb.InterruptException:
-            raise
-        except duckdb.Error as error:  # the user's first line is our second
-            text = re.sub(r"LINE (\d+):", lambda found: f"LINE {int(found[1]) - 1}:", str(error))
-            raise type(error)(text) from None
-        return [(name, str(kind)) for name, kind in columns]
+        bound = _bind(cursor, statements[0])
+        values = [f"{carried(kind, f'c{number}')} AS c{number}" for number, (_, kind) in enumerate(bound.columns)]
+        copy_rows(cursor, bound.sql, values, file, "FORMAT parquet, USE_TMP_FILE false")
+        return [(name, str(kind)) for name, kind in bound.columns]
     finally:
         with contextlib.suppress(duckdb.Error):
             cursor.execute("ROLLBACK")
 
 
-def _told(statements: list[Any]) -> str:
+def _bind(cursor: duckdb.DuckDBPyConnection, statement: Any) -> BoundQuery:
+    if statement.type != duckdb.StatementType.MULTI:
+        return bind(cursor, statement.query)
+    # A PIVOT is several statements, and so is a COPY of one: in the parentheses of a FROM stands a query or nothing.
+    try:
+        with lines_of_query():
+            return bind(cursor, f"FROM (\n{bare(statement.query)}\n)")
+    except duckdb.ParserException:
+        raise ValueError(_REFUSAL) from None
+
+
+def _kinds(statements: list[Any]) -> str:
     return ", ".join(str(each.type).rpartition(".")[2].replace("_", " ") for each in statements) or "nothing"
-
-
-def _to(file: Path) -> str:
-    return f"'{str(file).replace(chr(39), chr(39) * 2)}' (FORMAT parquet, USE_TMP_FILE false)"
-
-
-def _columns(cursor: duckdb.DuckDBPyConnection, statement: Any, within: str) -> list[tuple[str, Any]]:
-    if statement.type == duckdb.StatementType.MULTI:
-        try:
-            relation = cursor.sql(within)
-        except duckdb.ParserException:
-            raise ValueError(_REFUSAL) from None
-    else:
-        try:
-            relation = cursor.sql(statement)
-        except duckdb.Error:
-            cursor.execute(statement)  # fails in the same way, and says in which line
-            raise
-    return list(zip(relation.columns, relation.types, strict=True))
-
-
-def _write_plan(cursor: duckdb.DuckDBPyConnection, statement: Any, file: Path) -> list[tuple[str, str]]:
-    rows = cursor.execute(statement).fetchall()
-    columns = [(name, str(kind)) for name, kind, *_ in cursor.description or ()]
-    select = ", ".join(f"unnest(${number + 1}) AS c{number}" for number in range(len(columns)))
-    cursor.execute(f"COPY (SELECT {select}) TO {_to(file)}", [list(values) for values in zip(*rows, strict=True)])
-    return columns
-
-
-def _carried(name: str, kind: Any) -> str:
-    carried = carrier(kind)
-    return name if carried == str(kind) else f"{name}::{carried} AS {name}"
-
-
-def carrier(kind: Any) -> str:
-    """The type that a value travels as: its own, with text in the places that Parquet would change."""
-    match kind.id:
-        case one if one in _AS_TEXT:
-            return "VARCHAR"
-        case "list" | "array":
-            child = kind.children[0][1]
-            inner = carrier(child)
-            return str(kind) if inner == str(child) else f"{inner}[]"
-        case "struct":
-            inner = ", ".join(f"{quoted(name)} {carrier(child)}" for name, child in kind.children)
-            own = ", ".join(f"{quoted(name)} {child}" for name, child in kind.children)
-            return str(kind) if inner == own else f"STRUCT({inner})"
-        case "map":
-            (_, key), (_, value) = kind.children
-            same = (carrier(key), carrier(value)) == (str(key), str(value))
-            return str(kind) if same else f"MAP({carrier(key)}, {carrier(value)})"
-    return str(kind)
 
 
 class Watch:

@@ -15,9 +15,10 @@ import duckdb
 import orjson
 
 from infermesh.errors import StoreError, StoreInUseError
+from infermesh.query.carried import restored
 from infermesh.query.server import SOCKET, TIME_LIMIT_S, reachable
 from infermesh.store.database import connect
-from infermesh.store.schema import DATABASE, SETTINGS, quoted
+from infermesh.store.schema import DATABASE, SETTINGS, literal, quoted
 
 _PATIENCE_S = 0.5  # between a run's hold on its file and its socket, and back, lies a moment
 _ENDING_S = 30.0
@@ -99,6 +100,16 @@ class RunReader:
             self._timer.start()
         return self._file, sql
 
+    @contextlib.contextmanager
+    def asked(self, sql: str, *, timeout: float | None = None) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+        """:meth:`prepare`, with DuckDB's errors as ``StoreError`` for as long as the result is read."""
+        try:
+            yield self.prepare(sql, timeout=timeout)
+        except duckdb.Error as error:
+            raise StoreError(_told(error, timeout)) from None
+        finally:
+            self._cancel()
+
     def close(self) -> None:
         """Let go of the file and of what was answered."""
         self._cancel()
@@ -138,9 +149,8 @@ class RunReader:
         with _dial(self.folder) as talk:
             talk.settimeout(2 * timeout + _CONNECT_S)  # it may have to wait for its turn for as long again
             columns = _receive(talk, {"op": "query", "sql": sql, "timeout": timeout}, file)
-        select = ", ".join(f"c{number}::{kind} AS {quoted(name)}" for number, (name, kind) in enumerate(columns))
-        name = str(file).replace("'", "''")
-        return self._memory, f"SELECT {select} FROM read_parquet('{name}')"
+        values = (f"{restored(kind, f'c{number}')} AS {quoted(name)}" for number, (name, kind) in enumerate(columns))
+        return self._memory, f"SELECT {', '.join(values)} FROM read_parquet({literal(str(file))})"
 
 
 def open_run(folder: Path) -> RunReader:

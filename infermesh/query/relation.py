@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from infermesh.errors import StoreError
-from infermesh.query.live_query import bare
+from infermesh.query.bound import bare
 
 if TYPE_CHECKING:
     import pandas

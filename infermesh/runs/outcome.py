@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infermesh.query.export import SinkReport
+from infermesh.query.sinks import SinkReport
 
 EXIT_CODES = {"done": 0, "failed_rows": 3, "stopped": 4, "interrupted": 130}
 

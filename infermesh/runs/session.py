@@ -19,8 +19,8 @@ from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import InfermeshError, StoreError
 from infermesh.inputs.sources import Source
-from infermesh.query.export import check_sinks, write_sinks
 from infermesh.query.reader import ask_run
+from infermesh.query.sinks import check_sinks, write_sinks
 from infermesh.runs.control import Control
 from infermesh.runs.explain import changes, opening_lines
 from infermesh.runs.guards import Guards

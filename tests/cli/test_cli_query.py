@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -153,7 +155,7 @@ class TestSql:
         assert found.returncode == 1
         assert "infermesh run" in found.stderr
 
-    @pytest.mark.parametrize("format", ["csv", "jsonl"])
+    @pytest.mark.parametrize("format", ["csv", "json", "jsonl", "parquet"])
     def test_a_reader_that_leaves_is_no_error(self, project: Path, format: str) -> None:
         with subprocess.Popen(
             command("sql", "SELECT range AS n, repeat('x', 100) AS t FROM range(300000)", "--format", format),
@@ -169,6 +171,40 @@ class TestSql:
             said = process.stderr.read()
         assert said == b""
         assert process.returncode in (0, 1)
+
+    def test_ctrl_c_ends_a_query(self, project: Path) -> None:
+        with subprocess.Popen(
+            command("sql", "FROM range(10_000_000_000)", "--run", OLD),
+            cwd=project,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(8) == b"range\n0\n"
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=COMMAND_S)
+        assert (process.returncode, said) == (130, b"")
+
+    def test_rows_are_not_held(self, tmp_path: Path) -> None:
+        """More text comes out of the command than it has memory."""
+        with duckdb.connect(str(tmp_path / "run.duckdb")) as connection:
+            connection.execute("CREATE TABLE t AS SELECT range AS i FROM range(1500000)")
+        query = "SELECT i, repeat(chr(97 + (i % 26)::INTEGER), 240) AS text FROM t"
+        process = subprocess.Popen(
+            command("sql", query, "--run", str(tmp_path), "--format", "jsonl"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        size = 0
+        while block := process.stdout.read(1 << 16):
+            size += len(block)
+        _, status, used = os.wait4(process.pid, 0)
+        process.stdout.close()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert (process.returncode, size // 10**6) == (0, 394)
+        assert used.ru_maxrss < 350_000  # KiB
 
 
 class TestStatusAndRuns:
