@@ -14,18 +14,8 @@ from pathlib import Path
 from benchmarks.harness import ROOT
 
 _PACKAGES = (
-    "pyreqwest",
-    "pyqwest",
-    "httptools",
-    "uvloop",
-    "orjson",
-    "duckdb",
-    "pydantic",
-    "jinja2",
-    "aiohttp",
-    "openai",
-    "litellm",
-    "flexllm",
+    *("pyreqwest", "pyqwest", "aiohttp", "openai", "litellm", "flexllm"),
+    *("httptools", "uvloop", "orjson", "duckdb", "pydantic", "jinja2"),
 )
 
 

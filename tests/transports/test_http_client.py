@@ -210,6 +210,8 @@ async def test_closed_connections_leave_no_garbage(server: Server, client: HttpC
         for _ in range(3):
             await post(client)
         await server.until(lambda: not server.open)
+        for _ in range(20):  # until the event loop has let go of them too
+            await asyncio.sleep(0)
         assert not [one for one in gc.get_objects() if isinstance(one, Connection)]
     finally:
         gc.enable()
