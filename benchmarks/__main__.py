@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.harness import ROOT, Result, environment, markdown, parse, table, targets_table
 from benchmarks.machine import describe
 
-SCRIPTS = ("client", "run", "inflight", "store", "memory", "start", "limits", "live", "plan", "profile")
+SCRIPTS = ("client", "run", "inflight", "store", "memory", "start", "limits", "live", "plan", "profile", "workers")
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 
