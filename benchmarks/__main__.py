@@ -31,6 +31,7 @@ SCRIPTS = (
     "live",
     "plan",
     "profile",
+    "workers",
 )
 PAGE = ROOT / "docs" / "benchmarks.md"
 

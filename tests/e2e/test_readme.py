@@ -72,7 +72,14 @@ def test_every_table_column_and_error_is_explained() -> None:
     assert [code for code in EXIT_CODES.values() if f"| {code} |" not in text] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")))])
+PAGES = sorted(
+    str(page.relative_to(DOCS.parent))
+    for folder in ("docs", "examples", "changelog.d", ".github")
+    for page in (DOCS.parent / folder).rglob("*.md")
+) + sorted(page.name for page in DOCS.parent.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     file = DOCS.parent / page
     for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)", file.read_text(encoding="utf-8")):
