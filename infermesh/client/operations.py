@@ -6,7 +6,6 @@ Options are merged and checked once for a call or a whole batch, and an output s
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -223,7 +222,7 @@ def check_choice(name: str, value: Any, allowed: Any) -> Any:
 
 
 def check_timeout(timeout: object) -> Timeout:
-    """A timeout as a call may give it; infinite seconds are ``None``, for ever.
+    """A timeout as a call may give it.
 
     Raises ``ConfigError`` for anything but a number above 0, ``None`` and ``USE_CLIENT_DEFAULT``.
     """
@@ -231,7 +230,7 @@ def check_timeout(timeout: object) -> Timeout:
         return timeout
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise ConfigError(f"timeout: expected a number of seconds above 0, or None to wait for ever, got {timeout!r}")
-    return None if math.isinf(timeout) else float(timeout)
+    return float(timeout)
 
 
 def default_timeout(timeout: object, defaults: dict[str, Any]) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -110,7 +111,8 @@ class LogicalModel:
         self._dispatcher.stop()
 
     def _seconds(self, timeout: Timeout) -> float | None:
-        return self.timeout if timeout is USE_CLIENT_DEFAULT else timeout
+        seconds = self.timeout if timeout is USE_CLIENT_DEFAULT else timeout
+        return None if seconds == math.inf else seconds  # a timer cannot be set to infinity
 
     def key(self, *parts: object) -> str:
         """Hash what decides an answer, for requests that are not hashed by their payload."""

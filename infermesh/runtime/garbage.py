@@ -37,11 +37,10 @@ class _Collector:
         with self._lock:
             if not self._inside:
                 self._before = gc.get_threshold()
-                # A first threshold of 0 turns automatic collections off.
-                raised = tuple(map(max, self._before, _THRESHOLDS)) if self._before[0] else self._before
-                self._ours = (raised[0], raised[1], raised[2])
+                if self._before[0]:  # 0 turns automatic collections off
+                    gc.set_threshold(*map(max, self._before, _THRESHOLDS))
+                self._ours = gc.get_threshold()  # some versions of Python ignore the third
                 self._found = 0
-                gc.set_threshold(*self._ours)
                 gc.callbacks.append(self._collected)
             self._inside += 1
 

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from infermesh import LMClient
-from infermesh.runtime.loopthread import LoopThread
 from infermesh.simulator import Faults, Simulator
 from tests.support import totals, wait_until
 
@@ -317,24 +316,3 @@ def test_a_synchronous_call_on_the_clients_own_loop_is_refused(simulator: Simula
             yield "Hello."
 
         assert not client.generate_batch(inputs()).failures  # pulled on the client's loop
-
-
-def test_nothing_is_left_waiting_when_calls_and_a_close_meet() -> None:
-    async def nap() -> None:
-        await asyncio.sleep(60)
-
-    for _ in range(50):
-        thread = LoopThread("test")
-        ended = threading.Barrier(5)
-
-        def call(thread: LoopThread = thread, ended: threading.Barrier = ended) -> None:
-            ended.wait()
-            with pytest.raises(RuntimeError, match="closed"):
-                thread.run(nap())
-
-        with ThreadPoolExecutor(4) as pool:
-            futures = [pool.submit(call) for _ in range(4)]
-            ended.wait()
-            thread.close()
-            for future in futures:
-                future.result(timeout=10)

@@ -26,8 +26,13 @@ def fleet(**model: Any) -> tuple[Any, ScriptedTransport]:
     return built.models["m"], transport
 
 
-@pytest.mark.parametrize(("declared", "holds"), [({}, 600.0), ({"timeout": 5}, 5.0), ({"timeout": None}, None)])
-@pytest.mark.parametrize(("options", "own"), [({}, None), ({"timeout": None}, [None]), ({"timeout": 2.0}, [2.0])])
+FOREVER: list[dict[str, Any]] = [{"timeout": None}, {"timeout": float("inf")}]
+
+
+@pytest.mark.parametrize(
+    ("declared", "holds"), [({}, 600.0), ({"timeout": 5}, 5.0), *((each, None) for each in FOREVER)]
+)
+@pytest.mark.parametrize(("options", "own"), [({}, None), ({"timeout": 2.0}, [2.0]), *((e, [None]) for e in FOREVER)])
 @virtual
 async def test_a_models_timeout_holds_unless_the_request_has_its_own(
     declared: dict[str, Any], holds: float | None, options: dict[str, Any], own: list[float | None] | None
