@@ -80,6 +80,7 @@ _VERSION = re.compile(r"[a-z0-9]{1,5}")
 _WORD = re.compile(r"[A-Z]+[a-z]*|[a-z]+|\d+")
 _CHARS_A_WORD = 4
 _SHARE_BY_CHANCE = 1 / 3
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # Langfuse's keys have one
 
 _DATA_URL = re.compile(r"data:[\w.+\-/]+;base64,[A-Za-z0-9+/=]+")  # a picture's bytes may spell anything
 _URL_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
@@ -116,7 +117,7 @@ def looks_secret(text: str) -> bool:
 
 def _is_random(key: str) -> bool:
     """Whether what follows the prefix was drawn and not written."""
-    if key.startswith("eyJ"):
+    if key.startswith("eyJ") or _UUID.search(key):
         return True
     runs = re.findall(r"[A-Za-z0-9]+", _PREFIX.sub("", key, count=1))
     if any(len(run) >= _LONG_RUN for run in runs):
