@@ -20,7 +20,7 @@ from infermesh.inputs.sources import resolve_source
 from infermesh.query.figures import Figures, read_figures, read_stored, write_parquet
 from infermesh.runs.assemble import NOWHERE, assembled
 from infermesh.store import Column
-from infermesh.store.schema import DATABASE
+from infermesh.store.schema import DATABASE, status_now
 
 RULE = "the smallest within 5 % of the best rows/s whose p95 is acceptable"
 # Keys that change how fast answers come, not what the answers are.
@@ -114,7 +114,7 @@ def measure(records: Sequence[JobRecord], keys: Sequence[str]) -> list[MeasuredJ
             except StoreError:
                 status = "in use"
         if figures is not None:
-            status = "killed" if figures.status == "running" else figures.status.replace("_", " ")
+            status = status_now(figures.status, held=False).replace("_", " ")
         found.append(MeasuredJob(record, figures, status))
     return found
 

@@ -7,15 +7,17 @@ from datetime import datetime
 from pathlib import Path
 
 from infermesh.errors import StoreError, StoreInUseError
-from infermesh.query.reader import RunReader, open_run
+from infermesh.query.reader import RunReader
 from infermesh.store.folders import run_folders
+from infermesh.store.schema import UNFINISHED, status_now
 
 
 @dataclass(slots=True)
 class RunInfo:
     """One run as ``infermesh runs`` lists it.
 
-    ``status`` is ``running`` while a process holds it; ``answers`` is false where that one cannot be asked.
+    ``status`` is one of ``RUN_STATUSES``, or ``killed``, ``empty`` (it ended before its source was loaded) or
+    ``damaged``. ``answers`` is false if the database cannot be read and the process that holds it does not answer.
     """
 
     folder: Path
@@ -31,15 +33,15 @@ class RunInfo:
 
     @property
     def unfinished(self) -> bool:
-        """Whether rows are left and no process is at them."""
-        return self.status in ("interrupted", "stopped", "crashed", "killed")
+        """Whether rows are pending and no process runs it."""
+        return self.status in UNFINISHED
 
 
 def describe(folder: Path) -> RunInfo:
-    """Read a run's summary. A run whose process was killed counts as ``killed``."""
+    """Read a run's summary."""
     info = RunInfo(folder)
     try:
-        with open_run(folder) as reader:
+        with RunReader(folder) as reader:
             _fill(info, reader)
     except StoreError as error:
         info.status = "running" if isinstance(error, StoreInUseError) else "damaged"
@@ -56,9 +58,8 @@ def _fill(info: RunInfo, reader: RunReader) -> None:
     if row is None:
         info.status = "empty"
         return
-    info.run_id, info.experiment, info.status, info.started_at = row
-    if info.status == "running" and not reader.live:
-        info.status = "killed"  # nobody holds the file, so nobody is at it
+    info.run_id, info.experiment, stored, info.started_at = row
+    info.status = status_now(stored, held=reader.live)
     counts = dict(reader.execute("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY ALL").fetchall())
     info.done, info.failed = counts.get("done", 0), counts.get("error", 0)
     info.pending = counts.get("pending", 0)
@@ -67,5 +68,5 @@ def _fill(info: RunInfo, reader: RunReader) -> None:
 
 
 def newest_unfinished() -> Path | None:
-    """The newest run that has rows left and is not going on."""
+    """The newest run that has pending rows, and that no process runs; ``None`` if there is none."""
     return next((folder for folder in run_folders() if describe(folder).unfinished), None)

@@ -27,7 +27,7 @@ from infermesh.runs.progress import PlainLines
 from infermesh.runs.stats import Observer
 from infermesh.runs.threads import RunThread, claim, running_in
 from infermesh.store.folders import OUTPUTS, claim_folder, discard, resolve_latest
-from infermesh.store.schema import DATABASE
+from infermesh.store.schema import DATABASE, status_now
 
 __all__ = ["Run", "open_run", "run"]
 
@@ -203,7 +203,7 @@ class Run:
             Drained by :meth:`stop`, Ctrl-C or SIGTERM; some rows are pending.
         ``stopped``
             Drained by a guard; some rows are pending.
-        ``failed``
+        ``crashed``
             Ended by an exception: see :attr:`error`.
         ``killed``
             Its process ended without closing the run.
@@ -211,20 +211,16 @@ class Run:
         if self._work is not None:
             if not self._work.future.done():
                 return "running"
-            return "failed" if self.outcome is None else self.outcome.status
+            return "crashed" if self.outcome is None else self.outcome.status
         try:
             with self._reader() as reader:
                 row = reader.execute("SELECT status FROM run").fetchone()
-                live = reader.live
+                held = reader.live
         except StoreInUseError:
             return "running"
         if row is None:
             raise self._no_run_row()
-        status = str(row[0])
-        if live:
-            return "running"
-        # No process holds the file, so no process runs it, whatever the table says.
-        return {"running": "killed", "crashed": "failed"}.get(status, status)
+        return status_now(str(row[0]), held=held)
 
     @property
     def outcome(self) -> RunOutcome | None:
@@ -239,11 +235,11 @@ class Run:
     def exit_code(self) -> int | None:
         """The exit code ``infermesh run`` would give; ``None`` if the run is running or was killed."""
         status = self.status
-        return 1 if status == "failed" else EXIT_CODES.get(status)
+        return EXIT_CODES.get(status)
 
     @property
     def error(self) -> BaseException | None:
-        """The exception that ended the run, if its status is ``failed`` and it ran in this process; else ``None``."""
+        """The exception that ended the run, if its status is ``crashed`` and it ran in this process; else ``None``."""
         future = None if self._work is None else self._work.future
         return future.exception() if future is not None and future.done() else None
 

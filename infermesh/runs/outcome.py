@@ -8,7 +8,7 @@ from typing import Any
 
 from infermesh.query.sinks import SinkReport
 
-EXIT_CODES = {"done": 0, "failed_rows": 3, "stopped": 4, "interrupted": 130}
+EXIT_CODES = {"done": 0, "crashed": 1, "failed_rows": 3, "stopped": 4, "interrupted": 130}
 
 
 @dataclass(slots=True)

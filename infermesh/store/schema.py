@@ -20,6 +20,34 @@ SETTINGS: dict[str, Any] = {"python_enable_replacements": False}
 _EPOCH = datetime(1970, 1, 1)
 
 
+# What run.status may hold. A reader knows one more, ``killed``: see :func:`status_now`.
+RUN_STATUSES = {
+    "running": "a process runs it",
+    "done": "every row has settled, none with an error",
+    "failed_rows": "every row has settled, some with an error",
+    "interrupted": "drained by Ctrl-C, SIGTERM or a stop; some rows are pending",
+    "stopped": "drained by a guard; some rows are pending",
+    "crashed": "ended by an exception",
+}
+UNFINISHED = ("interrupted", "stopped", "crashed", "killed")
+
+
+def status_now(stored: str, *, held: bool) -> str:
+    """A run's status as a reader sees it.
+
+    Parameters
+    ----------
+    stored
+        ``run.status``.
+    held
+        Whether a process has the database open: then the run is running, whatever the table says. If none has, and the
+        table says ``running``, its process was ``killed``.
+    """
+    if held:
+        return "running"
+    return "killed" if stored == "running" else stored
+
+
 def quoted(name: str) -> str:
     """``name`` as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'

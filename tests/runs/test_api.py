@@ -141,9 +141,9 @@ def test_a_run_that_failed_says_so(project: Path) -> None:
     run = infermesh.run("mine", ["stages.a.prompt='{{ txt }}'"], wait=False)
     with pytest.raises(ConfigError):
         run.wait()
-    assert (run.status, run.exit_code, run.outcome) == ("failed", 1, None)
+    assert (run.status, run.exit_code, run.outcome) == ("crashed", 1, None)
     assert isinstance(run.error, ConfigError)
-    assert "failed" in repr(run)
+    assert "crashed" in repr(run)
     with pytest.raises(StoreError, match="no database"):
         run.sql("SELECT 1")
 
