@@ -12,7 +12,7 @@ from infermesh.stages import Prepared, Stage
 from infermesh.store import Row
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
-from infermesh.store.reuse import Answer
+from infermesh.store.reuse import KnownAnswer
 
 _PAUSE = 128  # prepare so many rows, then let other tasks of the event loop run
 
@@ -50,7 +50,7 @@ class Gate:
             return [True] * len(rows)
         return self._condition.passing([row.context for row in rows])
 
-    def known_answers(self, items: Sequence[Prepared[Any]]) -> list[Answer | None]:
+    def known_answers(self, items: Sequence[Prepared[Any]]) -> list[KnownAnswer | None]:
         """For each request: its known answer or ``None``. Blocks.
 
         An answer of a retired row is handed out once; the caller must use it.
@@ -67,7 +67,7 @@ class Gate:
 
     async def split(
         self, rows: Sequence[Row], stopping: Callable[[], bool]
-    ) -> tuple[list[Row], list[tuple[Row, Prepared[Any], Answer]]]:
+    ) -> tuple[list[Row], list[tuple[Row, Prepared[Any], KnownAnswer]]]:
         """Split rows into those to send, and those whose answer is known.
 
         A row that cannot be made into a request is among those to send: the stage's worker meets the same error and
@@ -95,7 +95,7 @@ class Gate:
         answers = await asyncio.to_thread(self.known_answers, [item for _, item in candidates])
         if stopping():
             return [], []
-        found: list[tuple[Row, Prepared[Any], Answer]] = []
+        found: list[tuple[Row, Prepared[Any], KnownAnswer]] = []
         for (row, item), answer in zip(candidates, answers, strict=True):
             if answer is None:
                 left.append(row)

@@ -33,7 +33,7 @@ from infermesh.store import GroupWriter, PendingRows, Row
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
-from infermesh.store.reuse import Answer
+from infermesh.store.reuse import KnownAnswer
 from infermesh.store.schema import attempt_row, state_row, timestamp
 
 logger = logging.getLogger("infermesh")
@@ -355,7 +355,7 @@ class Runner:
         error: tuple[str, str] | None = None,
         key: str | None = None,
         result: Result | RequestError | None = None,
-        reused: Answer | None = None,
+        reused: KnownAnswer | None = None,
     ) -> None:
         """Queue a row's final state at a stage for commit, and submit the row to the stages that waited for it."""
         name = stage.name
@@ -424,14 +424,14 @@ def _state(
     error: tuple[str | None, str | None],
     key: str | None,
     result: Result | RequestError | None,
-    reused: Answer | None,
+    reused: KnownAnswer | None,
 ) -> tuple[Any, ...]:
     """Make the row of a stage's table. At most one of ``result`` and ``reused`` is given: an answer sent for, or known.
 
     A known answer of this run keeps its ``finished_at``: with ``reused_from`` it marks the answer as handed out.
     """
     metrics: RequestMetrics | None = None
-    usage: TokenUsage | Answer | None = None
+    usage: TokenUsage | KnownAnswer | None = None
     model_id = request_id = deployment = cost = finished_at = None
     if isinstance(result, RequestError):
         metrics, request_id, deployment = result.metrics, result.request_id, result.deployment

@@ -10,7 +10,7 @@ from pathlib import Path
 from infermesh.config.schema import Experiment
 from infermesh.store.database import RunStore
 from infermesh.store.memory import fetch
-from infermesh.store.reuse import CARRIED, Answer, EarlierAnswers
+from infermesh.store.reuse import CARRIED, KnownAnswer, EarlierAnswers
 from infermesh.store.schema import StageTable, literal, live, quoted, retired
 
 
@@ -65,7 +65,7 @@ class RetiredAnswers:
         self.left[stage] = row[0] if row else 0
         return self.left[stage]
 
-    def hand_out(self, stage: str, keys: Sequence[str]) -> list[Answer | None]:
+    def hand_out(self, stage: str, keys: Sequence[str]) -> list[KnownAnswer | None]:
         """For each request a free answer, or ``None``. An answer returned is no longer free. From any thread; blocks.
 
         The caller must settle the row with it: only that marks it as handed out for later sessions.
@@ -95,9 +95,9 @@ class RetiredAnswers:
                 {"ids": ids, "low": min(ids), "high": max(ids)},
             )
             self.left[stage] -= len(ids)
-        found: dict[str, list[Answer]] = {}
+        found: dict[str, list[KnownAnswer]] = {}
         for row in rows:
-            found.setdefault(row[-1], []).append(Answer(row[:count], *row[count:-1]))
+            found.setdefault(row[-1], []).append(KnownAnswer(row[:count], *row[count:-1]))
         return [found[key].pop() if found.get(key) else None for key in keys]
 
     def close(self) -> None:
@@ -143,12 +143,12 @@ class KnownAnswers:
         """Whether a stage has any known answers left. Cheap: no query."""
         return self._own.left.get(stage, 0) > 0 or (self._earlier is not None and self._earlier.knows(stage))
 
-    def look_up(self, stage: str, keys: Sequence[str]) -> list[Answer | None]:
+    def look_up(self, stage: str, keys: Sequence[str]) -> list[KnownAnswer | None]:
         """For each request its known answer or ``None``, in the same order. From any thread; blocks.
 
         An answer of a retired row is handed out with this call: see :meth:`RetiredAnswers.hand_out`.
         """
-        found: list[Answer | None] = [None] * len(keys)
+        found: list[KnownAnswer | None] = [None] * len(keys)
         if not keys:
             return found
         if self._own.left.get(stage, 0) > 0:

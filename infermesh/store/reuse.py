@@ -23,7 +23,7 @@ from infermesh.store.schema import DATABASE, StageTable, literal, quoted
 CARRIED = ("model_id", "request_id", "prompt_tokens", "completion_tokens")
 
 
-class Answer(NamedTuple):
+class KnownAnswer(NamedTuple):
     """A stored answer to the same request.
 
     ``outputs`` are the stage's output columns, ``run_id`` the run that sent the request. ``finished_at`` is set for an
@@ -137,7 +137,7 @@ class EarlierAnswers:
         """Whether a stage has any answers here. Cheap: no query."""
         return self.found.get(stage, 0) > 0
 
-    def look_up(self, stage: str, keys: Sequence[str]) -> dict[str, Answer]:
+    def look_up(self, stage: str, keys: Sequence[str]) -> dict[str, KnownAnswer]:
         """request_key → answer, for the keys that have one. May be called from any thread; blocks."""
         outputs = self._tables[stage].outputs
         select = ", ".join([*(quoted(column.name) for column in outputs), *CARRIED, "run_id", "request_key"])
@@ -145,7 +145,7 @@ class EarlierAnswers:
         with self._lock:
             rows = fetch(self._connection, query, [list(keys)])
         count = len(outputs)
-        return {row[-1]: Answer(row[:count], *row[count:-1]) for row in rows}
+        return {row[-1]: KnownAnswer(row[:count], *row[count:-1]) for row in rows}
 
 
 def _temp_table(stage: str) -> str:
