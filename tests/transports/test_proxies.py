@@ -130,7 +130,7 @@ async def test_socks_with_a_wrong_password(loopback: Loopback, monkeypatch: pyte
         monkeypatch.setenv("all_proxy", f"socks5://{AS_ME}{address}")
         error = await failure(loopback.url())
     assert type(error) is APIConnectionError
-    assert f"the proxy socks5://{address} refused the connection" in str(error)
+    assert f"through the proxy socks5://{address}: it refused the connection" in str(error)
     assert "a:b" not in str(error)
 
 

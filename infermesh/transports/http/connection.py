@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
         self._headers: list[tuple[bytes, bytes]] = []
-        self._unsent: Iterator[memoryview] | None = None
+        self._unsent: list[memoryview] = []  # the last piece first
         self._paused = self._ended = False
         self._begun = self._complete = self._reusable = False
 
@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
         self._begun = self._complete = False
         self._transport.write(start)
         if rest:
-            self._unsent = _pieces(rest)
+            self._unsent = _pieces(rest)[::-1]
             self._send_on()
         return answer
 
@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection, at once."""
-        self._unsent = None
+        self._unsent = []
         self._owner.lost(self)
         if self._transport is not None:
             self._transport.abort()
@@ -165,15 +165,10 @@ class Connection(asyncio.Protocol):
 
     def _send_on(self) -> None:
         """Send the next piece, unless the network is to catch up first; others have their turn in between."""
-        if self._unsent is None or self._paused:
-            return
-        piece = next(self._unsent, None)
-        if piece is None:
-            self._unsent = None
-            return
-        self._transport.write(piece)
-        if not self._paused:  # else resume_writing goes on
-            self._owner.loop.call_soon(self._send_on)
+        if self._unsent and not self._paused:
+            self._transport.write(self._unsent.pop())
+            if self._unsent and not self._paused:  # else resume_writing goes on
+                self._owner.loop.call_soon(self._send_on)
 
     # What llhttp has found.
 
@@ -226,7 +221,7 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if self.kept_s < 0:
             self.kept_s = _keeps(header("keep-alive"))
-        sent = self._unsent is None and not self._transport.get_write_buffer_size()
+        sent = not self._unsent and not self._transport.get_write_buffer_size()
         if self._reusable and sent and not self._transport.is_closing():
             self._owner.released(self)
         else:
@@ -256,12 +251,10 @@ class _Headers(list[tuple[bytes, bytes]]):
         return None
 
 
-def _pieces(parts: Iterable[bytes]) -> Iterator[memoryview]:
+def _pieces(parts: Iterable[bytes]) -> list[memoryview]:
     """A message in pieces, without a copy."""
-    for part in parts:
-        view = memoryview(part)
-        for start in range(0, len(view), _PIECE):
-            yield view[start : start + _PIECE]
+    views = [memoryview(part) for part in parts]
+    return [view[start : start + _PIECE] for view in views for start in range(0, len(view), _PIECE)]
 
 
 def _keeps(announced: str | None) -> float:

@@ -21,7 +21,7 @@ class Cause(NamedTuple):
 
 
 class ProxyRefusedError(Exception):
-    """A proxy does not let the connection through. The text says with which words, and holds no secret."""
+    """A proxy does not let the connection through. The text holds no secret."""
 
 
 BROKE_OFF = Cause("the connection broke before the answer was complete", "see the server's log")
@@ -56,8 +56,6 @@ def cause_of(error: Exception) -> Cause:
     if isinstance(error, ssl.SSLError):
         said = (error.reason or "the connection ended").replace("_", " ").lower()
         return Cause(f"the TLS handshake failed ({said})", "does the server speak plain http:// on that port?")
-    if isinstance(error, ProxyRefusedError):
-        return Cause(str(error), "check the proxy's address and password, and whom it serves")
     for kind, cause in _BY_TYPE:
         if isinstance(error, kind):
             return cause

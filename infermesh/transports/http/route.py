@@ -90,7 +90,7 @@ class Route:
         except ProxyConnectionError as error:
             raise (error.__cause__ or error) from None  # what the system said
         except ProxyError as error:
-            raise ProxyRefusedError(f"the proxy {proxy} refused the connection ({error})") from None
+            raise ProxyRefusedError(f"it refused the connection ({error})") from None
 
     async def _hand_over(self, opened: socket.socket, protocol: Connection | _Tunnel, name: str | None) -> Any:
         """Make a connection the protocol's, behind a TLS handshake with ``name`` if one is given."""
@@ -116,7 +116,7 @@ class Route:
             transport.write(self._asking_for_a_tunnel(proxy))
             status = await tunnel.status
             if not 200 <= status < 300:
-                raise ProxyRefusedError(f"the proxy {proxy} refused the connection (HTTP {status})")
+                raise ProxyRefusedError(f"it refused the connection (HTTP {status})")
             assert self._context is not None
             through = await self._loop.start_tls(transport, protocol, self._context, server_hostname=self._host)
             if through is None or through.is_closing():
@@ -189,7 +189,7 @@ class _Tunnel(asyncio.Protocol):
         if version.startswith(b"HTTP/1.") and rest[:3].isdigit():
             self.status.set_result(int(rest[:3]))
         else:
-            self.status.set_exception(ProxyRefusedError("the proxy does not answer in HTTP"))
+            self.status.set_exception(ProxyRefusedError("it does not answer in HTTP"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
