@@ -10,7 +10,7 @@ from pathlib import Path
 from infermesh.config.schema import Experiment
 from infermesh.store.database import RunStore
 from infermesh.store.memory import fetch
-from infermesh.store.reuse import CARRIED, KnownAnswer, EarlierAnswers
+from infermesh.store.reuse import CARRIED, EarlierAnswers, KnownAnswer
 from infermesh.store.schema import StageTable, literal, live, quoted, retired
 
 

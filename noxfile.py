@@ -1,0 +1,67 @@
+"""Every check of the project in one command: ``nox``. One of them: ``nox -s lint``; the quick ones: ``nox -t quick``.
+
+The checks run in the environment that holds nox, the one that ``pip install -e '.[dev]'`` filled, so that nothing is
+installed twice. Only ``tests`` and ``package`` make environments of their own: the suite under every supported Python
+(``nox -s tests``; one that is not installed is skipped), and the built wheel on its own (``nox -s package``).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4"
+nox.options.sessions = ["lint", "types", "layers", "changes", "coverage"]
+
+PYTHONS = nox.project.python_versions(nox.project.load_toml())
+
+
+@nox.session(python=False, tags=["quick"])
+def lint(session: nox.Session) -> None:
+    """Style and format, by ruff. To mend what can be mended: ruff check --fix . && ruff format ."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=False, tags=["quick"])
+def types(session: nox.Session) -> None:
+    """Types, by mypy in strict mode."""
+    session.run("mypy")
+
+
+@nox.session(python=False, tags=["quick"])
+def layers(session: nox.Session) -> None:
+    """Who may import whom, by import-linter; the contracts are in pyproject.toml."""
+    session.run("lint-imports")
+
+
+@nox.session(python=False, tags=["quick"])
+def changes(session: nox.Session) -> None:
+    """The fragments in changelog.d/ make a changelog."""
+    session.run("towncrier", "build", "--draft", "--version", "next")
+
+
+@nox.session(python=False)
+def coverage(session: nox.Session) -> None:
+    """The tests under this Python, and how much of the package they run; the floor is in pyproject.toml."""
+    session.run("pytest", "--cov", "--cov-report=term:skip-covered", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests, in an environment for each Python. Arguments go to pytest: nox -s tests-3.12 -- tests/limits"""
+    session.install("-e", ".[dev]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """The wheel, built from the sdist and installed alone, runs the quickstart in an empty folder."""
+    session.install("build")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--outdir", folder)
+        session.install("--force-reinstall", str(next(Path(folder).glob("*.whl"))))
+        session.chdir(folder)
+        session.run("infermesh", "run", "+experiment=quickstart")
