@@ -1,6 +1,7 @@
-"""CSV files in which some lines are malformed: those become rows with an error, in their place among the others.
+"""CSV files with malformed lines: such a line becomes a row with an error, in its place among the others.
 
-Well-formed files never come here: DuckDB reads them faster, and this reader gives the same rows.
+Well-formed files are read by DuckDB, which is faster and gives the same rows. DuckDB's own ``store_rejects`` is no
+substitute: after a quote that is never closed it loses the rest of the file.
 """
 
 from __future__ import annotations
@@ -11,29 +12,35 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import duckdb
 
-from infermesh.store.schema import quoted
+from infermesh.hints import one_line
+from infermesh.store.schema import literal, quoted
 
 _DELIMITERS = ",;\t|"
-_NONE = "\x1f"  # a delimiter that no text has: a file of one column
+_ONE_COLUMN = "\x1f"  # the delimiter of a file of one column: no text has it
 _MOST_LINES = 2000  # in one quoted value; a quote that is open for longer was never closed
-_BATCH = 1024
-_SHOWN = 80
+_BATCH = 1024  # rows
+_SHOWN = 80  # characters of a malformed line, in its error
 
 
 def compressed(files: Sequence[str]) -> bool:
-    """Whether the files are not to be read here."""
+    """Whether one of the files is compressed; such files are left to DuckDB."""
     return any(file.endswith((".gz", ".zst")) for file in files)
 
 
 def csv_dialect(file: str) -> str:
-    """RFC 4180's, with the delimiter that the header has most of, as options of DuckDB's reader."""
-    delimiter = _header(file)[0].replace("'", "''")
-    return f"delim='{delimiter}', quote='\"', escape='\"', skip=0"
+    """Options of DuckDB's reader: the dialect of RFC 4180, with the delimiter that occurs most often in the header."""
+    return f"delim={literal(_header(file)[0])}, quote='\"', escape='\"', skip=0"
 
 
 def reads_whole(relation: str, limits: Mapping[str, str]) -> bool:
-    """Whether DuckDB reads the relation to its end without an error, within ``limits`` (its settings by name)."""
-    with duckdb.connect(config=dict(limits)) as connection:  # of its own: an error would end the caller's transaction
+    """Whether DuckDB can read the whole relation without an error.
+
+    Parameters
+    ----------
+    limits
+        DuckDB's settings by name, such as ``memory_limit``.
+    """
+    with duckdb.connect(config=dict(limits)) as connection:  # in the caller's, an error would end the transaction
         try:
             connection.execute(f"SELECT count(COLUMNS(*)) FROM ({relation})").fetchall()
         except duckdb.OutOfMemoryException:
@@ -44,7 +51,7 @@ def reads_whole(relation: str, limits: Mapping[str, str]) -> bool:
 
 
 def read_ragged(connection: duckdb.DuckDBPyConnection, files: Sequence[str], table: str) -> None:
-    """Make ``table`` of CSV files: ``row_id``, the columns, ``__line`` and ``__error`` of malformed rows."""
+    """Read CSV files into a new table: ``row_id``, the columns, and ``__line`` and ``__error`` for malformed rows."""
     names = list(dict.fromkeys(name for file in files for name in _header(file)[1]))
     columns = ", ".join(f"{quoted(name)} VARCHAR" for name in names)
     connection.execute(
@@ -62,41 +69,49 @@ def read_ragged(connection: duckdb.DuckDBPyConnection, files: Sequence[str], tab
 
 
 def _header(file: str) -> tuple[str, list[str]]:
+    """The file's delimiter and the names of its columns."""
     with open(file, encoding="utf-8-sig", errors="replace", newline="") as text:
         first = text.readline()
         delimiter = max(_DELIMITERS, key=first.count)
         if delimiter not in first:
-            delimiter = _NONE
+            delimiter = _ONE_COLUMN
         text.seek(0)
         return delimiter, next(csv.reader(text, delimiter=delimiter), [])
 
 
 def _rows(files: Sequence[str]) -> Iterator[tuple[dict[str, str | None], int | None, str | None]]:
-    """Each record's values by column, or its line and what is wrong with it."""
+    """Of each record its values by column, or the number of its line and an error."""
     csv.field_size_limit(sys.maxsize)
     for file in files:
         delimiter, header = _header(file)
         records = _records(file, delimiter)
         next(records, None)
         for line, record in records:
-            shown, problem = "", None
-            if isinstance(record, str):
-                shown, problem = record, "a quote is not closed, or is followed by something"
-            elif len(record) != len(header):
-                shown, problem = delimiter.join(record), f"expected {len(header)} values, found {len(record)}"
-            elif any("\udc80" <= character <= "\udcff" for value in record for character in value):
-                shown, problem = delimiter.join(record), "not UTF-8 text"
+            problem = _problem(record, len(header))
             if problem is None:
                 yield {name: value or None for name, value in zip(header, record, strict=True)}, None, None
             else:
-                shown = " ".join(shown.encode("utf-8", "surrogateescape").decode("utf-8", "replace").split())[:_SHOWN]
-                yield {}, line, f"{file}, line {line}: {problem}: {shown}"
+                text = record if isinstance(record, str) else delimiter.join(record)
+                shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                yield {}, line, f"{file}, line {line}: {problem}: {one_line(shown, _SHOWN)}"
+
+
+def _problem(record: list[str] | str, columns: int) -> str | None:
+    """What is wrong with a record, in words."""
+    if isinstance(record, str):
+        return "a quote is not closed, or is followed by something"
+    if len(record) != columns:
+        return f"expected {columns} values, found {len(record)}"
+    if any("\udc80" <= character <= "\udcff" for value in record for character in value):  # bytes that did not decode
+        return "not UTF-8 text"
+    return None
 
 
 def _records(file: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Line number and values of each record; where it cannot be read, its first line as it stands.
+    """Each record's line number and values; of one that cannot be read, its first line as text.
 
-    After such a line reading goes on with the next one.
+    After such a line, reading continues with the next line: the lines that the parser has taken since are given to it
+    again.
     """
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         again: list[str] = []

@@ -1,4 +1,7 @@
-"""``where``: a SQL condition over rows that are on their way, decided by DuckDB in memory, many rows at a time."""
+"""``where``: a SQL condition that decides which rows a stage takes.
+
+Rows that are on their way are in no table yet, so they are put into one in memory, many at a time, and DuckDB decides.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ import duckdb
 import orjson
 
 from infermesh.errors import ConfigError, InputError
-from infermesh.hints import nearest
+from infermesh.hints import nearest, one_line
 from infermesh.store.schema import SETTINGS, Column, StageTable, quoted
 
+_MESSAGE = 300  # characters of DuckDB's message
 
-@lru_cache(maxsize=256)  # asked for the graph, the plan and the filter, and each asking opens a database
+
+@lru_cache(maxsize=256)  # the graph, the plan and the filter need it, and each call opens a database
 def column_references(condition: str, path: str) -> frozenset[tuple[str, ...]]:
     """The columns that a condition names: ``("audio",)``, ``("transcripts", "text")``.
 
@@ -43,14 +48,18 @@ def _columns(node: Any) -> Iterator[tuple[str, ...]]:
 
 
 class RowFilter:
-    """Decides a condition for rows.
+    """Decides for rows whether a condition is true.
 
     Parameters
     ----------
     condition
         SQL over the source's columns and, as ``stage.column``, over upstream stages' columns.
     path
-        Where it stands in the config, for messages.
+        Where the condition stands in the config, for messages.
+    source
+        The source's columns.
+    stages
+        The upstream stages by name.
 
     Raises
     ------
@@ -71,13 +80,13 @@ class RowFilter:
         self._connection.execute(f"CREATE TABLE rows ({', '.join(['__position INTEGER', *fields])})")
         self._sql = f"SELECT __position FROM rows WHERE ({condition}\n)"
         try:
-            # Some errors come only with a row: one of NULLs shows those that no row could do without.
+            # Some errors come only with a row. A row of NULLs shows those that every row would have.
             self._connection.execute("INSERT INTO rows (__position) VALUES (0)")
             self._connection.execute(self._sql)
             self._connection.execute("TRUNCATE rows")
         except duckdb.Error as error:
             self._connection.close()
-            # Lambdas and subqueries have names of their own: a name is unknown only where the condition does not bind.
+            # Only now that it does not bind: lambdas and subqueries have names of their own, which are no columns.
             valid = {name.lower(): name for name in (*(column.name for column in source), *stages)}
             unknown = sorted(named - valid.keys())
             if unknown:
@@ -85,16 +94,19 @@ class RowFilter:
                 raise ConfigError(
                     f"{path}: '{unknown[0]}' is neither a column of the source nor a stage.{hint}"
                 ) from None
-            raise ConfigError(f"{path}: {_short(error)}") from None
+            raise ConfigError(f"{path}: {one_line(error, _MESSAGE)}") from None
 
     def passing(self, contexts: Sequence[Mapping[str, Any]]) -> list[bool | InputError]:
-        """For each row's context, whether the condition is true (``NULL`` is false); an error where it fails."""
+        """For each row's context, whether the condition is true, or the error with which it fails; ``NULL`` is false.
+
+        DuckDB fails on all rows at once, so they are halved until those with the error are alone.
+        """
         try:
             return list(self._passing(contexts))
         except duckdb.Error as error:
             self._connection.execute("TRUNCATE rows")
             if len(contexts) == 1:
-                return [InputError(f"{self._path}: the condition fails for this row: {_short(error)}")]
+                return [InputError(f"{self._path}: the condition fails for this row: {one_line(error, _MESSAGE)}")]
             half = len(contexts) // 2
             return [*self.passing(contexts[:half]), *self.passing(contexts[half:])]
 
@@ -120,10 +132,6 @@ class RowFilter:
     def close(self) -> None:
         """Free the in-memory database."""
         self._connection.close()
-
-
-def _short(error: duckdb.Error) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _stored(value: Any, column: Column) -> Any:

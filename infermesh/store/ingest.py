@@ -1,8 +1,8 @@
-"""A source's rows into the ``source`` table, by DuckDB's own readers.
+"""Load a source's rows into the ``source`` table, with DuckDB's own readers.
 
-JSONL keeps each row verbatim: numbers, strings and booleans at the top level become typed columns, anything nested
-stays JSON. CSV columns stay text, so that ``007`` is not made a 7. ``row_key`` is the hash of a row's content and which
-occurrence of that content it is, so that it does not depend on the row's place in the file.
+JSON lines keep their values: numbers, strings and booleans at the top level become typed columns, and what is nested
+stays JSON. CSV columns stay text, so that ``007`` does not become 7. ``row_key`` is the hash of a row's content and the
+number of its occurrence, so it does not depend on where the row stands in the file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import duckdb
 import orjson
 
 from infermesh.errors import ConfigError
+from infermesh.hints import one_line
 from infermesh.inputs.sources import Source
 from infermesh.store.csv_lines import compressed, csv_dialect, read_ragged, reads_whole
 from infermesh.store.schema import SOURCE, Column, literal, quoted
@@ -28,17 +29,17 @@ _CSV_BUFFER = 4_000_000  # bytes, the least it takes (two lines); the CSV reader
 
 
 def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = SOURCE) -> None:
-    """Create and fill ``source``, or another table for its rows, and ``source_errors``.
+    """Create and fill ``source``, or another table for the source's rows, and fill ``source_errors``.
 
-    Files are read more than once instead of being held: what is kept between the passes is a row number and a hash a
-    row, so that ten million rows are taken in with a few hundred megabytes.
+    Files are read several times instead of being held: between the passes only a row number and a hash are kept for
+    each row. So ten million rows are loaded with a few hundred megabytes.
 
     Raises
     ------
     ConfigError
-        The file cannot be read as its format, is empty, or has a column that the table reserves.
+        A file is empty, cannot be read in its format, or has a column that the table needs for itself.
     duckdb.OutOfMemoryException
-        The database's limit is too low for rows of this length.
+        The database's memory limit is too low for rows of this length.
     """
     try:
         if source.dataset is not None:
@@ -55,15 +56,15 @@ def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = S
         raise
     except duckdb.Error as error:
         where = source.shown if source.sql is None else "source.sql"
-        raise ConfigError(f"source: {where} could not be read: {_short(error)}") from None
+        raise ConfigError(f"source: {where} could not be read: {one_line(error, 600)}") from None
 
 
 @contextlib.contextmanager
 def _few_threads(connection: duckdb.DuckDBPyConnection, files: int) -> Iterator[None]:
-    """Read with one thread, or with two where there is one file.
+    """Read with one thread, or with two if there is one file.
 
-    More bring no speed, as rows are numbered in order, and each has buffers of its own for each file. The second lets
-    DuckDB give freed memory back to the system sooner.
+    More threads are not faster, as rows are numbered in order, and each has a buffer for each file. With the second one
+    DuckDB gives freed memory back to the system sooner.
     """
     threads = int(_setting(connection, "threads"))
     connection.execute(f"SET threads = {min(threads, 2 if files == 1 else 1)}")
@@ -75,15 +76,11 @@ def _few_threads(connection: duckdb.DuckDBPyConnection, files: int) -> Iterator[
 
 
 def _setting(connection: duckdb.DuckDBPyConnection, name: str) -> str:
-    return str(connection.execute(f"SELECT current_setting('{name}')").fetchall()[0][0])
-
-
-def _short(error: duckdb.Error) -> str:
-    return " ".join(str(error).split())[:600]
+    return str(connection.execute(f"SELECT current_setting({literal(name)})").fetchall()[0][0])
 
 
 def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
-    files = f"[{', '.join(literal(file) for file in source.files)}]"
+    files = _listed(source.files)
     for file in source.files:
         _check_start(file)
     layout = "array" if _is_array(source.files[0]) else "newline_delimited"
@@ -116,11 +113,15 @@ def _check_start(file: str) -> None:
 
 
 def _is_array(file: str) -> bool:
-    """Whether a .json file holds one array of objects instead of an object a line."""
+    """Whether a .json file holds one array of objects, and not one object per line."""
     if not file.endswith(".json"):
         return False
     with open(file, "rb") as data:
         return data.read(4096).lstrip()[:1] == b"["
+
+
+def _listed(files: Sequence[str]) -> str:
+    return f"[{', '.join(map(literal, files))}]"
 
 
 def _limit(source: Source) -> str:
@@ -128,11 +129,16 @@ def _limit(source: Source) -> str:
 
 
 def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str) -> None:
-    """``__keys`` of rows from a subquery with ``row_id``: the hash of ``content`` and its occurrence, in order.
+    """Make the table ``__keys``: for each row, in order, the hash of its content and the number of its occurrence.
 
-    ``content`` is null where a row is malformed. What takes most memory comes first: if it does not fit, this is where
-    it shows.
+    Parameters
+    ----------
+    rows
+        A subquery with a ``row_id``.
+    content
+        SQL over these rows; null for a malformed row.
     """
+    # This step takes the most memory, so it comes first: rows that are too long fail here.
     connection.execute(
         f"CREATE TEMP TABLE __hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash FROM {rows}"
     )
@@ -152,9 +158,9 @@ def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str) -
 
 
 def _create(connection: duckdb.DuckDBPyConnection, table: str, rows: str, columns: str) -> None:
-    """A table of the rows for which there are ``__keys``; ``columns`` calls the subquery ``r``."""
-    # Keys are laid beside the rows by position: joining or sorting whole rows would lose the file's order, or take
-    # memory for all of them; and hashing is the dearest part, not to be done twice.
+    """Create a table of the rows and their ``__keys``; in ``columns`` the rows are called ``r``."""
+    # Keys and rows are put together by position. A join would lose the file's order, and a sort take memory for all
+    # rows. Hashing again is no way either: it is the most expensive step.
     connection.execute(
         f"CREATE TABLE {quoted(table)} AS SELECT r.row_id, CASE k.hash WHEN 0 THEN 'malformed' ELSE "
         f"printf('%016x', k.hash) END || '-' || k.occurrence AS row_key{columns} FROM {rows} r POSITIONAL JOIN __keys k"
@@ -163,7 +169,7 @@ def _create(connection: duckdb.DuckDBPyConnection, table: str, rows: str, column
 
 
 def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> dict[str, str]:
-    """Each top-level key of the objects, in order of appearance, with a DuckDB type that loses nothing."""
+    """Each top-level key of the objects, in order of appearance, with a DuckDB type that keeps all its values."""
     objects = f"(SELECT row_id, json FROM {lines} WHERE json_type(json) = 'OBJECT')"
     found = connection.execute(
         "SELECT key FROM (SELECT row_id, unnest(json_keys(json)) AS key, generate_subscripts(json_keys(json), 1) AS "
@@ -172,39 +178,48 @@ def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> dict[s
     keys = [key for (key,) in found]
     if not keys:
         return {}
-    kinds: dict[str, set[str]]
-    if any("*" in key for key in keys):  # a path takes it for a wildcard; walking the objects does not, and is slower
-        found = connection.execute(
-            "SELECT e.key, list(DISTINCT e.type), max(CASE WHEN e.type IN ('BIGINT', 'UBIGINT') THEN "
-            f"length(e.value::VARCHAR) END) FROM {objects} o, json_each(o.json) e GROUP BY ALL"
-        ).fetchall()
-        kinds = {key: set(types) for key, types, _ in found}
-        digits = {key: most or 0 for key, _, most in found}
-    else:
-        paths = ['$."' + key.replace('"', '\\"') + '"' for key in keys]
-        found = connection.execute(
-            "SELECT DISTINCT position, type FROM (SELECT unnest(json_type(json, $paths)) AS type, "
-            f"unnest(range(len($paths))) AS position FROM {objects}) WHERE type IS NOT NULL",
-            {"paths": paths},
-        ).fetchall()
-        kinds = {key: set() for key in keys}
-        for position, kind in found:
-            kinds[keys[position]].add(kind)
-        digits = dict.fromkeys(keys, 0)
-        integers = [at for at, key in enumerate(keys) if kinds[key] & {"BIGINT", "UBIGINT"}]
-        if integers:
-            widest = ", ".join(
-                f"max(CASE WHEN types[{n}] IN ('BIGINT', 'UBIGINT') THEN length(texts[{n}]) END)"
-                for n in range(1, len(integers) + 1)
-            )
-            chosen = [paths[at] for at in integers]
-            most = connection.execute(
-                f"SELECT {widest} FROM (SELECT json_type(json, $paths) AS types, json_extract_string(json, $paths) AS "
-                f"texts FROM {objects})",
-                {"paths": chosen},
-            ).fetchone()
-            digits |= {keys[at]: width or 0 for at, width in zip(integers, most or (), strict=True)}
+    find = _kinds_of_items if any("*" in key for key in keys) else _kinds_at_paths
+    kinds, digits = find(connection, objects, keys)
     return {key: _json_column_type(kinds[key], digits[key]) for key in keys}
+
+
+# Key → the JSON types of its values; key → the most digits that an integer of it has, 0 where there is none.
+_Kinds = tuple[dict[str, set[str]], dict[str, int]]
+
+
+def _kinds_of_items(connection: duckdb.DuckDBPyConnection, objects: str, keys: Sequence[str]) -> _Kinds:
+    """For keys with a ``*``, which would be a wildcard in a path: go through all items of all objects. It is slower."""
+    found = connection.execute(
+        "SELECT e.key, list(DISTINCT e.type), max(CASE WHEN e.type IN ('BIGINT', 'UBIGINT') THEN "
+        f"length(e.value::VARCHAR) END) FROM {objects} o, json_each(o.json) e GROUP BY ALL"
+    ).fetchall()
+    return {key: set(types) for key, types, _ in found}, {key: most or 0 for key, _, most in found}
+
+
+def _kinds_at_paths(connection: duckdb.DuckDBPyConnection, objects: str, keys: Sequence[str]) -> _Kinds:
+    paths = ['$."' + key.replace('"', '\\"') + '"' for key in keys]
+    found = connection.execute(
+        "SELECT DISTINCT position, type FROM (SELECT unnest(json_type(json, $paths)) AS type, "
+        f"unnest(range(len($paths))) AS position FROM {objects}) WHERE type IS NOT NULL",
+        {"paths": paths},
+    ).fetchall()
+    kinds: dict[str, set[str]] = {key: set() for key in keys}
+    for position, kind in found:
+        kinds[keys[position]].add(kind)
+    digits = dict.fromkeys(keys, 0)
+    integers = [at for at, key in enumerate(keys) if kinds[key] & {"BIGINT", "UBIGINT"}]
+    if integers:
+        widest = ", ".join(
+            f"max(CASE WHEN types[{n}] IN ('BIGINT', 'UBIGINT') THEN length(texts[{n}]) END)"
+            for n in range(1, len(integers) + 1)
+        )
+        most = connection.execute(
+            f"SELECT {widest} FROM (SELECT json_type(json, $paths) AS types, json_extract_string(json, $paths) AS "
+            f"texts FROM {objects})",
+            {"paths": [paths[at] for at in integers]},
+        ).fetchone()
+        digits |= {keys[at]: width or 0 for at, width in zip(integers, most or (), strict=True)}
+    return kinds, digits
 
 
 def _json_column_type(kinds: set[str], digits: int) -> str:
@@ -221,7 +236,7 @@ def _json_column_type(kinds: set[str], digits: int) -> str:
 
 
 def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
-    """Give malformed rows the line they stand in: the reader passes over blank lines, an editor counts them."""
+    """Set the line of malformed rows. The reader does not count blank lines, but an editor does."""
     bad = {row_id for (row_id,) in connection.execute("SELECT row_id FROM source_errors").fetchall()}
     if not bad:
         return
@@ -243,9 +258,9 @@ def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None
 
 
 def _relation(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
-    files = f"[{', '.join(literal(file) for file in source.files)}]"
+    files = _listed(source.files)
     if source.format == "csv":
-        # Left to find it out, DuckDB takes a file with one malformed line for a file of one column.
+        # Without a dialect, DuckDB takes a file with one malformed line for a file of one column.
         dialect = "" if compressed(source.files) else f", {csv_dialect(source.files[0])}"
         relation = (
             f"SELECT * FROM read_csv({files}, all_varchar=true, header=true, union_by_name=true, "
@@ -265,14 +280,19 @@ def _relation(connection: duckdb.DuckDBPyConnection, source: Source, table: str)
 
 
 def query_rows(connection: duckdb.DuckDBPyConnection, table: str, query: str, path: str = SOURCE) -> None:
-    """Create a table of rows from a query, each with the row_key of its content.
+    """Create a table of a query's rows, each with the ``row_key`` of its content.
+
+    Parameters
+    ----------
+    path
+        Where the query stands in the config, for messages.
 
     Raises
     ------
     ConfigError
-        The query has a column that the table needs for itself; ``path`` is where the query stands in the config.
+        The query has a column that the table needs for itself.
     """
-    # A query may answer differently the second time: its rows are kept.
+    # A query may give other rows the second time, so its rows are kept.
     connection.execute(f"CREATE TEMP TABLE queried AS {query}")
     _create_from(connection, table, "SELECT * FROM queried", "", path)
     connection.execute("DROP TABLE queried")
@@ -282,10 +302,16 @@ def _create_from(connection: duckdb.DuckDBPyConnection, table: str, relation: st
     names = [row[0] for row in connection.execute(f"DESCRIBE {relation}").fetchall()]
     check_names(names, path)
     rows = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM ({relation} {limit}))"
-    columns = "".join(f", r.{quoted(name)}" for name in names)
-    content = f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
-    _make_keys(connection, rows, content)
-    _create(connection, table, rows, columns)
+    _make_keys(connection, rows, _content(names))
+    _create(connection, table, rows, _columns(names))
+
+
+def _content(names: Sequence[str]) -> str:
+    return f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
+
+
+def _columns(names: Sequence[str]) -> str:
+    return "".join(f", r.{quoted(name)}" for name in names)
 
 
 def _ragged(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
@@ -294,10 +320,8 @@ def _ragged(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -
     names = [name for name in names if name not in ("row_id", "__line", "__error")]
     check_names(names)
     rows = "(SELECT * FROM ragged)" if source.limit is None else f"(SELECT * FROM ragged WHERE row_id < {source.limit})"
-    content = f"to_json(struct_pack({', '.join(f'{quoted(name)} := {quoted(name)}' for name in names)}))::VARCHAR"
-    columns = "".join(f", r.{quoted(name)}" for name in names)
-    _make_keys(connection, rows, f"CASE WHEN __error IS NULL THEN {content} END")
-    _create(connection, table, rows, columns)
+    _make_keys(connection, rows, f"CASE WHEN __error IS NULL THEN {_content(names)} END")
+    _create(connection, table, rows, _columns(names))
     connection.execute(
         f"INSERT INTO source_errors SELECT row_id, __line, __error FROM {rows} WHERE __error IS NOT NULL"
     )
@@ -305,17 +329,23 @@ def _ragged(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -
 
 
 def check_names(names: Sequence[str], path: str = SOURCE) -> None:
-    """Refuse columns that a table of rows needs for itself, and such as SQL cannot tell apart."""
+    """Refuse columns that a table of rows needs for itself, and names that SQL cannot tell apart.
+
+    Raises
+    ------
+    ConfigError
+        There is such a column; ``path`` says where in the config.
+    """
     seen: dict[str, str] = {}
     for name in names:
         lowered = name.lower()
         if lowered in _RESERVED:
+            example = f"select {name} as id"
+            if path == SOURCE:
+                example = f'source: {{sql: "{example}, … from …"}}'
             raise ConfigError(
                 f"{path}: a column is called '{name}', which the table needs for itself. Rename it, or select it under "
-                + (
-                    "another name: "
-                    + ('source: {sql: "select NAME as id, … from …"}.' if path == SOURCE else "select NAME as id.")
-                ).replace("NAME", name)
+                f"another name: {example}."
             )
         if lowered in seen:
             raise ConfigError(
@@ -325,6 +355,6 @@ def check_names(names: Sequence[str], path: str = SOURCE) -> None:
 
 
 def row_columns(connection: duckdb.DuckDBPyConnection, table: str = SOURCE) -> list[Column]:
-    """The user's columns of ``source``, or of another table of rows, in order."""
+    """The user's columns of ``source`` or of another table of rows, in order."""
     rows = connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {quoted(table)})").fetchall()
     return [Column(name, kind) for name, kind in rows if name not in _RESERVED]

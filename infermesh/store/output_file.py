@@ -1,13 +1,13 @@
-"""The rows of an output file, made from a stage's table, and the record of what was written to that file.
+"""The rows of a one-shot command's output file, made from a stage's table, and the record of what was written to it.
 
-A line is made by DuckDB from what is committed, whether it is written as its row settles, after a crash or anew at the
-end: equal states give equal bytes.
+DuckDB makes every line from what is committed. So the same state gives the same bytes, whether the line is written as
+its row settles, after a crash, or when the file is written anew at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import orjson
 
 from infermesh.errors import StoreError
 from infermesh.store.memory import VECTOR, fetch
-from infermesh.store.schema import SOURCE, StageTable, live, quoted
+from infermesh.store.schema import SOURCE, StageTable, literal, live, quoted
+from infermesh.store.values import json_value
 
 _DDL = """
 CREATE TABLE IF NOT EXISTS output_file (
@@ -27,11 +28,8 @@ _USAGE = (
     "prompt_tokens, 0), {completion}'total_tokens': coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)}} END"
 )
 _COMPLETION = "'completion_tokens': coalesce(completion_tokens, 0), "
-# A float's own shortest digits; JSON knows no NaN.
-_VECTOR = (
-    "replace(list_transform(embedding, lambda x: CASE WHEN isfinite(x) THEN x END)::VARCHAR, 'NULL', 'null')::JSON"
-)
-# Kind → (field, SQL, SQL within JSON where it differs).
+_VECTOR = json_value(duckdb.sqltype("FLOAT[]"), "embedding")
+# Kind → (field, its SQL in Parquet, its SQL in JSON where that differs).
 _FIELDS: dict[str, tuple[tuple[str, str, str | None], ...]] = {
     "generate": (
         ("output_text", "text", None),
@@ -53,6 +51,7 @@ _FIELDS: dict[str, tuple[tuple[str, str, str | None], ...]] = {
         ("request_id", "request_id", None),
     ),
 }
+# Fields that a line has only if one of them has a value.
 _MORE = {"generate": (("reasoning", "reasoning", None), ("tool_calls", "tool_calls", None))}
 _ERROR = (("error", "error", None), ("error_type", "error_type", None))
 _LIVE = live(SOURCE)
@@ -63,9 +62,16 @@ _SETTLED = f"s.status IS NOT NULL AND {_LIVE}"
 class OutputRecord:
     """What the checkpoint knows of its output file.
 
-    ``bytes`` and ``digest`` are of what was certainly written; ``next_*`` of a file that was about to take its place.
-    ``dirty``: the file holds lines of rows that are being done again, so it is to be written anew. ``facts``: what
-    decided the answers.
+    Attributes
+    ----------
+    bytes, digest
+        Size and digest of what was certainly written.
+    next_bytes, next_digest
+        Those of a new file that was about to take the old one's place.
+    dirty
+        The file holds lines of rows that are done again, so it has to be written anew.
+    facts
+        What decided the answers.
     """
 
     path: str
@@ -78,7 +84,7 @@ class OutputRecord:
 
 
 class OutputTable:
-    """One stage's rows as an output file shows them.
+    """One stage's rows, as an output file shows them.
 
     Parameters
     ----------
@@ -89,38 +95,40 @@ class OutputTable:
     kind
         ``generate``, ``embed`` or ``transcribe``.
     metadata
-        Show what a mapper has given along.
+        Show the ``metadata`` that a mapper has put beside its input.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, stage: StageTable, kind: str, *, metadata: bool) -> None:
         self._connection = connection
         self._table = quoted(stage.name)
         names = {column.name for column in stage.columns}
-        fields = [field for field in (*_FIELDS[kind], *_ERROR) if field[1] not in ("path",) or "path" in names]
+        shown = [field for field in (*_FIELDS[kind], *_ERROR) if field[1] != "path" or "path" in names]
         if metadata:
-            fields.append(("metadata", "metadata", None))
+            shown.append(("metadata", "metadata", None))
         more = _MORE.get(kind, ())
-        self._line = _json_object(fields)
+        self._line = _json_object(shown)
         if more:
             unused = " AND ".join(f"{sql} IS NULL" for _, sql, _ in more)
-            self._line = f"CASE WHEN {unused} THEN {self._line} ELSE {_json_object([*fields, *more])} END"
-        self._columns = ", ".join(
-            ["row_id AS _index", *(f"{sql} AS {quoted(name)}" for name, sql, _ in (*fields, *more))]
-        )
+            self._line = f"CASE WHEN {unused} THEN {self._line} ELSE {_json_object([*shown, *more])} END"
+        columns = [f"{sql} AS {quoted(name)}" for name, sql, _ in (*shown, *more)]
+        self._columns = ", ".join(["row_id AS _index", *columns])
 
     def lines(self, row_ids: Sequence[int]) -> list[tuple[int, bytes]]:
         """``(row_id, line)`` of these rows, in order."""
         if not row_ids:
             return []
-        return self._encoded(
+        return self._fetch_lines(
             "s.row_id BETWEEN ? AND ? AND s.row_id IN (SELECT unnest(?::BIGINT[]))",
             [min(row_ids), max(row_ids), list(row_ids)],
         )
 
     def settled(self, *, standing: tuple[bool, bool] | None = None) -> Iterator[list[tuple[int, bytes]]]:
-        """``(row_id, line)`` of every settled row, in order, some thousand at a time.
+        """``(row_id, line)`` of every settled row, in order, two thousand at a time.
 
-        With ``standing=(stale, keep_errors)``, only of those that will not be done again.
+        Parameters
+        ----------
+        standing
+            ``(stale, keep_errors)`` as in :meth:`redone`: leave out the rows that may be done again.
         """
         condition = _SETTLED
         if standing is not None:
@@ -128,15 +136,23 @@ class OutputTable:
         row = self._connection.execute(f"SELECT max(row_id) FROM {self._table}").fetchone()
         last = -1 if row is None or row[0] is None else int(row[0])
         for low in range(0, last + 1, VECTOR):
-            yield self._encoded(f"s.row_id >= ? AND s.row_id < ? AND {condition}", [low, low + VECTOR])
+            yield self._fetch_lines(f"s.row_id >= ? AND s.row_id < ? AND {condition}", [low, low + VECTOR])
 
-    def _encoded(self, condition: str, parameters: list[Any]) -> list[tuple[int, bytes]]:
+    def _fetch_lines(self, condition: str, parameters: list[Any]) -> list[tuple[int, bytes]]:
         query = f"SELECT s.row_id, {self._line}::VARCHAR FROM {self._table} s WHERE {condition} ORDER BY s.row_id"
         found = fetch(self._connection, query, parameters)
         return [(row_id, line.encode() + b"\n") for row_id, line in found]
 
     def redone(self, *, stale: bool, keep_errors: bool) -> Iterator[int]:
-        """The rows that may be done again, or that have gone from the source: a line of theirs is old."""
+        """The rows whose lines are old: they may be done again, or are no longer in the source.
+
+        Parameters
+        ----------
+        stale
+            The stage's declaration has changed, so every row may be done again.
+        keep_errors
+            Failed rows are not done again.
+        """
         found = self._connection.execute(
             f"SELECT s.row_id FROM {self._table} s WHERE {_redone(stale, keep_errors)} OR NOT ({_LIVE})"
         )
@@ -144,55 +160,53 @@ class OutputTable:
             yield from (row_id for (row_id,) in rows)
 
     def write_parquet(self, path: Path) -> None:
-        """Every settled row, in order, into a Parquet file."""
-        target = str(path).replace("'", "''")
+        """Write every settled row, in order, into a Parquet file. Raises ``StoreError``."""
+        rows = f"SELECT {self._columns} FROM {self._table} s WHERE {_SETTLED} ORDER BY s.row_id"
         try:
-            copy = (
-                f"COPY (SELECT {self._columns} FROM {self._table} s WHERE {_SETTLED} ORDER BY s.row_id) TO '{target}' "
-                "(FORMAT parquet)"
-            )
-            fetch(self._connection, copy)
+            fetch(self._connection, f"COPY ({rows}) TO {literal(str(path))} (FORMAT parquet)")
         except duckdb.Error as error:
             raise StoreError(f"{path} could not be written: {error}") from None
 
     @property
     def retired(self) -> int:
-        """Rows that were settled and are in the source no more."""
+        """How many settled rows are no longer in the source."""
         row = self._connection.execute(f"SELECT count(*) FROM {self._table} s WHERE NOT ({_LIVE})").fetchone()
         return 0 if row is None else int(row[0])
 
     def record(self) -> OutputRecord | None:
-        """What is known of the output file; ``None`` where nothing was written yet."""
+        """The record of the output file; ``None`` if nothing was written yet."""
         return read_record(self._connection)
 
     def begin(self, path: Path, facts: dict[str, Any], digest: str) -> None:
-        """Note that a new output file is about to be made, with nothing in it."""
+        """Record that a new and empty output file is about to be made."""
         self._connection.execute(_DDL)
         self._connection.execute("DELETE FROM output_file")
         self._connection.execute(
-            "INSERT INTO output_file VALUES (?, 0, ?, NULL, NULL, false, ?)", [str(path), digest, _json(facts)]
+            "INSERT INTO output_file VALUES (?, 0, ?, NULL, NULL, false, ?)", [str(path), digest, _encode(facts)]
         )
 
     def update(self, **values: Any) -> None:
-        """Set some of the record's values."""
+        """Set some fields of the record."""
         if "facts" in values:
-            values["facts"] = _json(values["facts"])
+            values["facts"] = _encode(values["facts"])
         assignments = ", ".join(f"{name} = ?" for name in values)
         self._connection.execute(f"UPDATE output_file SET {assignments}", list(values.values()))
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._connection.close()
 
 
 def read_record(connection: duckdb.DuckDBPyConnection) -> OutputRecord | None:
-    """The record of an output file in a database that may not have one."""
+    """The record of an output file; ``None`` if the database has none."""
     if not connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'output_file'").fetchone():
         return None
-    row = connection.execute(
-        "SELECT path, bytes, digest, next_bytes, next_digest, dirty, facts FROM output_file"
-    ).fetchone()
-    return None if row is None else OutputRecord(*row[:-1], facts=orjson.loads(row[-1]))  # type: ignore[misc]
+    names = [field.name for field in fields(OutputRecord)]
+    row = connection.execute(f"SELECT {', '.join(names)} FROM output_file").fetchone()
+    if row is None:
+        return None
+    values = dict(zip(names, row, strict=True))
+    return OutputRecord(**{**values, "facts": orjson.loads(values["facts"])})
 
 
 def _redone(stale: bool, keep_errors: bool) -> str:
@@ -200,9 +214,9 @@ def _redone(stale: bool, keep_errors: bool) -> str:
 
 
 def _json_object(fields: Sequence[tuple[str, str, str | None]]) -> str:
-    inner = ", ".join(f"'{name}', {within or sql}" for name, sql, within in fields)
+    inner = ", ".join(f"{literal(name)}, {in_json or sql}" for name, sql, in_json in fields)
     return f"json_object('_index', s.row_id, {inner})"
 
 
-def _json(value: dict[str, Any]) -> str:
+def _encode(value: dict[str, Any]) -> str:
     return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()

@@ -1,4 +1,4 @@
-"""A run's tables brought to what the declaration says now: changed stages, changed rows, the rows of sql stages."""
+"""Change a run's tables to what the declaration says now: changed stages, changed rows, the rows of sql stages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import duckdb
 import orjson
 
 from infermesh.errors import ConfigError
+from infermesh.hints import one_line
 from infermesh.store.ingest import check_names, row_columns
 from infermesh.store.schema import SETTINGS, SOURCE, Column, QueryTable, StageTable, literal, live, quoted, retired
 
@@ -17,7 +18,7 @@ from infermesh.store.schema import SETTINGS, SOURCE, Column, QueryTable, StageTa
 def put_aside(
     connection: duckdb.DuckDBPyConnection, tables: Sequence[StageTable], queries: Sequence[QueryTable]
 ) -> None:
-    """A stage whose kind has changed gets a new table; the old one, with its columns, stays under another name."""
+    """Rename the table of each stage whose kind has changed, so that the stage gets a new one and nothing is lost."""
     wanted = {table.name: {column.name for column in table.columns} for table in tables}
     for name in (*wanted, *(query.name for query in queries)):
         found = {
@@ -35,7 +36,7 @@ def put_aside(
 
 
 def fit(connection: duckdb.DuckDBPyConnection, table: StageTable) -> None:
-    """Give a table that an earlier declaration made the columns that it has now."""
+    """Give a stage's table the columns that the present declaration wants."""
     name = quoted(table.name)
     present = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()]
     if present == [column.name for column in table.columns]:
@@ -49,15 +50,15 @@ def fit(connection: duckdb.DuckDBPyConnection, table: StageTable) -> None:
 
 
 def merge(connection: duckdb.DuckDBPyConnection, table: str, now: str) -> tuple[int, int]:
-    """Take the rows of table ``now`` into ``table`` and drop it.
+    """Bring ``table`` to the rows of the table ``now``, and drop that one.
 
-    Rows are matched by ``row_key``; new ones join at the end, vanished ones are retired. A matched row has the same
-    content, so what is there stays where it is.
+    Rows are matched by ``row_key``. New rows are added at the end, and rows that are gone are retired. A row that is
+    matched has the same content, so it stays as it is.
 
     Returns
     -------
-    tuple
-        Rows that are new (or back again), rows that are gone.
+    tuple[int, int]
+        How many rows are new or back again, and how many are gone.
     """
     name, fresh = quoted(table), quoted(now)
     was_live = _count(connection, f"SELECT count(*) FROM {name} s WHERE {live(table)}")
@@ -88,10 +89,11 @@ def merge(connection: duckdb.DuckDBPyConnection, table: str, now: str) -> tuple[
 
 
 def disown(connection: duckdb.DuckDBPyConnection, stage: str, origin: str, where: str) -> None:
-    """Let the answers of retired rows that were handed on to the rows of a condition be handed on no more.
+    """Keep rows that are done again from getting the same answers once more.
 
-    They keep their text, and lose their ``request_key``: what is done again is not to be given the same once more, also
-    where the session is killed before it has been sent.
+    A row that meets the condition may have its answer from a retired row. That one loses its ``request_key``, by which
+    its answer is found; the answer itself stays. This is stored, so it holds even if the session is killed before the
+    rows are sent.
     """
     connection.execute(
         f"UPDATE {quoted(stage)} AS s SET request_key = NULL WHERE {retired(origin)} AND (request_key, finished_at) IN "
@@ -106,7 +108,7 @@ def _count(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence
 
 
 def _widen(connection: duckdb.DuckDBPyConnection, table: str, now: Sequence[Column]) -> None:
-    """Give a table of rows the columns and the types that its rows have now."""
+    """Add the columns that a table of rows does not have yet, and change types that are others now."""
     before = {column.name: column.type for column in row_columns(connection, table)}
     table = quoted(table)
     for column in now:
@@ -123,7 +125,7 @@ def _widen(connection: duckdb.DuckDBPyConnection, table: str, now: Sequence[Colu
 
 
 def tables_named(query: str, path: str) -> set[str]:
-    """The tables that a query names.
+    """The names of all tables in a query.
 
     Raises
     ------
@@ -152,7 +154,7 @@ def _tables(node: Any) -> Iterator[str]:
 
 
 def wrapped(query: QueryTable, origins: Mapping[str, str]) -> str:
-    """The query over what is there now: retired rows are out of every table that it names."""
+    """The query of a sql stage, over tables without their retired rows."""
     named = ", ".join(
         f"{quoted(name)} AS (SELECT * FROM main.{quoted(name)} s WHERE {live(origins.get(name, SOURCE))})"
         for name in query.reads
@@ -161,7 +163,7 @@ def wrapped(query: QueryTable, origins: Mapping[str, str]) -> str:
 
 
 def stamp_of(connection: duckdb.DuckDBPyConnection, query: QueryTable, origins: Mapping[str, str]) -> str:
-    """Changes when the query does, or the rows of a table that it names."""
+    """A text that changes when the query changes, or the rows of a table that it names."""
     parts = [query.query]
     for name in query.reads:
         origin = origins.get(name, SOURCE)
@@ -174,7 +176,7 @@ def stamp_of(connection: duckdb.DuckDBPyConnection, query: QueryTable, origins: 
 
 
 def outline(connection: duckdb.DuckDBPyConnection, query: QueryTable, origins: Mapping[str, str]) -> list[Column]:
-    """Make a sql stage's table where there is none yet, without rows; its columns.
+    """The columns of a sql stage; its table is made, without rows, if there is none yet.
 
     Raises
     ------
@@ -186,7 +188,7 @@ def outline(connection: duckdb.DuckDBPyConnection, query: QueryTable, origins: M
         found = connection.execute(f"DESCRIBE {wrapped(query, origins)}").fetchall()
     except duckdb.Error as error:
         tables = ", ".join((SOURCE, *(name for name in origins if name != query.name)))
-        raise ConfigError(f"{path}: {' '.join(str(error).split())[:600]} (tables: {tables})") from None
+        raise ConfigError(f"{path}: {one_line(error, 600)} (tables: {tables})") from None
     columns = [Column(row[0], row[1]) for row in found]
     check_names([column.name for column in columns], path)
     exists = _count(connection, "SELECT count(*) FROM duckdb_tables() WHERE table_name = ?", [query.name])
@@ -199,6 +201,6 @@ def outline(connection: duckdb.DuckDBPyConnection, query: QueryTable, origins: M
 
 
 def stage_tables(names: Collection[str], stages: Collection[str]) -> tuple[str, ...]:
-    """Of the tables that a query names, the source and the stages, spelt as they are declared."""
+    """Those of the names that are the source or a stage, spelt as they are declared."""
     spelt = {name.lower(): name for name in (SOURCE, *stages)}
     return tuple(sorted({spelt[name.lower()] for name in names if name.lower() in spelt}))

@@ -1,4 +1,4 @@
-"""Some rows of a source, without a run: for the benchmark."""
+"""Rows of a source without a run, for the benchmark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infermesh.store.schema import SOURCE_ERRORS_DDL, quoted
 
 
 def sample(source: Source) -> list[dict[str, Any]]:
-    """The rows of a source as stages see them, malformed lines left out. Raises ``ConfigError``."""
+    """All rows of a source as stages see them, without malformed lines. Raises ``ConfigError``."""
     with duckdb.connect() as connection:
         connection.execute(SOURCE_ERRORS_DDL)
         ingest(connection, source)
