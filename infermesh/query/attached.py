@@ -1,4 +1,4 @@
-"""Runs' databases in a connection of one's own: attached where nobody holds them, copied where the run goes on."""
+"""Runs' databases within one connection: a finished run's file is attached, and a live run's tables are copied."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ import duckdb
 from infermesh.errors import StoreInUseError
 from infermesh.query.reader import RunReader, is_live
 from infermesh.store.database import unusable
-from infermesh.store.schema import DATABASE, quoted
+from infermesh.store.schema import DATABASE, literal, quoted
 
-_COLUMNS = (
+_COLUMNS = (  # of all tables and views
     "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE database_name = current_database() "
     "AND schema_name = 'main' AND NOT internal ORDER BY table_name, column_index"
 )
 
 
 def attach(connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> LiveTables | None:
-    """Attach a run's database for reading; tables that are still empty, where the run goes on.
+    """Attach a run's database for reading.
+
+    Parameters
+    ----------
+    catalog
+        What to attach it as.
+
+    Returns
+    -------
+    LiveTables | None
+        For a live run the copies of its tables, which are still empty; ``None`` for a file.
 
     Raises
     ------
     StoreError
-        Another process holds it and does not answer, it is missing, or it is no DuckDB database.
+        Another process holds the database and does not answer, or it is missing or no DuckDB database.
     """
     try:
         _attach_file(connection, path, catalog)
@@ -38,19 +48,18 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> L
 
 
 def _attach_file(connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> None:
-    file = str(path).replace("'", "''")
-    connection.execute(f"ATTACH '{file}' AS {quoted(catalog)} (READ_ONLY)")
+    connection.execute(f"ATTACH {literal(str(path))} AS {quoted(catalog)} (READ_ONLY)")
 
 
 class LiveTables:
-    """A live run's tables and views as tables in memory: all of them without rows, until they are filled.
+    """Copies of a live run's tables and views in memory, which are empty until they are filled.
 
-    Each is filled as of its own moment, over the run's socket and within that one's limits.
+    Their rows come over the run's socket, within its limits, and each table's as of its own moment.
 
     Parameters
     ----------
     catalog
-        What the copy is attached as. The run's file takes its place where the run ends meanwhile.
+        What the copies are attached as. If the run ends meanwhile, its file takes their place.
 
     Raises
     ------
@@ -78,34 +87,39 @@ class LiveTables:
             raise
 
     def fill(self, tables: Iterable[str], columns: Sequence[str] | None = None) -> None:
-        """Fetch the rows of these tables, those of them that are not there yet; ``columns`` alone, the rest is NULL.
+        """Fetch the rows of those tables that are still empty; names that are no table are ignored.
+
+        Parameters
+        ----------
+        columns
+            Fetch these columns alone; the others are NULL.
 
         Raises
         ------
         StoreError
-            A table is larger than the run hands out, or the run does not answer.
+            A table is larger than what a live run sends, or the run does not answer.
         """
-        for table in self._wanted(tables):
+        for table in self._empty(tables):
             if not self._live:
                 return
             select = "*" if columns is None else ", ".join(quoted(column) for column in columns)
             _, rows = self._reader.prepare(f"SELECT {select} FROM {quoted(table)}")
             if not self._reader.live:
-                self._replace()
+                self._attach_instead()
                 return
             self._connection.execute(f"INSERT INTO {self._name(table)} BY NAME {rows}")
             self._filled.add(table)
 
     def close(self) -> None:
-        """Let go of the run."""
+        """Close the connection to the run; the copies stay."""
         self._reader.close()
 
-    def _wanted(self, tables: Iterable[str]) -> Collection[str]:
+    def _empty(self, tables: Iterable[str]) -> Collection[str]:
         found = dict.fromkeys(self._tables[name.lower()] for name in tables if name.lower() in self._tables)
         return [table for table in found if table not in self._filled]
 
-    def _replace(self) -> None:
-        """The run has ended: its file has it all."""
+    def _attach_instead(self) -> None:
+        """Attach the run's file, now that the run has ended."""
         self._live = False
         self._reader.close()
         self._connection.execute(f"DETACH {quoted(self._catalog)}")

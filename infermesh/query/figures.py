@@ -1,4 +1,4 @@
-"""How fast a run was, from its database: rows and tokens a second, latencies, errors, cost."""
+"""How fast a run was, read from its database: rows and tokens per second, latencies, errors, cost."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import duckdb
 import orjson
 
+from infermesh.query.percentile import percentile
 from infermesh.store.database import connect
-from infermesh.store.schema import Column, quoted
+from infermesh.store.schema import Column, literal, quoted
 
-# One request with its retries: the attempts of a row that are counted from 1 on; a later session counts anew.
-_REQUESTS = """
+# One request with its retries: the attempts of a row, from number 1 on. A later session begins with 1 again.
+_REQUESTS = f"""
 WITH counted AS (
     SELECT *, sum(CASE WHEN attempt = 1 THEN 1 ELSE 0 END) OVER (PARTITION BY stage, row_id ORDER BY started_at, attempt
         ROWS UNBOUNDED PRECEDING) AS request
@@ -25,10 +26,15 @@ WITH counted AS (
         arg_max(error_type IS NULL, attempt) AS answered
     FROM counted GROUP BY stage, row_id, request
 )
-SELECT count(*), count(*) FILTER (NOT answered), quantile_disc(latency, [0.5, 0.95, 0.99]) FILTER (answered),
-    quantile_disc(queued, 0.95) FILTER (answered), quantile_disc(served, 0.95) FILTER (answered)
+SELECT count(*), count(*) FILTER (NOT answered), {percentile("latency", 0.5)} FILTER (answered),
+    {percentile("latency", 0.95)} FILTER (answered), {percentile("latency", 0.99)} FILTER (answered),
+    {percentile("queued", 0.95)} FILTER (answered), {percentile("served", 0.95)} FILTER (answered)
 FROM requests"""
-# When the stage (or any) was at work: from the first question of a session to its last answer.
+_TOKENS = """
+SELECT coalesce(sum(prompt_tokens), 0)::BIGINT, coalesce(sum(completion_tokens), 0)::BIGINT
+FROM attempts WHERE $stage IS NULL OR stage = $stage"""
+# How long the sessions took, and how long the stage (or any stage) was at work in them: from the first request of a
+# session to its last answer.
 _SPANS = """
 WITH starts AS (
     SELECT session, started_at, elapsed_s, lead(started_at) OVER (ORDER BY session) AS until FROM sessions
@@ -45,20 +51,26 @@ SELECT sum(coalesce(elapsed_s, epoch(last - began))), sum(epoch(last - greatest(
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A run, or one of its stages, in numbers. Times in seconds, all sessions together; NaN where nothing was answered.
+    """A run, or one of its stages, in numbers.
+
+    Times are in seconds and add up all sessions. Percentiles are nearest-rank; NaN if nothing was answered.
 
     Attributes
     ----------
     rows
-        Rows that are done: with the stage, or with all that the run does with them; a sql stage's rows count too.
+        Rows that are done: in the stage, or in every stage of the run. Rows of a sql stage count too.
     failed, pending
-        Rows that failed in the stage, or anywhere; rows that have no state yet.
+        Rows that failed in the stage, or in any stage; rows that have no state yet.
     elapsed_s
-        Of the run: its sessions' time. Of a stage: from its first question to its last answer.
+        For a run, the time of its sessions; for a stage, the time from its first request to its last answer.
     requests, request_errors
         Requests, each with all its attempts; those that ended in an error.
     p50_s, p95_s, p99_s
-        From the moment a request was asked for to its answer, waiting on this side and all attempts included.
+        From the moment a request was asked for to its answer, with all attempts and all waiting on this side.
+    queue_p95_s, service_p95_s
+        The waiting on this side alone; the time at the server alone.
+    cost_usd
+        Of the whole run, also where the figures are a stage's; ``None`` if no price is known.
     """
 
     run_id: str
@@ -80,17 +92,17 @@ class Figures:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows done a second."""
+        """Rows done per second."""
         return self.rows / self.elapsed_s if self.elapsed_s > 0 else math.nan
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens a second, prompts and answers."""
+        """Tokens per second, prompts and answers together."""
         return (self.prompt_tokens + self.completion_tokens) / self.elapsed_s if self.elapsed_s > 0 else math.nan
 
 
 def read_figures(path: Path, stage: str | None = None) -> Figures | None:
-    """Measure a run, or one stage of it; ``None`` where the database holds no run.
+    """The figures of a run or of one of its stages; ``None`` if the database holds no run.
 
     Raises
     ------
@@ -99,40 +111,37 @@ def read_figures(path: Path, stage: str | None = None) -> Figures | None:
     """
     with connect(path, read_only=True) as connection:
         tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-        if not {"run", "sessions"} <= tables:  # it ended before its source was loaded, or is of schema 1
+        if not {"run", "sessions"} <= tables:  # the run ended before its source was loaded, or is of schema 1
             return None
         run = connection.execute("SELECT run_id, status FROM run").fetchone()
         if run is None:
             return None
-        states = _states(connection, stage)
-        asked = {"stage": stage}
-        requests, errors, latency, queued, served = _one(connection, _REQUESTS, asked)
-        whole, busy = _one(connection, _SPANS, asked)
-        prompt, completion = _one(
-            connection,
-            "SELECT coalesce(sum(prompt_tokens), 0)::BIGINT, coalesce(sum(completion_tokens), 0)::BIGINT FROM attempts "
-            "WHERE $stage IS NULL OR stage = $stage",
-            asked,
-        )
-        (cost,) = _one(connection, "SELECT sum(cost_usd) FROM attempts", {})
-        p50, p95, p99 = latency or (math.nan,) * 3
         run_id, status = run
-        return Figures(
-            run_id,
-            status,
-            *states,
-            (whole if stage is None else busy) or 0.0,
-            requests,
-            errors,
-            prompt,
-            completion,
-            p50,
-            p95,
-            p99,
-            math.nan if queued is None else queued,
-            math.nan if served is None else served,
-            cost,
-        )
+        done, failed, pending = _states(connection, stage)
+        parameters = {"stage": stage}
+        requests, errors, *seconds = _one(connection, _REQUESTS, parameters)
+        p50, p95, p99, queue_p95, service_p95 = (math.nan if value is None else value for value in seconds)
+        sessions, at_work = _one(connection, _SPANS, parameters)
+        prompt_tokens, completion_tokens = _one(connection, _TOKENS, parameters)
+        (cost,) = _one(connection, "SELECT sum(cost_usd) FROM attempts", {})
+    return Figures(
+        run_id=run_id,
+        status=status,
+        rows=done,
+        failed=failed,
+        pending=pending,
+        elapsed_s=(sessions if stage is None else at_work) or 0.0,
+        requests=requests,
+        request_errors=errors,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        p50_s=p50,
+        p95_s=p95,
+        p99_s=p99,
+        queue_p95_s=queue_p95,
+        service_p95_s=service_p95,
+        cost_usd=cost,
+    )
 
 
 def _one(connection: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, Any]) -> tuple[Any, ...]:
@@ -142,7 +151,7 @@ def _one(connection: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, 
 
 
 def _states(connection: duckdb.DuckDBPyConnection, stage: str | None) -> tuple[int, int, int]:
-    """Rows done, failed, pending: of a stage, or of the run, where a row's worst state counts."""
+    """How many rows are done, failed and pending, in a stage or in the whole run; there a row's worst state counts."""
     if stage is not None:
         counts = dict(connection.execute("SELECT status, rows FROM progress WHERE stage = ?", [stage]).fetchall())
         return counts.get("done", 0), counts.get("error", 0), counts.get("pending", 0)
@@ -152,7 +161,7 @@ def _states(connection: duckdb.DuckDBPyConnection, stage: str | None) -> tuple[i
         "GROUP BY ALL"
     ).fetchall()
     done = failed = pending = 0
-    for view, stages in views:  # one for each origin of rows
+    for view, stages in views:  # one view for the source's rows, one for each sql stage's
         listed = f"[{', '.join(quoted(f'{name}_status') for name in stages)}]"
         here = _one(
             connection,
@@ -167,7 +176,7 @@ def _states(connection: duckdb.DuckDBPyConnection, stage: str | None) -> tuple[i
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """What a run's database says of the declaration that it was last given."""
+    """The declaration that a run was last started with, as far as its database knows it."""
 
     status: str
     config_hash: str
@@ -177,7 +186,7 @@ class StoredRun:
 
 
 def read_stored(path: Path) -> StoredRun | None:
-    """Read what a run was given; ``None`` where the database holds no run. Raises ``StoreError``."""
+    """Read a run's declaration; ``None`` if the database holds no run. Raises ``StoreError``."""
     with connect(path, read_only=True) as connection:
         try:
             row = connection.execute(
@@ -198,10 +207,9 @@ def read_stored(path: Path) -> StoredRun | None:
 
 
 def write_parquet(path: Path, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a small table to a file."""
+    """Write a small table into a Parquet file."""
     with duckdb.connect() as connection:
         connection.execute(f"CREATE TABLE written ({', '.join(column.ddl for column in columns)})")
         if rows:
             connection.executemany(f"INSERT INTO written VALUES ({', '.join('?' * len(columns))})", rows)
-        target = str(path).replace("'", "''")
-        connection.execute(f"COPY written TO '{target}' (FORMAT parquet)")
+        connection.execute(f"COPY written TO {literal(str(path))} (FORMAT parquet)")

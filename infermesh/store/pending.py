@@ -15,9 +15,17 @@ from infermesh.store.memory import fetch
 from infermesh.store.schema import SOURCE, StageTable, live, quoted
 
 CHUNK = 1024  # row_ids per read
-# A row skipped by `where` is settled. One skipped because an upstream stage failed has an error_type, and is retried.
-_SETTLED = "(t.status = 'done' OR (t.status = 'skipped' AND t.error_type IS NULL))"
-_SETTLED_WITH_ERRORS = "t.status IS NOT NULL"
+
+
+def settled_state(*, keep_errors: bool) -> str:
+    """An SQL condition on ``t``, a row of a stage's table: its state stands, and the row is not sent again.
+
+    A row that ``where`` left out is settled. One that was skipped because an upstream stage failed has an error_type,
+    and is tried again; with ``keep_errors`` it counts as settled, and so does a failed row.
+    """
+    if keep_errors:
+        return "t.status IS NOT NULL"
+    return "(t.status = 'done' OR (t.status = 'skipped' AND t.error_type IS NULL))"
 
 
 @dataclass(slots=True)
@@ -111,7 +119,7 @@ class PendingRows:
             (table.name, column.name) for table in tables for column in table.outputs if column.type == "JSON"
         }
         self._resumed = any(self._has_rows(table) for table in tables)
-        settled = _SETTLED_WITH_ERRORS if keep_errors else _SETTLED
+        settled = settled_state(keep_errors=keep_errors)
         if stale or not self._resumed:
             condition = "true" if tables else "false"
         else:
