@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2024.4"
+nox.needs_version = ">=2024.10.9"
 nox.options.sessions = ["lint", "types", "layers", "changes", "coverage"]
 
 PYTHONS = nox.project.python_versions(nox.project.load_toml())
@@ -58,7 +58,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """The wheel, built from the sdist and installed alone, runs the quickstart in an empty folder."""
+    """The wheel, built from the sdist and installed alone, runs the quickstart away from the sources."""
     session.install("build")
     with tempfile.TemporaryDirectory() as folder:
         session.run("python", "-m", "build", "--outdir", folder)
