@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 # Requests make many objects and few cycles. With Python's own thresholds the collector looks through everything that is
-# kept again and again, and stops the event loop for hundreds of milliseconds to find next to nothing
-# (benchmarks/pauses.py). The youngest generation stays small: to look at an object that has left the processor's cache
-# takes up to a microsecond.
+# kept again and again, to find next to nothing: 600,000 kept objects stop the event loop for 70 ms at a time, these
+# thresholds for 1 ms (benchmarks/pauses.py). The young generation stays small, since to look at an object that has left
+# the processor's cache takes up to a microsecond.
 _THRESHOLDS = (10_000, 50, 100)
 
 
@@ -26,31 +26,43 @@ class _Collector:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._counting, self._adjusting = threading.Lock(), threading.Lock()
         self._inside = 0
+        self._raised = False
         self._before = self._ours = gc.get_threshold()
         self._found = 0  # garbage objects, since survivors were last moved out of the middle generation
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
 
-    def enter(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._before = gc.get_threshold()
-                if self._before[0]:  # 0 turns automatic collections off
-                    gc.set_threshold(*map(max, self._before, _THRESHOLDS))
-                self._ours = gc.get_threshold()  # some versions of Python ignore the third
-                self._found = 0
-                gc.callbacks.append(self._collected)
-            self._inside += 1
+    def count(self, change: int) -> None:
+        """Note that somebody enters (1) or leaves (-1)."""
+        with self._counting:
+            self._inside += change
+        # Nobody waits here for another thread. A collection may start in the midst of this, and the finalizer of a
+        # stream that was dropped waits until its job, in another thread, has left. Whoever adjusts looks again
+        # afterwards, at what those have changed who found it adjusting.
+        while self._raised != bool(self._inside):
+            if not self._adjusting.acquire(blocking=False):
+                return
+            try:
+                if self._raised:
+                    self._restore()
+                else:
+                    self._raise_thresholds()
+            finally:
+                self._adjusting.release()
 
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._restore()
+    def _raise_thresholds(self) -> None:
+        self._raised = True
+        self._found = 0
+        self._before = gc.get_threshold()
+        if self._before[0]:  # 0 turns automatic collections off
+            gc.set_threshold(*map(max, self._before, _THRESHOLDS))
+        self._ours = gc.get_threshold()  # some versions of Python ignore the third
+        gc.callbacks.append(self._collected)
 
     def _restore(self) -> None:
+        self._raised = False
         with suppress(ValueError):  # somebody else has emptied the list
             gc.callbacks.remove(self._collected)
         # Under the old thresholds the very next collection could be one of the middle generation, through everything
@@ -87,9 +99,9 @@ class _Collector:
 
     def _forked(self) -> None:
         """In a forked child: the threads that were inside are the parent's, and would never leave here."""
-        self._lock = threading.Lock()
-        if self._inside:
-            self._inside = 0
+        self._counting, self._adjusting = threading.Lock(), threading.Lock()
+        self._inside = 0
+        if self._raised:
             self._restore()
 
 
@@ -104,8 +116,8 @@ def rare_collections() -> Iterator[None]:
     others meanwhile. Whatever else it does to the collector meanwhile is not undone, and nothing is left frozen that it
     did not freeze itself.
     """
-    _collector.enter()
+    _collector.count(1)
     try:
         yield
     finally:
-        _collector.leave()
+        _collector.count(-1)

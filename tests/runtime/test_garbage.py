@@ -128,6 +128,58 @@ def test_the_last_of_several_threads_puts_it_back() -> None:
     assert collector() == before
 
 
+def test_threads_that_come_and_go_at_once_leave_it_as_it_was() -> None:
+    before, start = collector(), threading.Barrier(8)
+
+    def work() -> None:
+        start.wait()
+        for _ in range(500):
+            with rare_collections():
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert collector() == before
+
+
+def test_nobody_waits_for_a_thread_that_is_about_to_change_it() -> None:
+    """A collection may start just then, and finalize a stream, which waits for its job in another thread to leave."""
+    ended = []
+
+    def come_and_go() -> None:
+        with rare_collections():
+            pass
+        ended.append(True)
+
+    def interrupt() -> None:
+        thread = threading.Thread(target=come_and_go)
+        thread.start()
+        thread.join(10)
+
+    class Interrupted(list[Any]):
+        """In place of gc.callbacks, which is changed in the midst of it all."""
+
+        def append(self, item: Any) -> None:
+            interrupt()
+            super().append(item)
+
+        def remove(self, item: Any) -> None:
+            interrupt()
+            super().remove(item)
+
+    before = collector()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "callbacks", Interrupted(gc.callbacks))
+        with rare_collections():
+            assert ended == [True]
+        assert ended == [True, True]
+        assert len(gc.callbacks) == before[3]
+    assert collector() == before
+
+
 def test_what_the_program_froze_stays_frozen() -> None:
     frozen_object: Any = []
     gc.freeze()
