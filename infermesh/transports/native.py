@@ -13,7 +13,7 @@ from infermesh.errors import AuthenticationError, ConfigError, InputError, Malfo
 from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.errors import error_from_status, error_in_body
 from infermesh.transports.http.client import HttpClient
-from infermesh.transports.http.connection import Answer
+from infermesh.transports.http.connection import Response
 from infermesh.transports.http.failures import client_closed
 from infermesh.transports.http.form import Form, form
 from infermesh.types import Operation, Reply, Request
@@ -165,7 +165,7 @@ class NativeTransport:
                 fields[name] = [_form_text(value)]
         return form(fields, request.audio)
 
-    def _malformed(self, what: str, answer: Answer) -> MalformedResponseError:
+    def _malformed(self, what: str, answer: Response) -> MalformedResponseError:
         shown = redact(" ".join(answer.data[:2000].decode("utf-8", "replace").split()), *self._secrets)[:200]
         return MalformedResponseError(
             f"{self.label}: the answer of {origin(self.api_base)} is {what}: {shown!r}. Check that api_base is an "

@@ -15,7 +15,7 @@ import pytest
 
 from infermesh.errors import APIConnectionError, MalformedResponseError, RequestError, RequestTimeoutError
 from infermesh.transports.http.client import HttpClient
-from infermesh.transports.http.connection import Answer, Connection, _keeps
+from infermesh.transports.http.connection import Connection, Response, _keeps
 
 from .conftest import Authority
 
@@ -109,7 +109,7 @@ def of(url: str, **headers: str) -> HttpClient:
     return HttpClient("gpu-0", url, {"chat_completion": url + "/chat/completions?a=b"}, headers)
 
 
-def post(client: HttpClient, content: bytes = b"{}", timeout: float | None = 10.0) -> Awaitable[Answer]:
+def post(client: HttpClient, content: bytes = b"{}", timeout: float | None = 10.0) -> Awaitable[Response]:
     return client.post("chat_completion", content, timeout)
 
 
@@ -374,7 +374,7 @@ async def test_a_request_as_the_server_closes_a_kept_connection(
     """The end is read, and the connection not closed yet."""
     await post(client)
     ended = asyncio.Event()
-    asked: list[asyncio.Future[Answer]] = []
+    asked: list[asyncio.Future[Response]] = []
     received = Connection.eof_received
 
     def eof_received(connection: Connection) -> None:

@@ -12,7 +12,7 @@ from tiny_proxy import Socks4ProxyHandler, Socks5ProxyHandler
 
 from infermesh.errors import APIConnectionError, InputError, RequestError
 from infermesh.transports.http.client import HttpClient
-from infermesh.transports.http.connection import Answer
+from infermesh.transports.http.connection import Response
 from infermesh.transports.http.form import form
 from infermesh.transports.http.proxies import Proxy, proxy_for
 from infermesh.types import Audio
@@ -49,7 +49,7 @@ async def urls(loopback: Loopback, trusted: Authority) -> Urls:
     return Urls(loopback, await loopback.listen(trusted.serving("endpoint.invalid")))
 
 
-async def ask(url: str, times: int = 1) -> Answer:
+async def ask(url: str, times: int = 1) -> Response:
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     client = HttpClient("gpu-0", url, {"chat_completion": url + "/chat/completions"}, headers)
     try:

@@ -17,7 +17,7 @@ import truststore
 from infermesh.errors import APIConnectionError, InputError, RequestError, RequestTimeoutError
 from infermesh.transports.http import trust
 from infermesh.transports.http.client import HttpClient
-from infermesh.transports.http.connection import Answer, Connection
+from infermesh.transports.http.connection import Connection, Response
 
 from .conftest import Authority
 
@@ -56,7 +56,7 @@ async def serve() -> AsyncIterator[Serve]:
         yield start
 
 
-async def ask(url: str, timeout: float | None = 10.0, content: bytes = b"{}") -> Answer:
+async def ask(url: str, timeout: float | None = 10.0, content: bytes = b"{}") -> Response:
     client = HttpClient("gpu-0", url, {"chat_completion": url + "/chat/completions"}, {})
     try:
         return await client.post("chat_completion", content, timeout)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from infermesh.errors import APIConnectionError, InputError, MalformedResponseError
 from infermesh.redaction import origin
 from infermesh.transports.errors import timed_out
-from infermesh.transports.http.connection import Answer, Connection
+from infermesh.transports.http.connection import Connection, Response
 from infermesh.transports.http.failures import (
     BROKE_OFF,
     Cause,
@@ -92,7 +92,7 @@ class HttpClient:
         self._heads = {operation: head(url, headers, forwarded=self._forwarded) for operation, url in urls.items()}
         self._way = Route(self.loop, host, port, secure=secure, proxy=proxy)
 
-    async def post(self, operation: Operation, content: bytes, timeout: float | None) -> Answer:
+    async def post(self, operation: Operation, content: bytes, timeout: float | None) -> Response:
         """Post JSON, and wait ``timeout`` seconds at most for the whole answer.
 
         Raises
@@ -105,13 +105,13 @@ class HttpClient:
             return await self._ask(start + content, (), timeout)
         return await self._ask(start, (content,), timeout)
 
-    async def post_form(self, operation: Operation, form: Form, timeout: float | None) -> Answer:
+    async def post_form(self, operation: Operation, form: Form, timeout: float | None) -> Response:
         """Post a form, as :meth:`post` does JSON."""
         headers = {**self._headers, "content-type": form.content_type}
         start = head(self._urls[operation], headers, forwarded=self._forwarded)
         return await self._ask(b"%b%d\r\n\r\n" % (start, sum(map(len, form.pieces))), form.pieces, timeout)
 
-    async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None) -> Answer:
+    async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None) -> Response:
         left = timeout
         if self._idle:
             connection, _ = self._idle.popitem()

@@ -15,7 +15,7 @@ from infermesh.errors import RequestError
 from infermesh.transports.errors import timed_out
 from infermesh.transports.http.failures import BROKE_OFF, NO_ANSWER, Cause, cause_of
 
-__all__ = ["Answer", "Connection"]
+__all__ = ["Connection", "Response"]
 
 # How long a server keeps an idle connection that does not say (`Keep-Alive: timeout=`): uvicorn's, Node's and
 # cpp-httplib's default. A request on a connection that is being closed is lost, so it is left alone a fifth earlier.
@@ -27,7 +27,7 @@ _PIECE = 262_144  # of a large message: what TLS encrypts at once, in a fifth of
 _ANNOUNCED = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A complete answer: its status, its decoded body, and a case-insensitive header lookup."""
 
     status: int
@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._transport: Any = None
         self._parser: Any = HttpResponseParser(self)
-        self._answer: asyncio.Future[Answer] | None = None
+        self._answer: asyncio.Future[Response] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
         self._headers: list[tuple[bytes, bytes]] = []
@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         self._paused = self._ended = False
         self._begun = self._complete = self._reusable = False
 
-    def ask(self, start: bytes, rest: tuple[bytes, ...] = ()) -> asyncio.Future[Answer]:
+    def ask(self, start: bytes, rest: tuple[bytes, ...] = ()) -> asyncio.Future[Response]:
         """Send one request; the future gets its answer, or a ``RequestError``.
 
         ``rest`` is what follows ``start`` where it is large: it is sent as the network takes it, and not copied.
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         """End the request in ``left`` seconds; the error says ``timeout``."""
         self._timer = self._owner.loop.call_later(left, self._expire, timeout)
 
-    def abandon(self, answer: asyncio.Future[Answer]) -> None:
+    def abandon(self, answer: asyncio.Future[Response]) -> None:
         """Close the connection, unless the request that is no longer waited for has ended already."""
         if self._answer is answer:
             self._end()
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
         self._parts = []
         return complete
 
-    def _end(self) -> asyncio.Future[Answer] | None:
+    def _end(self) -> asyncio.Future[Response] | None:
         """The request there may be is over."""
         answer, self._answer = self._answer, None
         if self._timer is not None:
@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
         except (ValueError, zlib.error) as error:
             answer.set_exception(self._owner.malformed(f"cannot be decoded ({error})"))
         else:
-            answer.set_result(Answer(status, data, header))
+            answer.set_result(Response(status, data, header))
 
     def _expire(self, timeout: float | None) -> None:
         self.fail(timed_out(self._owner.label, timeout))
