@@ -1,4 +1,4 @@
-"""One line on a run: what ``infermesh runs`` lists and ``resume`` picks from."""
+"""A run in short: its id, status, rows and cost."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from datetime import datetime
 from pathlib import Path
 
 from infermesh.errors import StoreError, StoreInUseError
-from infermesh.query.reader import RunReader, open_run
+from infermesh.query.reader import RunReader
 from infermesh.store.folders import run_folders
 
 
 @dataclass(slots=True)
 class RunInfo:
-    """One run as ``infermesh runs`` lists it.
+    """A run in short.
 
-    ``status`` is ``running`` while a process holds it; ``answers`` is false where that one cannot be asked.
+    Attributes
+    ----------
+    status
+        The status in the run's database, or ``killed`` if its process has gone without a last word, ``running`` if a
+        process holds the database, ``empty`` if there is no run in it, and ``damaged`` if it cannot be opened.
+    done, failed, pending
+        Counts of rows over all stages.
+    answers
+        Whether the database could be read; if not, all else is unknown.
     """
 
     folder: Path
@@ -31,20 +39,20 @@ class RunInfo:
 
     @property
     def unfinished(self) -> bool:
-        """Whether rows are left and no process is at them."""
+        """Whether the run ended before all its rows were settled."""
         return self.status in ("interrupted", "stopped", "crashed", "killed")
 
 
 def describe(folder: Path) -> RunInfo:
-    """Read a run's summary. A run whose process was killed counts as ``killed``."""
+    """Sum up the run in ``folder``, live or not."""
     info = RunInfo(folder)
     try:
-        with open_run(folder) as reader:
+        with RunReader(folder) as reader:
             _fill(info, reader)
     except StoreError as error:
         info.status = "running" if isinstance(error, StoreInUseError) else "damaged"
         info.answers = False
-        info.experiment = folder.parent.name  # as run folders are laid out; the database cannot be asked
+        info.experiment = folder.parent.name  # a guess: that is how runs' folders are laid out
     return info
 
 
@@ -58,7 +66,7 @@ def _fill(info: RunInfo, reader: RunReader) -> None:
         return
     info.run_id, info.experiment, info.status, info.started_at = row
     if info.status == "running" and not reader.live:
-        info.status = "killed"  # nobody holds the file, so nobody is at it
+        info.status = "killed"  # the file was free to open, so no process is writing to it
     counts = dict(reader.execute("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY ALL").fetchall())
     info.done, info.failed = counts.get("done", 0), counts.get("error", 0)
     info.pending = counts.get("pending", 0)
@@ -67,5 +75,5 @@ def _fill(info: RunInfo, reader: RunReader) -> None:
 
 
 def newest_unfinished() -> Path | None:
-    """The newest run that has rows left and is not going on."""
+    """The newest run below ``outputs/`` that ended before all its rows were settled."""
     return next((folder for folder in run_folders() if describe(folder).unfinished), None)

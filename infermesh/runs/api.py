@@ -19,7 +19,7 @@ from infermesh.config.compose import check_chosen, compose, roots
 from infermesh.config.load import load
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.query.reader import RunReader, request_stop
-from infermesh.query.relation import Ask, Result, html_table
+from infermesh.query.relation import Prepare, Relation, html_table
 from infermesh.runs.execute import DATABASE, EXIT_CODES, Observer, RunOutcome, launch
 from infermesh.runs.stats import RunStats
 from infermesh.runs.threads import Work, claimed, live
@@ -203,7 +203,7 @@ class Run:
         future = None if self._work is None else self._work.future
         return future.exception() if future is not None and future.done() else None
 
-    def sql(self, query: str) -> Result:
+    def sql(self, query: str) -> Relation:
         """Ask the run's tables with one SELECT, while it goes on too; what is committed is seen.
 
         A run that goes on in another process answers with at most 256 MB, within 30 seconds.
@@ -213,7 +213,7 @@ class Run:
         StoreError
             The query is wrong or too large, the run has no tables, or the process that holds them does not answer.
         """
-        return Result(query, self._reading, str(self.folder))
+        return Relation(query, self._reading, str(self.folder))
 
     def results(self, format: Literal["arrow", "pandas", "polars", "rows"] = "arrow") -> Any:
         """The ``results`` view, a row for each row of the source: its columns and each stage's.
@@ -234,7 +234,7 @@ class Run:
             raise ValueError(f"format={format!r}: expected one of {', '.join(ways)}")
         return ways[format]()
 
-    def failures(self) -> Result:
+    def failures(self) -> Relation:
         """The failed rows: stage, row_id, error_type, error, attempts."""
         found = self.sql(
             "SELECT DISTINCT p.stage, c.table_name FROM progress p JOIN duckdb_columns() c "
@@ -316,7 +316,7 @@ class Run:
         return StoreError(f"{self.folder / DATABASE} holds no run: it ended before its source was loaded")
 
     @contextmanager
-    def _reading(self) -> Iterator[Ask]:
+    def _reading(self) -> Iterator[Prepare]:
         """Whom to ask the run's tables, wherever the run is."""
         work = self._work
         if work is not None:
