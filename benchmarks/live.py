@@ -22,7 +22,7 @@ from benchmarks.endpoint import static_endpoint
 from benchmarks.harness import Result, Target, environment, isolated, ratio, rounds, script
 from benchmarks.jobs import LagProbe, experiment, write_rows
 from infermesh.config.declaration import declare
-from infermesh.query.reader import is_live, open_run
+from infermesh.query.reader import RunReader, is_live
 from infermesh.query.server import SOCKET
 from infermesh.runs.execute import execute
 from infermesh.simulator.process import SimulatorProcess
@@ -45,7 +45,7 @@ def ask_on(folder: str) -> dict[str, Any]:
     times: list[float] = []
     done = [0]
     began = time.process_time()
-    with open_run(home) as reader:
+    with RunReader(home) as reader:
         while is_live(home):
             started = time.perf_counter()
             rows = reader.execute(QUERIES[len(times) % len(QUERIES)]).fetchall()

@@ -15,7 +15,7 @@ from infermesh.cli.find_run import find_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
 from infermesh.hints import nearest
-from infermesh.query.diff import RunDiff, StageDiff, StageSide
+from infermesh.query.diff import RunDiff, StageDiff, StageTotals
 from infermesh.query.union import RunUnion
 from infermesh.store.folders import run_folders
 from infermesh.store.schema import DATABASE
@@ -123,7 +123,7 @@ def _say_uncompared(diff: RunDiff, stage: str | None) -> None:
                 print(f"only in {side.upper()}: stage {', '.join(others)}", file=sys.stderr)
 
 
-Measure = tuple[str, Callable[[StageSide], int | float | None], str]
+Measure = tuple[str, Callable[[StageTotals], int | float | None], str]
 _MEASURES: tuple[Measure, ...] = (
     ("failed rows", lambda side: side.failures, ",d"),
     ("requests", lambda side: side.requests, ",d"),

@@ -9,7 +9,7 @@ from infermesh.cli.common import fail
 from infermesh.cli.find_run import find_run
 from infermesh.errors import InfermeshError
 from infermesh.query.export import WrittenFile, export, file_format, table_query
-from infermesh.query.reader import open_run
+from infermesh.query.reader import RunReader
 
 _MEMORY = "1GB"  # for DuckDB; beyond it, it spills to disk
 
@@ -31,7 +31,7 @@ def export_run(
         file_format(out)
         if out.exists() and not overwrite:
             fail(f"{out} is there already: --overwrite replaces it")
-        with open_run(find_run(run)) as reader:
+        with RunReader(find_run(run)) as reader:
             chosen = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
             labels = ("--table", "--columns", "--where")
             query = sql if sql is not None else table_query(reader, table or "results", chosen, where, labels)

@@ -10,7 +10,7 @@ from infermesh.cli.find_run import find_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
 from infermesh.hints import one_line
-from infermesh.query.reader import RunReader, is_live, open_run, request_stop
+from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.summary import RunInfo, describe
 from infermesh.store.folders import run_folders
 
@@ -29,7 +29,7 @@ def run_sql(query: str, run: str | None, format: str | None, timeout: float | No
 
 def _open(folder: Path) -> RunReader:
     try:
-        return open_run(folder)
+        return RunReader(folder)
     except StoreError as error:
         fail(str(error))
 

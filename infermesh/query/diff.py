@@ -1,8 +1,7 @@
-"""Two runs beside each other: rows are matched by ``row_key``, answers compared by value."""
+"""Two runs compared: rows are matched by ``row_key``, answers by their values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,20 @@ from typing import Any
 import orjson
 
 from infermesh.query.attached import LiveTables, attach
+from infermesh.query.bound import bind
+from infermesh.query.percentile import percentile
 from infermesh.query.union import in_memory
 from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, SOURCE, literal, quoted, results_view
 from infermesh.store.values import json_value
 
-_OWN = {column.name for column in (*BEFORE_OUTPUTS, *AFTER_OUTPUTS)}
+_STATE = {column.name for column in (*BEFORE_OUTPUTS, *AFTER_OUTPUTS)}  # all other columns are the answer
 _NEEDED = {"row_id", "status", "error_type", "error"}
 SIDES = ("a", "b")
 
 
 @dataclass(frozen=True, slots=True)
-class StageSide:
-    """What a stage took in one run. Times are seconds, percentiles nearest-rank over the requests that succeeded."""
+class StageTotals:
+    """What a stage took in one run. Times are in seconds, percentiles nearest-rank over requests that succeeded."""
 
     failures: int
     requests: int
@@ -36,10 +37,20 @@ class StageSide:
 
 @dataclass(frozen=True, slots=True)
 class StageDiff:
-    """A stage in both runs; counts of rows.
+    """A stage in both runs.
 
-    ``same`` and ``different`` are of rows that are done in both, ``other_status`` of those that ended otherwise in one
-    run than in the other.
+    Attributes
+    ----------
+    both
+        Rows that both runs have.
+    same, different
+        Rows that are done in both runs, with the same answer or with different ones.
+    other_status
+        Rows that ended with one status in A and with another in B.
+    only_a, only_b
+        Rows that one run has and the other has not.
+    a, b
+        What the stage took in each run.
     """
 
     stage: str
@@ -49,22 +60,19 @@ class StageDiff:
     other_status: int
     only_a: int
     only_b: int
-    a: StageSide
-    b: StageSide
+    a: StageTotals
+    b: StageTotals
 
 
 class RunDiff:
-    """Two runs' databases, attached for reading; a context manager that closes them.
+    """Two runs' databases, attached for reading as ``a`` and ``b``; a context manager that closes them.
 
-    Of a run that goes on, what is compared is copied, a table after the other: its counts are of about one moment.
+    From a live run, what is compared is copied table by table, so its counts are only nearly of one moment.
 
     Parameters
     ----------
     first, second
         The databases of run A and run B.
-    keys
-        Stage → the table that holds its rows' ``row_id`` and ``row_key``; for others it is found from run A: a sql
-        stage, or ``source``.
 
     Raises
     ------
@@ -72,8 +80,7 @@ class RunDiff:
         One of them cannot be opened.
     """
 
-    def __init__(self, first: Path, second: Path, keys: Mapping[str, str] | None = None) -> None:
-        self._keys = dict(keys or {})
+    def __init__(self, first: Path, second: Path) -> None:
         self._compared: dict[str, StageDiff] = {}
         self._live_tables: list[LiveTables] = []
         self.connection = in_memory()
@@ -120,36 +127,36 @@ class RunDiff:
         return self.connection.execute(sql).fetchone() or ()
 
     def stages(self, side: str) -> list[str]:
-        """The stages of a run that have answers, in their order; a sql stage's table has rows, but no answers."""
+        """The stages of run ``a`` or ``b`` that have answers, in their order. A sql stage has rows, but no answers."""
         tables = self._tables[side]
         return [stage for stage in self._declared[side] if set(tables.get(stage, ())) >= _NEEDED]
 
     @property
     def common(self) -> list[str]:
-        """The stages that both runs have."""
+        """The stages with answers that both runs have, in the order of run A."""
         others = set(self.stages("b"))
         return [stage for stage in self.stages("a") if stage in others]
 
-    def answers(self, stage: str) -> list[str]:
-        """The columns that hold a stage's answer, as far as both runs have them."""
+    def answer_columns(self, stage: str) -> list[str]:
+        """The columns of a stage's answer that both runs have."""
         columns = [set(self._tables[side][stage]) for side in SIDES]
-        return [column for column in self._tables["a"][stage] if column in columns[1] and column not in _OWN]
+        return [column for column in self._tables["a"][stage] if column in columns[1] and column not in _STATE]
 
     def compare(self, stage: str) -> StageDiff:
-        """Match a stage's rows, count them, and add up what it took."""
+        """Match a stage's rows and count them; the result is kept."""
         if stage in self._compared:
             return self._compared[stage]
         for live in self._live_tables:
             live.fill([stage])
             live.fill([self._key_table(stage)], ["row_id", "row_key"])
-        columns = self.answers(stage)
+        columns = self.answer_columns(stage)
         matched = quoted(f"matched_{stage}")
         packed = ", ".join(f"{quoted(column)} := t.{quoted(column)}" for column in columns)
-        # A hash of the answer stands for it, so that the join holds keys and numbers, not texts and vectors.
+        # The join works on a hash of each answer, so that it holds numbers and not texts and vectors.
         answer = f"md5_number(to_json(struct_pack({packed}))::VARCHAR)" if columns else "0"
         a, b = (
             f"(SELECT k.row_key, t.row_id, t.status, {answer} AS answer FROM {side}.{quoted(stage)} t JOIN "
-            f"{side}.{quoted(self._key_table(stage))} k ON k.row_id = t.row_id{self._live(side, stage)})"
+            f"{side}.{quoted(self._key_table(stage))} k ON k.row_id = t.row_id{self._without_retired(side, stage)})"
             for side in SIDES
         )
         self.connection.execute(
@@ -164,45 +171,45 @@ class RunDiff:
             "count(*) FILTER (status_a <> status_b), count(*) FILTER (status_b IS NULL), "
             f"count(*) FILTER (status_a IS NULL) FROM {matched}"
         )
-        values: tuple[Any, ...] = (stage, *counts, self._side("a", stage), self._side("b", stage))
+        values: tuple[Any, ...] = (stage, *counts, *(self._totals(side, stage) for side in SIDES))
         found = StageDiff(*values)
         self._compared[stage] = found
         return found
 
     def _key_table(self, stage: str) -> str:
-        if stage in self._keys:
-            return self._keys[stage]
+        """The table that holds the ``row_key`` of a stage's rows: a sql stage's, or ``source``."""
         tables = self._tables["a"]
-        for origin in tables:  # a sql stage's rows have a view of their own, which holds the stages over them
+        for origin in tables:  # the rows of each sql stage have a view, with the columns of the stages over them
             if origin != SOURCE and f"{stage}_request_key" in tables.get(results_view(origin), ()):
                 return origin
         return SOURCE
 
-    def _live(self, side: str, stage: str) -> str:
+    def _without_retired(self, side: str, stage: str) -> str:
+        """A WHERE on ``t``, the stage's table, that leaves out retired rows."""
         origin, columns = self._key_table(stage), self._tables[side].get("retired", ())
         if "origin" in columns:
             return f" WHERE t.row_id NOT IN (SELECT row_id FROM {side}.retired WHERE origin = {literal(origin)})"
         return f" WHERE t.row_id NOT IN (SELECT row_id FROM {side}.retired)" if columns and origin == SOURCE else ""
 
-    def _side(self, side: str, stage: str) -> StageSide:
+    def _totals(self, side: str, stage: str) -> StageTotals:
         row = self._one(
             "SELECT count(*), count(*) FILTER (attempt > 1), coalesce(sum(prompt_tokens), 0)::BIGINT, "
             "coalesce(sum(completion_tokens), 0)::BIGINT, sum(cost_usd), "
-            "quantile_disc(service_s, 0.5) FILTER (error_type IS NULL), "
-            f"quantile_disc(service_s, 0.95) FILTER (error_type IS NULL) FROM {side}.attempts "
+            f"{percentile('service_s', 0.5)} FILTER (error_type IS NULL), "
+            f"{percentile('service_s', 0.95)} FILTER (error_type IS NULL) FROM {side}.attempts "
             f"WHERE stage = {literal(stage)}"
         )
         states = self._one(
             "SELECT count(*) FILTER (status = 'error'), count(*) FILTER (status IN ('done', 'error') AND "
-            f"coalesce(attempts, 1) > 0) FROM {side}.{quoted(stage)} t{self._live(side, stage)}"
+            f"coalesce(attempts, 1) > 0) FROM {side}.{quoted(stage)} t{self._without_retired(side, stage)}"
         )
         failures, rows = states
         elapsed = self._elapsed(side)
         values: tuple[Any, ...] = (failures, *row, rows / elapsed if elapsed else None)
-        return StageSide(*values)
+        return StageTotals(*values)
 
     def _elapsed(self, side: str) -> float | None:
-        """Seconds that a run was at work: its sessions', by its requests where a session's end is not known."""
+        """How many seconds the run's sessions took; from its requests, for a session whose end was not stored."""
         span = "epoch(max(started_at + to_microseconds((coalesce(service_s, 0) * 1e6)::BIGINT)) - min(started_at))"
         if "sessions" not in self._tables[side]:
             row = self._one(f"SELECT {span} FROM {side}.attempts")
@@ -217,43 +224,47 @@ class RunDiff:
         return seconds
 
     def differing(self, stages: list[str], limit: int) -> str:
-        """A query for the rows that are in both runs and differ, at most ``limit`` of each stage (0: all of them).
+        """A query for the rows that are in both runs and differ.
 
-        ``answer_a`` and ``answer_b`` hold the columns that differ, which ``differs`` names.
+        ``differs`` names the columns that differ, and ``answer_a`` and ``answer_b`` hold their values as JSON.
+
+        Parameters
+        ----------
+        limit
+            The most rows of each stage; 0 for all of them.
         """
         parts = [f"({self._differing(number, stage, limit)})" for number, stage in enumerate(stages)]
         return f"SELECT * EXCLUDE (position) FROM ({' UNION ALL '.join(parts)}) ORDER BY position, row_id_a, row_key"
 
-    def _differing(self, number: int, stage: str, limit: int) -> str:
+    def _differing(self, position: int, stage: str, limit: int) -> str:
         self.compare(stage)
         table = quoted(stage)
-        kinds = {
-            side: self.connection.execute(f"SELECT * FROM {side}.{table} LIMIT 0").description or () for side in SIDES
-        }
-        types = {side: {column[0]: column[1] for column in kinds[side]} for side in SIDES}
-        values = [
-            f"{{'name': {literal(column)}, "
-            + ", ".join(
-                f"'{side}': to_json({json_value(types[side][column], f'{side}.{quoted(column)}')})" for side in SIDES
-            )
-            + "}"
-            for column in self.answers(stage)
-        ]
-        errors = (f"'{side}': CASE WHEN {side}.status = 'error' THEN to_json({side}.error) END" for side in SIDES)
-        values.append(f"{{'name': 'error', {', '.join(errors)}}}")
         rows = (
             f"SELECT * FROM {quoted(f'matched_{stage}')} WHERE status_a <> status_b OR "
             "(status_a = 'done' AND status_b = 'done' AND NOT same) ORDER BY row_id_a, row_key"
         ) + (f" LIMIT {limit}" if limit else "")
-        objects = (
+        # found: the columns that differ in a row, as a list of {name, a, b}.
+        found = (
+            f"SELECT m.*, list_filter([{', '.join(self._value_pairs(stage))}], lambda x: x.a IS DISTINCT FROM x.b) AS "
+            f"found FROM ({rows}) m JOIN a.{table} a ON a.row_id = m.row_id_a JOIN b.{table} b ON b.row_id = m.row_id_b"
+        )
+        answers = (
             f"('{{' || array_to_string(list_transform(found, lambda x: to_json(x.name)::VARCHAR || ':' || "
             f"coalesce(x.{side}::VARCHAR, 'null')), ',') || '}}')::JSON AS answer_{side}"
             for side in SIDES
         )
         return (
-            f"SELECT {number} AS position, {literal(stage)} AS stage, row_key, row_id_a, row_id_b, status_a, status_b, "
-            "array_to_string(list_transform(found, lambda x: x.name), ', ') AS differs, "
-            f"{', '.join(objects)} FROM (SELECT m.*, list_filter([{', '.join(values)}], lambda x: x.a IS DISTINCT FROM "
-            f"x.b) AS found FROM ({rows}) m JOIN a.{table} a ON a.row_id = m.row_id_a JOIN b.{table} b "
-            "ON b.row_id = m.row_id_b)"
+            f"SELECT {position} AS position, {literal(stage)} AS stage, row_key, row_id_a, row_id_b, status_a, "
+            "status_b, array_to_string(list_transform(found, lambda x: x.name), ', ') AS differs, "
+            f"{', '.join(answers)} FROM ({found})"
         )
+
+    def _value_pairs(self, stage: str) -> list[str]:
+        """A struct of a column's name and its values in both runs, for each column of the answer and for the error."""
+        types = {side: dict(bind(self.connection, f"FROM {side}.{quoted(stage)}").columns) for side in SIDES}
+        pairs = [
+            (column, [f"to_json({json_value(types[side][column], f'{side}.{quoted(column)}')})" for side in SIDES])
+            for column in self.answer_columns(stage)
+        ]
+        pairs.append(("error", [f"CASE WHEN {side}.status = 'error' THEN to_json({side}.error) END" for side in SIDES]))
+        return [f"{{'name': {literal(name)}, 'a': {a}, 'b': {b}}}" for name, (a, b) in pairs]

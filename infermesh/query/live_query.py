@@ -1,4 +1,4 @@
-"""One query on a live run: that it reads only, its result as a file, its limits."""
+"""One query on a live run: checked that it only reads, answered with a file, and kept within limits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from infermesh.query.bound import BoundQuery, bare, bind, copy_rows, lines_of_qu
 from infermesh.query.carried import carried
 
 LIMIT_BYTES = 256 << 20
-_LOOK_S = 0.1
+_CHECK_EVERY_S = 0.1
 _REFUSAL = (
     "a run that goes on answers one query at a time that reads: SELECT, FROM, WITH, VALUES, PIVOT, SHOW, DESCRIBE, "
     "SUMMARIZE, EXPLAIN"
 )
 
-# Table functions that do something: a transaction that only reads lets them pass, and DuckDB does not tell them from
-# others (duckdb_functions() knows side effects of scalar functions alone). Also within a string, which query() may run.
-_DOES = re.compile(
+# Table functions with side effects. A read-only transaction lets them pass, and DuckDB does not say which they are:
+# duckdb_functions() knows the side effects of scalar functions alone. A name within a string counts too, as query()
+# runs what a string says.
+_SIDE_EFFECTS = re.compile(
     r"""\b((?:force_)?checkpoint|(?:enable|disable|truncate|create|destroy|register|deregister)_\w+"""
     r"""|json_execute_serialized_sql)["\s]*\(""",
     re.IGNORECASE,
@@ -32,19 +33,19 @@ _DOES = re.compile(
 
 
 def write_answer(cursor: duckdb.DuckDBPyConnection, sql: str, file: Path) -> list[tuple[str, str]]:
-    """Write a query's rows as Parquet with columns ``c0``, ``c1``, …, and give their true names and types.
+    """Write a query's rows as Parquet with columns ``c0``, ``c1``, …, and return the columns' own names and types.
 
-    DuckDB writes the file itself, so Python's other threads go on meanwhile, the event loop among them. Types that
-    Parquet does not keep are there as text.
+    Python's other threads go on meanwhile, the event loop among them, as DuckDB writes the file. For types that Parquet
+    does not keep see :mod:`infermesh.query.carried`.
 
-    Functions that do something, such as ``checkpoint()``, which can break the run's own commit, are known by their
-    names. That is against mishaps: a name that is put together within ``query(…)`` gets through, and whoever may ask
-    at all is the run's own user.
+    Functions with side effects are refused by their names: ``checkpoint()``, for example, can break the run's own
+    commit. This prevents accidents, not attacks. A name that is put together within ``query(…)`` gets through, and only
+    the run's own user can ask anyway.
 
     Raises
     ------
     ValueError
-        It is not one query that reads.
+        It is not one query that only reads.
     duckdb.Error
         The query is wrong, or was interrupted.
     """
@@ -52,8 +53,8 @@ def write_answer(cursor: duckdb.DuckDBPyConnection, sql: str, file: Path) -> lis
     kinds = duckdb.StatementType
     if len(statements) != 1 or statements[0].type not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
         raise ValueError(f"{_REFUSAL}; not {_kinds(statements)}")
-    if (does := _DOES.search(sql)) is not None:
-        raise ValueError(f"{_REFUSAL}; {does[1]}() does something: wait for the run's end")
+    if (function := _SIDE_EFFECTS.search(sql)) is not None:
+        raise ValueError(f"{_REFUSAL}; {function[1]}() has a side effect: wait for the run's end")
     cursor.execute("BEGIN TRANSACTION READ ONLY")
     try:
         bound = _bind(cursor, statements[0])
@@ -68,7 +69,7 @@ def write_answer(cursor: duckdb.DuckDBPyConnection, sql: str, file: Path) -> lis
 def _bind(cursor: duckdb.DuckDBPyConnection, statement: Any) -> BoundQuery:
     if statement.type != duckdb.StatementType.MULTI:
         return bind(cursor, statement.query)
-    # A PIVOT is several statements, and so is a COPY of one: in the parentheses of a FROM stands a query or nothing.
+    # PIVOT is several statements, but so are CREATE TABLE and COPY of one. Within FROM (…) only a query is allowed.
     try:
         with lines_of_query():
             return bind(cursor, f"FROM (\n{bare(statement.query)}\n)")
@@ -77,24 +78,28 @@ def _bind(cursor: duckdb.DuckDBPyConnection, statement: Any) -> BoundQuery:
 
 
 def _kinds(statements: list[Any]) -> str:
+    """What the statements are, in words."""
     return ", ".join(str(each.type).rpartition(".")[2].replace("_", " ") for each in statements) or "nothing"
 
 
-class Watch:
-    """Interrupts a query that takes too long or grows too large, that nobody waits for, or whose run is over.
+class QueryGuard:
+    """Interrupts a query that takes too long, writes too much, whose client has gone or whose run is over.
 
-    ``reason`` says which, and what to do; ``None`` where the run is over.
+    Attributes
+    ----------
+    reason
+        Why the query was interrupted and what to do; ``None`` if the run is over.
     """
 
     too_large = (
-        f"the answer is larger than {LIMIT_BYTES >> 20} MB, the most that a run hands out while it goes on: ask for "
+        f"the answer is larger than {LIMIT_BYTES >> 20} MB, the most that a live run sends: ask for "
         "fewer rows or columns, or wait for its end"
     )
 
     def __init__(
         self,
         cursor: duckdb.DuckDBPyConnection,
-        talk: socket.socket,
+        client: socket.socket,
         file: Path,
         limit_s: float,
         over: threading.Event,
@@ -102,14 +107,14 @@ class Watch:
         self.reason: str | None = None
         self._over = over
         self._cursor = cursor
-        self._talk = talk
+        self._client = client
         self._file = file
         self._limit_s = limit_s
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="infermesh-live-watch", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="infermesh-live-guard", daemon=True)
 
-    def __enter__(self) -> Watch:
-        self._talk.setblocking(False)
+    def __enter__(self) -> QueryGuard:
+        self._client.setblocking(False)
         self._thread.start()
         return self
 
@@ -117,11 +122,11 @@ class Watch:
         self._ended.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         until = time.monotonic() + self._limit_s
-        while not self._ended.wait(min(_LOOK_S, max(until - time.monotonic(), 0))):
+        while not self._ended.wait(min(_CHECK_EVERY_S, max(until - time.monotonic(), 0))):
             if self._over.is_set():
-                pass  # the run has ended: whoever asked asks the file
+                pass  # the client reads the file instead
             elif time.monotonic() >= until:
                 self.reason = (
                     f"the query took longer than {self._limit_s:g} s: ask for less, give it more time (--timeout "
@@ -129,16 +134,16 @@ class Watch:
                 )
             elif self._file.exists() and self._file.stat().st_size > LIMIT_BYTES:
                 self.reason = self.too_large
-            elif self._gone():
-                self.reason = "nobody waits for it"
+            elif self._client_has_gone():
+                self.reason = "nobody waits for the answer"
             else:
                 continue
-            self._cursor.interrupt()  # again and again: between two statements it would not be heard
-            self._ended.wait(_LOOK_S)
+            self._cursor.interrupt()  # again and again: between two statements it has no effect
+            self._ended.wait(_CHECK_EVERY_S)
 
-    def _gone(self) -> bool:
+    def _client_has_gone(self) -> bool:
         try:
-            return not self._talk.recv(1, socket.MSG_PEEK)
+            return not self._client.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
         except OSError:

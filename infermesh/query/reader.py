@@ -1,4 +1,4 @@
-"""Reading a run from outside: its database where nobody holds it, its socket where it goes on."""
+"""Reading a run from outside: a finished run from its database, a live one over its socket."""
 
 from __future__ import annotations
 
@@ -16,28 +16,41 @@ import orjson
 
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.query.carried import restored
-from infermesh.query.server import SOCKET, TIME_LIMIT_S, reachable
+from infermesh.query.server import SOCKET, TIME_LIMIT_S, short_name
 from infermesh.store.database import connect
 from infermesh.store.schema import DATABASE, SETTINGS, literal, quoted
 
-_PATIENCE_S = 0.5  # between a run's hold on its file and its socket, and back, lies a moment
+_OPENING_S = 0.5  # a run locks its file a moment before its socket answers, and unlocks it a moment after
 _ENDING_S = 30.0
 _CONNECT_S = 5.0
-_TRIES = 3  # the run may end, and be resumed by another process
+_TRIES = 3  # the run may end meanwhile, and another process may resume it
 _BLOCK = 1 << 20
 
 
 class RunReader:
-    """One run, open for reading; made by :func:`open_run`. A live run that ends meanwhile is read from its file.
+    """One run, open for reading, whether it is live or not. A live run that ends meanwhile is read from its file.
 
-    While it reads from the file, the run cannot be resumed: close it soon.
+    As long as the file is open the run cannot be resumed, so close the reader soon.
 
     Attributes
     ----------
     folder
         The run's folder.
     live
-        Whether the run is going on, as of the last look.
+        Whether the run was live when it was last asked.
+
+    Raises
+    ------
+    StoreInUseError
+        A process holds the database and does not answer, for example because it is still loading its source.
+    StoreError
+        There is no database, or it is damaged.
+
+    Examples
+    --------
+    >>> with RunReader(Path("outputs/quickstart/latest")) as reader:
+    ...     reader.execute("SELECT count(*) FROM results").fetchall()
+    [(60,)]
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +60,7 @@ class RunReader:
         self._memory: duckdb.DuckDBPyConnection | None = None
         self._answers: tempfile.TemporaryDirectory[str] | None = None
         self._timer: threading.Timer | None = None
-        self._attach(_PATIENCE_S)
+        self._open(_OPENING_S)
 
     def __enter__(self) -> RunReader:
         return self
@@ -56,44 +69,45 @@ class RunReader:
         self.close()
 
     def execute(self, sql: str, *, timeout: float | None = None) -> duckdb.DuckDBPyConnection:
-        """Run a query; gives a connection that holds its result (``description``, ``fetchmany``, ``fetchall``).
+        """Run a query and return a connection that holds its result until the next query.
 
-        The result is there until the next query. What it sees is all that was committed when it began.
+        The query sees all that was committed when it began.
 
         Parameters
         ----------
         sql
-            Any statements that a read-only database takes; on a live run one query.
+            For a file any statements that a read-only database takes; for a live run one query.
         timeout
-            Seconds; ``None`` is no limit on a file and 30 on a live run.
+            In seconds; ``None`` is no limit for a file and 30 seconds for a live run.
 
         Raises
         ------
         StoreError
-            The query is wrong or broke a limit, or nobody answers. Rows that a file's query gives later may raise
-            ``duckdb.Error`` as they are fetched.
+            The query is wrong, takes too long or gives too much, or nobody answers. A query on a file may still raise
+            ``duckdb.Error`` while its rows are fetched.
         """
         connection, query = self.prepare(sql, timeout=timeout)
         try:
             return connection.execute(query)
         except duckdb.Error as error:
-            raise StoreError(_told(error, timeout)) from None
+            raise StoreError(_message(error, timeout)) from None
 
     def prepare(self, sql: str, *, timeout: float | None = None) -> tuple[duckdb.DuckDBPyConnection, str]:
-        """A connection, and the query that gives the result there: for a ``COPY (…) TO`` of one's own.
+        """A connection and the query that gives the result there, for a larger query around it.
 
-        On a live run this is where it is asked. Parameters and errors as :meth:`execute`.
+        A live run is asked at once, and its answer is what the returned query reads. Parameters and errors are those of
+        :meth:`execute`.
         """
         for _ in range(_TRIES):
             if not self.live:
                 break
             try:
-                return self._ask(sql, TIME_LIMIT_S if timeout is None else timeout)
+                return self._ask_run(sql, TIME_LIMIT_S if timeout is None else timeout)
             except _Ended:
-                self._attach(_ENDING_S)
+                self._open(_ENDING_S)
         if self._file is None:
             raise StoreError(f"the run in {self.folder} hung up {_TRIES} times before it had answered")
-        self._cancel()
+        self._stop_timer()
         if timeout is not None:
             self._timer = threading.Timer(timeout, self._file.interrupt)
             self._timer.daemon = True
@@ -106,28 +120,29 @@ class RunReader:
         try:
             yield self.prepare(sql, timeout=timeout)
         except duckdb.Error as error:
-            raise StoreError(_told(error, timeout)) from None
+            raise StoreError(_message(error, timeout)) from None
         finally:
-            self._cancel()
+            self._stop_timer()
 
     def close(self) -> None:
-        """Let go of the file and of what was answered."""
-        self._cancel()
+        """Close the file and delete what was answered."""
+        self._stop_timer()
         for connection in (self._file, self._memory):
             if connection is not None:
                 connection.close()
         if self._answers is not None:
             self._answers.cleanup()
 
-    def _cancel(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _attach(self, patience_s: float) -> None:
+    def _open(self, patience_s: float) -> None:
+        """Find the run's socket or open its file; wait so long for a process that holds the file."""
         until = time.monotonic() + patience_s
         while True:
-            with contextlib.suppress(_Ended), _dial(self.folder):
+            with contextlib.suppress(_Ended), _connected(self.folder):
                 self.live = True
                 return
             self.live = False
@@ -140,43 +155,30 @@ class RunReader:
             else:
                 return
 
-    def _ask(self, sql: str, timeout: float) -> tuple[duckdb.DuckDBPyConnection, str]:
+    def _ask_run(self, sql: str, timeout: float) -> tuple[duckdb.DuckDBPyConnection, str]:
         if self._memory is None:
             self._memory = duckdb.connect(config=SETTINGS)
             self._answers = tempfile.TemporaryDirectory(prefix="infermesh-")
         assert self._answers is not None
         file = Path(self._answers.name) / "answer.parquet"
-        with _dial(self.folder) as talk:
-            talk.settimeout(2 * timeout + _CONNECT_S)  # it may have to wait for its turn for as long again
-            columns = _receive(talk, {"op": "query", "sql": sql, "timeout": timeout}, file)
+        with _connected(self.folder) as server:
+            server.settimeout(2 * timeout + _CONNECT_S)  # the query may have to wait as long for its turn
+            columns = _receive(server, {"op": "query", "sql": sql, "timeout": timeout}, file)
         values = (f"{restored(kind, f'c{number}')} AS {quoted(name)}" for number, (name, kind) in enumerate(columns))
         return self._memory, f"SELECT {', '.join(values)} FROM read_parquet({literal(str(file))})"
 
 
-def open_run(folder: Path) -> RunReader:
-    """Open a run's folder for reading, whether the run goes on or not.
-
-    Raises
-    ------
-    StoreInUseError
-        A process holds the database and does not answer: it is still loading its source, say.
-    StoreError
-        There is no database, or it is damaged.
-    """
-    return RunReader(folder)
-
-
 def is_live(folder: Path) -> bool:
-    """Whether a run goes on in ``folder`` and answers."""
+    """Whether a live run in ``folder`` answers."""
     try:
-        with _dial(folder):
+        with _connected(folder):
             return True
     except (_Ended, StoreError):
         return False
 
 
 def ask_run(folder: Path, sql: str) -> list[tuple[Any, ...]] | None:
-    """A small query's rows, wherever the run is; ``None`` where a process holds it and does not answer soon."""
+    """The rows of a small query on a run, live or not; ``None`` if it cannot be answered within five seconds."""
     try:
         with RunReader(folder) as reader:
             return reader.execute(sql, timeout=_CONNECT_S).fetchall()
@@ -185,22 +187,23 @@ def ask_run(folder: Path, sql: str) -> list[tuple[Any, ...]] | None:
 
 
 def request_stop(folder: Path) -> Generator[int]:
-    """Ask the live run in ``folder`` to stop as its first Ctrl-C would; gives its process id, then waits for its end.
+    """Ask the live run in ``folder`` to stop, as Ctrl-C does the first time.
 
-    ``next()`` on it asks; to exhaust it is to wait until the run has let go of its database.
+    The first ``next()`` asks, and gives the id of the run's process. Exhaust the generator to wait until the run has
+    closed its database.
 
     Raises
     ------
     StoreError
-        No run goes on there.
+        No run is going on there, or it does not end.
     """
     try:
-        with _dial(folder) as talk:
-            talk.settimeout(_CONNECT_S)
-            talk.sendall(orjson.dumps({"op": "stop"}) + b"\n")
-            with talk.makefile("rb") as stream:
-                yield int(_header(stream)["pid"])
-                talk.settimeout(None)
+        with _connected(folder) as server:
+            server.settimeout(_CONNECT_S)
+            server.sendall(orjson.dumps({"op": "stop"}) + b"\n")
+            with server.makefile("rb") as stream:
+                yield int(_read_header(stream)["pid"])
+                server.settimeout(None)
                 stream.read()
     except _Ended:
         raise StoreError(f"{folder}: no run is going on there") from None
@@ -217,19 +220,20 @@ def request_stop(folder: Path) -> Generator[int]:
 
 
 class _Ended(Exception):
-    """Nobody is at the other end of the socket, or no more."""
+    """There is no run at the other end of the socket, or it has closed the connection."""
 
 
 @contextlib.contextmanager
-def _dial(folder: Path) -> Iterator[socket.socket]:
+def _connected(folder: Path) -> Iterator[socket.socket]:
+    """A connection to the live run in ``folder``."""
     path = folder / SOCKET
     if not path.exists() or not hasattr(socket, "AF_UNIX"):
         raise _Ended
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as talk:
-        talk.settimeout(_CONNECT_S)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.settimeout(_CONNECT_S)
         try:
-            with reachable(path) as name:
-                talk.connect(name)
+            with short_name(path) as name:
+                server.connect(name)
         except PermissionError:
             raise StoreError(f"{path} belongs to another user: only who runs it may ask it") from None
         except TimeoutError:
@@ -237,17 +241,18 @@ def _dial(folder: Path) -> Iterator[socket.socket]:
         except OSError:  # a run that was killed leaves its socket behind
             raise _Ended from None
         try:
-            yield talk
+            yield server
         except TimeoutError:
             raise StoreError(f"the run in {folder} does not answer; ask again later") from None
         except ConnectionError:
             raise _Ended from None
 
 
-def _receive(talk: socket.socket, request: dict[str, Any], file: Path) -> list[tuple[str, str]]:
-    talk.sendall(orjson.dumps(request) + b"\n")
-    with talk.makefile("rb") as stream:
-        header = _header(stream)
+def _receive(server: socket.socket, request: dict[str, Any], file: Path) -> list[tuple[str, str]]:
+    """Send a request and write the rows that come into ``file``; return the columns' names and types."""
+    server.sendall(orjson.dumps(request) + b"\n")
+    with server.makefile("rb") as stream:
+        header = _read_header(stream)
         left: int = header["bytes"]
         with open(file, "wb") as target:
             while left:
@@ -259,7 +264,7 @@ def _receive(talk: socket.socket, request: dict[str, Any], file: Path) -> list[t
     return [(name, kind) for name, kind in header["columns"]]
 
 
-def _header(stream: Any) -> dict[str, Any]:
+def _read_header(stream: Any) -> dict[str, Any]:
     line = stream.readline()
     if not line.endswith(b"\n"):
         raise _Ended
@@ -269,7 +274,7 @@ def _header(stream: Any) -> dict[str, Any]:
     return header
 
 
-def _told(error: duckdb.Error, timeout: float | None) -> str:
+def _message(error: duckdb.Error, timeout: float | None) -> str:
     if isinstance(error, duckdb.InterruptException) and timeout is not None:
         return f"the query took longer than {timeout:g} s: ask for less, or give it more time (--timeout SECONDS)"
     return str(error)

@@ -1,4 +1,4 @@
-"""The answer of a query over a run's tables, as whichever kind of table its reader wants."""
+"""The rows of a query over a run's tables, as tuples, dicts, Arrow tables or frames."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from infermesh.errors import StoreError
+from infermesh.hints import one_line
 from infermesh.query.bound import bare
 
 if TYPE_CHECKING:
@@ -18,21 +19,23 @@ if TYPE_CHECKING:
     import polars
     import pyarrow
 
-_SHOWN = 20
+_HTML_ROWS = 20
 
-# Takes a query; gives a connection, and the query that has its rows there.
-Ask = Callable[[str], tuple[duckdb.DuckDBPyConnection, str]]
+# Takes a query; returns a connection and the query that gives the same rows there, as RunReader.prepare does.
+Prepare = Callable[[str], tuple[duckdb.DuckDBPyConnection, str]]
 
 
-class Result:
-    """Rows of a query. The query runs when rows are asked for, and again each time: a live run's answer moves on.
+class Relation:
+    """A query over a run's tables. It runs each time its rows are asked for, so a live run's rows change in between.
+
+    It can be iterated over, and shows its first rows in a notebook.
 
     Parameters
     ----------
     query
         One SELECT.
-    reading
-        Opens the run for reading, in this process or in another; it is closed again after each use.
+    opened
+        Opens the run for reading, in this process or in another. The run is closed again after each use.
     place
         Where the run is, for messages.
 
@@ -44,30 +47,36 @@ class Result:
     Raises
     ------
     StoreError
-        The query is wrong, or would write.
+        The query is wrong, or is no SELECT.
+
+    Examples
+    --------
+    >>> run = infermesh.open_run("outputs/quickstart/latest")
+    >>> run.sql("SELECT stage, sum(rows) AS rows FROM progress GROUP BY stage").rows()
+    [{'stage': 'summaries', 'rows': 60}]
     """
 
-    def __init__(self, query: str, reading: Callable[[], AbstractContextManager[Ask]], place: str) -> None:
+    def __init__(self, query: str, opened: Callable[[], AbstractContextManager[Prepare]], place: str) -> None:
         self.query = query
-        self._reading = reading
+        self._opened = opened
         self._place = place
-        with self._connected() as ask:
+        with self._run() as prepare:
             if [statement.type for statement in duckdb.extract_statements(query)] != [duckdb.StatementType.SELECT]:
-                raise StoreError(f"expected one SELECT: {_line(query)}")
-            # Another process would send the rows along with their names.
-            connection, named = ask(f"SELECT * FROM (\n{bare(query)}\n) LIMIT 0")
-            relation = connection.sql(named)
+                raise StoreError(f"expected one SELECT: {one_line(query)}")
+            # Without LIMIT 0 a live run would send all the rows along with their names.
+            connection, prepared = prepare(f"SELECT * FROM (\n{bare(query)}\n) LIMIT 0")
+            relation = connection.sql(prepared)
             self.columns: list[str] = list(relation.columns)
             self.types: list[str] = [str(kind) for kind in relation.types]
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """All rows as tuples."""
-        with self._asked() as (connection, query):
+        with self._prepared() as (connection, query):
             return connection.execute(query).fetchall()
 
     def fetchone(self) -> tuple[Any, ...] | None:
-        """The first row; ``None`` where there is none."""
-        with self._asked() as (connection, query):
+        """The first row; ``None`` if there is none."""
+        with self._prepared() as (connection, query):
             return connection.execute(query).fetchone()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -77,22 +86,22 @@ class Result:
     def arrow(self) -> pyarrow.Table:
         """All rows as an Arrow table. Raises ``ImportError`` without pyarrow."""
         _need("pyarrow", "arrow()")
-        with self._asked() as (connection, query):
+        with self._prepared() as (connection, query):
             table: pyarrow.Table = connection.sql(query).to_arrow_table()
         return table
 
     def df(self) -> pandas.DataFrame:
         """All rows as a pandas frame. Raises ``ImportError`` without pandas."""
         _need("pandas", "df()")
-        with self._asked() as (connection, query):
+        with self._prepared() as (connection, query):
             frame: pandas.DataFrame = connection.sql(query).df()
         return frame
 
     def pl(self) -> polars.DataFrame:
-        """All rows as a polars frame. Raises ``ImportError`` without polars, or without pyarrow, which it goes by."""
+        """All rows as a polars frame. Raises ``ImportError`` without polars or without pyarrow, which it needs too."""
         _need("polars", "pl()")
         _need("pyarrow", "pl()")
-        with self._asked() as (connection, query):
+        with self._prepared() as (connection, query):
             frame: polars.DataFrame = connection.sql(query).pl()
         return frame
 
@@ -100,31 +109,32 @@ class Result:
         return iter(self.fetchall())
 
     def __repr__(self) -> str:
-        with self._asked() as (connection, query):
+        with self._prepared() as (connection, query):
             return str(connection.sql(query))
 
     def _repr_html_(self) -> str:
-        with self._asked() as (connection, query):
-            rows = connection.execute(query).fetchmany(_SHOWN + 1)
-        text = html_table(self.columns, rows[:_SHOWN])
-        return text + (f"<p>the first {_SHOWN} rows</p>" if len(rows) > _SHOWN else "")
+        with self._prepared() as (connection, query):
+            rows = connection.execute(query).fetchmany(_HTML_ROWS + 1)
+        text = html_table(self.columns, rows[:_HTML_ROWS])
+        return text + (f"<p>the first {_HTML_ROWS} rows</p>" if len(rows) > _HTML_ROWS else "")
 
     @contextmanager
-    def _asked(self) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
-        with self._connected() as ask:
-            yield ask(self.query)
+    def _prepared(self) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+        with self._run() as prepare:
+            yield prepare(self.query)
 
     @contextmanager
-    def _connected(self) -> Iterator[Ask]:
-        with self._reading() as ask:
+    def _run(self) -> Iterator[Prepare]:
+        """The run, open for reading; DuckDB's errors become ``StoreError``."""
+        with self._opened() as prepare:
             try:
-                yield ask
+                yield prepare
             except duckdb.Error as error:
-                raise StoreError(f"{_line(str(error))} (in {self._place})") from None
+                raise StoreError(f"{one_line(error)} (in {self._place})") from None
 
 
 def html_table(columns: list[str], rows: list[tuple[Any, ...]]) -> str:
-    """A plain table; long values are cut."""
+    """A plain HTML table; long values are cut."""
 
     def cell(value: Any) -> str:
         text = "" if value is None else str(value)
@@ -138,7 +148,3 @@ def html_table(columns: list[str], rows: list[tuple[Any, ...]]) -> str:
 def _need(package: str, by: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ImportError(f"{by} needs {package}, which is not installed: pip install {package}", name=package)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:400]

@@ -1,13 +1,15 @@
-"""A run answers while it goes on: read-only queries, and a wish to stop, over a private Unix socket in its folder.
+"""The server of a live run: it answers queries that read, and takes the request to stop.
 
-DuckDB locks its file, so only the run's own process can read it meanwhile. One request a connection, a line of JSON::
+DuckDB locks its file, so only the run's own process can read it while the run goes on. It listens on a private Unix
+socket in the run's folder; :mod:`infermesh.query.reader` is the client. A connection carries one request, a line of
+JSON::
 
     {"op": "query", "sql": "from progress", "timeout": 30}
     {"op": "stop"}
 
-The answer to a query is a line ``{"columns": [[name, type], …], "bytes": n}`` and ``n`` bytes of Parquet with columns
-``c0``, ``c1``, …; to a stop ``{"pid": p}``, after which the connection stays open until the run is over. A refusal is
-``{"error": text}``. :mod:`infermesh.query.reader` is the other end.
+The answer to a query is a line ``{"columns": [[name, type], …], "bytes": n}`` and then ``n`` bytes of Parquet with the
+columns ``c0``, ``c1``, … (see :mod:`infermesh.query.carried`). The answer to a stop is ``{"pid": p}``, and then the
+connection stays open until the run has ended. An error is ``{"error": text}``.
 """
 
 from __future__ import annotations
@@ -28,31 +30,31 @@ from typing import Any
 import duckdb
 import orjson
 
-from infermesh.query.live_query import LIMIT_BYTES, Watch, write_answer
+from infermesh.query.live_query import LIMIT_BYTES, QueryGuard, write_answer
 
 logger = logging.getLogger("infermesh")
 
 SOCKET = "run.sock"
 TIME_LIMIT_S = 30.0
-_AT_ONCE = 2  # queries; further ones wait for their turn
+_AT_ONCE = 2  # queries; further ones wait
 _CONNECTIONS = 32
 _REQUEST_BYTES = 1 << 20
 _REQUEST_S = 5.0
 _SEND_S = 60.0
-_PATH_BYTES = 100  # the kernel takes 107, 103 on a Mac
+_PATH_BYTES = 100  # of a socket's address: Linux takes 107, macOS 103
 
 
 class LiveServer:
-    """Answers for a run from threads of its own, from ``with`` to its end.
+    """Serves a run's socket from threads of its own, for as long as the ``with`` block lasts.
 
     Parameters
     ----------
     folder
-        The run's folder; the caller holds its database, so a socket that is there is a dead one's.
+        The run's folder. The caller holds its database, so a socket that is there was left by a process that died.
     cursor
-        Makes a connection to the run's database. Called here only, in the caller's thread.
+        Makes a connection to the run's database. It is called in the caller's thread.
     on_stop
-        Called in a thread of the server when someone asks the run to stop.
+        Called in a thread of the server when a client asks the run to stop.
     """
 
     def __init__(
@@ -61,11 +63,11 @@ class LiveServer:
         self._path = folder.absolute() / SOCKET
         self._cursor = cursor
         self._on_stop = on_stop
-        self._cursors: queue.Queue[duckdb.DuckDBPyConnection] = queue.Queue()
-        self._every: list[duckdb.DuckDBPyConnection] = []
+        self._free_cursors: queue.Queue[duckdb.DuckDBPyConnection] = queue.Queue()
+        self._all_cursors: list[duckdb.DuckDBPyConnection] = []
         self._over = threading.Event()
         self._lock = threading.Lock()
-        self._talks: dict[socket.socket, threading.Thread] = {}
+        self._clients: dict[socket.socket, threading.Thread] = {}
         self._listener: socket.socket | None = None
 
     def __enter__(self) -> LiveServer:
@@ -77,8 +79,8 @@ class LiveServer:
         self._wake, self._woken = socket.socketpair()
         for _ in range(_AT_ONCE):
             cursor = self._cursor()
-            self._every.append(cursor)
-            self._cursors.put(cursor)
+            self._all_cursors.append(cursor)
+            self._free_cursors.put(cursor)
         self._thread = threading.Thread(target=self._accept, name="infermesh-live", daemon=True)
         self._thread.start()
         return self
@@ -91,14 +93,14 @@ class LiveServer:
         self._wake.close()
         self._thread.join()
         with self._lock:
-            talks = dict(self._talks)
-        for cursor in self._every:
+            clients = dict(self._clients)
+        for cursor in self._all_cursors:
             cursor.interrupt()
-        for talk, thread in talks.items():
+        for client, thread in clients.items():
             with contextlib.suppress(OSError):
-                talk.shutdown(socket.SHUT_RDWR)
+                client.shutdown(socket.SHUT_RDWR)
             thread.join(_REQUEST_S)
-        for cursor in self._every:
+        for cursor in self._all_cursors:
             cursor.close()
         self._woken.close()
 
@@ -110,83 +112,86 @@ class LiveServer:
             while not self._over.is_set():
                 selector.select()
                 try:
-                    talk, _ = listener.accept()
+                    client, _ = listener.accept()
                 except BlockingIOError:
                     continue
                 except OSError:  # no file descriptor left, perhaps
                     self._over.wait(0.1)
                     continue
-                self._admit(talk)
+                self._admit(client)
 
-    def _admit(self, talk: socket.socket) -> None:
+    def _admit(self, client: socket.socket) -> None:
         with self._lock:
-            if len(self._talks) >= _CONNECTIONS:
-                with talk, contextlib.suppress(OSError):
-                    _refuse(talk, f"{_CONNECTIONS} others are asking this run already: ask again later")
+            if len(self._clients) >= _CONNECTIONS:
+                with client, contextlib.suppress(OSError):
+                    _refuse(client, f"{_CONNECTIONS} others are asking this run already: ask again later")
                 return
-            thread = threading.Thread(target=self._talk, args=(talk,), name="infermesh-live-answer", daemon=True)
-            self._talks[talk] = thread
+            thread = threading.Thread(target=self._serve, args=(client,), name="infermesh-live-answer", daemon=True)
+            self._clients[client] = thread
             thread.start()
 
-    def _talk(self, talk: socket.socket) -> None:
+    def _serve(self, client: socket.socket) -> None:
         try:
-            with talk:
-                self._answer(talk)
+            with client:
+                self._answer(client)
         except OSError:
-            pass  # whoever asked has gone
+            pass  # the client has gone
         finally:
             with self._lock:
-                del self._talks[talk]
+                del self._clients[client]
 
-    def _answer(self, talk: socket.socket) -> None:
-        talk.settimeout(_REQUEST_S)
+    def _answer(self, client: socket.socket) -> None:
+        client.settimeout(_REQUEST_S)
         try:
-            line = _line(talk)
+            line = _read_line(client)
             if line is None:
                 return
-            match _request(line):
+            match _parsed(line):
                 case {"op": "query", "sql": str(sql), **rest}:
-                    self._query(talk, sql, _limit(rest.get("timeout")))
+                    self._query(client, sql, _time_limit(rest.get("timeout")))
                 case {"op": "stop"}:
                     self._on_stop()
-                    talk.sendall(orjson.dumps({"pid": os.getpid()}) + b"\n")
+                    client.sendall(orjson.dumps({"pid": os.getpid()}) + b"\n")
                     self._over.wait()
                 case _:
                     raise ValueError('expected {"op": "query", "sql": …} or {"op": "stop"}')
         except ValueError as error:
-            _refuse(talk, str(error))
+            _refuse(client, str(error))
         except OSError:
             raise
         except Exception as error:
             logger.exception("a live query failed")
-            _refuse(talk, f"{type(error).__name__}: {error}; run.log has the traceback")
+            _refuse(client, f"{type(error).__name__}: {error}; run.log has the traceback")
 
-    def _query(self, talk: socket.socket, sql: str, limit_s: float) -> None:
+    def _query(self, client: socket.socket, sql: str, limit_s: float) -> None:
         with tempfile.TemporaryDirectory(prefix="infermesh-") as folder:
             file = Path(folder) / "answer.parquet"
-            with self._turn(limit_s) as cursor, Watch(cursor, talk, file, limit_s, self._over) as watch:
+            with (
+                self._cursor_in_turn(limit_s) as cursor,
+                QueryGuard(cursor, client, file, limit_s, self._over) as guard,
+            ):
                 if self._over.is_set():
                     return
                 try:
                     columns = write_answer(cursor, sql, file)
                 except duckdb.InterruptException:
-                    if watch.reason is None:
-                        return  # the run is over: it hangs up, and the file answers from now on
-                    raise ValueError(watch.reason) from None
+                    if guard.reason is None:
+                        return  # the run is over: the client sees the connection close, and reads the file
+                    raise ValueError(guard.reason) from None
                 except duckdb.Error as error:
                     raise ValueError(str(error)) from None
             size = file.stat().st_size
             if size > LIMIT_BYTES:
-                raise ValueError(watch.too_large)
-            talk.settimeout(_SEND_S)
-            talk.sendall(orjson.dumps({"columns": columns, "bytes": size}) + b"\n")
+                raise ValueError(guard.too_large)
+            client.settimeout(_SEND_S)
+            client.sendall(orjson.dumps({"columns": columns, "bytes": size}) + b"\n")
             with open(file, "rb") as data:
-                talk.sendfile(data)
+                client.sendfile(data)
 
     @contextlib.contextmanager
-    def _turn(self, limit_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _cursor_in_turn(self, limit_s: float) -> Iterator[duckdb.DuckDBPyConnection]:
         try:
-            cursor = self._cursors.get(timeout=limit_s)
+            cursor = self._free_cursors.get(timeout=limit_s)
         except queue.Empty:
             raise ValueError(
                 f"the run was busy with other queries for {limit_s:g} s: ask again later, or with a longer --timeout"
@@ -194,13 +199,13 @@ class LiveServer:
         try:
             yield cursor
         finally:
-            self._cursors.put(cursor)
+            self._free_cursors.put(cursor)
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket at ``path``, for this user alone from its first moment; what was there is replaced.
+    """A listening socket at ``path`` that only this user can connect to; what was there is replaced.
 
-    It is made in a private folder and moved from there.
+    It is made in a private folder and moved from there, so no other user can connect before its mode is set.
 
     Raises
     ------
@@ -213,7 +218,7 @@ def listen(path: Path) -> socket.socket:
     try:
         private = Path(tempfile.mkdtemp(prefix=".sock-", dir=path.parent))  # mode 0700
         try:
-            with reachable(private / "s") as short:
+            with short_name(private / "s") as short:
                 listener.bind(short)
             (private / "s").chmod(0o600)
             listener.listen(_CONNECTIONS)
@@ -228,8 +233,8 @@ def listen(path: Path) -> socket.socket:
 
 
 @contextlib.contextmanager
-def reachable(path: Path) -> Iterator[str]:
-    """A name of ``path`` that is short enough for a socket's address: its own, or one through a symbolic link."""
+def short_name(path: Path) -> Iterator[str]:
+    """A name of ``path`` that fits into a socket's address: its own, or a shorter one through a symbolic link."""
     name = str(path.absolute())
     if len(os.fsencode(name)) <= _PATH_BYTES:
         yield name
@@ -240,17 +245,17 @@ def reachable(path: Path) -> Iterator[str]:
         yield str(link / path.name)
 
 
-def _refuse(talk: socket.socket, why: str) -> None:
-    talk.settimeout(_REQUEST_S)
-    talk.sendall(orjson.dumps({"error": why}) + b"\n")
+def _refuse(client: socket.socket, why: str) -> None:
+    client.settimeout(_REQUEST_S)
+    client.sendall(orjson.dumps({"error": why}) + b"\n")
 
 
-def _line(talk: socket.socket) -> bytes | None:
-    """The request; ``None`` where the other end said nothing."""
+def _read_line(client: socket.socket) -> bytes | None:
+    """The request; ``None`` if the client closed the connection without one."""
     data = b""
     while b"\n" not in data:
         try:
-            block = talk.recv(1 << 16)
+            block = client.recv(1 << 16)
         except TimeoutError:
             raise ValueError(f"no whole line came within {_REQUEST_S:g} s") from None
         if not block:
@@ -261,12 +266,12 @@ def _line(talk: socket.socket) -> bytes | None:
     return data or None
 
 
-def _request(line: bytes) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"expected a line of JSON: {error}") from None
 
 
-def _limit(seconds: Any) -> float:
+def _time_limit(seconds: Any) -> float:
     return float(seconds) if isinstance(seconds, int | float) and 0 < seconds < 1e6 else TIME_LIMIT_S

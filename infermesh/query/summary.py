@@ -1,4 +1,4 @@
-"""One line on a run: what ``infermesh runs`` lists and ``resume`` picks from."""
+"""A run in short: its id, status, rows and cost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ from infermesh.store.schema import UNFINISHED, status_now
 
 @dataclass(slots=True)
 class RunInfo:
-    """One run as ``infermesh runs`` lists it.
+    """A run in short.
 
-    ``status`` is one of ``RUN_STATUSES``, or ``killed``, ``empty`` (it ended before its source was loaded) or
-    ``damaged``. ``answers`` is false if the database cannot be read and the process that holds it does not answer.
+    Attributes
+    ----------
+    status
+        One of ``RUN_STATUSES`` as the run's database has it, or ``killed`` if its process has gone without a last word, ``running`` if a
+        process holds the database, ``empty`` if there is no run in it, and ``damaged`` if it cannot be opened.
+    done, failed, pending
+        Counts of rows over all stages.
+    answers
+        Whether the database could be read; if not, all else is unknown.
     """
 
     folder: Path
@@ -38,7 +45,7 @@ class RunInfo:
 
 
 def describe(folder: Path) -> RunInfo:
-    """Read a run's summary."""
+    """Sum up the run in ``folder``, live or not."""
     info = RunInfo(folder)
     try:
         with RunReader(folder) as reader:
@@ -46,7 +53,7 @@ def describe(folder: Path) -> RunInfo:
     except StoreError as error:
         info.status = "running" if isinstance(error, StoreInUseError) else "damaged"
         info.answers = False
-        info.experiment = folder.parent.name  # as run folders are laid out; the database cannot be asked
+        info.experiment = folder.parent.name  # a guess: that is how runs' folders are laid out
     return info
 
 

@@ -20,7 +20,7 @@ from infermesh.config.compose import Composed, compose, roots
 from infermesh.config.declaration import Declaration, declared
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.query.reader import RunReader, request_stop
-from infermesh.query.relation import Ask, Result, html_table
+from infermesh.query.relation import Prepare, Relation, html_table
 from infermesh.runs.execute import execute
 from infermesh.runs.outcome import EXIT_CODES, RunOutcome
 from infermesh.runs.progress import PlainLines
@@ -243,7 +243,7 @@ class Run:
         future = None if self._work is None else self._work.future
         return future.exception() if future is not None and future.done() else None
 
-    def sql(self, query: str) -> Result:
+    def sql(self, query: str) -> Relation:
         """Query the run's tables with one SELECT, during the run or after it.
 
         The query runs when the result is read, and sees what is committed by then. A run in another process returns at
@@ -262,7 +262,7 @@ class Run:
             run.sql("SELECT finish_reason, count(*) FROM summaries GROUP BY ALL").fetchall()
             run.sql("SELECT * FROM results WHERE summaries_text ILIKE '%error%'").df()
         """
-        return Result(query, self._query_source, str(self.folder))
+        return Relation(query, self._query_source, str(self.folder))
 
     def results(self, format: Literal["arrow", "pandas", "polars", "rows"] = "arrow") -> Any:
         """Read the ``results`` view: one row per source row, with its columns and each stage's.
@@ -288,7 +288,7 @@ class Run:
             raise ValueError(f"format={format!r}: expected one of {', '.join(ways)}")
         return ways[format]()
 
-    def failures(self) -> Result:
+    def failures(self) -> Relation:
         """Query the failed rows: ``stage``, ``row_id``, ``error_type``, ``error``, ``attempts``."""
         found = self.sql(
             "SELECT DISTINCT p.stage, c.table_name FROM progress p JOIN duckdb_columns() c "
@@ -378,7 +378,7 @@ class Run:
         return StoreError(f"{self.folder / DATABASE} holds no run: it ended before its source was loaded")
 
     @contextmanager
-    def _query_source(self) -> Iterator[Ask]:
+    def _query_source(self) -> Iterator[Prepare]:
         """How to query the run's tables: this process's connection, another process's socket, or the file."""
         work = self._work
         if work is not None:

@@ -36,9 +36,9 @@ RUN = ("run", "+experiment=mine", f"hydra.run.dir={FOLDER}")
 ASKER = """
 import json, sys, threading
 from pathlib import Path
-from infermesh.query.reader import open_run
+from infermesh.query.reader import RunReader
 pause = threading.Event()
-with open_run(Path(sys.argv[1])) as reader:
+with RunReader(Path(sys.argv[1])) as reader:
     while reader.live:
         (row,) = reader.execute(
             "SELECT (SELECT count(*) FROM a), (SELECT count(DISTINCT row_id) FROM a), (SELECT count(*) FROM b), "

@@ -20,7 +20,7 @@ import pytest
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.query import live_query as answer
 from infermesh.query import server as live
-from infermesh.query.reader import is_live, open_run, request_stop
+from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.server import SOCKET, LiveServer
 from infermesh.store.database import connect
 from infermesh.store.schema import DATABASE
@@ -41,15 +41,15 @@ class Live:
     def _stop(self) -> None:
         self.stops += 1
 
-    def talk(self, data: bytes) -> bytes:
+    def send(self, data: bytes) -> bytes:
         """Send bytes as they are, hang up on that side, and read all that comes."""
-        with socket.socket(socket.AF_UNIX) as talk:
-            talk.settimeout(20)
-            with live.reachable(self.folder / SOCKET) as name:
-                talk.connect(name)
-            talk.sendall(data)
-            talk.shutdown(socket.SHUT_WR)
-            with talk.makefile("rb") as stream:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            with live.short_name(self.folder / SOCKET) as name:
+                client.connect(name)
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            with client.makefile("rb") as stream:
                 return stream.read()
 
 
@@ -70,7 +70,7 @@ def run(tmp_path: Path) -> Iterator[Live]:
 
 
 def test_a_query_sees_what_is_committed_and_no_more(run: Live) -> None:
-    with open_run(run.folder) as reader:
+    with RunReader(run.folder) as reader:
         assert reader.live
         assert reader.execute("SELECT count(*) FROM t").fetchall() == [(1000,)]
         run.connection.begin()
@@ -105,7 +105,7 @@ def test_a_result_is_the_same_as_the_files(run: Live, sql: str) -> None:
     direct = run.connection.cursor().execute(sql)
     columns = [(name, str(kind)) for name, kind, *_ in direct.description or ()]
     rows = direct.fetchall()
-    with open_run(run.folder) as reader:
+    with RunReader(run.folder) as reader:
         found = reader.execute(sql)
         assert [(name, str(kind)) for name, kind, *_ in found.description or ()] == columns
         assert found.fetchall() == rows
@@ -138,7 +138,7 @@ def test_a_result_is_the_same_as_the_files(run: Live, sql: str) -> None:
     ],
 )
 def test_nothing_else_is_done(run: Live, sql: str) -> None:
-    with open_run(run.folder) as reader:
+    with RunReader(run.folder) as reader:
         with pytest.raises(StoreError):
             reader.execute(sql.format(folder=run.folder))
         assert reader.execute("SELECT count(*) FROM t").fetchall() == [(1000,)]
@@ -166,8 +166,8 @@ def test_a_function_that_does_something_is_refused(run: Live, sql: str) -> None:
     run.connection.execute("INSERT INTO t VALUES (1000, 'in the log')")
     log = run.folder / f"{DATABASE}.wal"
     before = log.stat().st_size
-    with open_run(run.folder) as reader:
-        with pytest.raises(StoreError, match="does something"):
+    with RunReader(run.folder) as reader:
+        with pytest.raises(StoreError, match="has a side effect"):
             reader.execute(sql)
         assert reader.execute("SELECT i AS checkpoint FROM query('FROM t') ORDER BY 1 LIMIT 1").fetchall() == [(0,)]
     assert log.stat().st_size == before > 0
@@ -178,7 +178,7 @@ def test_a_function_that_does_something_is_refused(run: Live, sql: str) -> None:
 def test_an_error_is_told_as_on_the_file(run: Live, sql: str) -> None:
     with pytest.raises(duckdb.Error) as direct:
         run.connection.cursor().execute(sql).fetchall()
-    with open_run(run.folder) as reader, pytest.raises(StoreError) as found:
+    with RunReader(run.folder) as reader, pytest.raises(StoreError) as found:
         reader.execute(sql)
     said, wanted = (re.sub(r"\^+", "^", str(error.value)).split() for error in (found, direct))
     assert said == wanted
@@ -197,14 +197,14 @@ def test_an_error_is_told_as_on_the_file(run: Live, sql: str) -> None:
     ],
 )
 def test_garbage_gets_an_error_and_nothing_else(run: Live, data: bytes) -> None:
-    assert list(json.loads(run.talk(data))) == ["error"]
+    assert list(json.loads(run.send(data))) == ["error"]
     assert run.stops == 0
 
 
 def test_a_request_without_end_is_refused(run: Live) -> None:
     with suppress(ConnectionError):  # it stops reading, so the kernel may say so first
-        assert b"KiB" in run.talk(b"x" * (3 << 20))
-    with open_run(run.folder) as reader:
+        assert b"KiB" in run.send(b"x" * (3 << 20))
+    with RunReader(run.folder) as reader:
         assert reader.live
 
 
@@ -212,7 +212,7 @@ LONG = "SELECT count(*) FROM range(10000000) a, range(1000000) b WHERE a.range *
 
 
 def test_a_query_that_takes_too_long(run: Live) -> None:
-    with open_run(run.folder) as reader:
+    with RunReader(run.folder) as reader:
         with pytest.raises(StoreError, match=r"longer than 0\.2 s.*--timeout"):
             reader.execute(LONG, timeout=0.2)
         assert reader.execute("SELECT 1").fetchall() == [(1,)]
@@ -221,7 +221,7 @@ def test_a_query_that_takes_too_long(run: Live) -> None:
 def test_an_answer_that_is_too_large(run: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (answer, live):
         monkeypatch.setattr(module, "LIMIT_BYTES", 1000)
-    with open_run(run.folder) as reader:
+    with RunReader(run.folder) as reader:
         with pytest.raises(StoreError, match="larger than"):
             reader.execute("SELECT hash(range) FROM range(100000)")
         assert reader.execute("SELECT 1").fetchall() == [(1,)]
@@ -230,11 +230,11 @@ def test_an_answer_that_is_too_large(run: Live, monkeypatch: pytest.MonkeyPatch)
 def test_whoever_goes_away_frees_the_place(run: Live) -> None:
     """Four long queries whose askers have gone do not keep a fifth waiting for their time limit."""
     for _ in range(4):
-        with socket.socket(socket.AF_UNIX) as talk:
-            with live.reachable(run.folder / SOCKET) as name:
-                talk.connect(name)
-            talk.sendall(json.dumps({"op": "query", "sql": LONG, "timeout": 600}).encode() + b"\n")
-    with open_run(run.folder) as reader:
+        with socket.socket(socket.AF_UNIX) as client:
+            with live.short_name(run.folder / SOCKET) as name:
+                client.connect(name)
+            client.sendall(json.dumps({"op": "query", "sql": LONG, "timeout": 600}).encode() + b"\n")
+    with RunReader(run.folder) as reader:
         assert reader.execute("SELECT 1", timeout=15).fetchall() == [(1,)]
 
 
@@ -242,7 +242,7 @@ def test_many_at_once(run: Live) -> None:
     found: list[Any] = []
 
     def query() -> None:
-        with open_run(run.folder) as reader:
+        with RunReader(run.folder) as reader:
             found.extend(reader.execute("SELECT sum(i) FROM t").fetchall())
 
     threads = [threading.Thread(target=query) for _ in range(12)]
@@ -261,7 +261,7 @@ def test_the_socket_is_the_users_alone(run: Live) -> None:
 
 def test_a_long_path(tmp_path: Path) -> None:
     folder = tmp_path / ("deep" * 30) / ("deeper" * 20)
-    with going_on(folder), open_run(folder) as reader:
+    with going_on(folder), RunReader(folder) as reader:
         assert reader.live
         assert reader.execute("SELECT max(i) FROM t").fetchall() == [(999,)]
     assert {path.name for path in folder.iterdir()} == {DATABASE}
@@ -276,7 +276,7 @@ def test_a_dead_ones_socket(tmp_path: Path) -> None:
         assert is_live(folder)
     assert not (folder / SOCKET).exists()
     live.listen(folder / SOCKET).close()
-    with open_run(folder) as reader:
+    with RunReader(folder) as reader:
         assert not reader.live
         assert reader.execute("SELECT count(*) FROM t").fetchall() == [(1000,)]
 
@@ -285,7 +285,7 @@ def test_a_reader_goes_over_to_the_file(tmp_path: Path) -> None:
     """A query that runs as the run ends, and those after it, are answered by the file."""
     folder = tmp_path / "run"
     with going_on(folder):
-        reader = open_run(folder)
+        reader = RunReader(folder)
         assert reader.execute("SELECT count(*) FROM t").fetchall() == [(1000,)]
     with reader:
         assert reader.execute("SELECT count(*) FROM t").fetchall() == [(1000,)]
@@ -297,7 +297,7 @@ def test_the_end_does_not_wait_for_a_query(tmp_path: Path) -> None:
     failure: list[str] = []
 
     def query() -> None:
-        with open_run(folder) as reader:
+        with RunReader(folder) as reader:
             try:
                 reader.execute(LONG, timeout=1)
             except StoreError as error:
@@ -306,7 +306,7 @@ def test_the_end_does_not_wait_for_a_query(tmp_path: Path) -> None:
     with going_on(folder) as run:
         thread = threading.Thread(target=query)
         thread.start()
-        wait_until(lambda: run.server._cursors.qsize() == 1, "the query to begin")
+        wait_until(lambda: run.server._free_cursors.qsize() == 1, "the query to begin")
     thread.join(20)
     assert "longer than 1 s" in failure[0]
     assert ask(folder, "SELECT count(*) FROM t") == [(1000,)]
@@ -327,7 +327,7 @@ def test_stop_asks_and_waits_for_the_end(tmp_path: Path) -> None:
         waiting = threading.Thread(target=wait)
         waiting.start()
         assert not ended.is_set()
-        with open_run(folder) as reader:
+        with RunReader(folder) as reader:
             assert reader.live
         assert not ended.is_set()
     waiting.join(20)
@@ -344,5 +344,5 @@ def test_a_holder_that_does_not_answer(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(StoreInUseError, match=str(process.pid)):
-            open_run(tmp_path)
+            RunReader(tmp_path)
         process.kill()

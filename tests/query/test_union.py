@@ -14,7 +14,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from infermesh.query.union import RunUnion, label_names
+from infermesh.query.overrides import column_names
+from infermesh.query.union import RunUnion
 from infermesh.store.schema import RUN_DDL
 
 RUN = "run_id VARCHAR, experiment VARCHAR, config JSON, started_at TIMESTAMP"
@@ -64,7 +65,7 @@ class TestNames:
         ],
     )
     def test_the_shortest_that_is_free(self, keys: list[str], taken: tuple[str, ...], names: list[str]) -> None:
-        assert list(label_names(keys, taken).values()) == names
+        assert list(column_names(keys, taken).values()) == names
 
 
 class TestSettings:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infermesh.query.reader import open_run, request_stop
+from infermesh.query.reader import RunReader, request_stop
 from infermesh.query.server import SOCKET, LiveServer
 from infermesh.runs.outcome import RunOutcome
 from infermesh.simulator import Simulator
@@ -42,7 +42,7 @@ def test_in_a_thread_and_beside_a_loop(lab: Lab, start_simulator: Any) -> None:
     thread.start()
     wait_until((lab.folder / SOCKET).exists, "the socket")
     wait_until(lambda: totals(service)["answered"] >= 5, "5 answers")
-    with open_run(lab.folder) as reader:
+    with RunReader(lab.folder) as reader:
         assert reader.live
         assert reader.execute("SELECT count(*) > 0 FROM a").fetchall() == [(True,)]
 
