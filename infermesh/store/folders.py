@@ -98,12 +98,19 @@ def claim_folder(folder: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def discard(folder: Path, also: Collection[str] = ()) -> None:
-    """Remove the folder of a run that never started, and its parent folder if that is then empty.
+def discard(folder: Path, also: Collection[str] = (), *, with_parent: bool = True) -> None:
+    """Remove the folder of a run that never started.
 
-    A folder that holds anything but the config, the log and the files named in ``also`` is kept.
+    Parameters
+    ----------
+    also
+        A folder that holds anything but the config, the log and the files named here is kept.
+    with_parent
+        Remove the parent folder too if it is then empty: an experiment's folder without a run. A checkpoint is beside
+        a user's output, in a folder that is the user's.
     """
     if folder.is_dir() and all(item.name in {CONFIG_FOLDER, LOG, *also} for item in folder.iterdir()):
         shutil.rmtree(folder)
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()
+        if with_parent:
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
