@@ -110,16 +110,18 @@ class _Job:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)
             self.code = job.run(mapping, search_roots, run_job)
             return self.code
-        try:
-            declaration = declare(mapping, search_roots, overrides)
-        except ConfigError:
-            discard(folder)  # Hydra has already created it
-            raise
         if not any("hydra.run.dir" in override for override in hydra_config.overrides.hydra):
             try:
                 (folder / CONFIG_FOLDER).mkdir(parents=True)
             except FileExistsError:  # another run started in the same second and has this folder
                 folder = claim_folder(folder)
+        try:
+            declaration = declare(mapping, search_roots, overrides)
+        except ConfigError as error:  # printed here: Hydra would print a line of its own, with all overrides
+            print_error(error)
+            discard(folder)  # only now that it is ours: it may have been another run's
+            self.code = 1
+            return self.code
         self.code = run_job(declaration, folder)
         return self.code
 

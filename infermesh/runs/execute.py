@@ -84,7 +84,7 @@ def execute(
             return outcome
     except (InfermeshError, KeyboardInterrupt) as error:
         if fresh:
-            discard(folder, written)
+            discard(folder, written, with_parent=sink is None)
         elif not isinstance(error, KeyboardInterrupt):
             for file, content in before.items():
                 file.write_bytes(content)

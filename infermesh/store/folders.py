@@ -22,29 +22,32 @@ def run_folders(outputs: Path = OUTPUTS) -> list[Path]:
 
     Each run is listed once, under a path without symbolic links if it has one: ``latest`` is not another run.
     """
-    by_real_path: dict[Path, Path] = {}
-    for folder in _with_database(outputs):
-        by_real_path.setdefault(folder.resolve(), folder)
+    by_real_path: dict[str, Path] = {}
+    for real, folder in _with_database(outputs):
+        by_real_path.setdefault(real, folder)
     return sorted(by_real_path.values(), key=written_at, reverse=True)
 
 
-def _with_database(top: Path) -> Iterator[Path]:
-    """The folders at or below ``top`` that hold a database: first those without a link in their path, then the others.
+def _with_database(top: Path) -> Iterator[tuple[str, Path]]:
+    """``(real path, path)`` of the folders at or below ``top`` that hold a database: those behind links come last.
 
-    ``outputs`` and folders in it may be links to another disk, as is common on clusters.
+    ``outputs`` and folders in it may be links to another disk, as is common on clusters. A link to a folder above
+    ``top`` is not followed: it leads to everything else on the disk.
     """
-    seen: set[Path] = set()
-    links = [top]
+    real_top = os.path.realpath(top)
+    seen: set[str] = set()
+    links = [str(top)]
     while links:
         start = links.pop(0)
-        if start.resolve() in seen:
+        real_start = os.path.realpath(start)
+        if real_start in seen or Path(real_start) in Path(real_top).parents:
             continue
         for place, folders, files in os.walk(start):
-            folder = Path(place)
-            seen.add(folder.resolve())
-            links += sorted(folder / name for name in folders if (folder / name).is_symlink())
+            real = real_start + place.removeprefix(start)  # walk follows no links, so this need not be looked up
+            seen.add(real)
+            links += [path for name in sorted(folders) if os.path.islink(path := os.path.join(place, name))]
             if DATABASE in files:
-                yield folder
+                yield real, Path(place)
 
 
 def written_at(folder: Path) -> float:
@@ -98,12 +101,19 @@ def claim_folder(folder: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def discard(folder: Path, also: Collection[str] = ()) -> None:
-    """Remove the folder of a run that never started, and its parent folder if that is then empty.
+def discard(folder: Path, also: Collection[str] = (), *, with_parent: bool = True) -> None:
+    """Remove the folder of a run that never started.
 
-    A folder that holds anything but the config, the log and the files named in ``also`` is kept.
+    Parameters
+    ----------
+    also
+        A folder that holds anything but the config, the log and the files named here is kept.
+    with_parent
+        Remove the parent folder too if it is then empty: an experiment's folder without a run. A checkpoint is beside
+        a user's output, in a folder that is the user's.
     """
     if folder.is_dir() and all(item.name in {CONFIG_FOLDER, LOG, *also} for item in folder.iterdir()):
         shutil.rmtree(folder)
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()
+        if with_parent:
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()

@@ -294,12 +294,22 @@ class TestMistakes:
         assert found.stdout == ""
         lines = found.stderr.strip().splitlines()
         assert [line for line in lines if line.startswith("error: ")], found.stderr
+        assert "Error executing job" not in found.stderr  # Hydra's own words for it, with every override
         assert "Traceback" not in found.stderr
         assert all(word in found.stderr for word in words), found.stderr
         assert totals(simulator)["received"] == 0
         assert not [path for path in (project / "outputs").rglob("*") if path.is_file() or path.is_symlink()]
         assert not list((project / "outputs").glob("*/*"))
         assert "sk-0123456789abcdefghij" not in found.stderr
+
+    def test_the_folder_of_a_run_that_started_in_the_same_second_stays(self, project: Path) -> None:
+        declared = yaml.safe_load((project / "conf" / "experiment" / "mine.yaml").read_text())
+        write_experiment(project, {**declared, "hydra": {"run": {"dir": "outputs/mine/now"}}})
+        other = project / "outputs" / "mine" / "now" / ".hydra" / "config.yaml"
+        other.parent.mkdir(parents=True)
+        other.touch()
+        assert here("run", "+experiment=mine", "stages.answers.model=lama", cwd=project).returncode == 1
+        assert [path for path in (project / "outputs").rglob("*") if path.is_file()] == [other]
 
     def test_no_experiment(self, tmp_path: Path) -> None:
         found = here("run", cwd=tmp_path)

@@ -279,3 +279,13 @@ def test_parsing_asks_nothing_of_the_server(shell: Shell) -> None:
     done = shell.here("generate", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl", "--parse-json")
     assert done.returncode == 0, done.stderr
     assert [row["output_parsed"] for row in shell.lines("out.jsonl")] == [[1, 2], None]
+
+
+@pytest.mark.parametrize("prompt", ["{{ no_such_column }}", "{{ text | no_such_filter }}"])
+def test_what_never_started_leaves_the_users_folder(shell: Shell, prompt: str) -> None:
+    results = shell.folder / "results"
+    results.mkdir()
+    write_jsonl(shell.folder / "in.jsonl", [{"text": "Hello"}])
+    files = ("--input-jsonl", "in.jsonl", "--output-jsonl", "results/out.jsonl")
+    assert shell.here("generate", *files, "--prompt", prompt).returncode == 1
+    assert list(results.iterdir()) == []

@@ -58,6 +58,16 @@ def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
     assert run_folders(tmp_path) == [run]
 
 
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
+    outputs = tmp_path / "project" / "outputs"
+    mine, other = outputs / "lab" / "mine", tmp_path / "another" / "outputs" / "lab" / "other"
+    for folder in (mine, other):
+        folder.mkdir(parents=True)
+        (folder / DATABASE).touch()
+    (outputs / "up").symlink_to(tmp_path)
+    assert run_folders(outputs) == [mine]
+
+
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     assert run_folders(tmp_path) == []
     assert run_folders(tmp_path / "missing") == []

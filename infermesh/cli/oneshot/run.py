@@ -135,7 +135,7 @@ class Command:
         try:
             job = self.declaration({"path": self._source_path(folder)}, **row_input(self.kind, self.rows, self.given))
         except InfermeshError:
-            discard(folder, kept_inputs)
+            discard(folder, kept_inputs, with_parent=False)
             raise
         outcome = execute(job, folder, observer=make_observer(), sink=sink, written=kept_inputs)
         lasting = output is not None or self.out.checkpoint_dir is not None
