@@ -13,7 +13,7 @@ import orjson
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.store.database import connect
 from infermesh.store.folders import run_folders
-from infermesh.store.pending import _SETTLED, _SETTLED_WITH_ERRORS
+from infermesh.store.pending import SETTLED, SETTLED_WITH_ERRORS
 from infermesh.store.schema import DATABASE, SOURCE, StageTable, live, quoted
 
 __all__ = ["Measured", "Survey", "measured"]
@@ -39,7 +39,7 @@ class Survey:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, *, keep_errors: bool) -> None:
         self._connection = connection
-        self._settled = _SETTLED_WITH_ERRORS if keep_errors else _SETTLED
+        self._settled = SETTLED_WITH_ERRORS if keep_errors else SETTLED
 
     def pending(self, stage: StageTable, *, stale: bool, where: str | None) -> int | None:
         """How many rows a stage has to look at; malformed lines and rows that ``where`` leaves out do not count.

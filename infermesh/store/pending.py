@@ -16,8 +16,8 @@ from infermesh.store.schema import SOURCE, StageTable, live, quoted
 
 CHUNK = 1024  # row_ids per read
 # A row skipped by `where` is settled. One skipped because an upstream stage failed has an error_type, and is retried.
-_SETTLED = "(t.status = 'done' OR (t.status = 'skipped' AND t.error_type IS NULL))"
-_SETTLED_WITH_ERRORS = "t.status IS NOT NULL"
+SETTLED = "(t.status = 'done' OR (t.status = 'skipped' AND t.error_type IS NULL))"
+SETTLED_WITH_ERRORS = "t.status IS NOT NULL"
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class PendingRows:
             (table.name, column.name) for table in tables for column in table.outputs if column.type == "JSON"
         }
         self._resumed = any(self._has_rows(table) for table in tables)
-        settled = _SETTLED_WITH_ERRORS if keep_errors else _SETTLED
+        settled = SETTLED_WITH_ERRORS if keep_errors else SETTLED
         if stale or not self._resumed:
             condition = "true" if tables else "false"
         else:
