@@ -232,7 +232,7 @@ def stream(connection: duckdb.DuckDBPyConnection, query: str, format: str, out: 
 
 
 def _expressions(columns: Sequence[tuple[str, Any]], format: str) -> list[str]:
-    """What is written of each column, in the format; see :func:`select_from`."""
+    """What is written of each column, in the format; see :func:`~infermesh.query.bound.select_from`."""
     names: list[str] = []
     found = []
     for number, (name, kind) in enumerate(columns):

@@ -1,4 +1,4 @@
-"""run.duckdb: schema, ingest of a source, group-commit writer, queries. Only this folder knows SQL."""
+"""run.duckdb as a run fills it: schema, ingest of a source, pending rows, known answers, the group-commit writer."""
 
 from infermesh.store.database import Connection, RunStore
 from infermesh.store.pending import PendingRows, Row
