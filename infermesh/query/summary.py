@@ -19,8 +19,8 @@ class RunInfo:
     Attributes
     ----------
     status
-        One of ``RUN_STATUSES`` as the run's database has it, or ``killed`` if its process has gone without a last word, ``running`` if a
-        process holds the database, ``empty`` if there is no run in it, and ``damaged`` if it cannot be opened.
+        One of ``RUN_STATUSES``; or ``killed`` if its process ended without closing the run, ``empty`` if there is no
+        run in the database, ``damaged`` if it cannot be opened.
     done, failed, pending
         Counts of rows over all stages.
     answers
