@@ -77,6 +77,7 @@ class Limits:
 
     Examples
     --------
+    >>> from infermesh.types import Limits
     >>> Limits(rpm=500, tpm=100_000).counts_tokens
     True
     """

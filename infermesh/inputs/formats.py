@@ -34,6 +34,7 @@ def row_file(path: str | Path) -> RowFile:
 
     Examples
     --------
+    >>> from infermesh.inputs.formats import row_file
     >>> row_file("rows/part-1.JSONL.gz")
     RowFile(format='jsonl', compression='gzip')
     """

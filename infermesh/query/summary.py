@@ -19,7 +19,7 @@ class RunInfo:
     Attributes
     ----------
     status
-        One of ``RUN_STATUSES``; or ``killed`` if its process ended without closing the run, ``empty`` if there is no
+        A :data:`~infermesh.store.schema.RunStatus`; or ``killed`` if its process ended without closing the run, ``empty`` if there is no
         run in the database, ``damaged`` if it cannot be opened.
     done, failed, pending
         Counts of rows over all stages.
