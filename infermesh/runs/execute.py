@@ -60,7 +60,8 @@ def execute(
     control
         Lets other threads stop the run and query its database. ``None`` if none need to.
     written
-        Names of files that the caller wrote into a new folder for this run; they are removed with the folder.
+        Names of files that the caller wrote into a new folder for this run; they are removed with the folder, except
+        that Ctrl-C leaves those of a ``sink``'s checkpoint.
 
     Raises
     ------
@@ -83,9 +84,12 @@ def execute(
             outcome: RunOutcome = run_loop(session.run())
             return outcome
     except (InfermeshError, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
         if fresh:
-            discard(folder, written, with_parent=sink is None)
-        elif not isinstance(error, KeyboardInterrupt):
+            # What a checkpoint has kept of stdin stays after Ctrl-C, for --resume: it may not come a second time.
+            kept = sink is not None and interrupted
+            discard(folder, () if kept else written, with_parent=sink is None)
+        elif not interrupted:
             for file, content in before.items():
                 file.write_bytes(content)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from infermesh.runs.session import RunSession
 from infermesh.simulator import Simulator
 from tests.e2e.oneshot_shell import Shell
 from tests.support import totals, write_jsonl
@@ -282,3 +284,21 @@ def test_an_embedding_file_is_resumed_after_a_kill(shell: Shell, slow: Simulator
     found = shell.lines("out.jsonl")
     assert [row["_index"] for row in found] == list(range(ROWS))
     assert {len(row["embedding"]) for row in found} == {64}
+
+
+def test_ctrl_c_before_the_first_request_keeps_what_came_on_stdin(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: RunSession, *arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ("generate", "--input-jsonl", "-", "--output-jsonl", "out.jsonl")
+    kept = shell.folder / "out.jsonl.infermesh" / "stdin.jsonl"
+    with monkeypatch.context() as patched:
+        patched.setattr(RunSession, "prepare", interrupt)
+        patched.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((shell.folder / "in.jsonl").read_bytes())))
+        assert shell.here(*command).returncode == 130
+    assert kept.read_bytes() == (shell.folder / "in.jsonl").read_bytes()
+    again = shell.run(*command, "--resume")
+    assert again.returncode == 0, again.stderr
+    check_whole(shell)
