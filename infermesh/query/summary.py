@@ -19,8 +19,8 @@ class RunInfo:
     Attributes
     ----------
     status
-        A :data:`~infermesh.store.schema.RunStatus`; or ``killed`` if its process ended without closing the run, ``empty`` if there is no
-        run in the database, ``damaged`` if it cannot be opened.
+        A :data:`~infermesh.store.schema.RunStatus`; or ``killed`` if its process ended without closing the run,
+        ``empty`` if there is no run in the database, ``damaged`` if it cannot be opened.
     done, failed, pending
         Counts of rows over all stages.
     answers

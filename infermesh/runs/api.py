@@ -234,8 +234,7 @@ class Run:
     @property
     def exit_code(self) -> int | None:
         """The exit code ``infermesh run`` would give; ``None`` if the run is running or was killed."""
-        status = self.status
-        return EXIT_CODES.get(status)
+        return EXIT_CODES.get(self.status)
 
     @property
     def error(self) -> BaseException | None:

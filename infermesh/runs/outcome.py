@@ -9,7 +9,7 @@ from typing import Any
 from infermesh.query.sinks import SinkReport
 from infermesh.store.schema import RunStatus
 
-EXIT_CODES: dict[RunStatus, int] = {"done": 0, "crashed": 1, "failed_rows": 3, "stopped": 4, "interrupted": 130}
+EXIT_CODES: dict[str, int] = {"done": 0, "crashed": 1, "failed_rows": 3, "stopped": 4, "interrupted": 130}
 
 
 @dataclass(slots=True)
