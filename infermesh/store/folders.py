@@ -45,9 +45,11 @@ def _with_database(top: Path) -> Iterator[tuple[str, Path]]:
         for place, folders, files in os.walk(start):
             real = real_start + place.removeprefix(start)  # walk follows no links, so this need not be looked up
             seen.add(real)
-            links += [path for name in sorted(folders) if os.path.islink(path := os.path.join(place, name))]
             if DATABASE in files:
                 yield real, Path(place)
+                if place != str(top):
+                    folders.clear()  # no runs are in a run's folder; a link there may lead to a large data set
+            links += [path for name in sorted(folders) if os.path.islink(path := os.path.join(place, name))]
 
 
 def written_at(folder: Path) -> float:

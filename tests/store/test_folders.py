@@ -68,6 +68,14 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
     assert run_folders(outputs) == [mine]
 
 
+def test_nothing_is_looked_for_in_a_runs_folder(tmp_path: Path) -> None:
+    """It may hold a link to a large data set."""
+    run = make_run(tmp_path / "outputs" / "lab" / "1", 1)
+    make_run(tmp_path / "datasets" / "2", 2)
+    (run / "data").symlink_to(tmp_path / "datasets")
+    assert run_folders(tmp_path / "outputs") == [run]
+
+
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     assert run_folders(tmp_path) == []
     assert run_folders(tmp_path / "missing") == []
