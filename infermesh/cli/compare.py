@@ -1,4 +1,4 @@
-"""``infermesh sql --all`` and ``--runs``, and ``infermesh diff``: questions to more than one run."""
+"""``infermesh sql --all`` and ``--runs``, and ``infermesh diff``: commands over several runs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from infermesh.cli.common import fail
 from infermesh.cli.find_run import find_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
-from infermesh.hints import nearest
-from infermesh.query.diff import RunDiff, StageDiff, StageTotals
+from infermesh.hints import nearest, one_line
+from infermesh.query.diff import SIDES, RunDiff, StageDiff, StageTotals
 from infermesh.query.union import RunUnion
 from infermesh.store.folders import run_folders
 from infermesh.store.schema import DATABASE
 
-_NOTES = 10
-# A terminal has no room for keys and whole answers: the first column that differs is shown, or why there is no answer.
-_FOR_EYES = (
+_MOST_LEFT_OUT = 10  # runs that are named
+# A terminal has no room for keys and whole answers, so it gets the first column that differs, or the error.
+_FOR_TERMINAL = (
     "SELECT stage, row_id_a AS row, differs, "
     + ", ".join(
         f"coalesce(answer_{side} ->> ('$.\"' || split_part(differs, ', ', 1) || '\"'), answer_{side} ->> 'error') "
         f"AS {side}"
-        for side in ("a", "b")
+        for side in SIDES
     )
     + " FROM ({})"
 )
@@ -47,29 +47,30 @@ def sql_across(
     with RunUnion(folders, DATABASE) as union:
         try:
             union.prepare(query)
-            told = _say_left_out(union.left_out)
+            said = _say_left_out(union.left_out)
             if not union.runs:
                 fail(f"none of {len(folders)} runs can be asked")
             try:
                 write_query(union.connection, query, chosen)
-            except duckdb.CatalogException:
-                union.make_views()  # the message is to name the nearest of all tables
-                _say_left_out(union.left_out[told:])
+            except duckdb.CatalogException:  # now with all views, so that the message can name the nearest table
+                union.make_views()
+                _say_left_out(union.left_out[said:])
                 write_query(union.connection, query, chosen)
         except duckdb.Error as error:
-            fail(f"{' '.join(str(error).split())} (in {len(union.runs)} runs)")
+            fail(f"{one_line(error, 2000)} (in {len(union.runs)} runs)")
 
 
 def _say_left_out(lines: Sequence[str]) -> int:
-    for line in lines[:_NOTES]:
+    """Name the runs that are left out; return how many they are."""
+    for line in lines[:_MOST_LEFT_OUT]:
         print(f"left out: {line}", file=sys.stderr)
-    if len(lines) > _NOTES:
-        print(f"left out: {len(lines) - _NOTES} more", file=sys.stderr)
+    if len(lines) > _MOST_LEFT_OUT:
+        print(f"left out: {len(lines) - _MOST_LEFT_OUT} more", file=sys.stderr)
     return len(lines)
 
 
 def _matching(pattern: str) -> list[Path]:
-    """The runs that a glob of folders means: folders that are runs, or that have runs below."""
+    """The runs that a glob of folders stands for: folders that are runs, and all runs below the others."""
     found: list[Path] = []
     for match in sorted(glob.glob(os.path.expanduser(pattern), recursive=True)):
         path = Path(match)
@@ -83,7 +84,7 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def diff_runs(run_a: str, run_b: str, stage: str | None, limit: int, format: str | None) -> None:
-    """Compare two runs: the summary goes to stderr, the rows that differ to stdout."""
+    """Compare two runs; the summary goes to stderr, and the rows that differ go to stdout."""
     chosen = chosen_format(format)
     first, second = find_run(run_a), find_run(run_b)
     try:
@@ -91,16 +92,17 @@ def diff_runs(run_a: str, run_b: str, stage: str | None, limit: int, format: str
             stages = _chosen_stages(diff, stage, first, second)
             found = [diff.compare(name) for name in stages]
             _print_summary(first, second, found)
-            _say_uncompared(diff, stage)
+            if stage is None:
+                _say_uncompared(diff)
             if chosen == "table" and not any(each.different or each.other_status for each in found):
                 print("no row differs", file=sys.stderr)
                 return
             rows = diff.differing(stages, limit)
-            write_query(diff.connection, _FOR_EYES.format(rows) if chosen == "table" else rows, chosen)
+            write_query(diff.connection, _FOR_TERMINAL.format(rows) if chosen == "table" else rows, chosen)
     except StoreError as error:
         fail(str(error))
     except duckdb.Error as error:
-        fail(" ".join(str(error).split()))
+        fail(one_line(error, 2000))
 
 
 def _chosen_stages(diff: RunDiff, stage: str | None, first: Path, second: Path) -> list[str]:
@@ -110,21 +112,20 @@ def _chosen_stages(diff: RunDiff, stage: str | None, first: Path, second: Path) 
             fail(f"--stage {stage}: no stage of both runs.{nearest(stage, common)}")
         return [stage]
     if not common:
-        has = (", ".join(diff.stages(side)) or "none" for side in ("a", "b"))
-        fail(f"the runs have no stage in common: {first} has {next(has)}; {second} has {next(has)}")
+        in_a, in_b = (", ".join(diff.stages(side)) or "none" for side in SIDES)
+        fail(f"the runs have no stage in common: {first} has {in_a}; {second} has {in_b}")
     return common
 
 
-def _say_uncompared(diff: RunDiff, stage: str | None) -> None:
-    if stage is None:
-        for side in ("a", "b"):
-            others = [name for name in diff.stages(side) if name not in diff.common]
-            if others:
-                print(f"only in {side.upper()}: stage {', '.join(others)}", file=sys.stderr)
+def _say_uncompared(diff: RunDiff) -> None:
+    for side in SIDES:
+        others = [name for name in diff.stages(side) if name not in diff.common]
+        if others:
+            print(f"only in {side.upper()}: stage {', '.join(others)}", file=sys.stderr)
 
 
-Measure = tuple[str, Callable[[StageTotals], int | float | None], str]
-_MEASURES: tuple[Measure, ...] = (
+_Measure = tuple[str, Callable[[StageTotals], int | float | None], str]  # title, value, format
+_MEASURES: tuple[_Measure, ...] = (
     ("failed rows", lambda side: side.failures, ",d"),
     ("requests", lambda side: side.requests, ",d"),
     ("retries", lambda side: side.retries, ",d"),

@@ -1,4 +1,4 @@
-"""``infermesh sql``, ``status``, ``runs`` and ``stop``: runs seen from outside, whether they go on or not."""
+"""``infermesh sql``, ``status``, ``runs`` and ``stop``, for finished and live runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from infermesh.hints import one_line
 from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.summary import RunInfo, describe
 from infermesh.store.folders import run_folders
+from infermesh.store.schema import quoted
 
 
 def run_sql(query: str, run: str | None, format: str | None, timeout: float | None = None) -> None:
@@ -35,13 +36,15 @@ def _open(folder: Path) -> RunReader:
 
 
 def show_status(run: str | None) -> None:
-    """Print a run's state, its stages' counts and its most frequent failures."""
+    """Print a run's status, the counts of its stages and its most frequent errors."""
     folder = find_run(run)
     info = describe(folder)
     print(f"{info.experiment}  {info.status}  {folder}")
     if info.status == "empty" or not info.answers:
         if info.status == "running":
-            print("a process holds its database and does not answer: it loads its source, or is ending. Ask again soon")
+            print(
+                "a process has opened its database and does not answer: it is loading the source, or ending. Try again"
+            )
         return
     with _open(folder) as reader:
         stages: dict[str, dict[str, int]] = {}
@@ -61,11 +64,11 @@ def show_status(run: str | None) -> None:
             print(f"  {row[0]} requests, {(row[1] or 0) + (row[2] or 0)} tokens{cost}")
         for stage in (name for name, counts in stages.items() if "error" in counts):
             found = reader.execute(
-                f"SELECT error_type, count(*) AS rows, any_value(error) FROM \"{stage}\" WHERE status = 'error' "
+                f"SELECT error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} WHERE status = 'error' "
                 "GROUP BY ALL ORDER BY rows DESC LIMIT 5"
             ).fetchall()
             for kind, rows, example in found:
-                print(f"  failed: {rows} × {stage}: {kind}: {' '.join((example or '').split())[:160]}")
+                print(f"  failed: {rows} × {stage}: {kind}: {one_line(example or '', 160)}")
     if info.status == "running":
         print(f"  stop: infermesh stop {folder}")
     elif info.unfinished or info.failed:
@@ -79,10 +82,10 @@ def list_runs(outputs: Path) -> None:
         print(f"no run below {outputs}/", file=sys.stderr)
         return
     for folder in folders:
-        print(_line(describe(folder)))
+        print(_run_line(describe(folder)))
 
 
-def _line(info: RunInfo) -> str:
+def _run_line(info: RunInfo) -> str:
     started = info.started_at.strftime("%Y-%m-%d %H:%M:%S") if info.started_at else "-" * 19
     cost = "" if info.cost_usd is None else f"  ${info.cost_usd:.4f}"
     counts = f"{info.done} done, {info.failed} failed, {info.pending} pending"
@@ -90,8 +93,8 @@ def _line(info: RunInfo) -> str:
 
 
 def stop_run(run: str | None, wait: bool) -> None:
-    """Ask a run that goes on to drain, and tell how it ended."""
-    folder = _running(run)
+    """Ask a live run to drain; with ``wait``, wait for its end and say how it ended."""
+    folder = _live_run(run)
     asking = request_stop(folder)
     try:
         process = next(asking)
@@ -109,13 +112,13 @@ def stop_run(run: str | None, wait: bool) -> None:
         print(f"  resume: infermesh resume {folder}", file=sys.stderr)
 
 
-def _running(run: str | None) -> Path:
-    """The run that a user names; for ``None`` the one that goes on."""
+def _live_run(run: str | None) -> Path:
+    """The run that a user names; for ``None`` the only live one."""
     if run is not None:
         return find_run(run)
-    going = [folder for folder in run_folders() if is_live(folder)]
-    if not going:
+    live = [folder for folder in run_folders() if is_live(folder)]
+    if not live:
         fail("no run is going on below outputs/")
-    if len(going) > 1:
-        fail(f"{len(going)} runs are going on, say which one: {', '.join(map(str, going))}", code=2)
-    return going[0]
+    if len(live) > 1:
+        fail(f"{len(live)} runs are going on, say which one: {', '.join(map(str, live))}", code=2)
+    return live[0]

@@ -11,7 +11,8 @@ import duckdb
 
 from infermesh.config.schema import SinkConfig
 from infermesh.errors import ConfigError, StoreError
-from infermesh.query.export import TableQuery, WrittenFile, export, file_format, table_query
+from infermesh.query.export import WrittenFile, export, file_format
+from infermesh.query.table_query import TableQuery, table_query
 from infermesh.store.ingest import row_columns
 from infermesh.store.schema import quoted
 

@@ -294,7 +294,7 @@ class TestExport:
             (["r.csv", "--columns", "a_txt"], 1, "Did you mean 'a_text'?"),
             (["r.csv", "--where", "nope = 1"], 1, "--where: Binder Error"),
             (["r.csv", "--sql", "SELEC 1"], 1, "syntax error"),
-            (["r.csv", "--sql", "SELECT 1", "--table", "a"], 2, "--sql says it all"),
+            (["r.csv", "--sql", "SELECT 1", "--table", "a"], 2, "--sql is the whole query"),
         ],
     )
     def test_what_cannot_be_is_told(self, project: Path, arguments: list[str], code: int, words: str) -> None:

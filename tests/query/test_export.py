@@ -13,7 +13,8 @@ import pytest
 
 from infermesh.errors import ConfigError, StoreError
 from infermesh.query import export as module
-from infermesh.query.export import export, file_format, stream, table_query
+from infermesh.query.export import export, file_format, stream
+from infermesh.query.table_query import table_query
 
 LABELS = ("--table", "--columns", "--where")
 
