@@ -114,7 +114,7 @@ def make_plan(
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infermesh-plan-")))
         rows, notes = PlannedRows(experiment, pipeline, folder, place), list[str]()
         stack.callback(rows.close)
-        rows.prepare(declaration.roots, notes.append)
+        rows.load(declaration.roots, notes.append)
         return _Planner(experiment, fleet, pipeline, rows, folder, options, notes).plan()
 
 

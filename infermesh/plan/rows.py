@@ -55,7 +55,7 @@ class PlannedRows:
         self.stale: set[str] = set()
         self.known: KnownAnswers | None = None
 
-    def prepare(self, roots: Sequence[Path], note: Callable[[str], None]) -> None:
+    def load(self, roots: Sequence[Path], note: Callable[[str], None]) -> None:
         """Load the source, or merge its changes into the copy; find the stale stages."""
         store, pipeline = self._store, self._pipeline
         if not store.is_new:
@@ -64,7 +64,7 @@ class PlannedRows:
         record = {"run_id": "plan", "experiment": self._experiment.name, "started_at": utcnow()}
         tables = [stage.table for stage in pipeline.stages.values()]
         queries = list(pipeline.queries.values())
-        store.prepare(
+        store.load(
             resolve_source(self._experiment.source, roots), tables, record, queries=queries, check=self._check
         )
         self.survey = Survey(store.cursor(), keep_errors=self._experiment.keep_errors)

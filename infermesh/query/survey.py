@@ -15,7 +15,7 @@ from infermesh.query.percentile import percentile
 from infermesh.store.database import connect
 from infermesh.store.folders import run_folders
 from infermesh.store.pending import settled_state
-from infermesh.store.schema import DATABASE, SOURCE, StageTable, live, quoted
+from infermesh.store.schema import DATABASE, SOURCE, StageTable, not_retired, quoted
 
 __all__ = ["Measured", "Survey", "measured"]
 
@@ -73,7 +73,7 @@ class Survey:
         return [row_id for (row_id,) in found or ()]
 
     def _pending(self, stage: StageTable, stale: bool) -> str:
-        parts = [live(stage.origin), _WHERE]
+        parts = [not_retired(stage.origin), _WHERE]
         if stage.origin == SOURCE:
             parts.append("s.row_id NOT IN (SELECT row_id FROM source_errors)")
         if not stale:

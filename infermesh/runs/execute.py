@@ -119,7 +119,7 @@ def _session(
         session = RunSession(declaration, folder, pipeline, fleet, observer, control, sink)
         stack.callback(session.close)
         try:
-            session.prepare(source, redo)
+            session.load(source, redo)
             session.restore_usage(outputs_of(folder))
         except BaseException:
             if fresh:

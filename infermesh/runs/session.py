@@ -93,7 +93,7 @@ class RunSession:
         self._stopped_by: str | None = None  # the guard's reason; None if a user stopped the run
         self._complete = False  # every wave has run to its end
 
-    def prepare(self, source: Source, redo: Redo | None = None) -> None:
+    def load(self, source: Source, redo: Redo | None = None) -> None:
         """Load the source, check the declaration against it, and find which stages are stale.
 
         Parameters
@@ -126,7 +126,7 @@ class RunSession:
             self._observer.note(f"loading {source.shown} …")
         # An empty signature matches none, so these stages stay stale until a session has been through all their rows.
         unsure = self._signatures | dict.fromkeys(self._stale, "")
-        store.prepare(
+        store.load(
             source,
             tables,
             self._record(unsure),

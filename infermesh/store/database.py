@@ -32,7 +32,7 @@ from infermesh.store.schema import (
     QueryTable,
     RunStatus,
     StageTable,
-    live,
+    not_retired,
     quoted,
     views,
 )
@@ -113,7 +113,7 @@ class RunStore:
         rows = self._fetch(sql, parameters)
         return rows[0][0] if rows else None
 
-    def prepare(
+    def load(
         self,
         source: Source,
         tables: Sequence[StageTable],
@@ -142,10 +142,10 @@ class RunStore:
             for origin in (SOURCE, *(query.name for query in queries))
             for name in (*([] if origin == SOURCE else [origin]), *(t.name for t in tables if t.origin == origin))
         }
-        with_room(self._connection, lambda: self._prepare(source, record, queries, check))
+        with_room(self._connection, lambda: self._load(source, record, queries, check))
         set_limit(self._connection, self._memory_limit)  # loading a source may have raised it; tables need less
 
-    def _prepare(
+    def _load(
         self,
         source: Source,
         record: Mapping[str, Any],
@@ -260,7 +260,7 @@ class RunStore:
 
     def total(self, origin: str = SOURCE) -> int:
         """How many rows of an origin are not retired."""
-        return int(self._one(f"SELECT count(*) FROM {quoted(origin)} s WHERE {live(origin)}"))
+        return int(self._one(f"SELECT count(*) FROM {quoted(origin)} s WHERE {not_retired(origin)}"))
 
     def redo(self, redo: Redo, signatures: Mapping[str, str]) -> int:
         """Make settled rows pending again, and return how many. Their ``attempts`` stay.
@@ -321,7 +321,7 @@ class RunStore:
         """``(stage, error_type, rows, example)`` of the failed rows, most frequent first."""
         parts = [
             f"SELECT '{table.name}' AS stage, error_type, count(*) AS rows, any_value(error) AS example "
-            f"FROM {quoted(table.name)} s WHERE status = 'error' AND {live(table.origin)} GROUP BY ALL"
+            f"FROM {quoted(table.name)} s WHERE status = 'error' AND {not_retired(table.origin)} GROUP BY ALL"
             for table in self._tables
         ]
         if not parts:

@@ -11,7 +11,7 @@ from infermesh.config.schema import Experiment
 from infermesh.store.database import RunStore
 from infermesh.store.memory import fetch
 from infermesh.store.reuse import CARRIED, EarlierAnswers, KnownAnswer
-from infermesh.store.schema import StageTable, literal, live, quoted, retired
+from infermesh.store.schema import StageTable, literal, not_retired, quoted, retired
 
 
 class RetiredAnswers:
@@ -58,7 +58,7 @@ class RetiredAnswers:
                 "row_number() OVER (PARTITION BY request_key ORDER BY finished_at DESC, row_id) AS number "
                 f"FROM {rows} s WHERE {retired(table.origin)} AND s.status = 'done' AND s.request_key IS NOT NULL "
                 f"AND s.reused_from IS DISTINCT FROM {own} AND NOT EXISTS (SELECT 1 FROM (FROM {rows} s WHERE "
-                f"s.status = 'done' AND s.reused_from = {own} AND {live(table.origin)}) given "
+                f"s.status = 'done' AND s.reused_from = {own} AND {not_retired(table.origin)}) given "
                 "WHERE given.request_key = s.request_key AND given.finished_at = s.finished_at)"
             )
             row = self._connection.execute(f"SELECT count(*) FROM {_temp_table(stage)}").fetchone()

@@ -16,7 +16,7 @@ import orjson
 
 from infermesh.errors import StoreError
 from infermesh.store.memory import VECTOR, fetch
-from infermesh.store.schema import SOURCE, StageTable, literal, live, quoted
+from infermesh.store.schema import SOURCE, StageTable, literal, not_retired, quoted
 from infermesh.store.values import json_value
 
 _DDL = """
@@ -54,7 +54,7 @@ _FIELDS: dict[str, tuple[tuple[str, str, str | None], ...]] = {
 # Fields that a line has only if one of them has a value.
 _MORE = {"generate": (("reasoning", "reasoning", None), ("tool_calls", "tool_calls", None))}
 _ERROR = (("error", "error", None), ("error_type", "error_type", None))
-_LIVE = live(SOURCE)
+_LIVE = not_retired(SOURCE)
 _SETTLED = f"s.status IS NOT NULL AND {_LIVE}"
 
 

@@ -12,7 +12,7 @@ import orjson
 from infermesh.errors import StoreError
 from infermesh.store.ingest import row_columns
 from infermesh.store.memory import fetch
-from infermesh.store.schema import SOURCE, StageTable, live, quoted
+from infermesh.store.schema import SOURCE, StageTable, not_retired, quoted
 
 CHUNK = 1024  # row_ids per read
 
@@ -109,7 +109,7 @@ class PendingRows:
     ) -> None:
         self._connection = connection
         self._origin = origin
-        self._rows, self._live = quoted(origin), live(origin)
+        self._rows, self._live = quoted(origin), not_retired(origin)
         self._tables = tables
         self._needed = {name: list(columns) for name, columns in needed.items()}
         columns = row_columns(connection, origin)

@@ -12,7 +12,17 @@ import orjson
 from infermesh.errors import ConfigError
 from infermesh.hints import one_line
 from infermesh.store.ingest import check_names, row_columns
-from infermesh.store.schema import SETTINGS, SOURCE, Column, QueryTable, StageTable, literal, live, quoted, retired
+from infermesh.store.schema import (
+    SETTINGS,
+    SOURCE,
+    Column,
+    QueryTable,
+    StageTable,
+    literal,
+    not_retired,
+    quoted,
+    retired,
+)
 
 
 def put_aside(
@@ -61,10 +71,10 @@ def merge(connection: duckdb.DuckDBPyConnection, table: str, now: str) -> tuple[
         How many rows are new or back again, and how many are gone.
     """
     name, fresh = quoted(table), quoted(now)
-    was_live = _count(connection, f"SELECT count(*) FROM {name} s WHERE {live(table)}")
+    was_live = _count(connection, f"SELECT count(*) FROM {name} s WHERE {not_retired(table)}")
     gone = _count(
         connection,
-        f"SELECT count(*) FROM {name} s WHERE {live(table)} AND NOT EXISTS "
+        f"SELECT count(*) FROM {name} s WHERE {not_retired(table)} AND NOT EXISTS "
         f"(SELECT 1 FROM {fresh} n WHERE n.row_key = s.row_key)",
     )
     _widen(connection, table, row_columns(connection, now))
@@ -83,7 +93,7 @@ def merge(connection: duckdb.DuckDBPyConnection, table: str, now: str) -> tuple[
             f"UPDATE source_errors SET row_id = s.row_id FROM {fresh} n, source s "
             "WHERE n.row_id = source_errors.row_id AND s.row_key = n.row_key"
         )
-    total = _count(connection, f"SELECT count(*) FROM {name} s WHERE {live(table)}")
+    total = _count(connection, f"SELECT count(*) FROM {name} s WHERE {not_retired(table)}")
     connection.execute(f"DROP TABLE {fresh}")
     return total - (was_live - gone), gone
 
@@ -98,7 +108,7 @@ def disown(connection: duckdb.DuckDBPyConnection, stage: str, origin: str, where
     connection.execute(
         f"UPDATE {quoted(stage)} AS s SET request_key = NULL WHERE {retired(origin)} AND (request_key, finished_at) IN "
         f"(SELECT (request_key, finished_at) FROM {quoted(stage)} s WHERE ({where}\n) AND s.status = 'done' AND "
-        f"s.reused_from = (SELECT run_id FROM run) AND {live(origin)})"
+        f"s.reused_from = (SELECT run_id FROM run) AND {not_retired(origin)})"
     )
 
 
@@ -156,7 +166,7 @@ def _tables(node: Any) -> Iterator[str]:
 def wrapped(query: QueryTable, origins: Mapping[str, str]) -> str:
     """The query of a sql stage, over tables without their retired rows."""
     named = ", ".join(
-        f"{quoted(name)} AS (SELECT * FROM main.{quoted(name)} s WHERE {live(origins.get(name, SOURCE))})"
+        f"{quoted(name)} AS (SELECT * FROM main.{quoted(name)} s WHERE {not_retired(origins.get(name, SOURCE))})"
         for name in query.reads
     )
     return f"{f'WITH {named} ' if named else ''}SELECT * FROM ({query.query}\n)"
@@ -169,7 +179,7 @@ def stamp_of(connection: duckdb.DuckDBPyConnection, query: QueryTable, origins: 
         origin = origins.get(name, SOURCE)
         changing = "row_key" if name == origin else "status, finished_at, request_key"
         row = connection.execute(
-            f"SELECT count(*), bit_xor(hash(row_id, {changing})) FROM {quoted(name)} s WHERE {live(origin)}"
+            f"SELECT count(*), bit_xor(hash(row_id, {changing})) FROM {quoted(name)} s WHERE {not_retired(origin)}"
         ).fetchone()
         parts.append(f"{name}|{row}")
     return "\n".join(parts)

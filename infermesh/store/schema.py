@@ -195,7 +195,7 @@ MIGRATIONS = (  # from schema 1; without effect on a newer database
 )
 
 
-def live(origin: str) -> str:
+def not_retired(origin: str) -> str:
     """SQL predicate: row ``s``, of ``origin`` or of a stage over it, is not retired.
 
     A row that its origin no longer contains stays in the tables, and is listed in ``retired``.
@@ -204,7 +204,7 @@ def live(origin: str) -> str:
 
 
 def retired(origin: str) -> str:
-    """SQL predicate: row ``s`` is retired; the opposite of :func:`live`."""
+    """SQL predicate: row ``s`` is retired; the opposite of :func:`not_retired`."""
     return f"s.row_id IN (SELECT row_id FROM retired WHERE origin = {literal(origin)})"
 
 
@@ -307,5 +307,5 @@ def _results(origin: str, columns: Sequence[Column], stages: Sequence[StageTable
         joins.append(f"LEFT JOIN {quoted(stage.name)} {alias} ON {alias}.row_id = s.row_id")
     return (
         f"CREATE OR REPLACE VIEW {quoted(results_view(origin))} AS SELECT {', '.join(select)} "
-        f"FROM {quoted(origin)} s {' '.join(joins)} WHERE {live(origin)}"
+        f"FROM {quoted(origin)} s {' '.join(joins)} WHERE {not_retired(origin)}"
     )

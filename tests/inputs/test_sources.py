@@ -51,7 +51,7 @@ def load(
 ) -> Loaded:
     """Load a source into ``root/run.duckdb``, a new one or the one that is there."""
     with opened(root, store_config) as store:
-        store.prepare(resolve_source(SourceConfig(path=path, **config), [root]), [TABLE], RECORD, check=lambda *_: None)
+        store.load(resolve_source(SourceConfig(path=path, **config), [root]), [TABLE], RECORD, check=lambda *_: None)
         reader = store.reader({}, stale=(), keep_errors=False)
         stored = [row for chunk in reader.chunks for row in reader.read(chunk)]
         types = {column.name: column.type for column in store.source_columns}

@@ -35,7 +35,7 @@ def state(table: StageTable, row_id: int, status: str, *outputs: Any, **after: A
 
 
 def prepare(store: RunStore, root: Path, tables: Sequence[StageTable] = (ANSWERS, VECTORS)) -> None:
-    store.prepare(resolve_source(SourceConfig(path="rows.jsonl"), [root]), tables, RECORD, check=lambda *_: None)
+    store.load(resolve_source(SourceConfig(path="rows.jsonl"), [root]), tables, RECORD, check=lambda *_: None)
 
 
 def put(store: RunStore, *rows: tuple[str, tuple[Any, ...]], replaces: bool = False) -> None:
@@ -264,7 +264,7 @@ class TestOpening:
 
         source = resolve_source(SourceConfig(path="rows.jsonl"), [tmp_path])
         with pytest.raises(ConfigError):
-            again.prepare(source, (ANSWERS,), RECORD | {"config_hash": "new"}, check=refuse)
+            again.load(source, (ANSWERS,), RECORD | {"config_hash": "new"}, check=refuse)
         assert again.run_value("config_hash") == "abc"
         assert again.total() == 4
         again.close()

@@ -103,7 +103,7 @@ def test_reading_a_source_leaves_the_stores_settings_as_they_were(tmp_path: Path
     write_jsonl(tmp_path / "rows.jsonl", [{"n": 1}])  # reading JSON takes 64 MB at least
     store = RunStore(tmp_path / "run.duckdb", StoreConfig(memory_limit="32MiB", threads=3))
     table = StageTable("stage", ())
-    store.prepare(resolve_source(SourceConfig(path="rows.jsonl"), [tmp_path]), [table], RECORD, check=lambda *_: None)
+    store.load(resolve_source(SourceConfig(path="rows.jsonl"), [tmp_path]), [table], RECORD, check=lambda *_: None)
     with store.cursor() as connection:
         assert memory_limit(connection) == 32 * _MIB
         assert connection.execute("SELECT current_setting('threads')").fetchone() == (3,)
