@@ -8,7 +8,6 @@ gather permissions while all slots are taken, and spend them in a burst.
 """
 
 from infermesh.dispatch.deployment import Deployment, Lease
-from infermesh.dispatch.health import Health
 from infermesh.dispatch.router import Router
 
-__all__ = ["Deployment", "Health", "Lease", "Router"]
+__all__ = ["Deployment", "Lease", "Router"]

@@ -6,13 +6,11 @@ The load is smooth, requests pass in the order in which they came, and the serve
 
 from infermesh.limits.base import DayUsage, Grant, RateLimiter
 from infermesh.limits.bucket import steady_rate
-from infermesh.limits.composite import CompositeLimiter, NullLimiter, make_limiter
-from infermesh.limits.headers import parse_reset
+from infermesh.limits.composite import NullLimiter, make_limiter
 from infermesh.limits.local import LocalRateLimiter
 from infermesh.types import Limits
 
 __all__ = [
-    "CompositeLimiter",
     "DayUsage",
     "Grant",
     "Limits",
@@ -20,6 +18,5 @@ __all__ = [
     "NullLimiter",
     "RateLimiter",
     "make_limiter",
-    "parse_reset",
     "steady_rate",
 ]

@@ -16,8 +16,9 @@ from infermesh.store.schema import UNFINISHED, status_now
 class RunInfo:
     """One run as ``infermesh runs`` lists it.
 
-    ``status`` is one of ``RUN_STATUSES``, or ``killed``, ``empty`` (it ended before its source was loaded) or
-    ``damaged``. ``answers`` is false if the database cannot be read and the process that holds it does not answer.
+    ``status`` is a :data:`~infermesh.store.schema.RunStatus`, or ``killed``, ``empty`` (it ended before its source was
+    loaded) or ``damaged``. ``answers`` is false if the database cannot be read and the process that holds it does not
+    answer.
     """
 
     folder: Path

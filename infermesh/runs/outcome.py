@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infermesh.query.sinks import SinkReport
+from infermesh.store.schema import RunStatus
 
 EXIT_CODES = {"done": 0, "crashed": 1, "failed_rows": 3, "stopped": 4, "interrupted": 130}
 
@@ -39,7 +40,7 @@ class RunOutcome:
 
     folder: Path
     experiment: str
-    status: str
+    status: RunStatus
     counts: dict[str, dict[str, int]]
     failures: list[tuple[str, str, int, str]]
     totals: dict[str, Any]

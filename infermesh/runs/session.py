@@ -34,7 +34,7 @@ from infermesh.store import Column, Connection, GroupWriter, PendingRows, RunSto
 from infermesh.store.database import Redo
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
-from infermesh.store.schema import DATABASE
+from infermesh.store.schema import DATABASE, RunStatus
 from infermesh.store.usage import used_today
 
 logger = logging.getLogger("infermesh")
@@ -283,7 +283,7 @@ class RunSession:
         # request has been compared.
         pending = not self._complete or any(stage.settled < stage.total for stage in stats.stages.values())
         failed = any(statuses.get("error") for statuses in counts.values())
-        status = "failed_rows" if failed else "done"
+        status: RunStatus = "failed_rows" if failed else "done"
         if pending and self._stops:
             status = "interrupted" if self._stopped_by is None else "stopped"
         sinks = {} if status == "interrupted" else self._experiment.sinks

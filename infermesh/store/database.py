@@ -30,6 +30,7 @@ from infermesh.store.schema import (
     SOURCE,
     Column,
     QueryTable,
+    RunStatus,
     StageTable,
     live,
     quoted,
@@ -365,7 +366,12 @@ class RunStore:
         return PendingRows(cursor, origin, tables, needed, stale=stale, keep_errors=keep_errors)
 
     def finish(
-        self, status: str, elapsed_s: float, *, reason: str | None = None, signatures: Mapping[str, str] | None = None
+        self,
+        status: RunStatus,
+        elapsed_s: float,
+        *,
+        reason: str | None = None,
+        signatures: Mapping[str, str] | None = None,
     ) -> None:
         """Set the final status of the run and of its session.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from infermesh.results import Attempt
 
@@ -21,14 +21,14 @@ _EPOCH = datetime(1970, 1, 1)
 
 
 # What run.status may hold. A reader knows one more, ``killed``: see :func:`status_now`.
-RUN_STATUSES = {
-    "running": "a process runs it",
-    "done": "every row has settled, none with an error",
-    "failed_rows": "every row has settled, some with an error",
-    "interrupted": "drained by Ctrl-C, SIGTERM or a stop; some rows are pending",
-    "stopped": "drained by a guard; some rows are pending",
-    "crashed": "ended by an exception",
-}
+RunStatus = Literal[
+    "running",  # a process runs it
+    "done",  # every row has settled, none with an error
+    "failed_rows",  # every row has settled, some with an error
+    "interrupted",  # drained by Ctrl-C, SIGTERM or a stop; some rows are pending
+    "stopped",  # drained by a guard; some rows are pending
+    "crashed",  # ended by an exception
+]
 UNFINISHED = ("interrupted", "stopped", "crashed", "killed")
 
 

@@ -15,7 +15,8 @@ from infermesh.config.schema import DeploymentEntry
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.fleet import Fleet
 from infermesh.dispatch.retry import RetryPolicy
-from infermesh.limits import CompositeLimiter, DayUsage, Limits, LocalRateLimiter, NullLimiter
+from infermesh.limits import DayUsage, Limits, LocalRateLimiter, NullLimiter
+from infermesh.limits.composite import CompositeLimiter
 from infermesh.types import LIMITS
 from tests.fakes import virtual
 from tests.support import experiment, generate

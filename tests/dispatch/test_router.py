@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from infermesh.dispatch import Deployment, Health, Lease, Router
+from infermesh.dispatch import Deployment, Lease, Router
+from infermesh.dispatch.health import Health
 from infermesh.errors import (
     APIConnectionError,
     BadRequestError,

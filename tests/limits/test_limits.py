@@ -10,7 +10,6 @@ import pytest
 
 from infermesh.errors import ConfigError
 from infermesh.limits import (
-    CompositeLimiter,
     DayUsage,
     Limits,
     LocalRateLimiter,
@@ -19,6 +18,7 @@ from infermesh.limits import (
     make_limiter,
     steady_rate,
 )
+from infermesh.limits.composite import CompositeLimiter
 from tests.fakes import VirtualLoop, advance, header, now, settle, virtual, worst_window
 
 MIDNIGHT = dt.datetime(2025, 3, 15, tzinfo=dt.UTC).timestamp()

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from infermesh.limits import Limits, LocalRateLimiter, parse_reset
+from infermesh.limits import Limits, LocalRateLimiter
+from infermesh.limits.headers import parse_reset
 from infermesh.limits.server_gates import LOOK_EVERY, PATIENCE
 from tests.fakes import header, now, virtual
 

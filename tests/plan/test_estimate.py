@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from infermesh.limits import steady_rate
-from infermesh.plan import DeploymentFacts, Estimate, Latency, QuotaFacts, ServiceFacts, StageFacts, estimate
+from infermesh.plan import QuotaFacts, estimate
+from infermesh.plan.estimate import Estimate
+from infermesh.plan.facts import DeploymentFacts, Latency, ServiceFacts, StageFacts
 
 ONE = {"d": DeploymentFacts("d")}
 
