@@ -35,7 +35,7 @@ class PlannedRows:
     resumed
         Whether the folder holds a run.
     filters, stale, known
-        As for :class:`~infermesh.runs.runner.Runner`; set by :meth:`prepare`.
+        As for :class:`~infermesh.runs.runner.Runner`; set by :meth:`load`.
     """
 
     def __init__(self, experiment: Experiment, pipeline: Pipeline, folder: Path, place: Path) -> None:

@@ -44,7 +44,7 @@ _DRAIN_S = 30.0  # after a stop, requests that are still in flight then are canc
 
 
 class RunSession:
-    """One session: :meth:`prepare`, :meth:`restore_usage`, :meth:`run`, :meth:`close`, each once, in this order.
+    """One session: :meth:`load`, :meth:`restore_usage`, :meth:`run`, :meth:`close`, each once, in this order.
 
     Raises
     ------

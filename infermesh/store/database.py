@@ -80,7 +80,7 @@ class RunStore:
     is_new
         Whether the database holds no run yet.
     source_change
-        How many source rows are new, and how many are retired, since the last session. Set by :meth:`prepare`.
+        How many source rows are new, and how many are retired, since the last session. Set by :meth:`load`.
 
     Raises
     ------
