@@ -16,7 +16,6 @@ from infermesh.store.schema import UNFINISHED, status_now
 class RunInfo:
     """A run in short.
 
-<<<<<<< HEAD
     Attributes
     ----------
     status
@@ -26,11 +25,6 @@ class RunInfo:
         Counts of rows over all stages.
     answers
         Whether the database could be read; if not, all else is unknown.
-=======
-    ``status`` is a :data:`~infermesh.store.schema.RunStatus`, or ``killed``, ``empty`` (it ended before its source was
-    loaded) or ``damaged``. ``answers`` is false if the database cannot be read and the process that holds it does not
-    answer.
->>>>>>> w/rev1
     """
 
     folder: Path
