@@ -295,7 +295,7 @@ def test_ctrl_c_before_the_first_request_keeps_what_came_on_stdin(
     command = ("generate", "--input-jsonl", "-", "--output-jsonl", "out.jsonl")
     kept = shell.folder / "out.jsonl.infermesh" / "stdin.jsonl"
     with monkeypatch.context() as patched:
-        patched.setattr(RunSession, "prepare", interrupt)
+        patched.setattr(RunSession, "load", interrupt)
         patched.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((shell.folder / "in.jsonl").read_bytes())))
         assert shell.here(*command).returncode == 130
     assert kept.read_bytes() == (shell.folder / "in.jsonl").read_bytes()
