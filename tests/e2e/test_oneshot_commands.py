@@ -220,7 +220,7 @@ class TestFiles:
 
 class TestBench:
     def test_the_sweep_finds_the_capacity(self, tmp_path: Path, start_simulator: Callable[..., Simulator]) -> None:
-        shell = Shell(tmp_path, start_simulator(latency_s=0.1, capacity=8).url)
+        shell = Shell(tmp_path, start_simulator(latency_s=0.3, capacity=8).url)
         done = shell.run(
             *("bench", "generate", "--prompt", "Write a haiku.", "--warmup", "4", "--requests", "32"),
             *("--concurrency", "4,8,16", "--output-json", "bench.json", "--plot", "bench.html"),
