@@ -64,9 +64,7 @@ class PlannedRows:
         record = {"run_id": "plan", "experiment": self._experiment.name, "started_at": utcnow()}
         tables = [stage.table for stage in pipeline.stages.values()]
         queries = list(pipeline.queries.values())
-        store.load(
-            resolve_source(self._experiment.source, roots), tables, record, queries=queries, check=self._check
-        )
+        store.load(resolve_source(self._experiment.source, roots), tables, record, queries=queries, check=self._check)
         self.survey = Survey(store.cursor(), keep_errors=self._experiment.keep_errors)
         self.total = store.total()
         self.known = KnownAnswers.for_run(self._experiment, self._folder, store, tables, note)
