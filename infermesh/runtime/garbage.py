@@ -13,14 +13,19 @@ from contextlib import contextmanager, suppress
 # Requests make many objects and few cycles. With Python's own thresholds the collector looks through everything that is
 # kept again and again, to find next to nothing: 600,000 kept objects stop the event loop for 70 ms at a time, these
 # thresholds for 1 ms (benchmarks/pauses.py). The young generation stays small, since to look at an object that has left
-# the processor's cache takes up to a microsecond.
-_THRESHOLDS = (10_000, 50, 100)
+# the processor's cache takes up to a microsecond. So does the middle one: it is looked through when the old thresholds
+# are back, which finds the garbage that the batch itself leaves.
+_THRESHOLDS = (10_000, 20, 250)
+# Up to a hundredth of the objects that fill the middle generation may have been garbage for the rest to be moved to the
+# oldest one. So at most about a hundredth of what is kept waits there, as garbage, for a full collection. Not none: the
+# first collection of a batch finds what imports have left.
+_MUCH_GARBAGE = _THRESHOLDS[0] * _THRESHOLDS[1] // 100
 
 
 class _Collector:
     """What is done to the collector while anybody is inside :func:`rare_collections`.
 
-    The thresholds are raised, never lowered. And where the collections of the young generation find no garbage, the
+    The thresholds are raised, never lowered. And where the collections of the young generation find little garbage, the
     objects that survive them are moved to the oldest generation, just before a collection of the middle one would look
     through them all. A program that makes cycles, as LiteLLM does, keeps its middle collections.
     """
@@ -65,10 +70,6 @@ class _Collector:
         self._raised = False
         with suppress(ValueError):  # somebody else has emptied the list
             gc.callbacks.remove(self._collected)
-        # Under the old thresholds the very next collection could be one of the middle generation, through everything
-        # that was kept: a long pause that the program would pay for after its batch.
-        if gc.get_count()[1] > self._before[1] and not self._found:
-            self._promote_survivors()
         if self._in_force:
             gc.set_threshold(*self._before)
 
@@ -84,8 +85,10 @@ class _Collector:
         self._found += info["collected"]
         if info["generation"]:
             self._found = 0
-        elif gc.get_count()[1] > self._ours[1] and not self._found:
-            self._promote_survivors()
+        elif gc.get_count()[1] > self._ours[1]:
+            if self._found <= _MUCH_GARBAGE:
+                self._promote_survivors()
+            self._found = 0
 
     def _promote_survivors(self) -> None:
         """Move every living object to the oldest generation, which takes no time, whatever their number.

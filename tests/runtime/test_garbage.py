@@ -26,8 +26,8 @@ class Node:
     me: Any = None
 
 
-def kept_objects(count: int = OBJECTS) -> list[Any]:
-    return [[[], {"a": []}] for _ in range(count // 4)]
+def kept_objects() -> list[Any]:
+    return [[[], {"a": []}] for _ in range(OBJECTS // 4)]
 
 
 @pytest.fixture
@@ -67,20 +67,25 @@ def test_what_is_kept_is_looked_through_once(generations: list[int]) -> None:
         kept = [kept_objects(), kept_objects()]
         assert set(generations) == {0}
         assert gc.get_freeze_count() == 0
+    assert len(gc.get_objects(1)) < OBJECTS // 2
     after: list[Any] = [[] for _ in range(20_000)]  # enough for several collections
     assert 2 not in generations
     assert collector() == before
     assert (len(kept), len(after)) == (2, 20_000)
 
 
-def test_nor_does_the_program_pay_for_it_afterwards(generations: list[int]) -> None:
+def test_a_little_garbage_makes_no_difference(generations: list[int]) -> None:
+    """Such as an import before the batch leaves, or a failed request now and then."""
     with rare_collections():
-        kept = kept_objects(OBJECTS // 2)
-        assert len(gc.get_objects(1)) > OBJECTS // 3
-    after: list[Any] = [[] for _ in range(20_000)]
-    assert set(generations) == {0, 1}
-    assert len(gc.get_objects(1)) < 20_000
-    assert (len(kept), len(after)) == (OBJECTS // 8, 20_000)
+        kept = []
+        for number in range(OBJECTS // 4):
+            kept.append([[], {"a": []}])
+            if not number % 500:
+                node = Node()
+                node.me = node
+        del node
+        assert set(generations) == {0}
+    assert kept
 
 
 def test_cycles_are_found(generations: list[int]) -> None:
