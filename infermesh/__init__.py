@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RequestTimeoutError,
         ServerError,
         StoreError,
+        UnfinishedError,
     )
     from infermesh.inputs.images import image_block
     from infermesh.results import (
@@ -75,6 +76,7 @@ __all__ = [
     "TokenUsage",
     "ToolCall",
     "TranscriptionResult",
+    "UnfinishedError",
     "__version__",
     "image_block",
     "open_run",

@@ -18,6 +18,7 @@
         ├── APIConnectionError       refused, reset, DNS, TLS         retryable
         ├── ServerError              500, 502, 503, 504, 529 …        retryable
         ├── MalformedResponseError   an answer that is not the protocol's   retryable
+        ├── UnfinishedError          an answer without a good end, or without anything in it   retryable
         ├── StoppedError             the caller stopped before the request was sent
         ├── FunctionError            a python stage's function raised, or returned what its columns cannot hold
         ├── InputError               the row cannot be made into a request: nothing was sent
@@ -55,6 +56,7 @@ __all__ = [
     "StoppedError",
     "StoreError",
     "StoreInUseError",
+    "UnfinishedError",
 ]
 
 
@@ -231,6 +233,17 @@ class MalformedResponseError(RequestError):
     """The server answered 200 with something that does not follow the protocol, such as a page of HTML."""
 
     kind = "malformed_response"
+    default_retryable = True
+
+
+class UnfinishedError(RequestError):
+    """The server answered, but did not bring the answer to a good end, or left it empty.
+
+    Its finish reason says that it broke off (``error``, ``abort``, ``network_error`` …), or there is neither text nor a
+    tool call. Not retryable where the reason is one that nobody knows.
+    """
+
+    kind = "unfinished"
     default_retryable = True
 
 

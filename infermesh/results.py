@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
-import orjson
+from infermesh.exact_json import read
 
 
 @dataclass(slots=True)
@@ -14,7 +14,10 @@ class TokenUsage:
     """Tokens of one answer, as the server counted them.
 
     ``reasoning_tokens`` are a part of ``completion_tokens``, ``cached_tokens`` of ``prompt_tokens``; ``None`` where the
-    server does not report them.
+    server does not report them. ``details`` holds what else decides the price, ``None`` where there is nothing: counts
+    within the two (``cache_write_tokens``, ``cache_write_1h_tokens``, ``input_audio_tokens``, ``output_audio_tokens``),
+    ``audio_seconds``, the ``service_tier`` that served the request, and ``reported_cost``, the dollars that the server
+    says it bills.
 
     Examples
     --------
@@ -28,6 +31,7 @@ class TokenUsage:
     total_tokens: int = 0
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
+    details: dict[str, float | str] | None = None
 
 
 @dataclass(slots=True)
@@ -144,7 +148,7 @@ class _ResultBase:
     def raw_response(self) -> dict[str, Any] | None:
         """The answer as it came; ``None`` where there is none. Decoded at each access, to hold a million as bytes."""
         body = self.raw_body
-        return orjson.loads(body) if isinstance(body, bytes) else body
+        return read(body) if isinstance(body, bytes) else body
 
 
 @dataclass(slots=True)
@@ -185,6 +189,7 @@ class GenerationResult(_ResultBase):
     reasoning: str | None = None
     tool_calls: list[ToolCall] | None = None
     finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.output_text
@@ -212,8 +217,8 @@ class EmbeddingResult(_ResultBase):
 class TranscriptionResult(_ResultBase):
     """One clip's words.
 
-    ``language`` is an ISO 639-1 code and ``duration_s`` the clip's seconds, ``None`` where the server does not send
-    them.
+    ``language`` is an ISO 639-1 code and ``duration_s`` the clip's seconds. ``words`` and ``segments`` are lists of
+    objects with their times in seconds, as the server gives them. Each is ``None`` where the server does not send it.
 
     Examples
     --------
@@ -225,6 +230,8 @@ class TranscriptionResult(_ResultBase):
     text: str = ""
     language: str | None = None
     duration_s: float | None = None
+    words: list[Any] | None = field(default=None, repr=False)
+    segments: list[Any] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.text

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from infermesh.cli.closing import run_closing
 from infermesh.cli.common import fail, print_error, split_config_dir
 from infermesh.cli.find_run import find_run
@@ -32,6 +30,7 @@ from infermesh.config.compose import (
 )
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, InfermeshError
+from infermesh.exact_json import loads
 from infermesh.hints import nearest
 from infermesh.query.summary import describe, newest_unfinished
 from infermesh.runs.control import Control
@@ -224,9 +223,9 @@ def _stored_declaration(folder: Path) -> Declaration:
         fail(f"{folder} is the checkpoint of {output.path}: run the command that made it again, with --resume")
     if row is None:
         fail(f"{folder / DATABASE} holds no run: it ended before its source was loaded. Run it again.")
-    kept = [Path(root) for root in orjson.loads(row[1])]
+    kept = [Path(root) for root in loads(row[1])]
     try:
-        return declare(orjson.loads(row[0]), [Path.cwd(), *(root for root in kept if root != Path.cwd())])
+        return declare(loads(row[0]), [Path.cwd(), *(root for root in kept if root != Path.cwd())])
     except ConfigError as error:
         fail(str(error))
 

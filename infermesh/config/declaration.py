@@ -10,6 +10,7 @@ from typing import Any
 from infermesh.config.compose import Composed, check_chosen
 from infermesh.config.load import config_hash, load
 from infermesh.config.schema import Experiment
+from infermesh.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,32 @@ def declare(mapping: Mapping[str, Any], roots: Sequence[Path], overrides: Sequen
     >>> job.experiment.stages["answers"].max_parallel_requests
     64
     """
+    mapping = _text_keys(mapping, "")
     check_chosen(mapping)
     return Declaration(mapping, load(mapping), tuple(roots), None if overrides is None else tuple(overrides))
+
+
+_JSON_NAMES = {True: "true", False: "false", None: "null"}
+
+
+def _text_keys(node: Any, path: str) -> Any:
+    """The config with every key as JSON would write it: token ids, as in ``logit_bias``, are integers in YAML."""
+    if isinstance(node, Mapping):
+        texts: dict[str, Any] = {}
+        for key, value in node.items():
+            if isinstance(key, bool | None):
+                name = _JSON_NAMES[key]
+            elif isinstance(key, str | int | float):
+                name = str(key)
+            else:
+                raise ConfigError(f"{path or 'config'}: the key {key!r} has no JSON form: expected text or a number")
+            if name in texts:
+                raise ConfigError(f"{path or 'config'}: the key {name!r} stands there twice, once as text")
+            texts[name] = _text_keys(value, f"{path}.{name}" if path else name)
+        return texts
+    if isinstance(node, list):
+        return [_text_keys(item, f"{path}[{index}]") for index, item in enumerate(node)]
+    return node
 
 
 def declared(composed: Composed) -> Declaration:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
@@ -137,5 +138,8 @@ def _references(experiment: Experiment) -> Iterator[str]:
 
 def config_hash(mapping: Mapping[str, Any]) -> str:
     """A hash of a declaration that does not depend on the order of its keys."""
-    ordered = orjson.dumps(mapping, option=orjson.OPT_SORT_KEYS)
+    try:
+        ordered = orjson.dumps(mapping, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # an integer over 64 bits
+        ordered = json.dumps(mapping, sort_keys=True, ensure_ascii=False).encode()
     return hashlib.blake2b(ordered, digest_size=16).hexdigest()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from infermesh.dispatch import Deployment, Lease, Router
+from infermesh.dispatch.pricing import reported_cost
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import (
     APIConnectionError,
@@ -276,6 +277,8 @@ class _RequestState:
             prompt, completion = usage.prompt_tokens, usage.completion_tokens
             if deployment.price is not None:
                 cost = deployment.price(usage)
+            elif usage.details is not None:
+                cost = reported_cost(usage)
         self._attempts.append(
             Attempt(
                 len(self._attempts) + 1,

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from infermesh.dispatch import Deployment, Router
 from infermesh.dispatch.dispatcher import Dispatcher
 from infermesh.dispatch.retry import RetryPolicy
-from infermesh.errors import BadRequestError, InputError, RequestError
+from infermesh.errors import BadRequestError, InputError, RequestError, StoppedError
 from infermesh.results import EmbeddingResult, GenerationResult, RequestMetrics, TokenUsage, TranscriptionResult
 from infermesh.types import (
     USE_CLIENT_DEFAULT,
@@ -28,6 +28,8 @@ from infermesh.types import (
     Timeout,
 )
 from infermesh.wire.answers import parse_embeddings, parse_generation, parse_transcription
+from infermesh.wire.endings import ending
+from infermesh.wire.extraction import split_thoughts
 from infermesh.wire.requests import (
     embedding_request,
     estimate_tokens,
@@ -152,7 +154,8 @@ class LogicalModel:
 
         With a ``response_format``, the answer is parsed into ``output_parsed``. Where it does not satisfy the format,
         ``on_invalid="null"`` logs a warning and leaves that ``None``; ``"retry"`` tells the model what was wrong and
-        asks again, at most twice. Raises ``RequestError``.
+        asks again, at most twice, but not after an answer that a limit has cut. Where asking again fails, the answer
+        that there is stays. Raises ``RequestError``.
         """
         if response_format is None:
             return self._generate(request, timeout)
@@ -167,15 +170,29 @@ class LogicalModel:
             problem = _parse_into(result, response_format)
             if problem is None:
                 return result
+            if ending(result.finish_reason) == "cut":  # the same limit would cut it again
+                limit = request.output_tokens
+                where = "at the server's limit" if limit is None else f"at max_tokens={limit}"
+                problem = f"the answer was cut {where} (finish_reason {result.finish_reason!r}): raise it"
+                reasks = 0
             if not reasks:
                 logger.warning("%s: output_parsed is None: %s", result.request_id or self.name, problem)
                 return result
             reasks -= 1
             try:
                 again = await self._generate(_asked_again(request, result, problem), timeout)
-            except RequestError as error:
+            except StoppedError as error:
                 error.metrics = _with_earlier(error.metrics, result.metrics)
                 raise
+            except RequestError as error:
+                # The first answer is paid for, and better than none.
+                logger.warning(
+                    "%s: output_parsed is None: %s; asking again failed: %s",
+                    result.request_id or self.name,
+                    problem,
+                    error,
+                )
+                return _with_failed_reask(result, error)
             result = _merged(result, again)
 
     async def _generate(self, request: Request, timeout: Timeout) -> GenerationResult:
@@ -237,6 +254,8 @@ class LogicalModel:
 
         def parse(reply: Reply) -> tuple[TranscriptionResult, TokenUsage | None]:
             result = parse_transcription(reply)
+            if result.token_usage is None and result.duration_s is not None:  # billed by time
+                return result, TokenUsage(details={"audio_seconds": result.duration_s})
             return result, result.token_usage
 
         request = transcription_request(audio, params)
@@ -292,7 +311,19 @@ def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> st
         result.output_parsed = response_format.parse(result.output_text)
     except ValueError as error:
         return str(error)
+    if result.reasoning is None and not result.output_text.startswith(("{", "[")):
+        result.reasoning, _ = split_thoughts(result.output_text)
     return None
+
+
+def _with_failed_reask(result: GenerationResult, error: RequestError) -> GenerationResult:
+    """The answer that there is, with the attempts and cost of the one that was asked for in vain."""
+    answered = result.metrics.deployment if result.metrics is not None else ""
+    result.metrics = _with_earlier(error.metrics, result.metrics)
+    if result.metrics is not None:
+        result.metrics.deployment = answered
+    result.cost = _cost(result.metrics)
+    return result
 
 
 def _asked_again(request: Request, result: GenerationResult, problem: str) -> Request:

@@ -15,11 +15,20 @@ from typing import Any
 from infermesh.results import TokenUsage
 from infermesh.transports.provider_table import PROVIDERS, named_bare, split_model
 
-__all__ = ["Prices"]
+__all__ = ["Prices", "reported_cost"]
 
 _PER_MILLION = 1e-6
 
+# OpenAI's "Flex processing" and "Batch API": both at half the price of the standard tier.
+_TIERS = {"flex": 0.5, "batch": 0.5}
+
 _Calculation = Callable[[TokenUsage], float | None]
+
+
+def reported_cost(usage: TokenUsage) -> float | None:
+    """What the server says that it bills for the answer, in US dollars; ``None`` where it does not say."""
+    told = usage.details.get("reported_cost") if usage.details is not None else None
+    return float(told) if told is not None else None
 
 
 @dataclass(slots=True)
@@ -72,7 +81,8 @@ class Prices:
             The deployment's model, as LiteLLM writes it: ``openai/gpt-4.1-mini``, ``anthropic/…``, or a bare name.
             Models of the user's own servers (``hosted_vllm/`` …) have no price.
         usage
-            The server's counts. Cached prompt tokens have their own price, if the list has one.
+            The server's counts. Cached prompt tokens have their own price, if the list has one, as have tokens written
+            to the cache, and sound. What the server says it bills takes the place of the list.
         input_cost_per_token, output_cost_per_token
             Dollars a token, instead of the list's prices, for cached tokens too. If only one is given, the other comes
             from the list; for a model that the list does not know, it is 0.
@@ -84,11 +94,22 @@ class Prices:
         """
         if input_cost_per_token is not None or output_cost_per_token is not None:
             return self._at_given_prices(model, usage, input_cost_per_token, output_cost_per_token)
+        if usage.details is not None and (told := reported_cost(usage)) is not None:
+            return told
         try:
             calculate = self._known[model]
         except KeyError:
             calculate = self._known[model] = _look_up(model)
-        return None if calculate is None else calculate(usage)
+        if calculate is None:
+            return None
+        factor = 1.0
+        if usage.details is not None and (tier := usage.details.get("service_tier")) is not None:
+            known = _TIERS.get(str(tier).lower())
+            if known is None:
+                return None  # dearer or cheaper than the list says, and nobody says by how much
+            factor = known
+        cost = calculate(usage)
+        return cost if cost is None or factor == 1.0 else cost * factor
 
     def _at_given_prices(
         self, model: str, usage: TokenUsage, input_cost: float | None, output_cost: float | None
@@ -128,14 +149,17 @@ def _calculation(provider: Any, info: Any) -> _Calculation | None:
     prices = info.get_prices(now)
     rates = {key: value for key, value in vars(prices).items() if key.endswith("_mtok") and value is not None}
     if "input_mtok" not in rates and "output_mtok" not in rates:
-        return None  # priced by the hour, the picture or the request
+        if getattr(prices, "audio_hours", None) is None:
+            return None  # priced by the picture or the request
+        return lambda usage: _by_list(provider, info, usage) if usage.details else None
     if "transcribe" in info.id and "input_audio_mtok" in rates:
         rates["input_mtok"] = rates["input_audio_mtok"]  # the input is a clip, which usage does not say
     elif _varies(info, now) or _is_intricate(rates):
         return lambda usage: _by_list(provider, info, usage)
     per_token = {key: float(value) * _PER_MILLION for key, value in rates.items()}
     base = per_token.get("input_mtok", 0.0)
-    return _Rates(base, per_token.get("output_mtok", 0.0), per_token.get("cache_read_mtok", base))
+    plain = _Rates(base, per_token.get("output_mtok", 0.0), per_token.get("cache_read_mtok", base))
+    return lambda usage: plain(usage) if usage.details is None else _by_list(provider, info, usage)
 
 
 def _varies(info: Any, now: datetime) -> bool:
@@ -165,10 +189,14 @@ def _by_list(provider: Any, info: Any, usage: TokenUsage) -> float | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            apart: dict[str, Any] = {
+                name: value for name, value in (usage.details or {}).items() if name.endswith(("_tokens", "_seconds"))
+            }
             counted = Usage(
                 input_tokens=usage.prompt_tokens,
                 output_tokens=usage.completion_tokens,
                 cache_read_tokens=usage.cached_tokens or None,
+                **apart,
             )
             return float(info.calc_price(counted, provider).total_price)
     except Exception:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from infermesh.exact_json import loads
 from infermesh.query.attached import LiveTables, attach
 from infermesh.query.bound import bind
 from infermesh.query.percentile import percentile
@@ -121,7 +120,7 @@ class RunDiff:
         if "run" not in self._tables[side]:
             return []
         row = self._one(f"SELECT config FROM {side}.run")
-        return list(orjson.loads(row[0])["stages"]) if row and row[0] else []
+        return list(loads(row[0])["stages"]) if row and row[0] else []
 
     def _one(self, sql: str) -> tuple[Any, ...]:
         return self.connection.execute(sql).fetchone() or ()

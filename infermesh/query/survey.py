@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import orjson
 
 from infermesh.errors import StoreError, StoreInUseError
+from infermesh.exact_json import loads
 from infermesh.query.percentile import percentile
 from infermesh.store.database import connect
 from infermesh.store.folders import run_folders
@@ -155,7 +155,7 @@ def _measurements(
     row = connection.execute("SELECT experiment, config, signatures FROM run").fetchone()
     if row is None or row[0] != experiment:
         return []
-    config, signatures = orjson.loads(row[1]), orjson.loads(row[2] or "{}")
+    config, signatures = loads(row[1]), loads(row[2] or "{}")
     return [
         (stage, Measured(folder, requests, mean, p95, prompt, completion, signatures.get(stage), config))
         for stage, requests, mean, p95, prompt, completion in connection.execute(_ATTEMPTS).fetchall()

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import orjson
 
 from infermesh.errors import StoreError
+from infermesh.exact_json import loads
 from infermesh.query.attached import LiveTables, attach
 from infermesh.query.overrides import as_text, column_names, column_type, config_value, free_name, settings_of
 from infermesh.runtime.openfiles import SPARE, allow_files
@@ -190,8 +190,8 @@ class RunUnion:
                 continue
             seen[run.run_id] = run.folder
             run.started_at = str(started_at)
-            run.config = None if config is None else orjson.loads(config)
-            run.settings = {} if overrides is None else settings_of(orjson.loads(overrides) or [])
+            run.config = None if config is None else loads(config)
+            run.settings = {} if overrides is None else settings_of(loads(overrides) or [])
         self.runs.sort(key=lambda run: (run.started_at, run.run_id))
 
     def _run_row(self, run: AttachedRun) -> tuple[Any, ...] | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import orjson
-
+from infermesh.exact_json import dumps, loads
 from infermesh.store import RunStore
 
 FACT_CHARACTERS = 70  # of a value, where the old and the new one are shown
@@ -22,7 +21,7 @@ def changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[s
     """
     found = {}
     for name, facts in now.items():
-        new = orjson.loads(orjson.dumps(facts, default=str, option=orjson.OPT_NON_STR_KEYS))
+        new = loads(dumps(facts, default=str))
         words = changed_facts(before.get(name, new), new)
         found[name] = (
             ", ".join(words) or "a stage that it reads has changed, or the last session did not come to its end"

@@ -10,9 +10,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from infermesh.config.declaration import Declaration
+from infermesh.exact_json import dumps
 from infermesh.store.database import utcnow
 
 _VERSIONS_OF = ("infermesh", "duckdb")
@@ -41,14 +40,14 @@ def run_record(
         "versions": _json(versions | {"python": platform.python_version()}),
         "started_at": utcnow(),
         "signatures": _json(signatures),
-        "facts": orjson.dumps(facts, default=str, option=orjson.OPT_NON_STR_KEYS).decode(),
+        "facts": dumps(facts, default=str).decode(),
         "roots": _json([str(root) for root in declaration.roots]),
         "overrides": None if overrides is None else _json(list(overrides)),
     }
 
 
 def _json(value: Any) -> str:
-    return orjson.dumps(value).decode()
+    return dumps(value).decode()
 
 
 def _git_revision() -> str | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import orjson
-
+from infermesh.exact_json import read
 from infermesh.stages import Prepared
 from infermesh.store import Row, StageTable
 
@@ -42,7 +41,7 @@ class StageOutputs:
         values: dict[str, Any] = {"status": "done"}
         for position, column, is_json in self._columns:
             value = outputs[position]
-            values[column] = orjson.loads(value) if is_json and value is not None else value
+            values[column] = read(value) if is_json and value is not None else value
         return values
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 from infermesh.config.schema import ModelStageConfig
 from infermesh.dispatch.model import LogicalModel
 from infermesh.errors import ConfigError, RequestError
+from infermesh.exact_json import dumps
 from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
 from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
@@ -169,6 +170,11 @@ class ModelStage:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def as_json(value: Any) -> str | None:
+    """A value for a JSON column, ``None`` for NULL where there is none."""
+    return None if value is None else dumps(value).decode()
 
 
 def hashed(parts: object) -> str:

@@ -13,7 +13,7 @@ from infermesh.errors import ConfigError, InputError
 from infermesh.inputs.paths import find, similar_file
 from infermesh.inputs.templates import Template, load_template
 from infermesh.results import GenerationResult
-from infermesh.stages.base import ModelStage, Prepared, StageContext, import_object
+from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json, import_object
 from infermesh.stages.mapping import METADATA, Mapper, generation_row
 from infermesh.store import Column, StageTable
 from infermesh.types import Endpoint, Request
@@ -39,9 +39,12 @@ class Generate(ModelStage):
         self._prompt = load_template(config.prompt, f"{path}.prompt", context.roots) if config.prompt else None
         self._messages = Template(config.messages, f"{path}.messages", expression=True) if config.messages else None
         self._mapper = None
+        self._asks_logprobs = any(self.params.get(key) for key in ("logprobs", "top_logprobs"))
+        outputs = (*self.columns, Column("logprobs", "JSON")) if self._asks_logprobs else self.columns
         if config.mapper is not None:
             self._mapper = Mapper(config.mapper, f"{path}.mapper", generation_row, context.stages)
-            self.table = StageTable(name, (*self.columns, Column(METADATA, "JSON")))
+            outputs = (*outputs, Column(METADATA, "JSON"))
+        self.table = StageTable(name, outputs)
         self._system = load_template(config.system, f"{path}.system", context.roots) if config.system else None
         self.templates = [item for item in (self._prompt, self._messages, self._system) if item is not None]
         # parse_json changes the stored answer but not the request, so it has to change the key.
@@ -98,8 +101,9 @@ class Generate(ModelStage):
 
     def outputs(self, result: GenerationResult) -> tuple[Any, ...]:
         parsed = None if result.output_parsed is None else to_json(result.output_parsed)
-        calls = None if result.tool_calls is None else orjson.dumps(result.tool_calls).decode()
-        return (result.output_text, parsed, result.reasoning, result.finish_reason, calls)
+        calls = as_json(result.tool_calls)
+        values = (result.output_text, parsed, result.reasoning, result.finish_reason, calls)
+        return (*values, as_json(result.logprobs)) if self._asks_logprobs else values
 
 
 def _response_format(value: str | dict[str, Any] | None, path: str, roots: Sequence[Path]) -> ResponseFormat | None:

@@ -10,6 +10,7 @@ import orjson
 
 from infermesh.config.schema import OWN_FIELDS
 from infermesh.errors import ConfigError, InputError
+from infermesh.exact_json import dumps, loads
 from infermesh.hints import nearest
 from infermesh.stages.base import import_object, module_hash
 from infermesh.types import Endpoint
@@ -93,7 +94,7 @@ class Mapper:
         if metadata is None:
             return Mapped(made["input"])
         try:
-            return Mapped(made["input"], orjson.dumps(metadata, option=orjson.OPT_NON_STR_KEYS).decode())
+            return Mapped(made["input"], dumps(metadata).decode())
         except TypeError as error:
             raise InputError(f"mapper {self.spec}: metadata is not JSON: {error}") from None
 
@@ -143,7 +144,7 @@ def _string(row: Mapping[str, Any], name: str) -> str:
 def _message_list(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("["):  # JSON in a CSV cell
         try:
-            value = orjson.loads(value)
+            value = loads(value)
         except orjson.JSONDecodeError as error:
             raise InputError(f"messages: not JSON: {error}") from None
     if not isinstance(value, list):

@@ -17,6 +17,7 @@ from infermesh.dispatch import Deployment, Router
 from infermesh.dispatch.dispatcher import Dispatcher
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError, FunctionError, InputError, RequestError
+from infermesh.exact_json import dumps
 from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
 from infermesh.limits import make_limiter
@@ -127,7 +128,7 @@ def _stored(value: Any, column: Column) -> Any:
         return None
     if column.type == "JSON":
         try:
-            return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+            return dumps(value).decode()
         except TypeError as error:
             raise FunctionError(f"{column.name}: not JSON: {error}") from None
     element, many = column.type.removesuffix("[]"), column.type.endswith("[]")

@@ -15,7 +15,7 @@ from infermesh.inputs.audio import read_audio
 from infermesh.inputs.paths import find
 from infermesh.inputs.templates import load_template
 from infermesh.results import TranscriptionResult
-from infermesh.stages.base import ModelStage, Prepared, StageContext
+from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json
 from infermesh.stages.mapping import METADATA, Mapper, path_row
 from infermesh.store import Column, StageTable
 
@@ -28,12 +28,19 @@ class Transcribe(ModelStage):
     def __init__(self, name: str, config: TranscribeStage, context: StageContext) -> None:
         super().__init__(name, config, context)
         self._audio = self._mapper = None
+        self._asks_times = bool(self.params.get("timestamp_granularities")) or (
+            self.params.get("response_format") in ("verbose_json", "diarized_json")
+        )
+        outputs = (
+            (*self.columns, Column("words", "JSON"), Column("segments", "JSON")) if self._asks_times else self.columns
+        )
         if config.audio is not None:
             self._audio = load_template(config.audio, f"stages.{name}.audio", context.roots)
             self.templates = [self._audio]
         elif config.mapper is not None:
             self._mapper = Mapper(config.mapper, f"stages.{name}.mapper", path_row, context.stages)
-            self.table = StageTable(name, (*self.columns, Column("path", "VARCHAR"), Column(METADATA, "JSON")))
+            outputs = (*outputs, Column("path", "VARCHAR"), Column(METADATA, "JSON"))
+        self.table = StageTable(name, outputs)
         self._max_bytes = config.max_transcription_bytes
         self._roots = context.roots
         self.sign(
@@ -76,4 +83,5 @@ class Transcribe(ModelStage):
         return await self.model.transcribe(audio, self.params)
 
     def outputs(self, result: TranscriptionResult) -> tuple[Any, ...]:
-        return (result.text, result.language, result.duration_s)
+        values = (result.text, result.language, result.duration_s)
+        return (*values, as_json(result.words), as_json(result.segments)) if self._asks_times else values

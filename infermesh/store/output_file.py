@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import orjson
 
 from infermesh.errors import StoreError
+from infermesh.exact_json import dumps, loads
 from infermesh.store.memory import VECTOR, fetch
 from infermesh.store.schema import SOURCE, StageTable, literal, not_retired, quoted
 from infermesh.store.values import json_value
@@ -206,7 +206,7 @@ def read_record(connection: duckdb.DuckDBPyConnection) -> OutputRecord | None:
     if row is None:
         return None
     values = dict(zip(names, row, strict=True))
-    return OutputRecord(**{**values, "facts": orjson.loads(values["facts"])})
+    return OutputRecord(**{**values, "facts": loads(values["facts"])})
 
 
 def _redone(stale: bool, keep_errors: bool) -> str:
@@ -219,4 +219,4 @@ def _json_object(fields: Sequence[tuple[str, str, str | None]]) -> str:
 
 
 def _encode(value: dict[str, Any]) -> str:
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    return dumps(value, default=str).decode()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
-import orjson
 
 from infermesh.errors import StoreError
+from infermesh.exact_json import read
 from infermesh.store.ingest import row_columns
 from infermesh.store.memory import fetch
 from infermesh.store.schema import SOURCE, StageTable, not_retired, quoted
@@ -206,7 +206,7 @@ class PendingRows:
             changed = list(row)
             for number in self._json:
                 if changed[number] is not None:
-                    changed[number] = orjson.loads(changed[number])
+                    changed[number] = read(changed[number])
             row = tuple(changed)
         end = len(self._names) + 1
         values = dict(zip(self._names, row[1:end], strict=True))
@@ -223,7 +223,7 @@ class PendingRows:
                     found = {}
                     for name, value in zip(outputs, row[at : at + len(outputs)], strict=True):
                         parse = value is not None and (table.name, name) in self._json_outputs
-                        found[name] = orjson.loads(value) if parse else value
+                        found[name] = read(value) if parse else value
                     states[table.name] = StoredState(status, error_type, key, found)
                 at += len(outputs)
         return Row(row[0], values, row[end], states)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import duckdb
-import orjson
 
+from infermesh.exact_json import read
 from infermesh.inputs.sources import Source
 from infermesh.store.ingest import ingest, row_columns
 from infermesh.store.schema import SOURCE_ERRORS_DDL, quoted
@@ -26,7 +26,7 @@ def sample(source: Source) -> list[dict[str, Any]]:
         ).fetchall()
     return [
         {
-            name: orjson.loads(value) if name in json and value is not None else value
+            name: read(value) if name in json and value is not None else value
             for name, value in zip(names, row, strict=False)
         }
         for row in found

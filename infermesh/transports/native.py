@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from infermesh.errors import AuthenticationError, ConfigError, InputError, MalformedResponseError
+from infermesh.exact_json import dumps, loads_leniently
 from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.errors import error_from_status, error_in_body
 from infermesh.transports.http.client import HttpClient
@@ -106,7 +107,10 @@ class NativeTransport:
         try:
             body = orjson.loads(data)
         except ValueError as error:
-            raise self._malformed(f"not JSON ({error})", answer) from None
+            try:
+                body = loads_leniently(bytes(data))  # it is paid for
+            except ValueError:
+                raise self._malformed(f"not JSON ({error})", answer) from None
         if not isinstance(body, dict):
             raise self._malformed("not a JSON object", answer)
         # A response of the Responses API always has the key, and its own status.
@@ -182,7 +186,7 @@ def default_transcript_format(model: str) -> str:
 
 
 def _form_text(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return value if isinstance(value, str) else dumps(value).decode()
 
 
 @lru_cache(maxsize=1)

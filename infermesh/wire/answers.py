@@ -23,11 +23,15 @@ from infermesh.errors import (
     RateLimitError,
     RequestError,
     ServerError,
+    UnfinishedError,
 )
+from infermesh.exact_json import dumps
 from infermesh.redaction import redact
-from infermesh.results import EmbeddingResult, GenerationResult, TokenUsage, ToolCall, TranscriptionResult
+from infermesh.results import EmbeddingResult, GenerationResult, ToolCall, TranscriptionResult
 from infermesh.types import Operation, Reply
+from infermesh.wire.endings import ending
 from infermesh.wire.languages import language_code
+from infermesh.wire.usage import shares, usage_of
 
 _EXCERPT = 200
 
@@ -35,9 +39,9 @@ _EXCERPT = 200
 def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
     """Read the answer to a chat, text or Responses request. Only the first choice is read.
 
-    A refusal (``message.refusal``, or a ``refusal`` part) is the answer's text where there is no other, and leaves the
-    finish reason as the server gave it. A Responses status becomes the chat finish reason of the same meaning:
-    ``stop``, ``tool_calls``, ``length`` or ``content_filter``.
+    A refusal (``message.refusal``, or a ``refusal`` part) is the answer's text where there is no other, as is the
+    transcript of a spoken answer; either leaves the finish reason as the server gave it. A Responses status becomes the
+    chat finish reason of the same meaning: ``stop``, ``tool_calls``, ``length`` or ``content_filter``.
 
     Raises
     ------
@@ -45,8 +49,13 @@ def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
         The body is not that endpoint's answer.
     ContentFilterError
         The provider's filter left no text.
+    UnfinishedError
+        The server did not bring the answer to a good end (see :mod:`infermesh.wire.endings`), or ended one that has
+        nothing in it.
     RequestError
         A Responses answer with status ``failed``; the class follows its error code.
+
+    Every error holds the tokens that the answer cost in ``usage``, where the body tells them.
     """
     body = reply.body
     if operation == "chat_completion":
@@ -57,18 +66,76 @@ def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
         result = _responses(body, reply)
     else:
         raise ValueError(f"{operation} is not a generation")
-    if result.finish_reason == "content_filter" and not result.output_text and not result.tool_calls:
-        raise ContentFilterError(
-            "the provider's content filter left no text in the answer: change the prompt or the filter's settings",
-            status_code=reply.status_code,
-            request_id=_request_id(reply),
-        )
+    if result.finish_reason != "stop" or not result.output_text:
+        _check_ending(result, reply)
     result.request_id = _request_id(reply)
     model = body.get("model")
     result.model_id = model if isinstance(model, str) else None
     result.token_usage = usage_of(body)
     result.raw_body = reply.data or body
     return result
+
+
+def _check_ending(result: GenerationResult, reply: Reply) -> None:
+    """Raise where the answer did not come to a good end."""
+    reason = result.finish_reason
+    meaning = ending(reason)
+    if meaning == "cut" or (meaning in ("complete", "filtered") and (result.output_text or result.tool_calls)):
+        return
+    if meaning == "complete":
+        if result.reasoning or _carries_more(reply.body):
+            return
+        raise _unfinished("the answer is empty: no text and no tool call came, though the model ended it", reply)
+    if meaning == "filtered":
+        error = ContentFilterError(
+            "the provider's content filter left no text in the answer: change the prompt or the filter's settings",
+            status_code=reply.status_code,
+            request_id=_request_id(reply),
+        )
+        error.usage = usage_of(reply.body)
+        raise error
+    if meaning == "broken":
+        raise _unfinished(f"the server broke the answer off: its finish reason is {reason!r}", reply)
+    shown = redact(repr(result.output_text[:_EXCERPT])) if result.output_text else "no text"
+    raise _unfinished(
+        f"the answer ended for a reason that is not known to be a good one, {reason!r:.80}, with {shown}. "
+        "Look the reason up in the provider's documentation",
+        reply,
+        retryable=False,
+    )
+
+
+def _unfinished(message: str, reply: Reply, *, retryable: bool | None = None) -> UnfinishedError:
+    error = UnfinishedError(message, status_code=reply.status_code, request_id=_request_id(reply), retryable=retryable)
+    error.usage = usage_of(reply.body)
+    return error
+
+
+def _carries_more(body: dict[str, Any]) -> bool:
+    """Whether an answer without text holds something that is no text: a picture, sound, a call of a built-in tool."""
+    output = body.get("output")
+    if isinstance(output, list):
+        return any(isinstance(item, dict) and item.get("type") not in ("message", "reasoning") for item in output)
+    choices = body.get("choices")
+    message = choices[0].get("message") if isinstance(choices, list) and isinstance(choices[0], dict) else None
+    return isinstance(message, dict) and any(message.get(name) for name in ("audio", "images", "function_call"))
+
+
+def _check_upstream(choice: dict[str, Any], reply: Reply) -> None:
+    """Raise the error that a gateway put into the choice when its upstream failed (OpenRouter, "API errors")."""
+    failure = choice.get("error")
+    if not failure:
+        return
+    code = failure.get("code") if isinstance(failure, dict) else None
+    said = failure.get("message") if isinstance(failure, dict) else failure
+    told = f"{code}: {said}" if code is not None else str(said)
+    message = f"the server's upstream failed in mid-answer: {redact(told)[:500]}"
+    if code == 429:
+        error: RequestError = RateLimitError(message, status_code=reply.status_code, request_id=_request_id(reply))
+        error.usage = usage_of(reply.body)
+        raise error
+    refused = isinstance(code, int) and 400 <= code < 500 and code != 408
+    raise _unfinished(message, reply, retryable=not refused)
 
 
 def _first_choice(body: dict[str, Any], reply: Reply, expected: str) -> dict[str, Any]:
@@ -87,20 +154,23 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         message = choice["message"]
         text, reason = message["content"], choice["finish_reason"]
         get = message.get
-        rest = get("reasoning_content") or get("reasoning") or get("tool_calls")
-        if type(text) is str and text and type(reason) is str and not rest:
+        rest = get("reasoning_content") or get("reasoning") or get("tool_calls") or choice.get("logprobs")
+        if type(text) is str and text and type(reason) is str and not rest and "error" not in choice:
             return GenerationResult(output_text=text, finish_reason=reason)
     except (KeyError, IndexError, TypeError, AttributeError):
         pass
     expected = "a chat completion with choices[0].message"
     choice = _first_choice(body, reply, expected)
+    _check_upstream(choice, reply)
     message = choice.get("message")
+    if message is None and ending(_text_or_none(choice.get("finish_reason"))) in ("filtered", "broken"):
+        message = {}  # Azure and Gemini leave it out where nothing is to be said
     if not isinstance(message, dict):
         _malformed(expected, reply)
     content = message.get("content")
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if content is None:
-        text = message.get("refusal") or ""
+        text = message.get("refusal") or _spoken(message)
     elif isinstance(content, str):
         text = content or message.get("refusal") or ""
     elif isinstance(content, list):
@@ -116,7 +186,14 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         reasoning=reasoning if isinstance(reasoning, str) else None,
         tool_calls=_tool_calls(calls, reply) if calls else None,
         finish_reason=_text_or_none(choice.get("finish_reason")),
+        logprobs=choice.get("logprobs") or None,
     )
+
+
+def _spoken(message: dict[str, Any]) -> Any:
+    """What a spoken answer says, which OpenAI's audio models put beside the sound."""
+    audio = message.get("audio")
+    return audio.get("transcript") or "" if isinstance(audio, dict) else ""
 
 
 def _joined(parts: list[Any], kind: str) -> str:
@@ -141,7 +218,7 @@ def _tool_call(call_id: Any, function: dict[str, Any]) -> ToolCall:
     if arguments is None:
         arguments = "{}"
     elif not isinstance(arguments, str):  # some servers send the object itself
-        arguments = orjson.dumps(arguments).decode()
+        arguments = dumps(arguments).decode()
     name = function["name"]
     if not isinstance(name, str):
         raise TypeError
@@ -151,10 +228,13 @@ def _tool_call(call_id: Any, function: dict[str, Any]) -> ToolCall:
 def _text(body: dict[str, Any], reply: Reply) -> GenerationResult:
     expected = "a text completion with choices[0].text"
     choice = _first_choice(body, reply, expected)
-    text = choice.get("text")
+    _check_upstream(choice, reply)
+    text, reason = choice.get("text"), _text_or_none(choice.get("finish_reason"))
+    if text is None and ending(reason) in ("filtered", "broken"):
+        text = ""
     if not isinstance(text, str):
         _malformed(expected, reply)
-    return GenerationResult(output_text=text, finish_reason=_text_or_none(choice.get("finish_reason")))
+    return GenerationResult(output_text=text, finish_reason=reason, logprobs=choice.get("logprobs") or None)
 
 
 def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
@@ -168,6 +248,7 @@ def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
     refusals: list[str] = []
     thoughts: list[str] = []
     calls: list[ToolCall] = []
+    logprobs: list[Any] = []
     try:
         for item in output:
             kind = item.get("type")
@@ -175,6 +256,7 @@ def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
                 for part in item["content"]:
                     if part.get("type") == "output_text":
                         texts.append(part["text"])
+                        logprobs.extend(part.get("logprobs") or ())
                     elif part.get("type") == "refusal":
                         refusals.append(part["refusal"])
             elif kind == "reasoning":
@@ -190,6 +272,7 @@ def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
         reasoning=reasoning,
         tool_calls=calls or None,
         finish_reason=_finish_reason(body, status, bool(calls)),
+        logprobs={"content": logprobs} if logprobs else None,
     )
 
 
@@ -215,11 +298,13 @@ def _failed_response(body: dict[str, Any], reply: Reply) -> NoReturn:
     else:
         kind = BadRequestError
     said = redact(str(error.get("message") or "no reason given"))[:500]
-    raise kind(
+    failure = kind(
         f"the server answered with status 'failed' ({code}): {said}",
         status_code=reply.status_code,
         request_id=_request_id(reply),
     )
+    failure.usage = usage_of(body)
+    raise failure
 
 
 def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None) -> list[EmbeddingResult]:
@@ -253,7 +338,7 @@ def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None)
         vectors[index] = _vector(item.get("embedding"), reply)
     request_id = _request_id(reply)
     model_id = _text_or_none(body.get("model"))
-    usages = _shares(usage_of(body), weights if weights is not None else [1] * n)
+    usages = shares(usage_of(body, input_only=True), weights if weights is not None else [1] * n)
     return [
         EmbeddingResult(request_id=request_id, model_id=model_id, token_usage=usage, embedding=vector or [])
         for vector, usage in zip(vectors, usages, strict=True)
@@ -276,33 +361,6 @@ def _vector(value: Any, reply: Reply) -> list[float]:
     except (TypeError, ValueError, binascii.Error):
         _malformed("each embedding as a list of numbers, or base64 of float32", reply)
     return vector
-
-
-def _shares(usage: TokenUsage | None, weights: Sequence[int]) -> list[TokenUsage | None]:
-    if usage is None:
-        return [None] * len(weights)
-    prompts = apportion(usage.prompt_tokens, weights)
-    completions = apportion(usage.completion_tokens, weights) if usage.completion_tokens else [0] * len(weights)
-    return [TokenUsage(p, c, p + c) for p, c in zip(prompts, completions, strict=True)]
-
-
-def apportion(total: int, weights: Sequence[int]) -> list[int]:
-    """Split ``total`` into whole shares in proportion to ``weights``; the shares add up to ``total`` exactly.
-
-    Largest remainder (Hamilton's method), ties to the earlier item; equal shares where every weight is 0.
-    """
-    if not weights:
-        return []
-    whole = sum(weights)
-    if whole <= 0:
-        weights, whole = [1] * len(weights), len(weights)
-    shares = [total * weight // whole for weight in weights]
-    rest = total - sum(shares)
-    if rest:
-        by_remainder = sorted(range(len(weights)), key=lambda i: -(total * weights[i] % whole))
-        for i in by_remainder[:rest]:
-            shares[i] += 1
-    return shares
 
 
 def parse_transcription(reply: Reply) -> TranscriptionResult:
@@ -334,45 +392,13 @@ def parse_transcription(reply: Reply) -> TranscriptionResult:
         text=text,
         language=language_code(language) if isinstance(language, str) and language else None,
         duration_s=seconds,
+        words=_list_or_none(body.get("words")),
+        segments=_list_or_none(body.get("segments")),
     )
 
 
-def usage_of(body: dict[str, Any]) -> TokenUsage | None:
-    """The token counts of an answer, ``None`` where it has none.
-
-    Reads the chat names (``prompt_tokens``, ``completion_tokens``) and the Responses and audio names (``input_tokens``,
-    ``output_tokens``), and the reasoning and cached tokens of their ``…_details``.
-    """
-    usage = body.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    prompt = usage.get("prompt_tokens")
-    if prompt is not None:
-        completion = usage.get("completion_tokens") or 0
-        prompt_details = usage.get("prompt_tokens_details")
-        completion_details = usage.get("completion_tokens_details")
-    else:
-        prompt = usage.get("input_tokens")
-        completion = usage.get("output_tokens") or 0
-        prompt_details = usage.get("input_tokens_details")
-        completion_details = usage.get("output_tokens_details")
-    if not isinstance(prompt, int) or not isinstance(completion, int):
-        return None
-    total = usage.get("total_tokens")
-    return TokenUsage(
-        prompt,
-        completion,
-        total if isinstance(total, int) else prompt + completion,
-        _detail(completion_details, "reasoning_tokens"),
-        _detail(prompt_details, "cached_tokens"),
-    )
-
-
-def _detail(details: Any, name: str) -> int | None:
-    if not isinstance(details, dict):
-        return None
-    value = details.get(name)
-    return value if isinstance(value, int) else None
+def _list_or_none(value: Any) -> list[Any] | None:
+    return value if isinstance(value, list) and value else None
 
 
 def _text_or_none(value: Any) -> str | None:

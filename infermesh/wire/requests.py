@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from infermesh.errors import InputError
+from infermesh.exact_json import dumps
 from infermesh.types import Audio, Endpoint, Request
 
 GenerationInput = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -275,7 +276,7 @@ def payload_bytes(request: Request) -> bytes:
     if encoded is None:
         payload = request.payload
         try:
-            encoded = orjson.dumps({name: payload[name] for name in sorted(payload)})
+            encoded = dumps({name: payload[name] for name in sorted(payload)})
         except TypeError as error:
             raise InputError(f"the request cannot be written as JSON: {error}") from None
         request.encoded = encoded

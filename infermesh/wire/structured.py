@@ -6,26 +6,26 @@ SGLang and most compatible servers take as well.
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
-import orjson
 from pydantic import BaseModel, ValidationError
 
 from infermesh.errors import ConfigError
+from infermesh.exact_json import dumps, loads, loads_leniently
+from infermesh.wire.extraction import candidates
+from infermesh.wire.strict import NotStrictError, strict_schema
 
 __all__ = ["ResponseFormat", "ResponseFormatSpec", "to_json"]
 
-_FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL)
+logger = logging.getLogger("infermesh")
+
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _SHOWN = 200
-
-# What OpenAI's strict mode does not take; a schema that has one is sent with strict off.
-_UNSTRICT_KEYWORDS = frozenset(
-    ("allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties")
-)
 
 
 class ResponseFormat:
@@ -59,9 +59,9 @@ class ResponseFormat:
         spec
             A pydantic model class; a JSON schema; ``{"type": "json_schema", "json_schema": {"name", "schema",
             "strict"}}``; ``{"type": "json_object"}``; or a ``ResponseFormat``, which is returned as it is. ``strict``
-            is sent as given. Where it is not, it is on if the schema satisfies OpenAI's rules for it: every object
-            closed with ``additionalProperties: false``, and every property required. Objects of a pydantic class that
-            say nothing about further keys are closed, since pydantic would drop those keys.
+            is sent as given, as is the schema then. Where it is not, it is on if the schema satisfies OpenAI's rules,
+            or can be made to without a change of what it accepts: see :mod:`infermesh.wire.strict`. Objects of a
+            pydantic class that say nothing about further keys are closed, since pydantic would drop those keys.
 
         Raises
         ------
@@ -109,27 +109,52 @@ class ResponseFormat:
         Parameters
         ----------
         text
-            The answer; white space and one Markdown code fence around the JSON are tolerated.
+            The answer. Thoughts before the JSON, a Markdown fence around it, and words before and after are tolerated;
+            of several values the first counts that satisfies the format, in the order of
+            :func:`~infermesh.wire.extraction.candidates`.
 
         Returns
         -------
         Any
             An instance of the pydantic class, or plain lists, dicts and scalars where the format came from a dict.
+            Integers are exact, whatever their size.
 
         Raises
         ------
         ValueError
             The text is not JSON, or not what the schema asks for. The message is one short line.
         """
-        text = text.strip().removeprefix("\ufeff")
-        if text.startswith("```") and (fenced := _FENCE.fullmatch(text)):
-            text = fenced[1].strip()
+        try:
+            return self._parse(text)
+        except ValueError as error:
+            first = error
+        unfit: ValueError | None = None if isinstance(first, _NotJSONError) else first
+        for candidate in candidates(text):
+            try:
+                return self._parse(candidate)
+            except _NotJSONError:
+                continue
+            except ValueError as error:
+                unfit = unfit or error
+        try:
+            value = loads_leniently(text.strip())  # half a surrogate pair, or a NaN
+        except ValueError:
+            raise unfit or first from None
+        if self.model is not None:
+            return _parse_model(self.model, json.dumps(value))
+        return self._checked(value, text)
+
+    def _parse(self, text: str) -> Any:
+        """Parse one text that is to be JSON and nothing else. ``_NotJSONError``: it is not."""
         if self.model is not None:
             return _parse_model(self.model, text)
         try:
-            value = orjson.loads(text)
+            value = loads(text)
         except ValueError as error:
-            raise ValueError(f"the answer is not JSON ({error}): {_shown(text)}") from None
+            raise _NotJSONError(f"the answer is not JSON ({error}): {_shown(text)}") from None
+        return self._checked(value, text)
+
+    def _checked(self, value: Any, text: str) -> Any:
         if self.schema is None:
             if not isinstance(value, dict):
                 raise ValueError(f"the answer is not a JSON object: {_shown(text)}")
@@ -169,7 +194,11 @@ def to_json(parsed: Any) -> str:
     """Write a parsed answer (pydantic object or plain value) as JSON, to be stored."""
     if isinstance(parsed, BaseModel):
         return parsed.model_dump_json()
-    return orjson.dumps(parsed, option=orjson.OPT_NON_STR_KEYS).decode()
+    return dumps(parsed).decode()
+
+
+class _NotJSONError(ValueError):
+    """The text is not JSON at all."""
 
 
 def _parse_model(model: type[BaseModel], text: str) -> BaseModel:
@@ -179,7 +208,7 @@ def _parse_model(model: type[BaseModel], text: str) -> BaseModel:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
     first = problems[0]
     if first["type"] == "json_invalid":
-        raise ValueError(f"the answer is not JSON ({first['msg']}): {_shown(text)}")
+        raise _NotJSONError(f"the answer is not JSON ({first['msg']}): {_shown(text)}")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     where = ".".join(map(str, first["loc"])) or "its root"
     raise ValueError(f"the answer does not fit {model.__name__} at {where}: {first['msg'][:_SHOWN]}{more}")
@@ -187,14 +216,19 @@ def _parse_model(model: type[BaseModel], text: str) -> BaseModel:
 
 def _json_schema(name: str, schema: Mapping[str, Any], strict: bool | None = None) -> dict[str, Any]:
     clean = _NOT_A_NAME.sub("_", name).strip("_")[:64] or "response"
-    return {
-        "type": "json_schema",
-        "json_schema": {
-            "name": clean,
-            "schema": dict(schema),
-            "strict": _is_strict(schema) if strict is None else bool(strict),
-        },
-    }
+    sent = dict(schema)
+    if strict is None:
+        try:
+            sent, strict = strict_schema(schema), True
+        except NotStrictError as reason:
+            strict = False
+            _say_once(clean, str(reason))
+    return {"type": "json_schema", "json_schema": {"name": clean, "schema": sent, "strict": bool(strict)}}
+
+
+@cache
+def _say_once(name: str, reason: str) -> None:
+    logger.info("response_format %s is sent with strict off, as OpenAI's strict mode would refuse it: %s", name, reason)
 
 
 def _check(schema: Mapping[str, Any]) -> None:
@@ -219,26 +253,6 @@ def _closed(node: Any) -> Any:
     if node.get("type") == "object" and isinstance(node.get("properties"), dict):
         copy.setdefault("additionalProperties", False)
     return copy
-
-
-def _is_strict(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") == "object" and "anyOf" not in schema and _node_is_strict(schema)
-
-
-def _node_is_strict(node: Any) -> bool:
-    if not isinstance(node, Mapping) or not _UNSTRICT_KEYWORDS.isdisjoint(node):
-        return False
-    kind = node.get("type")
-    if kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in node:
-        properties = node.get("properties", {})
-        if node.get("additionalProperties") is not False or set(node.get("required", ())) != set(properties):
-            return False
-        if not all(map(_node_is_strict, properties.values())):
-            return False
-    if "items" in node and not _node_is_strict(node["items"]):
-        return False
-    named = [*node.get("$defs", {}).values(), *node.get("definitions", {}).values()]
-    return all(map(_node_is_strict, [*named, *node.get("anyOf", ())]))
 
 
 def _shown(text: str) -> str:

@@ -22,6 +22,7 @@ from infermesh.results import TokenUsage, ToolCall
 from infermesh.types import Audio, Endpoint, Operation, Reply, Request
 from infermesh.wire import answers
 from infermesh.wire import requests as wire
+from infermesh.wire.usage import apportion, usage_of
 
 
 def reply(body: Any, headers: dict[str, str] | None = None) -> Reply:
@@ -135,7 +136,7 @@ class TestBytes:
         request = wire.generation_request("chat_completion", "hi", {"response_format": schema})
         assert b'{"reasoning":{},"answer":{}}' in wire.payload_bytes(request)
 
-    @pytest.mark.parametrize("bad", ["\ud800", {1: 2}, object(), 1 << 70])
+    @pytest.mark.parametrize("bad", ["\ud800", {(1, 2): 2}, object()])
     def test_what_has_no_json(self, bad: Any) -> None:
         request = Request("chat_completion", {"messages": [bad]})
         with pytest.raises(InputError, match="JSON"):
@@ -322,10 +323,10 @@ class TestUsage:
         ],
     )
     def test_shapes(self, usage: Any, expected: TokenUsage | None) -> None:
-        assert answers.usage_of({"usage": usage}) == expected
+        assert usage_of({"usage": usage}) == expected
 
     def test_none(self) -> None:
-        assert answers.usage_of({}) is None
+        assert usage_of({}) is None
 
 
 class TestEmbeddings:
@@ -380,7 +381,7 @@ class TestEmbeddings:
     ],
 )
 def test_apportion(total: int, weights: list[int], shares: list[int]) -> None:
-    assert answers.apportion(total, weights) == shares
+    assert apportion(total, weights) == shares
 
 
 class TestTranscriptions:

@@ -1,0 +1,120 @@
+"""JSON as servers, models and files write it, read without loss.
+
+orjson reads what the standard allows, fast. Two things need more: integers from 2**64 on, which orjson turns into
+floats in silence, and what the standard forbids but paid answers contain all the same: ``NaN`` and ``Infinity`` (vLLM's
+log-probabilities, vllm-project/vllm#19661), half a surrogate pair in an escape (RFC 8259, section 8.2, calls its effect
+unpredictable), and bytes that are not UTF-8.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+__all__ = ["dumps", "loads", "loads_leniently", "read"]
+
+_LONG_NUMBER = re.compile(r"\d{19}")
+_LONG_NUMBER_IN_BYTES = re.compile(rb"\d{19}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def loads(text: str | bytes) -> Any:
+    """Decode JSON; integers of any size are exact.
+
+    Of a key that stands twice in an object the last value counts, as in every JSON library that infermesh uses.
+
+    Raises
+    ------
+    ValueError
+        It is not JSON by the standard.
+
+    Examples
+    --------
+    >>> loads('{"wei": 19876543210987654321}')
+    {'wei': 19876543210987654321}
+    """
+    value = orjson.loads(text)
+    long_number = _LONG_NUMBER if isinstance(text, str) else _LONG_NUMBER_IN_BYTES
+    if long_number.search(text):  # type: ignore[arg-type]
+        return _decode(text)
+    return value
+
+
+def read(text: str | bytes) -> Any:
+    """Decode by the standard where that goes, else leniently. Raises ``ValueError`` where neither does."""
+    try:
+        return loads(text)
+    except ValueError:
+        return loads_leniently(text)
+
+
+def loads_leniently(text: str | bytes) -> Any:
+    """Decode what :func:`loads` refuses, as far as it can be understood.
+
+    ``NaN`` and ``Infinity`` become floats; half a surrogate pair, and bytes that are not UTF-8, become U+FFFD.
+
+    Raises
+    ------
+    ValueError
+        It is not JSON in this sense either, or nested too deeply to be read.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return _without_surrogates(_decode(text))
+
+
+def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
+    """Encode JSON, integers of any size included. Keys may be what JSON makes text of: numbers, booleans, null.
+
+    NaN and the infinities become ``null``, since the standard has no name for them. ``default`` makes something that
+    JSON has of a value that it has not.
+
+    Raises
+    ------
+    TypeError
+        A value that JSON does not have, such as a lone surrogate in a text.
+
+    Examples
+    --------
+    >>> dumps({50256: -100, "seed": 2**64})
+    b'{"50256":-100,"seed":18446744073709551616}'
+    """
+    try:
+        return orjson.dumps(value, default=default, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        # An integer over 64 bits, which orjson does not write. Anything else fails here as well.
+        try:
+            return json.dumps(_finite(value), default=default, ensure_ascii=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError):
+            raise error from None
+
+
+def _decode(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value) if not value.isascii() else value
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,47 @@
+"""JSON without loss: integers of any size, and what paid answers contain against the standard."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from infermesh.exact_json import dumps, loads, loads_leniently, read
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1, 2**64, -(2**63) - 1, 19876543210987654321, 10**300])
+def test_integers_are_exact_both_ways(number: int) -> None:
+    assert loads(f'{{"n": [{number}]}}') == {"n": [number]}
+    assert loads(f'{{"n": {number}}}'.encode()) == {"n": number}
+    assert loads(dumps({"n": number})) == {"n": number}
+
+
+def test_the_last_of_equal_keys_counts_whatever_the_size_of_the_numbers() -> None:
+    assert loads('{"a": 1, "a": 2}') == {"a": 2}
+    assert loads(f'{{"a": 1, "a": {2**70}}}') == {"a": 2**70}
+
+
+def test_what_the_standard_forbids() -> None:
+    for text in ('{"p": NaN}', '{"p": -Infinity}', '{"t": "\\ud83d"}'):
+        with pytest.raises(ValueError, match="column"):
+            loads(text)
+    assert math.isnan(read('{"p": NaN}')["p"])
+    assert loads_leniently(b'{"p": -Infinity}') == {"p": -math.inf}
+    assert loads_leniently(b'{"half \\ud83d": ["\\udc00 pair"]}') == {"half �": ["� pair"]}
+    assert loads_leniently(b'{"t": "caf\xe9"}') == {"t": "caf�"}
+    assert loads_leniently(b'{"t": "\\ud83d\\ude00"}') == {"t": "\U0001f600"}
+    with pytest.raises(ValueError, match="Expecting value"):
+        loads_leniently(b"<html>")
+    with pytest.raises(ValueError, match="deep"):
+        loads_leniently(b"[" * 200_000 + b"NaN")
+
+
+def test_keys_are_written_as_json_writes_them() -> None:
+    assert dumps({50256: -100, True: 1, None: 2, 1.5: 3}) == b'{"50256":-100,"true":1,"null":2,"1.5":3}'
+    assert dumps({1: 2**64, "x": math.nan}) == b'{"1":18446744073709551616,"x":null}'
+
+
+@pytest.mark.parametrize("value", ["\ud800", object(), {(1, 2): 3}, ["\ud800", 2**70]])
+def test_what_has_no_json(value: object) -> None:
+    with pytest.raises(TypeError):
+        dumps(value)
