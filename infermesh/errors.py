@@ -33,6 +33,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from infermesh.results import RequestMetrics, TokenUsage
 
 __all__ = [
@@ -121,6 +123,8 @@ class RequestError(InfermeshError):
         Tokens that the failed answer cost all the same, ``None`` where its body does not say.
     metrics
         Where the time went, over all attempts; ``None`` where nothing was sent.
+    header
+        Look-up of the failed answer's headers, whatever their case; ``None`` where there are none.
 
     Examples
     --------
@@ -132,8 +136,11 @@ class RequestError(InfermeshError):
     input None False
     """
 
+    __slots__ = ("header",)  # beside the other attributes: what looks up headers does not travel with a pickle
+
     kind: ClassVar[str] = "request"
     default_retryable: ClassVar[bool] = False
+    header: Callable[[str], str | None] | None
 
     def __init__(
         self,
@@ -146,6 +153,7 @@ class RequestError(InfermeshError):
         retryable: bool | None = None,
     ) -> None:
         super().__init__(message)
+        self.header = None
         self.message = message
         self.status_code = status_code
         self.retry_after = retry_after

@@ -29,7 +29,8 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         *([f"  reused    {outcome.reused} answers to identical requests"] if outcome.reused else []),
     ]
     if outcome.status == "stopped":
-        lines.insert(1, f"  stopped   {outcome.reason}; raise or remove that guard to continue")
+        what = "start what it waited for to continue" if _waited(outcome) else "raise or remove that guard to continue"
+        lines.insert(1, f"  stopped   {outcome.reason}; {what}")
     if brief:
         return "\n".join(lines)
     lines += [f"  folder    {outcome.folder}", _query_line(outcome.folder)]
@@ -41,7 +42,7 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
             f'            infermesh sql "select row_id, error_type, error from {stage} '
             f"where status = 'error'\" --run {outcome.folder}"
         )
-    if outcome.status == "stopped":
+    if outcome.status == "stopped" and not _waited(outcome):
         lines.append(f"  continue  {_continue_command(outcome)}")
     else:
         lines.append(f"  resume    infermesh resume {outcome.folder}   ({_what_resuming_does(outcome)})")
@@ -98,6 +99,11 @@ def _what_resuming_does(outcome: RunOutcome) -> str:
     if outcome.status == "done":
         return "nothing is left to send"
     return "retries the failed rows" if outcome.status == "failed_rows" else "sends only what is left"
+
+
+def _waited(outcome: RunOutcome) -> bool:
+    """Whether the run stopped since nobody answered: no guard has to go then."""
+    return (outcome.reason or "").startswith("models.")
 
 
 def _continue_command(outcome: RunOutcome) -> str:

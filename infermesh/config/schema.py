@@ -113,6 +113,15 @@ class ModelEntry(_Section):
     params: dict[str, Any] = Field(default_factory=dict, description="Wire parameters: temperature, max_tokens, …")
     max_retries: int = Field(3, ge=0, description="Attempts after the first")
     timeout: float | None = Field(600.0, gt=0, description="Seconds for one attempt; null waits for ever")
+    max_pause: float = Field(
+        600.0, ge=0, description="Longest wait in seconds that a deployment may ask for; a longer one is a failure"
+    )
+    max_wait_unreachable: float | None = Field(
+        600.0,
+        ge=0,
+        description="Seconds to wait for deployments that cannot be reached, then the run stops; null waits for ever; "
+        "0 lets rows fail",
+    )
 
 
 class _Stage(_Section):

@@ -8,19 +8,14 @@ front and is dropped. To take it out of each line at once would cost a search th
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 
+from infermesh.dispatch.blame import Blame
 from infermesh.dispatch.health import Health
-from infermesh.errors import (
-    APIConnectionError,
-    ConfigError,
-    MalformedResponseError,
-    RequestError,
-    RequestTimeoutError,
-    ServerError,
-)
-from infermesh.limits import NullLimiter, RateLimiter
+from infermesh.errors import ConfigError, RequestError, RequestTimeoutError
+from infermesh.limits import OpenLimiter, RateLimiter
 from infermesh.results import TokenUsage
 from infermesh.types import Transport
 
@@ -30,7 +25,8 @@ __all__ = ["Deployment", "Lease", "Waiter"]
 LATENCY_ALPHA = 0.2
 LATENCY_LIFE_S = 60.0
 
-UNHEALTHY = (APIConnectionError, RequestTimeoutError, ServerError, MalformedResponseError)
+# Slots that count as no bound any more while they grow.
+_MANY_SLOTS = 16_384.0
 
 
 class Waiter:
@@ -38,8 +34,8 @@ class Waiter:
 
     Parameters
     ----------
-    all_cooling
-        Whether none of the model's deployments is healthy.
+    gives_up
+        Whether none of the model's deployments is healthy, nor worth waiting for.
     ignores_health
         An only deployment is tried whether it is healthy or not.
     cooldown_timeout
@@ -47,13 +43,13 @@ class Waiter:
         in spite of that. ``None`` waits on.
     """
 
-    __slots__ = ("_all_cooling", "_cooldown_timeout", "future", "ignores_health", "timer")
+    __slots__ = ("_cooldown_timeout", "_gives_up", "future", "ignores_health", "timer")
 
-    def __init__(self, all_cooling: Callable[[], bool], ignores_health: bool, cooldown_timeout: float | None) -> None:
+    def __init__(self, gives_up: Callable[[], bool], ignores_health: bool, cooldown_timeout: float | None) -> None:
         self.future: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
         self.ignores_health = ignores_health
         self.timer: asyncio.TimerHandle | None = None
-        self._all_cooling = all_cooling
+        self._gives_up = gives_up
         self._cooldown_timeout = cooldown_timeout
 
     @property
@@ -69,7 +65,7 @@ class Waiter:
     def _time_out(self) -> None:
         self.timer = None
         if self.waiting:
-            if self._all_cooling():
+            if self._gives_up():
                 self.future.set_result(None)
             else:
                 self.start_timeout()
@@ -92,6 +88,8 @@ class Deployment:
         Share of the load, above 0.
     price
         US dollars of an answer's usage, ``None`` where no price is known.
+    patience_s
+        Seconds for which requests wait for a server that cannot be reached; 0 lets them fail as others do.
 
     Raises
     ------
@@ -108,6 +106,7 @@ class Deployment:
         max_parallel_requests: int | None = None,
         weight: float = 1.0,
         price: Callable[[TokenUsage], float | None] | None = None,
+        patience_s: float = 0.0,
     ) -> None:
         if max_parallel_requests is not None and max_parallel_requests < 1:
             raise ConfigError(f"{label}.max_parallel_requests: expected at least 1, got {max_parallel_requests}")
@@ -115,17 +114,45 @@ class Deployment:
             raise ConfigError(f"{label}.weight: expected a number above 0, got {weight}")
         self.label = label
         self.transport = transport
-        self.limiter: RateLimiter = NullLimiter() if limiter is None else limiter
+        self.limiter: RateLimiter = OpenLimiter() if limiter is None else limiter
         self.max_parallel_requests = max_parallel_requests
         self.weight = weight
         self.price = price
+        self.patience_s = patience_s
         self.health = Health()
         self.in_flight = 0
+        self.answered_at = 0.0  # by the dispatcher's clock
         self.latency_s: float | None = None
         self._measured_at = 0.0
-        self.slots = float("inf") if max_parallel_requests is None else max_parallel_requests
+        self._most_slots = math.inf if max_parallel_requests is None else float(max_parallel_requests)
+        self.slots = self._most_slots  # fewer after a pause, until the server shows that it takes more
+        self.slow_starts = 0
+        self._eager_slots = math.inf  # up to here the slots double, above they grow by one
         self._waiters: deque[Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether requests wait until the server can be reached again."""
+        health = self.health
+        return bool(health.cool_until and health.cause == "away" and self.patience_s)
+
+    def start_slowly(self) -> None:
+        """Let one request through, then twice as many with each round of answers: after a pause, and after an outage.
+
+        All that waited would otherwise arrive at once, and most of them be turned away again. From half of what was in
+        flight on, it is one more a round (slow start and congestion avoidance of TCP, RFC 5681).
+        """
+        if self.slots > 1:
+            self.slow_starts += 1
+            self._eager_slots = max(2.0, min(self.slots, self.in_flight + 1) / 2)
+            self.slots = 1.0
+
+    def _grow(self) -> None:
+        """Count an answer in favor of more slots."""
+        self.slots += 1.0 if self.slots < self._eager_slots else 1.0 / self.slots
+        if self.slots >= min(self._most_slots, _MANY_SLOTS):
+            self.slots, self._eager_slots = self._most_slots, math.inf
 
     def has_free_slot(self) -> bool:
         """Whether a slot is free for which no request waits."""
@@ -191,6 +218,8 @@ class Deployment:
         self._drop_served()
         if self.health.accepts(now) and self.limiter.ready_at <= now:
             return self._waiters.popleft() if self._waiters else None
+        if self.awaited:
+            return None
         found = next((waiter for waiter in self._waiters if waiter.ignores_health and waiter.waiting), None)
         if found is not None:
             self._waiters.remove(found)
@@ -219,9 +248,12 @@ class Deployment:
         """Mean service time in seconds; ``None`` where it was not measured of late."""
         return self.latency_s if now - self._measured_at < LATENCY_LIFE_S else None
 
-    def record_failure(self, now: float, *, probe: bool) -> None:
-        """Count a failure against the server's health."""
-        if self.health.failed(now, probe=probe):
+    def record_failure(self, now: float, fault: Blame, why: str, *, probe: bool) -> None:
+        """Count a failure, or a refusal, against the server's health."""
+        cause = fault if fault in ("away", "refusal") else "failure"
+        if self.health.failed(now, probe=probe, cause=cause, why=why):
+            if cause == "away" and self.patience_s:
+                self.start_slowly()
             for waiter in self._waiters:
                 waiter.start_timeout()
 
@@ -233,12 +265,13 @@ class Lease:
     do nothing, so that whoever holds a lease can cancel it in a ``finally`` whatever happened before.
     """
 
-    __slots__ = ("_held", "_probe", "deployment")
+    __slots__ = ("_held", "_probe", "_slow_starts", "deployment")
 
     def __init__(self, deployment: Deployment, probe: bool) -> None:
         self.deployment = deployment
         self._probe = probe
         self._held = True
+        self._slow_starts = deployment.slow_starts
 
     def succeeded(self, service_s: float) -> None:
         """End it with an answer that took ``service_s`` seconds."""
@@ -246,18 +279,20 @@ class Lease:
             self._held = False
             deployment = self.deployment
             health = deployment.health
-            if health.failures or health.cool_until:
+            if health.since:
                 health.succeeded()
+            if deployment.slots < deployment._most_slots and self._slow_starts == deployment.slow_starts:
+                deployment._grow()  # an answer to what was sent before the pause says nothing of the time after it
             deployment.record_latency(service_s, asyncio.get_running_loop().time())
             deployment.release()
 
-    def failed(self, error: RequestError, service_s: float) -> None:
+    def failed(self, error: RequestError, fault: Blame, service_s: float) -> None:
         """End it with a failure. An answer in which the server refused the request (4xx) shows a healthy server."""
         if self._held:
             self._held = False
             deployment, now = self.deployment, asyncio.get_running_loop().time()
-            if isinstance(error, UNHEALTHY):
-                deployment.record_failure(now, probe=self._probe)
+            if fault in ("failure", "away", "refusal"):
+                deployment.record_failure(now, fault, error.message, probe=self._probe)
                 if isinstance(error, RequestTimeoutError):  # other failures may be quick, which must not attract load
                     deployment.record_latency(service_s, now)
             elif error.status_code is not None:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from infermesh.dispatch import Deployment, Lease, Router
+from infermesh.dispatch.blame import blame
 from infermesh.dispatch.pricing import reported_cost
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import (
     APIConnectionError,
     BadRequestError,
+    ContextLengthError,
     InputError,
     NoDeploymentError,
     RateLimitError,
@@ -36,8 +38,14 @@ class Dispatcher:
     failed request backs off: it holds nothing that another could use.
 
     A request that failed goes at once to another deployment that is healthy and not paused, and backs off where there
-    is none. A 429 pauses its deployment for everybody, for as long as the server asked in full: the retry policy caps
-    the back-off of a retry, not a quota's time. To wait for the end of a pause costs a request none of its attempts.
+    is none. What becomes of it depends on what its failure speaks of (:mod:`infermesh.dispatch.blame`):
+
+    - A deployment that refuses everybody, or whose window is too small, is not asked again for this request. The others
+      are, at no cost of its retries; only when all have refused is it an error, with each one's word.
+    - A 429 pauses its deployment for everybody, for as long as the server asked, and costs the request no retry, within
+      ``RetryPolicy.max_pause_s``. Afterwards requests pass one by one first.
+    - While no deployment of the model can be reached, and they have patience, nothing is sent but a probe, and no
+      request loses a retry.
 
     Parameters
     ----------
@@ -115,11 +123,12 @@ class Dispatcher:
         if self._stopping:
             raise StoppedError("stopped before the request was sent")
         state = _RequestState(self, timeout)
+        router = self.router
         while True:
             # A free slot and a grant that is there are taken without a turn of the event loop.
-            lease = self.router.try_lease(state.avoid)
+            lease = router.try_lease(state.avoid)
             if lease is None:
-                lease = await self._stoppable(self.router.lease(state.avoid, self.retry.cap_s), state)
+                lease = await self._stoppable(router.lease(state.avoid, self.retry.cap_s), state)
             try:
                 try:
                     limiter = lease.deployment.limiter
@@ -130,7 +139,7 @@ class Dispatcher:
                         state.grant = await self._stoppable(waiting, state)
                     return await state.attempt(lease, request, parse)
                 except RequestError as error:
-                    delay = state.fail(lease, error)
+                    router, delay = state.fail(lease, error, router)
             finally:
                 # The attempt, or its failure, has ended the lease, and this does nothing. A cancellation, or an error
                 # that is no RequestError, has not. What the limiter granted then stays charged: nobody knows whether
@@ -162,12 +171,15 @@ class _RequestState:
 
     __slots__ = (
         "_attempts",
+        "_counted",
         "_dispatcher",
         "_ended",
         "_failures",
         "_sent",
         "_started",
         "_timeout",
+        "_turned_away",
+        "_turned_away_at",
         "_wall",
         "avoid",
         "grant",
@@ -183,7 +195,10 @@ class _RequestState:
         self.grant: Grant | None = None
         self.reply: Reply | None = None
         self._attempts: list[Attempt] = []
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, RequestError] = {}
+        self._counted = 0  # failures that count as attempts
+        self._turned_away = 0
+        self._turned_away_at = 0.0
         self.avoid: tuple[str, ...] = ()
 
     async def attempt(
@@ -199,6 +214,7 @@ class _RequestState:
         value, usage = parse(reply)
         if usage is not None and self.grant is not None:
             self.grant.settle(usage.prompt_tokens, usage.completion_tokens)
+        deployment.answered_at = now
         lease.succeeded(now - self._sent)
         self._record(deployment, now, reply.status_code, None, usage)
         attempts = self._attempts
@@ -207,13 +223,14 @@ class _RequestState:
         only = attempts[0]
         return value, RequestMetrics(only.deployment, only.queue_s, only.service_s, now - self._started, 0, attempts)
 
-    def fail(self, lease: Lease, error: RequestError) -> float:
+    def fail(self, lease: Lease, error: RequestError, router: Router) -> tuple[Router, float]:
         """Record a failed attempt and end its lease.
 
         Returns
         -------
-        float
-            Seconds to wait before the next attempt; 0 where another deployment takes it, or where the limiter waits.
+        tuple
+            Who may be asked next: the router that was given, or one without the deployments that refused. And the
+            seconds to wait before the next attempt; 0 where another deployment takes it, or where the limiter waits.
 
         Raises
         ------
@@ -223,31 +240,68 @@ class _RequestState:
         dispatcher, deployment = self._dispatcher, lease.deployment
         now = dispatcher._clock()
         error.deployment = deployment.label
-        number = len(self._attempts)
+        policy = dispatcher.retry
+        fault = blame(error, policy.max_pause_s)
         if self.grant is not None and not isinstance(error, InputError):
             status = error.status_code
             if status is None and self.reply is not None:
                 status = self.reply.status_code
             self._record(deployment, now, status, error, error.usage)
         self._return_grant(error)
-        lease.failed(error, now - self._sent)
-        self._failures[deployment.label] = f"{error.kind}: {error.message}"
-        delay = dispatcher.retry.decide(error, number, dispatcher._rng)
-        if isinstance(error, RateLimitError):
-            pause = dispatcher.retry.delay(number, error.retry_after, dispatcher._rng) if delay is None else delay
-            deployment.limiter.pause(max(pause, error.retry_after or 0.0))
+        if error.header is not None:
+            deployment.limiter.observe(error.header)
+        lease.failed(error, fault, now - self._sent)
+        self._failures[deployment.label] = error
+        if fault == "quota":
+            return self._turned_away_by(deployment, error, router, now)
+        if fault in ("refusal", "window"):
+            others = router.without(deployment.label)
+            if others is not None:
+                return others, 0.0
+            _tell_long_wait(error, policy.max_pause_s)
+            self._give_up(error, now)
+        if fault == "away" and router.awaited() and self._waits_for(router, error):
+            self.avoid = ()
+            return router, 0.0
+        delay = policy.decide(error, self._counted, dispatcher._rng)
+        self._counted += 1
         if delay is None:
             self._give_up(error, now)
-        return self._next(deployment, error, delay)
+        return router, self._next(deployment, router, delay)
 
-    def _next(self, failed: Deployment, error: RequestError, delay: float) -> float:
+    def _waits_for(self, router: Router, error: RequestError) -> bool:
+        """Whether the request waits for a server that is away, without losing a retry.
+
+        Where the server does answer, with a 503, and nobody else waits for it, the request itself may be what it cannot
+        take: then the failure counts.
+        """
+        return error.status_code is None or any(each.waited_for for each in router.deployments)
+
+    def _turned_away_by(
+        self, deployment: Deployment, error: RequestError, router: Router, now: float
+    ) -> tuple[Router, float]:
+        """Pause the deployment after a 429. The request waits with all others, or goes to another deployment."""
+        policy, rng, asked = self._dispatcher.retry, self._dispatcher._rng, error.retry_after
+        pause = policy.pause(self._turned_away, asked, rng)
+        deployment.limiter.pause(pause)
+        deployment.start_slowly()
+        self._turned_away += 1
+        self._turned_away_at = self._turned_away_at or now
+        waited = now - max(self._turned_away_at, deployment.answered_at)
+        if not (asked or policy.waits_unasked) or waited > policy.max_pause_s:
+            if policy.decide(error, self._counted, rng) is None:
+                self._give_up(error, now)
+            self._counted += 1
+        # The limiter makes the request wait until the pause is over; a back-off would come on top of that.
+        return router, self._next(deployment, router, 0.0)
+
+    def _next(self, failed: Deployment, router: Router, delay: float) -> float:
         """Choose whom the next attempt avoids; returns the seconds to wait before it."""
         self.avoid = (*self.avoid, failed.label)
-        if self._dispatcher.router.alternative(self.avoid):
+        if router.alternative(self.avoid):
             return 0.0
         self.avoid = (failed.label,)  # all were tried: another round, and this one last
-        # After a 429 the limiter makes the request wait until the pause is over; a back-off would come on top of that.
-        return 0.0 if isinstance(error, RateLimitError) else delay
+        return delay
 
     def _return_grant(self, error: RequestError) -> None:
         """Give back to the quotas what a failed request did not use.
@@ -316,12 +370,19 @@ class _RequestState:
         label = error.deployment or ""
         metrics = self._metrics(label, now)
         error.metrics = metrics
-        if len(self._failures) < 2 or isinstance(error, (BadRequestError, InputError)):
+        failures = {name: f"{failure.kind}: {failure.message}" for name, failure in self._failures.items()}
+        too_long = isinstance(error, ContextLengthError)
+        if len(failures) < 2 or (isinstance(error, BadRequestError | InputError) and not too_long):
             raise error
-        each = "; ".join(f"{label}: {failure}" for label, failure in self._failures.items())
+        each = "; ".join(f"{name}: {failure}" for name, failure in failures.items())
+        kinds = {type(failure) for failure in self._failures.values()}
+        if kinds == {ContextLengthError}:  # all say the same of the request
+            error.message = f"every deployment said so: {each}"
+            error.args = (error.message,)
+            raise error
         final = NoDeploymentError(
             f"every deployment that was tried failed: {each}",
-            failures=self._failures,
+            failures=failures,
             status_code=error.status_code,
             retry_after=error.retry_after,
             deployment=label,
@@ -330,3 +391,11 @@ class _RequestState:
         )
         final.metrics, final.usage = metrics, error.usage
         raise final from error
+
+
+def _tell_long_wait(error: RequestError, max_pause_s: float) -> None:
+    """Say in the message how long the server asks to wait, where that is why nobody waits for it."""
+    asked = error.retry_after
+    if asked is not None and asked > max_pause_s:
+        error.message += f". It asks to wait {asked:,.0f} s, longer than max_pause ({max_pause_s:g} s)"
+        error.args = (error.message,)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from infermesh.config.deployment import DeploymentConfig
-from infermesh.config.schema import DeploymentEntry, Experiment
+from infermesh.config.schema import DeploymentEntry, Experiment, ModelEntry
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.model import LogicalModel
 from infermesh.dispatch.pricing import Prices
@@ -19,6 +20,8 @@ from infermesh.limits import DayUsage, LocalRateLimiter, RateLimiter, make_limit
 from infermesh.results import TokenUsage
 from infermesh.transports import make_transport
 from infermesh.types import Endpoint, RoutingStrategy
+
+_WORTH_TELLING_S = 5.0  # a shorter rest is not worth a line
 
 
 class Fleet:
@@ -51,8 +54,17 @@ class Fleet:
             for name, limits in experiment.limits.items()
         }
         self._announced: set[tuple[str, dt.date]] = set()
+        self._paused: dict[str, float] = {}  # label → until when it rests, as it was told
+        self._away: dict[str, str] = {}  # what is told to be away or to refuse: label → why
+        self._patience = {name: _patience(model) for name, model in experiment.models.items()}
+        patience = {
+            label: max(self._patience[name] for name, model in experiment.models.items() if label in model.deployments)
+            for label in {label for model in experiment.models.values() for label in model.deployments}
+        }
         configs = {label: _config(entry, experiment, simulator_url) for label, entry in experiment.deployments.items()}
         self.deployments = build_deployments(configs, [*self._accounts.values()], environ=environ)
+        for label, seconds in patience.items():
+            self.deployments[label].patience_s = seconds
         self.models = {
             name: build_model(
                 name,
@@ -61,7 +73,9 @@ class Fleet:
                 strategy=model.routing_strategy,
                 endpoint=model.endpoint,
                 params=model.params,
-                retry=RetryPolicy(max_retries=model.max_retries),
+                retry=RetryPolicy(
+                    max_retries=model.max_retries, max_pause_s=model.max_pause, waits_unasked=bool(model.max_pause)
+                ),
                 timeout=model.timeout,
             )
             for name, model in experiment.models.items()
@@ -107,6 +121,65 @@ class Fleet:
             told.append(f"{quota} of {name} is used up until 00:00 UTC ({count:,.0f} of {most:,.0f}): {what}")
         return told
 
+    def waits(self, now: float) -> list[str]:
+        """A line for each deployment that rests, refuses or is away, and for each that is back; each is told once.
+
+        Parameters
+        ----------
+        now
+            The event loop's time.
+        """
+        told = []
+        for label, deployment in self.deployments.items():
+            health, rest = deployment.health, deployment.limiter.paused_for
+            if rest > _WORTH_TELLING_S and now + rest > self._paused.get(label, 0.0) + 1.0:
+                self._paused[label] = now + rest
+                told.append(f"{label} lets nothing through for {rest:,.0f} s, as it asked or told: its requests wait")
+            if health.cool_until and health.cause in ("away", "refusal") and label not in self._away:
+                self._away[label] = health.cause
+                told.append(self._away_line(label, deployment))
+            elif not health.since and label in self._away:
+                del self._away[label]
+                told.append(f"{label} answers again")
+        return told
+
+    def _away_line(self, label: str, deployment: Deployment) -> str:
+        why = deployment.health.why.removeprefix(f"{label}: ")
+        if deployment.health.cause == "refusal":
+            last = "its requests fail" if self._alone(label) else "other deployments take its requests"
+            return f"{label} refuses requests ({last}): {why}"
+        if not self._alone(label) or not deployment.patience_s:
+            return f"{label} cannot be reached: {why}"
+        most = deployment.patience_s
+        bound = "until it answers" if most == math.inf else f"for up to {most:g} s (models.*.max_wait_unreachable)"
+        return f"{label} cannot be reached: {why}. No request is sent but a probe now and then, {bound}; Ctrl-C stops"
+
+    def _alone(self, label: str) -> bool:
+        """Whether one of its models has no other deployment that is well."""
+        return any(
+            not any(not self.deployments[other].health.cool_until for other in model.labels if other != label)
+            for model in self.models.values()
+            if label in model.labels
+        )
+
+    def unreachable(self, now: float) -> str | None:
+        """Why the run is to stop: a model whose deployments have all been away for too long; ``None`` if there is none.
+
+        Parameters
+        ----------
+        now
+            The event loop's time.
+        """
+        for name, model in self.models.items():
+            members = [self.deployments[label] for label in model.labels]
+            if not all(member.awaited for member in members) or not any(member.waited_for for member in members):
+                continue
+            away_s = now - max(member.health.since for member in members)
+            if away_s >= self._patience[name]:
+                each = "; ".join(member.health.why for member in members)
+                return f"models.{name}.max_wait_unreachable is {self._patience[name]:g} s, and nobody answers: {each}"
+        return None
+
     def _daily(self) -> Iterator[tuple[str, LocalRateLimiter, Sequence[str]]]:
         """Name, limiter and deployments of each account and each deployment that has a quota a day."""
         for name, account in self._accounts.items():
@@ -136,6 +209,10 @@ class Fleet:
     async def aclose(self) -> None:
         for deployment in self.deployments.values():
             await deployment.transport.aclose()
+
+
+def _patience(model: ModelEntry) -> float:
+    return math.inf if model.max_wait_unreachable is None else model.max_wait_unreachable
 
 
 class Account(NamedTuple):

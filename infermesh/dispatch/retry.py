@@ -31,6 +31,12 @@ class RetryPolicy:
         Longest wait before jitter, in seconds.
     jitter_s
         Width of the uniform jitter, in seconds.
+    max_pause_s
+        The longest wait that a server may ask for, in seconds. A failure that asks for a longer one is final there. For
+        as long, in all, a request that is turned away (429) waits without using up its retries, counted from the last
+        answer that anybody got there.
+    waits_unasked
+        Whether a 429 that does not say how long is waited for as one that does.
 
     Raises
     ------
@@ -42,9 +48,11 @@ class RetryPolicy:
     base: float = 2.0
     cap_s: float = 60.0
     jitter_s: float = 0.5
+    max_pause_s: float = 60.0
+    waits_unasked: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("max_retries", 0), ("base", 1), ("cap_s", 0), ("jitter_s", 0)):
+        for name, least in (("max_retries", 0), ("base", 1), ("cap_s", 0), ("jitter_s", 0), ("max_pause_s", 0)):
             value = getattr(self, name)
             if not value >= least:  # also catches NaN
                 raise ConfigError(f"{name}: expected a number of at least {least}, got {value!r}")
@@ -66,9 +74,19 @@ class RetryPolicy:
         float or None
             Seconds to wait. ``None`` to give up: the same request would fail again, or no attempt is left.
         """
-        if not error.retryable or attempt >= self.max_retries:
+        if not error.retryable or attempt >= self.max_retries or (error.retry_after or 0.0) > self.max_pause_s:
             return None
         return self.delay(attempt, error.retry_after, rng)
+
+    def pause(self, turned_away: int, retry_after: float | None, rng: random.Random) -> float:
+        """Seconds that the deployment rests after a 429, the ``turned_away``-th of this request, from 0.
+
+        As long as the server asked. Where it asks for next to nothing again and again, the pauses grow all the same.
+        """
+        if retry_after is None:
+            return self.delay(turned_away, None, rng)
+        least = min(0.1 * self.base ** min(turned_away, 16), 10.0) if turned_away and retry_after < 1 else 0.0
+        return max(retry_after, least) + rng.random() * self.jitter_s
 
     def delay(self, attempt: int, retry_after: float | None, rng: random.Random) -> float:
         """Seconds to wait after failure number ``attempt``, whether or not another attempt is left."""

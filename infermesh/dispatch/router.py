@@ -24,7 +24,8 @@ class Router:
 
     Whatever the strategy, deployments come first that have a free slot, are healthy, are not paused and have nobody
     waiting at their limiter. An only deployment is tried whether it is healthy or not: there is no other, and the retry
-    policy sets the pace.
+    policy sets the pace. The exception is one that cannot be reached and has patience: it is waited for. Where all
+    deployments refuse, none is waited for: each request hears it from them at once.
 
     Parameters
     ----------
@@ -60,7 +61,9 @@ class Router:
             raise ConfigError(f"routing_strategy: expected one of {', '.join(pickers)}, got {strategy!r}")
         self.deployments = tuple(deployments)
         self._only = deployments[0] if len(labels) == 1 else None
+        self._strategy = strategy
         self._pick = pickers[strategy]
+        self._reduced: dict[str, Router] = {}
         self._rng = rng or random.Random()
         self._turn = 0
         slots = [d.max_parallel_requests for d in deployments]
@@ -108,9 +111,26 @@ class Router:
             d.label not in avoid and d.health.accepts(now) and d.limiter.ready_at <= now for d in self.deployments
         )
 
-    def all_cooling(self) -> bool:
-        """Whether no deployment is healthy."""
-        return all(deployment.health.cool_until for deployment in self.deployments)
+    def without(self, label: str) -> Router | None:
+        """A router over the other deployments, ``None`` where there is none. The slots and limits are the same."""
+        reduced = self._reduced.get(label)
+        if reduced is None:
+            others = [deployment for deployment in self.deployments if deployment.label != label]
+            if not others:
+                return None
+            reduced = self._reduced[label] = Router(others, self._strategy, rng=self._rng)
+        return reduced
+
+    def awaited(self) -> bool:
+        """Whether requests wait, since no deployment can be reached: some are awaited, and the others refuse."""
+        return any(deployment.awaited for deployment in self.deployments) and all(
+            deployment.awaited or (deployment.health.cool_until and deployment.health.cause == "refusal")
+            for deployment in self.deployments
+        )
+
+    def _gives_up_waiting(self) -> bool:
+        """Whether no deployment is healthy, and none is worth waiting for."""
+        return all(deployment.health.cool_until for deployment in self.deployments) and not self.awaited()
 
     def _choose(self, avoid: Collection[str], now: float) -> Deployment | None:
         """The deployment to lease from now; ``None`` where the request is to wait in line for a slot.
@@ -118,12 +138,15 @@ class Router:
         In this order: one that would send at once; one with a free slot, whose limiter will make the request wait; and
         where every healthy one is paused, the one whose pause ends first, so that the request waits at its limiter.
         """
-        if self._only is not None:
+        if self._only is not None and not self._only.awaited:
             return self._only if self._only.has_free_slot() else None
         ready = [d for d in self.deployments if d.label not in avoid and d.can_send(now)]
         if ready:
             return self._pick(ready, now)
         healthy = [d for d in self._preferred(avoid) if d.health.accepts(now)]
+        if not healthy and all(d.health.cool_until and d.health.cause == "refusal" for d in self.deployments):
+            with_slot = [d for d in self.deployments if d.has_free_slot()]
+            return min(with_slot, key=lambda d: d.health.cool_until, default=None)
         free = [d for d in healthy if d.has_free_slot() and d.limiter.ready_at <= now]
         if free:
             return self._pick(free, now)
@@ -138,7 +161,7 @@ class Router:
 
     async def _wait(self, avoid: Collection[str], cooldown_timeout: float | None, now: float) -> Lease | None:
         """Wait in the line of every deployment that may serve the request; ``None`` after the cooldown timeout."""
-        waiter = Waiter(self.all_cooling, self._only is not None, cooldown_timeout)
+        waiter = Waiter(self._gives_up_waiting, self._only is not None, cooldown_timeout)
         for deployment in self._preferred(avoid):
             if waiter.waiting:  # the deployment before may have served it at once
                 deployment.add_waiter(waiter, now)

@@ -6,7 +6,7 @@ The load is smooth, requests pass in the order in which they came, and the serve
 
 from infermesh.limits.base import DayUsage, Grant, RateLimiter
 from infermesh.limits.bucket import steady_rate
-from infermesh.limits.composite import NullLimiter, make_limiter
+from infermesh.limits.composite import OpenLimiter, make_limiter
 from infermesh.limits.local import LocalRateLimiter
 from infermesh.types import Limits
 
@@ -15,7 +15,7 @@ __all__ = [
     "Grant",
     "Limits",
     "LocalRateLimiter",
-    "NullLimiter",
+    "OpenLimiter",
     "RateLimiter",
     "make_limiter",
     "steady_rate",

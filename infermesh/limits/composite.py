@@ -9,7 +9,7 @@ from infermesh.limits.base import Grant, Header, RateLimiter
 from infermesh.limits.local import LocalRateLimiter
 from infermesh.types import Limits
 
-__all__ = ["CompositeLimiter", "NullLimiter", "make_limiter"]
+__all__ = ["CompositeLimiter", "OpenLimiter", "make_limiter"]
 
 
 class _NullGrant:
@@ -25,53 +25,48 @@ class _NullGrant:
 _NULL_GRANT = _NullGrant()
 
 
-class NullLimiter:
-    """No quota. Every request passes at once, unless the server asked for a pause."""
+class OpenLimiter:
+    """No quota of the user's. Every request passes at once, until the server speaks of a quota or asks for a pause.
+
+    From then on its headers are obeyed as those of a server with a declared limit are.
+    """
 
     counts_tokens = False
 
     def __init__(self) -> None:
-        self._paused_until = 0.0
-        self._waiting = 0
+        self._told = LocalRateLimiter(Limits())
+        self._open = True
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
-        return None if self._paused_until else _NULL_GRANT
+        return _NULL_GRANT if self._open else self._told.try_acquire(prompt_tokens, output_tokens)
 
     async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
-        if self._paused_until:
-            self._waiting += 1
-            try:
-                while True:  # a pause may be extended meanwhile
-                    seconds = self.paused_for
-                    if not seconds:
-                        break
-                    await asyncio.sleep(seconds)
-            finally:
-                self._waiting -= 1
-        return _NULL_GRANT
+        return _NULL_GRANT if self._open else await self._told.acquire(prompt_tokens, output_tokens)
 
     def observe(self, header: Header) -> None:
-        """Ignore the headers. The user set no quota to keep, and a 429 pauses anyway."""
+        self._told.observe(header)
+        if self._told.knows_quota:
+            self._open = False
 
     def pause(self, seconds: float) -> None:
-        self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
+        self._open = False
+        self._told.pause(seconds)
+
+    @property
+    def knows_quota(self) -> bool:
+        return self._told.knows_quota
 
     @property
     def paused_for(self) -> float:
-        if not self._paused_until:
-            return 0.0
-        seconds = self._paused_until - asyncio.get_running_loop().time()
-        if seconds <= 0:
-            self._paused_until = seconds = 0.0
-        return seconds
+        return 0.0 if self._open else self._told.paused_for
 
     @property
     def ready_at(self) -> float:
-        return self._paused_until if self.paused_for else 0.0
+        return 0.0 if self._open else self._told.ready_at
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        return 0 if self._open else self._told.waiting
 
 
 class _Grants:
@@ -109,7 +104,7 @@ class CompositeLimiter:
     def __init__(self, members: Sequence[RateLimiter]) -> None:
         self._members = tuple(members)
         self._own = self._members[0]
-        self._counting = next((m for m in self._members if not isinstance(m, NullLimiter)), self._own)
+        self._counting = next((m for m in self._members if not isinstance(m, OpenLimiter)), self._own)
         self._lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = 0
@@ -153,6 +148,10 @@ class CompositeLimiter:
         self._own.pause(seconds)
 
     @property
+    def knows_quota(self) -> bool:
+        return any(member.knows_quota for member in self._members)
+
+    @property
     def counts_tokens(self) -> bool:
         return any(member.counts_tokens for member in self._members)
 
@@ -172,5 +171,5 @@ class CompositeLimiter:
 
 def make_limiter(limits: Limits | None = None, *shared: RateLimiter) -> RateLimiter:
     """Make the limiter of one deployment from its own limits and the limiters that it shares with others."""
-    own = NullLimiter() if limits is None or limits.unlimited else LocalRateLimiter(limits)
+    own = OpenLimiter() if limits is None or limits.unlimited else LocalRateLimiter(limits)
     return CompositeLimiter([own, *shared]) if shared else own

@@ -252,6 +252,10 @@ class LocalRateLimiter:
         self._paused_until = max(self._paused_until, _now() + seconds)
 
     @property
+    def knows_quota(self) -> bool:
+        return self._gates.active
+
+    @property
     def paused_for(self) -> float:
         if not (self._paused_until or self._gates.active or self._day is not None):
             return 0.0

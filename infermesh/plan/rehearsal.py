@@ -14,7 +14,7 @@ import orjson
 
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import BadRequestError, InputError, RequestError
-from infermesh.limits import NullLimiter
+from infermesh.limits import OpenLimiter
 from infermesh.runs.gate import Gate
 from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored
 from infermesh.simulator.answers import Answer, Answers
@@ -224,7 +224,7 @@ class Rehearsal:
         for label, deployment in fleet.deployments.items():
             mine = settings if label in labels else None
             deployment.transport = _StandInTransport(label, deployment.transport, mine, self._log)
-            deployment.limiter = NullLimiter()
+            deployment.limiter = OpenLimiter()
 
     def _log(self, sent: Sent) -> float | None:
         listed = self.found[self._stage].requests

@@ -310,8 +310,12 @@ class RunSession:
             await asyncio.sleep(_TICK_S)
             check()
             self._observer.tick(stats)
-            for note in self._fleet.used_up():
+            now = asyncio.get_running_loop().time()
+            for note in (*self._fleet.used_up(), *self._fleet.waits(now)):
+                logger.info("%s", note)
                 self._observer.note(note)
+            if not self._stops and (reason := self._fleet.unreachable(now)):
+                self._stop(reason)
 
     def cursor(self) -> Connection:
         """Another connection to the run's database, for use in another thread."""

@@ -187,7 +187,7 @@ class LiteLLMTransport:
                     response.headers.get,
                     self.label,
                     secrets=secrets,
-                    url=self.api_base or "",
+                    url=str(response.url),
                     model=self.model,
                 )
         if any(isinstance(link, TimeoutError | httpx.TimeoutException) for link in chain):

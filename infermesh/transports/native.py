@@ -102,7 +102,7 @@ class NativeTransport:
         status, data, header = answer
         if not 200 <= status < 300:
             raise error_from_status(
-                status, data, header, self.label, secrets=self._secrets, url=self.api_base, model=self.model
+                status, data, header, self.label, secrets=self._secrets, url=self.url(operation), model=self.model
             )
         try:
             body = orjson.loads(data)

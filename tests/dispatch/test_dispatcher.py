@@ -16,13 +16,17 @@ from infermesh.errors import (
     AuthenticationError,
     BadRequestError,
     ContentFilterError,
+    ContextLengthError,
     InputError,
     MalformedResponseError,
     NoDeploymentError,
+    NotFoundError,
+    PermissionDeniedError,
     RateLimitError,
     RequestError,
     RequestTimeoutError,
     ServerError,
+    StoppedError,
 )
 from infermesh.limits import Limits, LocalRateLimiter, make_limiter
 from infermesh.results import RequestMetrics, TokenUsage
@@ -112,7 +116,7 @@ async def test_the_last_failure_is_raised_with_its_metrics() -> None:
     assert rig.idle
 
 
-@pytest.mark.parametrize("error", [BadRequestError("no", status_code=400), AuthenticationError("key", status_code=401)])
+@pytest.mark.parametrize("error", [BadRequestError("no", status_code=400), ContentFilterError("no", status_code=400)])
 @virtual
 async def test_what_stays_wrong_is_sent_once(error: RequestError) -> None:
     rig = Rig({"a": [error], "b": [error]})
@@ -193,7 +197,7 @@ async def test_a_429_pauses_the_deployment_for_everybody_once() -> None:
     start = now()
     results = await asyncio.gather(*(rig.send() for _ in range(20)))
     sent = [round(t - start) for t in rig.transports["a"].sent_at]
-    assert sent == [0] * 20 + [11] * 5
+    assert sent == [0] * 20 + [11, 12, 12, 13, 13]  # one first, then twice as many with each round of answers
     assert sum(metrics.retries for metrics in results) == 5
 
     rig = Rig({"a": limited[:1]}, service_s=1.0, max_parallel_requests=1)
@@ -225,13 +229,164 @@ async def test_a_429_everywhere_waits_for_the_first_to_be_ready() -> None:
 
 
 @virtual
-async def test_a_pause_beyond_the_cap_is_the_limiters_and_costs_no_attempt() -> None:
-    rig = Rig({"a": [RateLimitError("daily quota", retry_after=3600)]})
+async def test_a_wait_beyond_the_cap_of_the_back_off_is_taken_within_max_pause() -> None:
+    rig = Rig({"a": [RateLimitError("hourly quota", retry_after=3600)]}, retry=RetryPolicy(max_pause_s=3600))
     start = now()
     metrics = await rig.send()
     assert metrics.retries == 1
     assert now() - start == pytest.approx(3600, abs=1)
     assert metrics.queue_s == pytest.approx(3600, abs=1)
+
+
+@virtual
+async def test_a_wait_that_is_too_long_is_the_requests_end_and_says_how_long() -> None:
+    day = RateLimitError("daily quota", status_code=429, retry_after=86_400)
+    rig = Rig({"a": [day]})
+    start = now()
+    with pytest.raises(RateLimitError, match=r"asks to wait 86,400 s, longer than max_pause \(60 s\)"):
+        await rig.send()
+    await rig.send()  # the next one is not held back for a day
+    assert now() - start < 10
+    rig = Rig({"a": [day], "b": []})
+    rig.deployments["b"].in_flight = 1
+    assert [attempt.deployment for attempt in (await rig.send()).attempts] == ["a", "b"]
+
+
+@virtual
+async def test_a_429_that_was_waited_for_costs_no_retry() -> None:
+    rig = Rig({"a": [RateLimitError("slow", status_code=429, retry_after=5)] * 9}, retry=RetryPolicy(max_retries=1))
+    start = now()
+    metrics = await rig.send()
+    assert len(metrics.attempts) == 10
+    assert now() - start == pytest.approx(45, abs=9)
+
+
+@pytest.mark.parametrize("asked", [5.0, 0.001])
+@virtual
+async def test_a_server_that_turns_away_for_ever_is_left_within_max_pause(asked: float) -> None:
+    rig = Rig({"a": [RateLimitError("slow", status_code=429, retry_after=asked)] * 500})
+    start = now()
+    with pytest.raises(RateLimitError):
+        await rig.send()
+    assert 60 <= now() - start < 120
+    assert len(rig.transports["a"].sent_at) < 40
+
+
+@virtual
+async def test_a_429_that_does_not_say_how_long_is_waited_for_where_the_policy_says_so() -> None:
+    script = [RateLimitError("slow", status_code=429)] * 6
+    policy = RetryPolicy(max_retries=1, max_pause_s=600, waits_unasked=True)
+    rig = Rig({"a": list(script)}, retry=policy)
+    assert len((await rig.send()).attempts) == 7
+    rig = Rig({"a": list(script)}, retry=RetryPolicy(max_retries=1, max_pause_s=600))
+    with pytest.raises(RateLimitError):
+        await rig.send()
+    assert len(rig.transports["a"].sent_at) == 2
+
+
+REFUSALS = [
+    AuthenticationError("wrong key", status_code=401),
+    PermissionDeniedError("no credit", status_code=402),
+    NotFoundError("no such model", status_code=404),
+    RateLimitError("quota used up", status_code=429, retryable=False),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@virtual
+async def test_who_refuses_everybody_is_passed_over_and_costs_no_retry(refusal: RequestError) -> None:
+    rig = Rig({"a": [refusal] * 500, "b": []}, retry=RetryPolicy(max_retries=0), service_s=1.0, strategy="least-busy")
+    results = []
+    for _ in range(20):
+        results += await asyncio.gather(*(rig.send() for _ in range(8)))
+    assert all(metrics.deployment == "b" for metrics in results)
+    assert len(rig.transports["a"].sent_at) < 16
+    assert rig.idle
+
+
+@virtual
+async def test_where_all_refuse_each_ones_word_is_told_at_once() -> None:
+    rig = Rig({"a": [REFUSALS[0]] * 50, "b": [REFUSALS[2]] * 50})
+    start = now()
+    for _ in range(10):
+        with pytest.raises(NoDeploymentError) as caught:
+            await rig.send()
+        assert "a: authentication: wrong key" in str(caught.value)
+        assert "b: not_found: no such model" in str(caught.value)
+        assert not caught.value.retryable
+    assert now() - start < 1  # nobody waits for a key to become right
+
+
+@virtual
+async def test_a_refusal_that_ends_is_noticed() -> None:
+    rig = Rig({"a": [REFUSALS[0]], "b": []}, service_s=1.0)
+    rig.deployments["b"].in_flight = 1
+    await rig.send()
+    await asyncio.sleep(6)
+    used = [(await rig.send()).deployment for _ in range(20)]
+    assert "a" in used
+
+
+@virtual
+async def test_a_window_that_is_too_small_sends_the_request_on_and_harms_nobody() -> None:
+    small = ContextLengthError("too long", status_code=400)
+    rig = Rig({"a": [small, small], "b": [small]}, retry=RetryPolicy(max_retries=0))
+    rig.deployments["b"].in_flight = 1
+    with pytest.raises(ContextLengthError, match=r"every deployment said so: a: .*; b: "):
+        await rig.send()
+    assert (await rig.send()).deployment == "b"
+    assert rig.deployments["a"].health.accepts(now())
+
+
+AWAY = [APIConnectionError("refused"), ServerError("loading model", status_code=503)]
+
+
+@pytest.mark.parametrize("away", AWAY)
+@virtual
+async def test_a_server_that_is_away_is_waited_for_by_all_and_asked_by_one(away: RequestError) -> None:
+    rig = Rig({"a": [away] * 16}, patience_s=600.0, max_parallel_requests=8)
+    start = now()
+    results = await asyncio.gather(*(rig.send() for _ in range(100)))
+    assert len(results) == 100
+    assert 30 < now() - start < 200
+    assert len(rig.transports["a"].sent_at) == 116
+    assert rig.idle
+
+
+@virtual
+async def test_a_request_that_alone_meets_503_does_not_wait_for_ever() -> None:
+    rig = Rig({"a": [AWAY[1]] * 50}, patience_s=600.0)
+    with pytest.raises(ServerError):
+        await rig.send()
+    assert len(rig.transports["a"].sent_at) < 8
+
+
+@virtual
+async def test_of_two_one_that_is_away_is_not_waited_for() -> None:
+    rig = Rig({"a": [AWAY[0]] * 50, "b": []}, patience_s=600.0, service_s=0.1)
+    start = now()
+    await asyncio.gather(*(rig.send() for _ in range(50)))
+    assert now() - start < 5
+
+
+@virtual
+async def test_a_wait_for_a_server_ends_with_stop() -> None:
+    rig = Rig({"a": [AWAY[0]] * 500}, patience_s=600.0)
+    tasks = [asyncio.create_task(rig.send()) for _ in range(5)]
+    await asyncio.sleep(30)
+    rig.dispatcher.stop()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in results} == {StoppedError}
+
+
+@virtual
+async def test_headers_of_a_failure_are_read() -> None:
+    failure = RateLimitError("slow", status_code=429, retry_after=1)
+    failure.header = header({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "25s"})
+    rig = Rig({"a": [failure]})
+    start = now()
+    await rig.send()
+    assert now() - start == pytest.approx(25, abs=1)
 
 
 @virtual

@@ -15,7 +15,7 @@ from infermesh.config.schema import DeploymentEntry
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.fleet import Fleet
 from infermesh.dispatch.retry import RetryPolicy
-from infermesh.limits import DayUsage, Limits, LocalRateLimiter, NullLimiter
+from infermesh.limits import DayUsage, Limits, LocalRateLimiter, OpenLimiter
 from infermesh.limits.composite import CompositeLimiter
 from infermesh.types import LIMITS
 from tests.fakes import virtual
@@ -69,7 +69,7 @@ class TestLimiters:
             limits={"account": {"tpm": 10}, "alone": {"rpd": 3}},
         )
         limiters = {label: deployment.limiter for label, deployment in found.deployments.items()}
-        assert isinstance(limiters["free"], NullLimiter)
+        assert isinstance(limiters["free"], OpenLimiter)
         assert isinstance(limiters["own"], LocalRateLimiter)
         assert limiters["own"].limits == Limits(rpm=5)
         assert isinstance(limiters["a"], CompositeLimiter)

@@ -39,11 +39,17 @@ def test_jitter_spans_its_whole_width() -> None:
     assert max(delays) > 1.48
 
 
-@pytest.mark.parametrize(("asked", "least"), [(7.0, 7), (0.0, 0), (0.25, 0.25), (3600.0, 60), (-5.0, 0)])
+@pytest.mark.parametrize(("asked", "least"), [(7.0, 7), (0.0, 0), (0.25, 0.25), (60.0, 60), (-5.0, 0)])
 def test_the_servers_wait_replaces_the_power_under_the_cap(asked: float, least: float) -> None:
     delay = RetryPolicy().decide(RateLimitError("slow down", retry_after=asked), 2, RNG)
     assert delay is not None
     assert least <= delay <= least + 0.5
+
+
+def test_a_wait_that_is_too_long_is_not_taken() -> None:
+    asked = RateLimitError("come back tomorrow", retry_after=86_400)
+    assert RetryPolicy().decide(asked, 0, RNG) is None
+    assert RetryPolicy(max_pause_s=86_400).decide(asked, 0, RNG) is not None
 
 
 @pytest.mark.parametrize(

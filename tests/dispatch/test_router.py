@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from infermesh.dispatch import Deployment, Lease, Router
+from infermesh.dispatch.blame import blame
 from infermesh.dispatch.health import Health
 from infermesh.errors import (
     APIConnectionError,
@@ -33,7 +34,7 @@ def router(*deployments: Deployment, strategy: Any = "simple-shuffle") -> Router
 
 async def break_it(target: Deployment, times: int = 3) -> None:
     for _ in range(times):
-        target.lease(now()).failed(APIConnectionError("refused"), 0.0)
+        target.lease(now()).failed(APIConnectionError("refused"), "failure", 0.0)
 
 
 # --- strategies
@@ -114,9 +115,9 @@ async def test_latency_measures_again_what_was_slow_long_ago() -> None:
 async def test_quick_failures_do_not_look_like_speed() -> None:
     a = deployment("a")
     a.record_latency(1.0, now())
-    a.lease(now()).failed(APIConnectionError("refused"), 0.001)
+    a.lease(now()).failed(APIConnectionError("refused"), "failure", 0.001)
     assert a.latency_s == 1.0
-    a.lease(now()).failed(RequestTimeoutError("slow"), 30.0)
+    a.lease(now()).failed(RequestTimeoutError("slow"), "failure", 30.0)
     assert a.latency_s is not None
     assert a.latency_s > 5
 
@@ -166,7 +167,7 @@ async def test_a_lease_releases_once() -> None:
     lease = await router(a).lease()
     lease.succeeded(0.1)
     lease.succeeded(0.1)
-    lease.failed(ServerError("x"), 0.1)
+    lease.failed(ServerError("x"), "failure", 0.1)
     lease.cancel()
     assert a.in_flight == 0
     assert a.health.failures == 0
@@ -335,7 +336,7 @@ async def test_a_probe_decides() -> None:
     assert not any(task.done() for task in tasks)
     await asyncio.sleep(0.2)
     assert [task.done() for task in tasks] == [True, False, False, False]
-    (await tasks[0]).failed(ServerError("still"), 0.1)
+    (await tasks[0]).failed(ServerError("still"), "failure", 0.1)
     await asyncio.sleep(9.8)
     assert not tasks[1].done()
     await asyncio.sleep(0.3)
@@ -354,7 +355,7 @@ async def test_a_probe_decides() -> None:
 async def test_what_says_nothing_about_the_server_is_no_failure(error: RequestError) -> None:
     a = deployment("a")
     for _ in range(10):
-        a.lease(now()).failed(error, 0.1)
+        a.lease(now()).failed(error, blame(error, 60.0), 0.1)
     assert a.health.accepts(now())
 
 
@@ -367,7 +368,7 @@ async def test_an_only_deployment_never_cools() -> None:
     assert {(await both.lease()).deployment.label for _ in range(10)} == {"b"}
     waiting = asyncio.create_task(alone.lease())
     await settle()
-    lease.failed(ServerError("still"), 0.1)
+    lease.failed(ServerError("still"), "failure", 0.1)
     await settle()
     assert waiting.done()
     (await waiting).succeeded(0.1)

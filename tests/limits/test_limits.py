@@ -13,7 +13,7 @@ from infermesh.limits import (
     DayUsage,
     Limits,
     LocalRateLimiter,
-    NullLimiter,
+    OpenLimiter,
     RateLimiter,
     make_limiter,
     steady_rate,
@@ -490,8 +490,8 @@ async def test_all_four_quotas_at_once() -> None:
 async def test_a_pause_holds_everybody_once(kind: str) -> None:
     limiters: dict[str, RateLimiter] = {
         "local": local(rpm=60_000),
-        "null": NullLimiter(),
-        "composite": CompositeLimiter([NullLimiter(), local(rpm=60_000)]),
+        "null": OpenLimiter(),
+        "composite": CompositeLimiter([OpenLimiter(), local(rpm=60_000)]),
     }
     limiter = limiters[kind]
     assert limiter.paused_for == 0
@@ -647,17 +647,28 @@ def test_another_event_loop_starts_with_an_empty_line() -> None:
 
 @virtual
 async def test_no_limits_no_waiting() -> None:
-    assert isinstance(make_limiter(), NullLimiter)
-    assert isinstance(make_limiter(Limits()), NullLimiter)
+    assert isinstance(make_limiter(), OpenLimiter)
+    assert isinstance(make_limiter(Limits()), OpenLimiter)
     assert isinstance(make_limiter(Limits(rpm=1)), LocalRateLimiter)
     limiter = make_limiter()
     assert max(await crowd(limiter, [(1000, 1000)] * 100)) == 0
     grant = await limiter.acquire()
     grant.settle(1, 1)
     grant.refund()
-    limiter.observe(header({"x-ratelimit-remaining-requests": "0"}))
+    limiter.observe(header({"content-type": "text/plain"}))
     assert limiter.paused_for == 0
     assert limiter.waiting == 0
+
+
+@virtual
+async def test_without_a_limit_the_servers_headers_are_obeyed_from_the_first_answer_on() -> None:
+    limiter = make_limiter()
+    assert not limiter.knows_quota
+    limiter.observe(header({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "30s"}))
+    assert limiter.knows_quota
+    start = now()
+    await limiter.acquire()
+    assert now() - start == pytest.approx(30, abs=0.1)
 
 
 @virtual

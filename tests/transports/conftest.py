@@ -25,7 +25,7 @@ with contextlib.suppress(ImportError):
     LOOPS["uvloop"] = uvloop.new_event_loop
 
 KEY = "sk-loopback-0123456789abcdef"
-SECRET_ECHO = f"Incorrect API key provided: {KEY}. Bearer {KEY} at http://user:hunter2@host/v1?api_key=hunter2"
+SECRET_ECHO = f"Your key was {KEY}. Bearer {KEY} at http://user:hunter2@host/v1?api_key=hunter2"
 
 
 class Authority:

@@ -247,7 +247,7 @@ class TestAnswers:
         self, kind: str, make: Make, loopback: Loopback
     ) -> None:
         error = await error_of(make(kind, loopback.url("401"), headers={"X-Other": {"env": "TEAM"}}), chat())
-        assert "Incorrect API key [redacted]" in str(error)
+        assert "Your key was [redacted]" in str(error)
 
 
 STATUSES: list[tuple[str, int, type[RequestError], bool]] = [
