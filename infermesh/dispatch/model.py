@@ -10,12 +10,22 @@ import logging
 import math
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from infermesh.dispatch import Deployment, Router
+from infermesh.dispatch.blame import blame
 from infermesh.dispatch.dispatcher import Dispatcher
 from infermesh.dispatch.retry import RetryPolicy
-from infermesh.errors import BadRequestError, InputError, RequestError, StoppedError
+from infermesh.errors import (
+    BadRequestError,
+    InputError,
+    MalformedResponseError,
+    NoDeploymentError,
+    RequestError,
+    ServerError,
+    StoppedError,
+)
 from infermesh.results import EmbeddingResult, GenerationResult, RequestMetrics, TokenUsage, TranscriptionResult
 from infermesh.types import (
     USE_CLIENT_DEFAULT,
@@ -43,7 +53,16 @@ logger = logging.getLogger("infermesh")
 
 OnInvalid = Literal["null", "retry"]
 MAX_REASKS = 2
+_HARMLESS = "text"
 _REASK = "That answer could not be used: {problem}. Answer again with nothing but JSON that satisfies the schema."
+
+
+@dataclass(slots=True)
+class _Split:
+    """What is known of a request of several texts that failed."""
+
+    probed: bool = False
+    refused: bool = False  # whatever the texts
 
 
 class LogicalModel:
@@ -106,11 +125,17 @@ class LogicalModel:
         self._counts_tokens = counts_tokens
         self._prices = {deployment.label: deployment.price for deployment in deployments}
         rng = rng or random.Random()
-        self._dispatcher = Dispatcher(Router(deployments, strategy, rng=rng), retry or RetryPolicy(), rng=rng)
+        retry = retry or RetryPolicy()
+        router = Router(deployments, strategy, rng=rng)
+        self._dispatcher = Dispatcher(router, retry, rng=rng)
+        # For the parts of a request that has failed with all its retries.
+        self._impatient = Dispatcher(router, replace(retry, max_retries=min(retry.max_retries, 1)), rng=rng)
+        self._lengths: dict[Any, int] = {}  # `dimensions` as asked for → the length of the vectors
 
     def stop(self) -> None:
         """Send nothing more; requests that wait to be sent end with ``StoppedError``."""
         self._dispatcher.stop()
+        self._impatient.stop()
 
     def _seconds(self, timeout: Timeout) -> float | None:
         seconds = self.timeout if timeout is USE_CLIENT_DEFAULT else timeout
@@ -207,28 +232,56 @@ class LogicalModel:
     async def embed(
         self, texts: Sequence[str], params: Mapping[str, Any], *, timeout: Timeout = USE_CLIENT_DEFAULT
     ) -> list[EmbeddingResult | RequestError]:
-        """Embed texts in one request. One that the server refuses is sent again in halves, to find the bad text.
+        """Embed texts in one request. One that fails for what may be one text's fault is sent again in halves.
+
+        Where a half fails as well, a harmless text is tried: if it is refused too, the fault is no text's, and nothing
+        more is sent for these.
 
         Returns
         -------
         list
             For each text its result or its error.
         """
-        try:
-            return list(await self._embed(texts, params, timeout))
-        except RequestError as error:
-            _set_rows(error.metrics, len(texts))
-            if len(texts) == 1 or not isinstance(error, BadRequestError | InputError):
-                return [error] * len(texts)
-            half = len(texts) // 2
-            results = [
-                *await self.embed(texts[:half], params, timeout=timeout),
-                *await self.embed(texts[half:], params, timeout=timeout),
-            ]
-            results[0].metrics = _with_earlier(results[0].metrics, error.metrics)
-            return results
+        return await self._embed_split(texts, params, timeout, None)
 
-    async def _embed(self, texts: Sequence[str], params: Mapping[str, Any], timeout: Timeout) -> list[EmbeddingResult]:
+    async def _embed_split(
+        self, texts: Sequence[str], params: Mapping[str, Any], timeout: Timeout, split: _Split | None
+    ) -> list[EmbeddingResult | RequestError]:
+        dispatcher = self._dispatcher if split is None else self._impatient
+        try:
+            return list(await self._embed(texts, params, timeout, dispatcher))
+        except RequestError as error:
+            failure = error
+        _set_rows(failure.metrics, len(texts))
+        if len(texts) == 1 or not _may_be_one_texts(failure):
+            return [failure] * len(texts)
+        if split is None:
+            split = _Split()
+        elif not split.probed:
+            split.probed = True
+            split.refused = await self._refuses_all(params, timeout)
+        half = len(texts) // 2
+        results: list[EmbeddingResult | RequestError] = []
+        for part in (texts[:half], texts[half:]):
+            if split.refused:
+                results += [failure] * len(part)
+            else:
+                results += await self._embed_split(part, params, timeout, split)
+        if results[0] is not failure:
+            results[0].metrics = _with_earlier(results[0].metrics, failure.metrics)
+        return results
+
+    async def _refuses_all(self, params: Mapping[str, Any], timeout: Timeout) -> bool:
+        """Whether a text that nothing is wrong with fails, too."""
+        try:
+            await self._embed([_HARMLESS], params, timeout, self._impatient)
+        except RequestError:
+            return True
+        return False
+
+    async def _embed(
+        self, texts: Sequence[str], params: Mapping[str, Any], timeout: Timeout, dispatcher: Dispatcher
+    ) -> list[EmbeddingResult]:
         request = embedding_request(texts, params)
         if self._counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
@@ -236,16 +289,32 @@ class LogicalModel:
 
         def parse(reply: Reply) -> tuple[list[EmbeddingResult], TokenUsage | None]:
             results = parse_embeddings(reply, len(texts), weights)
+            self._check_lengths(results, reply, params.get("dimensions"))
             parts = [result.token_usage for result in results if result.token_usage is not None]
             return results, TokenUsage(sum(part.prompt_tokens for part in parts)) if parts else None
 
-        results, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
+        results, metrics = await dispatcher.send(request, parse, self._seconds(timeout))
         _set_rows(metrics, len(texts))
         price = self._prices[metrics.deployment]
         for result in results:
             result.metrics = metrics
             result.cost = None if price is None or result.token_usage is None else price(result.token_usage)
         return results
+
+    def _check_lengths(self, results: Sequence[EmbeddingResult], reply: Reply, asked: Any) -> None:
+        """Refuse vectors of another length than this model's others. The commonest of the first request counts."""
+        lengths = [len(result.embedding) for result in results]
+        known = self._lengths.get(asked)
+        if known is None:
+            known = max(set(lengths), key=lengths.count)
+            if len(lengths) > 1:
+                self._lengths[asked] = known
+        odd = next((length for length in lengths if length != known), None)
+        if odd is not None:
+            raise MalformedResponseError(
+                f"expected vectors of {known} numbers, as this model's others have, but one of {odd} came",
+                status_code=reply.status_code,
+            )
 
     async def transcribe(
         self, audio: Audio, params: Mapping[str, Any], *, timeout: Timeout = USE_CLIENT_DEFAULT
@@ -283,6 +352,15 @@ def _cost(metrics: RequestMetrics | None) -> float | None:
         return attempts[0].cost_usd
     costs = [attempt.cost_usd for attempt in attempts if attempt.cost_usd is not None]
     return sum(costs) if costs else None
+
+
+def _may_be_one_texts(error: RequestError) -> bool:
+    """Whether a request of several texts may have failed for one of them: one that is wrong, or breaks the server."""
+    if isinstance(error, NoDeploymentError) and isinstance(error.__cause__, RequestError):
+        error = error.__cause__
+    if isinstance(error, ServerError):
+        return blame(error, math.inf) == "failure" and error.status_code != 498
+    return isinstance(error, BadRequestError | InputError | MalformedResponseError)
 
 
 def _set_rows(metrics: RequestMetrics | None, rows: int) -> None:

@@ -9,8 +9,10 @@ import os
 from collections.abc import Mapping
 
 from infermesh.config.deployment import DeploymentConfig
+from infermesh.transports.dialect import Dialect
 from infermesh.transports.litellm import LiteLLMTransport
 from infermesh.transports.native import NativeTransport
+from infermesh.transports.provider_table import split_model
 from infermesh.transports.providers import resolve_deployment
 from infermesh.types import Transport
 
@@ -40,6 +42,8 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         missing at a provider that needs one is not raised here: each request then fails with an
         ``AuthenticationError`` that names the variable.
     """
+    prefix, name = split_model(config.model)
+    dialect = Dialect(label, prefix, name)
     found = resolve_deployment(config, os.environ if environ is None else environ, label=label)
     if found.kind == "native":
         assert found.api_base is not None
@@ -51,6 +55,7 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
             headers=found.headers,
             secrets=found.secrets,
             missing_key=found.missing_key,
+            dialect=dialect,
         )
     return LiteLLMTransport(
         label=label,
@@ -59,4 +64,5 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         api_key=found.api_key,
         headers=found.headers,
         secrets=found.secrets,
+        dialect=dialect,
     )

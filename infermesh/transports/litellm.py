@@ -32,10 +32,17 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
-from infermesh.errors import APIConnectionError, AuthenticationError, InputError, MalformedResponseError, RequestError
+from infermesh.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    BadRequestError,
+    InputError,
+    MalformedResponseError,
+    RequestError,
+)
 from infermesh.redaction import origin, redact, secret_values
+from infermesh.transports.dialect import Dialect
 from infermesh.transports.errors import error_from_status, timed_out
-from infermesh.transports.native import default_transcript_format
 from infermesh.types import Reply, Request
 
 __all__ = ["LiteLLMTransport"]
@@ -78,6 +85,8 @@ class LiteLLMTransport:
         Further headers.
     secrets
         Values of headers that must not appear in a message, whatever the header's name.
+    dialect
+        What it takes under other names; by default what the model's name tells.
     """
 
     _open: ClassVar[int] = 0
@@ -91,11 +100,13 @@ class LiteLLMTransport:
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         secrets: Sequence[str] = (),
+        dialect: Dialect | None = None,
     ) -> None:
         self.label = label
         self.model = model
         self.api_base = api_base
         self._key = api_key.strip() if api_key else None
+        self._dialect = dialect or Dialect(label, *model.split("/", 1)) if "/" in model else Dialect(label, "", model)
         self._common: dict[str, Any] = {"model": model, "num_retries": 0, "max_retries": 0}
         if api_base is not None:
             self._common["api_base"] = api_base
@@ -108,7 +119,16 @@ class LiteLLMTransport:
         self._closed = False
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
-        """Send one request once. See :class:`~infermesh.types.Transport`."""
+        """Send one request once; twice, if it is refused for its dialect. See :class:`~infermesh.types.Transport`."""
+        edition = self._dialect.edition
+        try:
+            return await self._send(request, timeout)
+        except BadRequestError as error:
+            if not self._dialect.learn(request, error, edition):
+                raise
+        return await self._send(request, timeout)
+
+    async def _send(self, request: Request, timeout: float | None) -> Reply:
         if self._closed:
             raise APIConnectionError(f"{self.label}: the client is closed", deployment=self.label, retryable=False)
         litellm = self._litellm
@@ -154,13 +174,13 @@ class LiteLLMTransport:
         return litellm
 
     def _arguments(self, request: Request) -> dict[str, Any]:
-        arguments = {**request.payload, **self._common}
+        arguments = {**self._dialect.written(request).payload, **self._common}
         if request.operation == "transcription":
             if request.audio is None:
                 raise InputError("a transcription request without a clip", deployment=self.label)
             arguments["file"] = (request.audio.filename, request.audio.data)
             if self.model.partition("/")[0] in _VERBOSE_TRANSCRIPTS:
-                arguments.setdefault("response_format", default_transcript_format(self.model))
+                arguments |= self._dialect.transcription(request.payload)
         # LiteLLM looks for MCP tools among the tools, with a package that it does not install.
         elif request.operation == "responses" and not _has_mcp():
             raise InputError(

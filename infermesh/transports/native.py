@@ -9,9 +9,10 @@ from typing import Any
 
 import orjson
 
-from infermesh.errors import AuthenticationError, ConfigError, InputError, MalformedResponseError
+from infermesh.errors import AuthenticationError, BadRequestError, ConfigError, InputError, MalformedResponseError
 from infermesh.exact_json import dumps, loads_leniently
 from infermesh.redaction import origin, redact, secret_values
+from infermesh.transports.dialect import Dialect
 from infermesh.transports.errors import error_from_status, error_in_body
 from infermesh.transports.http.client import HttpClient
 from infermesh.transports.http.connection import Response
@@ -55,6 +56,8 @@ class NativeTransport:
     missing_key
         Where the endpoint needs a key and there is none: the environment variable to name. Each :meth:`send` then
         raises :class:`~infermesh.errors.AuthenticationError` and sends nothing.
+    dialect
+        What it takes under other names; by default what the model's name tells.
 
     Raises
     ------
@@ -72,6 +75,7 @@ class NativeTransport:
         headers: Mapping[str, str] | None = None,
         secrets: Sequence[str] = (),
         missing_key: str | None = None,
+        dialect: Dialect | None = None,
     ) -> None:
         self.label = label
         self.model = model
@@ -79,6 +83,7 @@ class NativeTransport:
         self._key = api_key.strip() if api_key else None
         self._headers = dict(headers or {})
         self._missing_key = missing_key
+        self._dialect = dialect or Dialect(label, "", model)
         self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers), *secrets)))
         self._client: HttpClient | None = None
         self._closed = False
@@ -89,7 +94,16 @@ class NativeTransport:
             )
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
-        """Send one request once. See :class:`~infermesh.types.Transport`."""
+        """Send one request once; twice, if it is refused for its dialect. See :class:`~infermesh.types.Transport`."""
+        edition = self._dialect.edition
+        try:
+            return await self._send(request, timeout)
+        except BadRequestError as error:
+            if not self._dialect.learn(request, error, edition):
+                raise
+        return await self._send(request, timeout)
+
+    async def _send(self, request: Request, timeout: float | None) -> Reply:
         operation = request.operation
         client = self._client or self._connect()
         if operation == "transcription":
@@ -98,7 +112,7 @@ class NativeTransport:
                 text = answer.data.decode("utf-8", "replace").strip("\r\n")
                 return Reply(answer.status, {"text": text}, answer.header)
         else:
-            answer = await client.post(operation, request_body(request, self.model), timeout)
+            answer = await client.post(operation, request_body(self._dialect.written(request), self.model), timeout)
         status, data, header = answer
         if not 200 <= status < 300:
             raise error_from_status(
@@ -159,10 +173,8 @@ class NativeTransport:
     def _form(self, request: Request) -> Form:
         if request.audio is None:
             raise InputError("a transcription request without a clip", deployment=self.label)
-        payload = dict(request.payload)
-        payload.setdefault("response_format", default_transcript_format(self.model))
         fields = {"model": [self.model]}
-        for name, value in payload.items():
+        for name, value in self._dialect.transcription(request.payload).items():
             if isinstance(value, list | tuple):
                 fields[f"{name}[]"] = [_form_text(one) for one in value]
             else:
@@ -178,11 +190,6 @@ class NativeTransport:
             deployment=self.label,
             request_id=answer.header("x-request-id"),
         )
-
-
-def default_transcript_format(model: str) -> str:
-    """``verbose_json``, which brings language and duration, or ``json`` for the models that refuse it."""
-    return "json" if "gpt-4o" in model else "verbose_json"
 
 
 def _form_text(value: Any) -> str:

@@ -1,14 +1,19 @@
-"""A logical model: which timeout its requests have."""
+"""A logical model: which timeout its requests have, and what one bad text of several costs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 
 from infermesh.config.load import load
+from infermesh.dispatch import Deployment
 from infermesh.dispatch.fleet import Fleet
-from infermesh.types import USE_CLIENT_DEFAULT, Audio
+from infermesh.dispatch.model import LogicalModel
+from infermesh.dispatch.retry import RetryPolicy
+from infermesh.errors import AuthenticationError, BadRequestError, MalformedResponseError, RequestError, ServerError
+from infermesh.types import USE_CLIENT_DEFAULT, Audio, Reply, Request
 from tests.fakes import ScriptedTransport, reply, virtual
 from tests.support import experiment, generate
 
@@ -49,3 +54,83 @@ async def test_to_ask_for_the_default_is_to_say_nothing() -> None:
     model, transport = fleet(timeout=None)
     await model.generate(model.generation_request("Is it?", {}), timeout=USE_CLIENT_DEFAULT)
     assert transport.timeouts == [None]
+
+
+class TestOneBadText:
+    """A server of embeddings that fails for one text, in each of the ways that were seen."""
+
+    TEXTS: ClassVar[list[str]] = ["a", "b", "bad", "c", "d", "e", "f", "g"]
+
+    @staticmethod
+    def model(answer: Callable[[list[str]], Any]) -> tuple[LogicalModel, list[list[str]]]:
+        seen: list[list[str]] = []
+
+        class Server:
+            async def send(self, request: Request, timeout: float | None) -> Reply:
+                texts = request.payload["input"]
+                texts = [texts] if isinstance(texts, str) else list(texts)
+                seen.append(texts)
+                found = answer(texts)
+                if isinstance(found, RequestError):
+                    raise found
+                return Reply(200, {"data": found}, lambda name: None)
+
+            async def aclose(self) -> None:
+                pass
+
+        made = LogicalModel("m", [Deployment("d", Server())], backends=["m"], retry=RetryPolicy(jitter_s=0))
+        return made, seen
+
+    @staticmethod
+    def vectors(texts: list[str], bad: Any) -> list[dict[str, Any]]:
+        return [{"index": i, "embedding": bad if text == "bad" else [1.0, 2.0, 3.0]} for i, text in enumerate(texts)]
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            [None, 1.0, 2.0],
+            None,
+            [],
+            [1.0],
+            [float("nan"), 1.0, 2.0],
+            ServerError("NaN", status_code=500),
+            BadRequestError("no", status_code=422),
+            MalformedResponseError("html"),
+        ],
+    )
+    @virtual
+    async def test_it_costs_its_own_row(self, bad: Any) -> None:
+        def answer(texts: list[str]) -> Any:
+            return bad if isinstance(bad, RequestError) and "bad" in texts else self.vectors(texts, bad)
+
+        model, _ = self.model(answer)
+        results = await model.embed(self.TEXTS, {})
+        failed = [text for text, found in zip(self.TEXTS, results, strict=True) if isinstance(found, RequestError)]
+        assert failed == ["bad"]
+
+    @virtual
+    async def test_too_few_vectors(self) -> None:
+        def answer(texts: list[str]) -> Any:
+            return self.vectors([text for text in texts if text != "bad"], None)
+
+        model, _ = self.model(answer)
+        results = await model.embed(self.TEXTS, {})
+        assert [isinstance(found, RequestError) for found in results].index(True) == 2
+        assert sum(isinstance(found, RequestError) for found in results) == 1
+
+    @virtual
+    async def test_what_is_refused_whatever_the_texts_is_not_split_to_the_end(self) -> None:
+        model, seen = self.model(lambda texts: BadRequestError("no such parameter", status_code=400))
+        results = await model.embed([f"t{n}" for n in range(32)], {"dimensions": -1})
+        assert all(isinstance(found, BadRequestError) for found in results)
+        assert len(seen) <= 3
+
+    @pytest.mark.parametrize(
+        "error", [AuthenticationError("key", status_code=401), ServerError("away", status_code=503)]
+    )
+    @virtual
+    async def test_what_is_no_texts_fault_is_not_split(self, error: RequestError) -> None:
+        model, seen = self.model(lambda texts: error)
+        results = await model.embed(self.TEXTS, {})
+        assert all(found is error or isinstance(found, RequestError) for found in results)
+        assert all(len(texts) == len(self.TEXTS) for texts in seen)

@@ -10,7 +10,6 @@ import pytest
 from infermesh.errors import APIConnectionError, InputError, RateLimitError, RequestTimeoutError
 from infermesh.simulator import Simulator, SimulatorSettings
 from infermesh.transports import NativeTransport
-from infermesh.transports.native import default_transcript_format
 from infermesh.types import Audio, Request
 from infermesh.wire import answers
 from infermesh.wire import requests as wire
@@ -44,11 +43,6 @@ async def test_form_fields(transport: NativeTransport, loopback: Loopback) -> No
     assert (sent["temperature"], sent["prompt"], sent["flag"]) == ("0.5", "é", "true")
     assert "timestamp_granularities[]" in sent
     assert sent["file"]["data"] == b"fLaC"
-
-
-@pytest.mark.parametrize(("model", "form"), [("whisper-1", "verbose_json"), ("gpt-4o-mini-transcribe", "json")])
-def test_transcript_format(model: str, form: str) -> None:
-    assert default_transcript_format(model) == form
 
 
 async def test_a_cancelled_request_spares_the_others(loopback: Loopback) -> None:
