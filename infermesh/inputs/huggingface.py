@@ -130,4 +130,12 @@ def _saved_split(found: Any, config: SourceConfig) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:400]
+    """What went wrong and why: the library's own message says little, its cause names the column or the file."""
+    told: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(told) < 5:
+        words = " ".join(f"{type(link).__name__}: {link}".split())[:400]
+        if words not in told:
+            told.append(words)
+        link = link.__cause__ or link.__context__
+    return redact(" because of ".join(told))[:1200]

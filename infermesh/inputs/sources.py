@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,14 +26,31 @@ _READ_AS: dict[RowFormat | None, FileFormat] = {
 
 
 @dataclass(frozen=True, slots=True)
+class CsvOptions:
+    """What the declaration says of CSV files; ``None`` for what each file is to tell itself."""
+
+    delimiter: str | None = None
+    quote: str | None = None
+    header: bool = True
+    encoding: str | None = None
+    comment: str | None = None
+    types: str | Mapping[str, str] = "text"
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """What a source names: files of one format, a query, or a dataset."""
+    """What a source names: files of one format, a query, or a dataset.
+
+    ``hive`` makes columns of the folders' names (``lang=en/``).
+    """
 
     files: tuple[str, ...]
     format: FileFormat | None
     sql: str | None
     limit: int | None
     dataset: HubDataset | None = None
+    csv: CsvOptions = CsvOptions()
+    hive: bool = False
 
     @property
     def shown(self) -> str:
@@ -47,6 +64,8 @@ class Source:
     def fingerprint(self) -> str:
         """A text that changes when the rows may have: name, size and time of each file, or the dataset's own."""
         parts = [f"{self.sql or ''}|{self.limit}|{self.format}"]
+        if self.csv != CsvOptions() or self.hive:
+            parts.append(repr((self.csv, self.hive)))
         if self.dataset is not None:
             parts.append(self.dataset.fingerprint)
         for file in self.files:
@@ -89,4 +108,10 @@ def resolve_source(config: SourceConfig, roots: Sequence[Path]) -> Source:
             f"source.path: the format of '{config.path}' cannot be told from its name; expected .jsonl, .csv, .tsv or "
             f".parquet (also .gz, .zst), one kind for all files. Set source.format to jsonl, csv or parquet."
         )
-    return Source(tuple(files), formats.pop(), None, config.limit)
+    given = CsvOptions(config.delimiter, config.quote, config.header, config.encoding, config.comment, config.types)
+    if given != CsvOptions() and formats != {"csv"}:
+        raise ConfigError(
+            "source: delimiter, quote, header, encoding, comment and types are for CSV files alone; these are "
+            f"{formats.pop()} files. Remove them."
+        )
+    return Source(tuple(files), formats.pop(), None, config.limit, csv=given, hive=config.hive)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,19 @@ import duckdb
 import orjson
 
 from infermesh.errors import ConfigError
-from infermesh.hints import one_line
+from infermesh.hints import nearest, one_line
+from infermesh.inputs.formats import row_file
 from infermesh.inputs.sources import Source
-from infermesh.store.csv_lines import compressed, csv_dialect, read_ragged, reads_whole
+from infermesh.store.csv_lines import (
+    Dialect,
+    csv_relation,
+    dialect_of,
+    glob_literal,
+    open_binary,
+    read_ragged,
+    reads_whole,
+    unique_names,
+)
 from infermesh.store.schema import SOURCE, Column, literal, quoted
 
 _RESERVED = ("row_id", "row_key")
@@ -81,8 +92,6 @@ def _setting(connection: duckdb.DuckDBPyConnection, name: str) -> str:
 
 def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
     files = _listed(source.files)
-    for file in source.files:
-        _check_start(file)
     layout = "array" if _is_array(source.files[0]) else "newline_delimited"
     lines = (
         f"(SELECT row_number() OVER () - 1 AS row_id, json FROM (SELECT json FROM read_json_objects({files}, "
@@ -90,38 +99,39 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) ->
     )
     _make_keys(connection, lines, "json(json)::VARCHAR")
     structure = _json_structure(connection, lines)
-    check_names(list(structure))
+    names = unique_names(list(structure))
+    check_names(names)
     columns = ""
     if structure:
-        columns = f", unnest(json_transform(json, {literal(orjson.dumps(structure).decode())}))"
+        plain = {key: kind for key, kind in structure.items() if key}
+        columns = f", unnest(json_transform(json, {literal(orjson.dumps(plain).decode())}))" if plain else ""
+        if names != list(structure):  # one is empty, or differs from another in its case alone
+            columns = "".join(
+                f", {_value(key, kind)} AS {quoted(name)}"
+                for name, (key, kind) in zip(names, structure.items(), strict=True)
+            )
     _create(connection, table, lines, columns)
     connection.execute(
-        "INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' ELSE "
-        f"'not a JSON object but ' || lower(json_type(json)) END FROM {lines} "
-        "WHERE NOT coalesce(json_type(json) = 'OBJECT', false)"
+        "INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' "
+        "WHEN json_type(json) = 'OBJECT' THEN 'a key stands there twice' "
+        f"ELSE 'not a JSON object but ' || lower(json_type(json)) END FROM {lines} "
+        "WHERE NOT coalesce(json_type(json) = 'OBJECT', false) "
+        "OR len(json_keys(json)) <> len(list_distinct(json_keys(json)))"
     )
     _locate(connection, source.files)
 
 
-def _check_start(file: str) -> None:
-    with open(file, "rb") as data:
-        if data.read(3) == codecs.BOM_UTF8:
-            raise ConfigError(
-                f"source: {file} starts with a byte order mark, which JSON does not allow. Save it without one: "
-                f"sed -i '1s/^\\xEF\\xBB\\xBF//' {file}"
-            )
-
-
 def _is_array(file: str) -> bool:
     """Whether a .json file holds one array of objects, and not one object per line."""
-    if not file.endswith(".json"):
+    if row_file(file).format != "json":
         return False
-    with open(file, "rb") as data:
-        return data.read(4096).lstrip()[:1] == b"["
+    with open_binary(file) as data:
+        start: bytes = data.read(4096)
+    return start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def _listed(files: Sequence[str]) -> str:
-    return f"[{', '.join(map(literal, files))}]"
+    return f"[{', '.join(literal(glob_literal(file)) for file in files)}]"
 
 
 def _limit(source: Source) -> str:
@@ -178,26 +188,30 @@ def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> dict[s
     keys = [key for (key,) in found]
     if not keys:
         return {}
-    find = _kinds_of_items if any("*" in key for key in keys) else _kinds_at_paths
-    kinds, digits = find(connection, objects, keys)
+    kinds, digits = _kinds(connection, objects, keys)
     return {key: _json_column_type(kinds[key], digits[key]) for key in keys}
 
 
-# Key → the JSON types of its values; key → the most digits that an integer of it has, 0 where there is none.
-_Kinds = tuple[dict[str, set[str]], dict[str, int]]
+def _value(key: str, kind: str) -> str:
+    """SQL for the value of a key of ``json``."""
+    if kind == "JSON":
+        return f"json_extract(json, {literal(_pointer(key))})"
+    return f"TRY_CAST(json_extract_string(json, {literal(_pointer(key))}) AS {kind})"
 
 
-def _kinds_of_items(connection: duckdb.DuckDBPyConnection, objects: str, keys: Sequence[str]) -> _Kinds:
-    """For keys with a ``*``, which would be a wildcard in a path: go through all items of all objects. It is slower."""
-    found = connection.execute(
-        "SELECT e.key, list(DISTINCT e.type), max(CASE WHEN e.type IN ('BIGINT', 'UBIGINT') THEN "
-        f"length(e.value::VARCHAR) END) FROM {objects} o, json_each(o.json) e GROUP BY ALL"
-    ).fetchall()
-    return {key: set(types) for key, types, _ in found}, {key: most or 0 for key, _, most in found}
+def _pointer(key: str) -> str:
+    """The JSON pointer (RFC 6901) of a key: unlike a path, it can name any key, an empty one and one with a ``*``."""
+    return "/" + key.replace("~", "~0").replace("/", "~1")
 
 
-def _kinds_at_paths(connection: duckdb.DuckDBPyConnection, objects: str, keys: Sequence[str]) -> _Kinds:
-    paths = ['$."' + key.replace('"', '\\"') + '"' for key in keys]
+def _kinds(
+    connection: duckdb.DuckDBPyConnection, objects: str, keys: Sequence[str]
+) -> tuple[dict[str, set[str]], dict[str, int]]:
+    """Key → the JSON types of its values; key → the most digits that an integer of it has, 0 where there is none.
+
+    DuckDB calls an integer over 64 bits a DOUBLE, but keeps its digits.
+    """
+    paths = [_pointer(key) for key in keys]
     found = connection.execute(
         "SELECT DISTINCT position, type FROM (SELECT unnest(json_type(json, $paths)) AS type, "
         f"unnest(range(len($paths))) AS position FROM {objects}) WHERE type IS NOT NULL",
@@ -207,18 +221,19 @@ def _kinds_at_paths(connection: duckdb.DuckDBPyConnection, objects: str, keys: S
     for position, kind in found:
         kinds[keys[position]].add(kind)
     digits = dict.fromkeys(keys, 0)
-    integers = [at for at, key in enumerate(keys) if kinds[key] & {"BIGINT", "UBIGINT"}]
-    if integers:
+    numbers = [at for at, key in enumerate(keys) if kinds[key] & {"BIGINT", "UBIGINT", "DOUBLE"}]
+    if numbers:
         widest = ", ".join(
-            f"max(CASE WHEN types[{n}] IN ('BIGINT', 'UBIGINT') THEN length(texts[{n}]) END)"
-            for n in range(1, len(integers) + 1)
+            f"max(CASE WHEN types[{n}] IN ('BIGINT', 'UBIGINT') OR "
+            f"(types[{n}] = 'DOUBLE' AND NOT regexp_matches(texts[{n}], '[.eEnN]')) THEN length(texts[{n}]) END)"
+            for n in range(1, len(numbers) + 1)
         )
         most = connection.execute(
             f"SELECT {widest} FROM (SELECT json_type(json, $paths) AS types, json_extract_string(json, $paths) AS "
             f"texts FROM {objects})",
-            {"paths": [paths[at] for at in integers]},
+            {"paths": [paths[at] for at in numbers]},
         ).fetchone()
-        digits |= {keys[at]: width or 0 for at, width in zip(integers, most or (), strict=True)}
+        digits |= {keys[at]: width or 0 for at, width in zip(numbers, most or (), strict=True)}
     return kinds, digits
 
 
@@ -236,17 +251,15 @@ def _json_column_type(kinds: set[str], digits: int) -> str:
 
 
 def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
-    """Set the line of malformed rows. The reader does not count blank lines, but an editor does."""
+    """Set the file and line of malformed rows. The reader does not count blank lines, but an editor does."""
     bad = {row_id for (row_id,) in connection.execute("SELECT row_id FROM source_errors").fetchall()}
-    if not bad:
+    if not bad or _is_array(files[0]):
         return
     row_id = -1
     for file in files:
-        if file.endswith((".gz", ".zst")):
-            continue  # the message goes without a line number
-        with open(file, "rb") as lines:
+        with open_binary(file) as lines:
             for number, line in enumerate(lines, 1):
-                if not line.strip():
+                if not line.removeprefix(codecs.BOM_UTF8).strip():
                     continue
                 row_id += 1
                 if row_id in bad:
@@ -258,25 +271,100 @@ def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None
 
 
 def _relation(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
-    files = _listed(source.files)
     if source.format == "csv":
-        # Without a dialect, DuckDB takes a file with one malformed line for a file of one column.
-        dialect = "" if compressed(source.files) else f", {csv_dialect(source.files[0])}"
-        relation = (
-            f"SELECT * FROM read_csv({files}, all_varchar=true, header=true, union_by_name=true, "
-            f"buffer_size={_CSV_BUFFER}{dialect})"
-        )
-        limits = {name: _setting(connection, name) for name in ("memory_limit", "threads")}
-        if dialect and not reads_whole(relation, limits):
-            _ragged(connection, source, table)
-            return
+        with tempfile.TemporaryDirectory() as folder:
+            _csv(connection, source, table, Path(folder))
     elif source.format == "parquet":
-        relation = f"SELECT * FROM read_parquet({files}, union_by_name=true)"
+        hive = str(source.hive).lower()
+        files = _listed(source.files)
+        relation = f"SELECT * FROM read_parquet({files}, union_by_name=true, hive_partitioning={hive})"
+        _create_from(connection, table, relation, _limit(source), SOURCE)
     else:
         query = (source.sql or "").strip().rstrip(";")
         query_rows(connection, table, f"SELECT * FROM ({query}\n) {_limit(source)}")
-        return
-    _create_from(connection, table, relation, _limit(source), SOURCE)
+
+
+def _csv(connection: duckdb.DuckDBPyConnection, source: Source, table: str, folder: Path) -> None:
+    """Read CSV files, each by its own dialect. ``folder`` is for texts that are not UTF-8."""
+    files: list[tuple[str, str, Dialect]] = []
+    for file in source.files:
+        dialect = dialect_of(file, source.csv)
+        if dialect is not None:  # else nothing is in it
+            files.append((file, _as_utf8(file, dialect, folder / str(len(files))), dialect))
+    if not files:
+        raise ConfigError(f"source: {source.shown}: no line is in it. Expected CSV with a line of column names first")
+    relation = csv_relation(files, _CSV_BUFFER)
+    if source.hive:
+        relation = _with_folders(files, relation)
+    limits = {name: _setting(connection, name) for name in ("memory_limit", "threads")}
+    # DuckDB counts the lines to skip without comments, so a file with comments is read here.
+    if not source.hive and (source.csv.comment or not reads_whole(relation, limits)):
+        _ragged(connection, source, files, table)
+    else:
+        _create_from(connection, table, relation, _limit(source), SOURCE)
+    if source.csv.types != "text":
+        _set_types(connection, source.csv.types, table)
+
+
+def _as_utf8(file: str, dialect: Dialect, target: Path) -> str:
+    """The file itself, or a copy of it as UTF-8, which is what DuckDB reads."""
+    if dialect.encoding == "utf-8-sig":
+        return file
+    with open_binary(file) as data, open(target, "w", encoding="utf-8", newline="") as copy:
+        text = io.TextIOWrapper(data, encoding=dialect.encoding, errors="replace", newline="")
+        while part := text.read(1 << 20):
+            copy.write(part)
+    return str(target)
+
+
+def _with_folders(files: Sequence[tuple[str, str, Dialect]], relation: str) -> str:
+    """The relation with the folders' names as columns (hive partitioning)."""
+    del relation
+    parts = []
+    for file, readable, dialect in files:
+        pairs = [part.split("=", 1) for part in Path(file).parts[:-1] if "=" in part]
+        taken = {name.lower() for name in dialect.names}
+        added = "".join(f", {literal(value)} AS {quoted(name)}" for name, value in pairs if name.lower() not in taken)
+        parts.append(f"SELECT *{added} FROM ({csv_relation([(file, readable, dialect)], _CSV_BUFFER)})")
+    return " UNION ALL BY NAME ".join(parts)
+
+
+_AUTO_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "DATE", "TIMESTAMP")
+
+
+def _set_types(connection: duckdb.DuckDBPyConnection, types: str | Mapping[str, str], table: str) -> None:
+    """Give columns of text their types. A value that does not fit makes its row an error."""
+    columns = [column.name for column in row_columns(connection, table)]
+    if isinstance(types, str):
+        wanted = {name: kind for name in columns if (kind := _type_of_all(connection, table, name)) is not None}
+    else:
+        wanted = dict(types)
+        for name in wanted:
+            if name not in columns:
+                raise ConfigError(f"source.types: no column '{name}'.{nearest(name, columns)}")
+    for name, kind in wanted.items():
+        try:
+            misfits = connection.execute(
+                f"SELECT row_id, {quoted(name)} FROM {quoted(table)} WHERE {quoted(name)} IS NOT NULL AND "
+                f"TRY_CAST({quoted(name)} AS {kind}) IS NULL"
+            ).fetchall()
+            for row_id, value in misfits:
+                connection.execute(
+                    "INSERT INTO source_errors SELECT ?, NULL, ? WHERE ? NOT IN (SELECT row_id FROM source_errors)",
+                    [row_id, f"column {name}: {one_line(value, 80)!r} is no {kind} (source.types)", row_id],
+                )
+            connection.execute(
+                f"ALTER TABLE {quoted(table)} ALTER {quoted(name)} TYPE {kind} USING TRY_CAST({quoted(name)} AS {kind})"
+            )
+        except (duckdb.CatalogException, duckdb.ParserException, duckdb.BinderException) as error:
+            raise ConfigError(f"source.types.{name}: {kind!r} is no type: {one_line(error, 200)}") from None
+
+
+def _type_of_all(connection: duckdb.DuckDBPyConnection, table: str, name: str) -> str | None:
+    """The first type that all values of a column fit; ``None`` for text."""
+    misfits = ", ".join(f"count({quoted(name)}) - count(TRY_CAST({quoted(name)} AS {kind}))" for kind in _AUTO_TYPES)
+    found = connection.execute(f"SELECT count({quoted(name)}), {misfits} FROM {quoted(table)}").fetchall()[0]
+    return next((kind for kind, misfit in zip(_AUTO_TYPES, found[1:], strict=True) if found[0] and not misfit), None)
 
 
 def query_rows(connection: duckdb.DuckDBPyConnection, table: str, query: str, path: str = SOURCE) -> None:
@@ -314,8 +402,10 @@ def _columns(names: Sequence[str]) -> str:
     return "".join(f", r.{quoted(name)}" for name in names)
 
 
-def _ragged(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
-    read_ragged(connection, source.files, "ragged")
+def _ragged(
+    connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[tuple[str, str, Dialect]], table: str
+) -> None:
+    read_ragged(connection, files, "ragged")
     names = [row[0] for row in connection.execute("DESCRIBE ragged").fetchall()]
     names = [name for name in names if name not in ("row_id", "__line", "__error")]
     check_names(names)

@@ -13,6 +13,7 @@ from infermesh.exact_json import read
 from infermesh.store.ingest import row_columns
 from infermesh.store.memory import fetch
 from infermesh.store.schema import SOURCE, StageTable, not_retired, quoted
+from infermesh.store.values import in_utc
 
 CHUNK = 1024  # row_ids per read
 
@@ -115,6 +116,7 @@ class PendingRows:
         columns = row_columns(connection, origin)
         self._names = [column.name for column in columns]
         self._json = [number for number, column in enumerate(columns, 1) if column.type == "JSON"]
+        self._zoned = [number for number, column in enumerate(columns, 1) if "WITH TIME ZONE" in column.type]
         self._json_outputs = {
             (table.name, column.name) for table in tables for column in table.outputs if column.type == "JSON"
         }
@@ -202,13 +204,19 @@ class PendingRows:
         return [self._row(row) for row in rows]
 
     def _row(self, row: tuple[Any, ...]) -> Row:
+        end = len(self._names) + 1
+        unreadable: str | None = None
+        if self._zoned:
+            row = tuple(in_utc(value) if at in self._zoned else value for at, value in enumerate(row))
         if self._json:
             changed = list(row)
             for number in self._json:
                 if changed[number] is not None:
-                    changed[number] = read(changed[number])
+                    try:
+                        changed[number] = read(changed[number])
+                    except ValueError as error:  # nested more deeply than can be read
+                        unreadable = f"{self._names[number - 1]}: {error}"
             row = tuple(changed)
-        end = len(self._names) + 1
         values = dict(zip(self._names, row[1:end], strict=True))
         if self._origin != SOURCE:  # templates may also name the sql stage: stage.column
             values[self._origin] = {**values, "status": "done"}
@@ -226,4 +234,4 @@ class PendingRows:
                         found[name] = read(value) if parse else value
                     states[table.name] = StoredState(status, error_type, key, found)
                 at += len(outputs)
-        return Row(row[0], values, row[end], states)
+        return Row(row[0], values, row[end] or unreadable, states)

@@ -9,12 +9,13 @@ import duckdb
 from infermesh.exact_json import read
 from infermesh.inputs.sources import Source
 from infermesh.store.ingest import ingest, row_columns
-from infermesh.store.schema import SOURCE_ERRORS_DDL, quoted
+from infermesh.store.schema import SETTINGS, SOURCE_ERRORS_DDL, quoted
+from infermesh.store.values import in_utc
 
 
 def sample(source: Source) -> list[dict[str, Any]]:
     """All rows of a source as stages see them, without malformed lines. Raises ``ConfigError``."""
-    with duckdb.connect() as connection:
+    with duckdb.connect(config=SETTINGS) as connection:
         connection.execute(SOURCE_ERRORS_DDL)
         ingest(connection, source)
         columns = row_columns(connection)
@@ -26,7 +27,7 @@ def sample(source: Source) -> list[dict[str, Any]]:
         ).fetchall()
     return [
         {
-            name: read(value) if name in json and value is not None else value
+            name: read(value) if name in json and value is not None else in_utc(value)
             for name, value in zip(names, row, strict=False)
         }
         for row in found

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,60 +12,15 @@ from typing import Any
 import duckdb
 import pytest
 
-from infermesh.config.schema import SourceConfig, StoreConfig
+from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError
-from infermesh.inputs.sources import resolve_source
-from infermesh.store import RunStore, StageTable
-from tests.support import RECORD, write_jsonl
+from tests.loaded import load, load_text
+from tests.support import write_jsonl
 
-TABLE = StageTable("stage", ())
-
-
-@dataclass
-class Loaded:
-    """A loaded source: column → type, the rows as templates see them, keys, and row number → what is wrong with it."""
-
-    types: dict[str, str]
-    rows: list[dict[str, Any]]
-    keys: list[str]
-    errors: dict[int, str]
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.types)
-
-
-@contextmanager
-def opened(root: Path, store_config: StoreConfig | None = None) -> Iterator[RunStore]:
-    store = RunStore(root / "run.duckdb", store_config or StoreConfig())
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def load(
-    root: Path, path: str | None = "rows.jsonl", *, store_config: StoreConfig | None = None, **config: Any
-) -> Loaded:
-    """Load a source into ``root/run.duckdb``, a new one or the one that is there."""
-    with opened(root, store_config) as store:
-        store.load(resolve_source(SourceConfig(path=path, **config), [root]), [TABLE], RECORD, check=lambda *_: None)
-        reader = store.reader({}, stale=(), keep_errors=False)
-        stored = [row for chunk in reader.chunks for row in reader.read(chunk)]
-        types = {column.name: column.type for column in store.source_columns}
-        # Not through a connection of its own: opening the file again for each of these tests would take seconds.
-        keys = dict(store._connection.execute("SELECT row_id, row_key FROM source").fetchall())
-    return Loaded(
-        types,
-        [row.context for row in stored],
-        [keys[row.row_id] for row in stored],
-        {number: row.error for number, row in enumerate(stored) if row.error is not None},
-    )
-
-
-def load_text(root: Path, text: str | bytes, name: str = "rows.jsonl", **config: Any) -> Loaded:
-    (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return load(root, name, **config)
+if sys.version_info >= (3, 14):
+    from compression.zstd import compress as zstd_compress
+else:
+    from backports.zstd import compress as zstd_compress
 
 
 class TestJsonl:
@@ -166,9 +119,41 @@ class TestJsonl:
         assert [row["a"] for row in loaded.rows] == [1, 2, None]
         assert "line 4" in loaded.errors[2]
 
-    def test_a_byte_order_mark_is_said_to_be_one(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"rows\.jsonl starts with a byte order mark"):
-            load_text(tmp_path, b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+    def test_a_byte_order_mark_is_no_part_of_the_text(self, tmp_path: Path, name: str) -> None:
+        data = b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n'
+        assert load_text(tmp_path, gzip.compress(data) if name.endswith("gz") else data, name).rows == [
+            {"a": 1},
+            {"a": 2},
+        ]
+
+    def test_keys_that_sql_cannot_tell_apart_or_name(self, tmp_path: Path) -> None:
+        rows = load_text(tmp_path, '{"": 0, "Text": "A", "a*b": 1}\n{"text": "b", "": 1, "x/y~z": 2}\n').rows
+        assert rows[0] == {"column0": 0, "Text": "A", "a*b": 1, "text_1": None, "x/y~z": None}
+        assert rows[1] == {"column0": 1, "Text": None, "a*b": None, "text_1": "b", "x/y~z": 2}
+
+    def test_a_key_that_stands_there_twice_makes_its_row_malformed(self, tmp_path: Path) -> None:
+        loaded = load_text(tmp_path, '{"a": 1, "a": 2}\n{"a": 3}\n')
+        assert "line 1: a key stands there twice" in loaded.errors[0]
+        assert loaded.errors.keys() == {0}
+
+    @pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 123456789012345678901234567890])
+    def test_integers_of_any_size(self, tmp_path: Path, number: int) -> None:
+        text = f'{{"n": {number}, "deep": {{"n": [{number}]}}}}\n{{"n": 1}}\n'
+        first, second = load_text(tmp_path, text).rows
+        assert first == {"n": number, "deep": {"n": [number]}}
+        assert second["n"] == 1
+
+    def test_a_malformed_line_names_its_own_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n\nbroken\n'))
+        (tmp_path / "b.jsonl.zst").write_bytes(zstd_compress(b'{"a": 2}\n[3]\n'))
+        (tmp_path / "c.jsonl").write_text('{"a": 3}\nno\n')
+        errors = load(tmp_path, "*.jsonl*").errors
+        assert [errors[row].partition(": ")[0].rpartition("/")[2] for row in sorted(errors)] == [
+            "a.jsonl.gz, line 3",
+            "b.jsonl.zst, line 2",
+            "c.jsonl, line 2",
+        ]
 
     @pytest.mark.parametrize("indent", [None, 2])
     def test_a_json_file_with_one_array(self, tmp_path: Path, indent: int | None) -> None:
@@ -335,9 +320,9 @@ class TestRefused:
         with pytest.raises(ConfigError, match=f"'{column}'.*Rename it"):
             load_text(tmp_path, json.dumps({column: 1}))
 
-    def test_columns_that_differ_in_case_only(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="'Name' and 'name' differ in case only"):
-            load_text(tmp_path, '{"Name": 1}\n{"name": 2}\n')
+    def test_columns_of_a_query_that_differ_in_case_only(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError):
+            load(tmp_path, None, sql='select 1 as "Name", 2 as "name", 3 as row_key')
 
     def test_a_file_that_is_not_what_its_name_says(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"rows\.parquet could not be read"):
