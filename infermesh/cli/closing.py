@@ -40,12 +40,14 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         lines += _failure_lines(outcome, 1)
         lines.append(
             f'            infermesh sql "select row_id, error_type, error from {stage} '
-            f"where status = 'error'\" --run {outcome.folder}"
+            f"where status = 'error'\" --run {shlex.quote(str(outcome.folder))}"
         )
     if outcome.status == "stopped" and not _waited(outcome):
         lines.append(f"  continue  {_continue_command(outcome)}")
     else:
-        lines.append(f"  resume    infermesh resume {outcome.folder}   ({_what_resuming_does(outcome)})")
+        lines.append(
+            f"  resume    infermesh resume {shlex.quote(str(outcome.folder))}   ({_what_resuming_does(outcome)})"
+        )
     return "\n".join(lines)
 
 
@@ -86,7 +88,7 @@ def _count_words(counts: Mapping[str, int]) -> str:
 
 
 def _query_line(folder: Path) -> str:
-    return f'  query     infermesh sql "select * from results limit 5" --run {folder}'
+    return f'  query     infermesh sql "select * from results limit 5" --run {shlex.quote(str(folder))}'
 
 
 def _failure_lines(outcome: RunOutcome, most: int) -> Iterator[str]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from infermesh.cli import sweep
 from infermesh.cli.common import print_error
+from infermesh.config.compose import addable
 from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
 
@@ -23,7 +24,16 @@ class Announcer(Callback):
         """Called once, before any job, in the process that launches the jobs."""
         if sweep.current_sweep is not None:
             _refuse_inline_keys(config)
+            _let_params_add(config)
             sweep.current_sweep.prepare(config)
+
+
+def _let_params_add(config: Any) -> None:
+    """Let ``hydra.sweeper.params`` set keys that the YAML does not have, as overrides of the command line do."""
+    params = config.hydra.sweeper.get("params")
+    if params:
+        with open_dict(config):
+            config.hydra.sweeper.params = {addable(f"{key}=").removesuffix("="): params[key] for key in params}
 
 
 def _refuse_inline_keys(config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def show_status(run: str | None) -> None:
     if info.status == "running":
         print(f"  stop: infermesh stop {folder}")
     elif info.unfinished or info.failed:
-        print(f"  resume: infermesh resume {folder}")
+        print(f"  resume: infermesh resume {shlex.quote(str(folder))}")
 
 
 def list_runs(outputs: Path) -> None:
@@ -109,7 +110,7 @@ def stop_run(run: str | None, wait: bool) -> None:
     info = describe(folder)
     print(f"{folder}: {info.status}: {info.done} done, {info.failed} failed, {info.pending} pending", file=sys.stderr)
     if info.unfinished or info.failed:
-        print(f"  resume: infermesh resume {folder}", file=sys.stderr)
+        print(f"  resume: infermesh resume {shlex.quote(str(folder))}", file=sys.stderr)
 
 
 def _live_run(run: str | None) -> Path:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from infermesh.cli.closing import run_closing
-from infermesh.cli.common import fail, print_error, split_config_dir
+from infermesh.cli.common import fail, options_first, print_error, split_config_dir
 from infermesh.cli.find_run import find_run
 from infermesh.cli.progress import make_observer
-from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob, is_multirun
+from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob
 from infermesh.config.compose import (
     addable,
     composition_error,
@@ -60,21 +61,19 @@ def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
         fail(str(error))
     _, config_dir = split_config_dir(argv)
     # hydra.main() reads sys.argv and nothing else, so the arguments are put there for the time of the call.
-    arguments = ["infermesh", *(addable(argument) for argument in argv)]
-    sweep = None
-    if is_multirun(argv):
-        sweep = Sweep(argv, env_file)
-        arguments.append(ANNOUNCE)
+    # The config itself may ask for a multirun (hydra.mode), so there is always somebody to be told of one.
+    sweep = Sweep(argv, env_file)
+    arguments = ["infermesh", *options_first([addable(argument) for argument in argv]), ANNOUNCE]
     job = _Job(config_dir, sweep)
     with _patched_argv(arguments), _hydra_raises(), search_path(config_dir):
         try:
-            with sweep.announced() if sweep is not None else contextlib.nullcontext():
+            with sweep.announced():
                 _hydra_main(job)()
         except InfermeshError as error:
             fail(str(error))
         except Exception as error:
             fail(composition_error(error, Path.cwd(), config_dir))
-    return sweep.report() if sweep is not None else job.code
+    return sweep.report() if sweep.folder is not None or sweep.interrupted else job.code
 
 
 def _hydra_main(job: _Job) -> Any:
@@ -90,14 +89,17 @@ class _Job:
     Some launchers run it in another process. They pickle it, so it holds only what can be pickled.
     """
 
-    def __init__(self, config_dir: Path | None, sweep: Sweep | None) -> None:
+    def __init__(self, config_dir: Path | None, sweep: Sweep) -> None:
         self._config_dir = config_dir
         self._sweep = sweep
+        self._home = Path.cwd()
         self.code = 0
 
     def run(self, config: Any) -> int:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
+        os.chdir(self._home)  # hydra.job.chdir: a declaration's paths are the project's all the same
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         with contextlib.suppress(ValueError):
@@ -105,7 +107,7 @@ class _Job:
         folder = resolve_latest(folder)
         mapping, overrides = plain(config), list(hydra_config.overrides.task)
         search_roots = roots(Path.cwd(), self._config_dir)
-        if self._sweep is not None:
+        if hydra_config.mode == RunMode.MULTIRUN:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)
             self.code = job.run(mapping, search_roots, run_job)
             return self.code
@@ -166,7 +168,9 @@ def run_job(
         print(f"error: {problem}", file=sys.stderr)
     if outcome.files.errors:
         print(
-            f"the run's own data is complete: infermesh resume {outcome.folder} writes the files again", file=sys.stderr
+            f"the run's own data is complete: {shlex.join(['infermesh', 'resume', str(outcome.folder)])} writes the "
+            "files again",
+            file=sys.stderr,
         )
     return outcome.exit_code
 
@@ -179,8 +183,8 @@ def resume_run(name: str | None) -> int:
         print("nothing to resume: no unfinished run below outputs/", file=sys.stderr)
         if newest.failed:
             print(
-                f"the newest run finished with {newest.failed} failed row states; infermesh resume {newest.folder} "
-                "retries them",
+                f"the newest run finished with {newest.failed} failed row states; "
+                f"{shlex.join(['infermesh', 'resume', str(newest.folder)])} retries them",
                 file=sys.stderr,
             )
         return 0

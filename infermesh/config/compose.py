@@ -158,11 +158,16 @@ def primary_folder(home: Path) -> Path:
 def search_path(config_dir: Path | None) -> Iterator[None]:
     """Inside, Hydra looks for configs in ``config_dir`` first and in the shipped ones last."""
     plugin = _search_plugin()
-    before, plugin.config_dir = plugin.config_dir, None if config_dir is None else config_dir.as_uri()
+    before, plugin.config_dir = plugin.config_dir, None if config_dir is None else _location(config_dir)
     try:
         yield
     finally:
         plugin.config_dir = before
+
+
+def _location(folder: Path) -> str:
+    """A folder as Hydra's search path has it: it takes what stands behind ``file://`` as it is, blanks and all."""
+    return f"file://{folder.as_posix()}"
 
 
 @functools.cache
@@ -174,7 +179,7 @@ def _search_plugin() -> Any:
     class ShippedConfigs(SearchPathPlugin):
         """It holds strings alone, because a launcher may pickle it."""
 
-        shipped = (shipped_project() / "conf").as_uri()
+        shipped = _location(shipped_project() / "conf")
         config_dir: str | None = None
 
         def manipulate_search_path(self, search_path: Any) -> None:
@@ -189,7 +194,13 @@ def _search_plugin() -> Any:
 def experiments(home: Path, config_dir: Path | None = None) -> list[str]:
     """The names of all experiments."""
     folders = [home / "conf", shipped_project() / "conf", *([config_dir] if config_dir else [])]
-    return sorted({file.stem for folder in folders for file in (folder / "experiment").glob("*.yaml")})
+    return sorted(
+        {
+            file.relative_to(folder / "experiment").with_suffix("").as_posix()
+            for folder in folders
+            for file in (folder / "experiment").rglob("*.yaml")
+        }
+    )
 
 
 def check_chosen(mapping: Mapping[str, Any]) -> None:
@@ -268,7 +279,10 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
 
     if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         raise error
-    text = redact(re.sub(r"\s*\n\s*", " ", str(error)).strip())
+    said: BaseException | None = error
+    while said is not None and not str(said).strip():  # Hydra wraps some of OmegaConf's errors into one without words
+        said = said.__cause__ or said.__context__
+    text = redact(re.sub(r"\s*\n\s*", " ", str(said or type(error).__name__)).strip()).replace("'++", "'")
     missing = re.match(r"Could not override '([^']+)'", text)
     if missing:
         top = missing[1].split(".")[0]
@@ -280,7 +294,7 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
     if "Could not find 'experiment/" in text or "In 'config': Could not find" in text:
         wanted = re.search(r"Could not find '([^']+)'", text)
         name = wanted[1] if wanted else text
-        group, _, option = name.rpartition("/")
+        group, _, option = name.partition("/")
         if group == "experiment":
             return f"+experiment={option}: there is no such experiment.{nearest(option, experiments(home, config_dir))}"
     return text

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
+from jinja2.runtime import TemplateReference
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from infermesh.errors import ConfigError, InputError
+from infermesh.exact_json import dumps, loads
 from infermesh.inputs.formats import names_template
 from infermesh.inputs.paths import find, similar_file
 
 _ABSENT: Any = object()
+ROW = "row"  # names the whole row in a template, for columns whose name is no identifier
+
+
+class _Method(StrictUndefined):
+    """A method of a value: it can be called, and is no value in any other way.
+
+    ``{% for key, value in order.items() %}`` is what it says. ``{{ order.items }}``, of an order without that key, is
+    an error of the row and not the text ``<built-in method items …>`` (pallets/jinja#1554).
+    """
+
+    __slots__ = ("_method",)
+
+    def __init__(self, method: Any, hint: str, obj: Any, name: str) -> None:
+        super().__init__(hint, obj, name)
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:  # what Jinja asks of what it calls is not there
+        if name.startswith("jinja_") or name[:2] == "__" or name in ("unsafe_callable", "alters_data"):
+            raise AttributeError(name)
+        return super().__getattr__(name)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -22,17 +49,62 @@ class _Environment(ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, Mapping) and attribute in obj:
             return obj[attribute]
-        return super().getattr(obj, attribute)
+        return self._data(super().getattr(obj, attribute), obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        try:
+            return obj[argument]
+        except (AttributeError, TypeError, LookupError):
+            return self._data(super().getitem(obj, argument), obj, argument)
+
+    def _data(self, found: Any, obj: Any, name: Any) -> Any:
+        if not callable(found) or isinstance(found, Undefined) or not _is_data(obj) or not self.is_safe_callable(found):
+            return found
+        kind = "object" if isinstance(obj, Mapping) else type(obj).__name__
+        return _Method(found, f"this {kind} has no key {str(name)!r}", obj, str(name))
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value is one of a row, and none of Jinja's own."""
+    return not type(value).__module__.startswith("jinja2")
 
 
 def _empty_for_null(value: Any) -> Any:
     """A value as text has it. Null becomes nothing: a model would read ``None`` as a word."""
-    return "" if value is None else value
+    if value is None:
+        return ""
+    if (callable(value) and not isinstance(value, Undefined)) or isinstance(value, TemplateReference):
+        raise UndefinedError(f"{getattr(value, '__name__', 'this')} is a function or a template, and no text")
+    return value
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """The filter ``tojson``: UTF-8, keys in their order, nothing escaped for HTML, NaN as ``null``."""
+    if isinstance(value, Undefined):
+        str(value)  # raises what it is
+    text = dumps(value, _json_form).decode()
+    return text if indent is None else json.dumps(loads(text), ensure_ascii=False, indent=indent)
+
+
+def _json_form(value: Any) -> Any:
+    """What JSON has of a value that it has not: exact numbers, dates and ids as text, bytes as hexadecimal digits."""
+    if isinstance(value, Decimal):
+        if value == value.to_integral_value():
+            return int(value)
+        return float(value) if Decimal(repr(float(value))) == value else str(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset | tuple):
+        return list(value)
+    return str(value)
 
 
 _ENVIRONMENT = _Environment(
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_empty_for_null
 )
+_ENVIRONMENT.filters["tojson"] = _to_json
 
 
 class Template:
@@ -98,19 +170,23 @@ class Template:
     def render(self, context: Mapping[str, Any]) -> str:
         """Render the text for one row. Raises ``InputError``."""
         try:
-            return self._render(context)
+            return self._render(self._with_row(context))
         except Exception as error:  # a template may raise anything
             raise self._failed(error) from error
 
     def evaluate(self, context: Mapping[str, Any]) -> Any:
         """Give the value for one row, of a template made with ``expression``. Raises ``InputError``."""
         try:
-            value = self._evaluate(**context)
+            value = self._evaluate(**self._with_row(context))
         except Exception as error:
             raise self._failed(error) from error
         if isinstance(value, StrictUndefined):
             raise InputError(f"{self.path}: '{self.source}' is undefined for this row.")
         return value
+
+    def _with_row(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The context, with the row itself as ``row`` where the template names it and no column is called so."""
+        return {**context, ROW: context} if ROW in self.names and ROW not in context else context
 
     def _failed(self, error: Exception) -> InputError:
         return InputError(f"{self.path}: the template could not be rendered for this row: {error}")
@@ -206,6 +282,6 @@ def load_template(value: str, path: str, roots: Sequence[Path]) -> Template:
     if file is None:
         raise ConfigError(f"{path}: no file '{value}'.{similar_file(value, roots)}")
     try:
-        return Template(file.read_text(encoding="utf-8"), f"{path} ({value})")
+        return Template(file.read_text(encoding="utf-8-sig"), f"{path} ({value})")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: {value} is not UTF-8 text: {error}") from None

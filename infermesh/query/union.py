@@ -239,8 +239,23 @@ class RunUnion:
             for column, kind in run.tables[table].items():
                 types.setdefault(column.lower(), []).append(kind)
         common = {column: _common_type(kinds) for column, kinds in types.items()}
+        for column, kinds in types.items():
+            if common[column] == "DOUBLE" and self._rounds(runs, table, column, kinds):
+                common[column] = "VARCHAR"
         select = self._run_table if table == "run" else self._user_table
         return " UNION ALL BY NAME ".join(select(run, table, common) for run in runs)
+
+    def _rounds(self, runs: Sequence[AttachedRun], table: str, column: str, kinds: Sequence[str]) -> bool:
+        """Whether a DOUBLE cannot hold an integer of the column exactly: one from 2**53 on."""
+        if not {"BIGINT", "HUGEINT"} & set(kinds):
+            return False
+        for run in runs:
+            name = next((name for name in run.tables[table] if name.lower() == column), None)
+            if name is not None and run.tables[table][name] in ("BIGINT", "HUGEINT"):
+                large = f"SELECT bool_or(abs({quoted(name)}::HUGEINT) > {2**53}) FROM {run.catalog}.{quoted(table)}"
+                if self.connection.execute(large).fetchall()[0][0]:
+                    return True
+        return False
 
     def _run_table(self, run: AttachedRun, table: str, common: Mapping[str, str]) -> str:
         """The ``run`` table of one run: its columns, without those that stand in front, and the run's folder."""
@@ -288,7 +303,7 @@ def _common_type(kinds: Sequence[str]) -> str:
     if found <= {*_INTEGERS}:
         return max(found, key=_INTEGERS.index)
     if found <= {*_INTEGERS, *_FLOATS}:
-        return "DOUBLE"
+        return "DOUBLE"  # the caller looks whether it holds the integers that there are
     return "JSON" if any(map(_is_nested, found)) else "VARCHAR"
 
 

@@ -8,6 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
+from infermesh.inputs.templates import ROW
 from infermesh.stages.base import Stage, hashed
 from infermesh.store import SOURCE, Column, QueryTable, StageTable
 from infermesh.store.filter import RowFilter, column_references
@@ -241,8 +242,11 @@ class StageGraph:
             outputs[self._origin], whose = [*columns, *READABLE], f"stage '{self._origin}'"
         for name, stage in self.stages.items():
             for template in stage.templates:
-                for used in sorted(template.names - columns - outputs.keys()):
+                for used in sorted(template.names - columns - outputs.keys() - {ROW}):
                     hint = nearest(used, columns | outputs.keys())
+                    odd = next((name for name in columns if not name.isidentifier() and used in name), None)
+                    if odd is not None:
+                        hint = f" A column whose name is no identifier is written {{{{ row[{odd!r}] }}}}."
                     problems.append(f"{template.path}: '{used}' is neither a column of {whose} nor a stage.{hint}")
             for reference in sorted(self._references[name]):
                 if reference[0] in outputs and len(reference) > 1 and reference[1] not in outputs[reference[0]]:

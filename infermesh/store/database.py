@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -197,7 +198,8 @@ class RunStore:
             )
             connection.commit()
         except BaseException:
-            connection.rollback()
+            with contextlib.suppress(duckdb.Error):  # an error may have ended the transaction, and must not be hidden
+                connection.rollback()
             raise
 
     def _check_stage_names(self, origins: Mapping[str, Sequence[Column]]) -> None:
@@ -249,7 +251,8 @@ class RunStore:
             connection.execute("INSERT INTO materialized VALUES (?, ?)", [query.name, stamp])
             connection.commit()
         except BaseException:
-            connection.rollback()
+            with contextlib.suppress(duckdb.Error):  # an error may have ended the transaction, and must not be hidden
+                connection.rollback()
             raise
         return added, gone
 
@@ -284,7 +287,8 @@ class RunStore:
             connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])
             connection.commit()
         except BaseException:
-            connection.rollback()
+            with contextlib.suppress(duckdb.Error):  # an error may have ended the transaction, and must not be hidden
+                connection.rollback()
             raise
         return rows
 

@@ -297,13 +297,31 @@ def _counted(position: int, stage: str, table: str, status: str, origin: str, si
 
 
 def _results(origin: str, columns: Sequence[Column], stages: Sequence[StageTable]) -> str:
-    select = ["s.row_id", "s.row_key", *(f"s.{quoted(column.name)}" for column in columns)]
+    # A stage's columns have the name that everybody expects; a column of the rows that is called so gets another.
+    answers = [(number, stage, column) for number, stage in enumerate(stages) for column in stage.columns[1:]]
+    taken = {f"{stage.name}_{column.name}".lower() for _, stage, column in answers}
+    select, seen = ["s.row_id", "s.row_key"], {"row_id", "row_key"}
+
+    def unique(name: str) -> str:
+        candidate, number = name, 0
+        while candidate.lower() in seen:
+            number += 1
+            candidate = f"{name}_{number}"
+        seen.add(candidate.lower())
+        return quoted(candidate)
+
+    for column in columns:
+        name = f"{origin}_{column.name}" if column.name.lower() in taken else column.name
+        while name.lower() in taken:
+            name = f"{origin}_{name}"
+        select.append(f"s.{quoted(column.name)} AS {unique(name)}")
+    select += [
+        f"t{number}.{quoted(column.name)} AS {unique(f'{stage.name}_{column.name}')}"
+        for number, stage, column in answers
+    ]
     joins = []
     for number, stage in enumerate(stages):
         alias = f"t{number}"
-        select += [
-            f"{alias}.{quoted(column.name)} AS {quoted(f'{stage.name}_{column.name}')}" for column in stage.columns[1:]
-        ]
         joins.append(f"LEFT JOIN {quoted(stage.name)} {alias} ON {alias}.row_id = s.row_id")
     return (
         f"CREATE OR REPLACE VIEW {quoted(results_view(origin))} AS SELECT {', '.join(select)} "

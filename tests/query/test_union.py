@@ -134,6 +134,7 @@ class TestColumns:
         [
             ("1::INTEGER", "2::BIGINT", "BIGINT", (1, 2)),
             ("1::HUGEINT", "0.5::DOUBLE", "DOUBLE", (1.0, 0.5)),
+            ("9007199254740993::BIGINT", "0.5::DOUBLE", "VARCHAR", ("9007199254740993", "0.5")),
             ("1::BIGINT", "'x'", "VARCHAR", ("1", "x")),
             ("true", "1::BIGINT", "VARCHAR", ("true", "1")),
             ("TIMESTAMP '2025-01-01'", "'soon'", "VARCHAR", ("2025-01-01 00:00:00", "soon")),

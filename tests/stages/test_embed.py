@@ -61,13 +61,15 @@ class TestMicroBatches:
         assert lab.statuses("v") == {0: "done", 1: "error", 2: "done"}
         assert totals(simulator)["received"] == 1
 
-    def test_a_failed_request_fails_all_its_rows(self, lab: Lab, start_simulator: Start) -> None:
+    def test_a_server_that_always_fails_fails_all_rows_without_splitting_to_the_end(
+        self, lab: Lab, start_simulator: Start
+    ) -> None:
         simulator = start_simulator(faults={"server_error": 1.0})
         lab.rows(texts(6))
         mapping = experiment(simulator.url, {"v": embed(micro_batch_size=3)})
         mapping["models"]["m"]["max_retries"] = 0
         assert lab.run(mapping).counts == {"v": {"error": 6}}
-        assert totals(simulator)["received"] == 2
+        assert totals(simulator)["received"] <= 8  # each request, its first half, and a text that is certainly good
         assert lab.sql("SELECT DISTINCT error_type FROM v") == [("server",)]
 
 

@@ -1,0 +1,101 @@
+"""In a template a name is the data's, or an error of the row: never a method, a global or something of Jinja's."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from infermesh.errors import InputError
+from infermesh.inputs.templates import Template
+
+
+def rendered(source: str, **context: Any) -> str:
+    return Template(source, "stages.s.prompt").render(context)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ d.items }}",
+        "{{ d['items'] }}",
+        "{{ d.items | length }}",
+        "{{ d.items ~ 'x' }}",
+        "{% if d.items %}yes{% endif %}",
+        "{% for x in d.values %}{{ x }}{% endfor %}",
+        "{{ d.inner.keys }}",
+        "{{ text.title }}",
+        "{{ text.format }}",
+        "{{ many.count }}",
+        "{{ list | map(attribute='items') | join }}",
+        "{{ many | map(attribute='bit_length') | join }}",
+        "{{ self }}",
+        "{{ d.get | tojson }}",
+    ],
+)
+def test_a_bare_method_is_an_error_of_the_row(source: str) -> None:
+    with pytest.raises(InputError) as caught:
+        rendered(source, d={"a": 1, "inner": {}}, text="x", many=[1], list=[{"id": 1}])
+    assert "built-in" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ d.items }}", "[1]"),
+        ("{{ d.keys }}", "5"),
+        ("{% for k, v in e.items() %}{{ k }}={{ v }};{% endfor %}", "a=1;b=2;"),
+        ("{{ e.get('a') }}{{ e.get('z', 0) }}", "10"),
+        ("{{ e.keys() | join }}", "ab"),
+        ("{{ text.upper() }} {{ text.split() | length }}", "TWO WORDS 2"),
+        ("{{ 'n: %s' | format(text) }}{{ '{}'.format(7) }}", "n: two words7"),
+        ("{{ e.nothing is defined }}{{ e.items is defined }}{{ e.items | default('none') }}", "FalseFalsenone"),
+        ("{{ day.year }}", "2024"),
+        ("{{ rows | map(attribute='items') | join(',') }}", "1,2"),
+        ("{{ range }}", "mine"),
+        ("{{ row['First Name'] }} {{ row['x.y'] }} {{ row['1st'] }}", "Bo dotted one"),
+    ],
+)
+def test_data_and_calls(source: str, expected: str) -> None:
+    context = {
+        "d": {"items": [1], "keys": 5},
+        "e": {"a": 1, "b": 2},
+        "text": "two words",
+        "day": dt.date(2024, 1, 2),
+        "rows": [{"items": 1}, {"items": 2}],
+        "range": "mine",
+        "First Name": "Bo",
+        "x.y": "dotted",
+        "1st": "one",
+    }
+    assert Template(source, "p").render(context) == expected
+
+
+def test_a_column_called_row_is_that_column() -> None:
+    assert rendered("{{ row }}", row="mine") == "mine"
+
+
+def test_tojson_is_json_as_people_write_it() -> None:
+    value = {"z": "<b> & 'é'", "a": [1.5, 2**70], "n": float("nan")}
+    assert rendered("{{ v | tojson }}", v=value) == '{"z":"<b> & \'é\'","a":[1.5,1180591620717411303424],"n":null}'
+    assert json.loads(rendered("{{ v | tojson(indent=2) }}", v={"a": [1]})) == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (Decimal("1.10"), "1.1"),
+        (Decimal("12345678901234567890"), "12345678901234567890"),
+        (Decimal("0.12345678901234567890123"), '"0.12345678901234567890123"'),
+        (dt.date(2024, 1, 2), '"2024-01-02"'),
+        (dt.datetime(2024, 1, 2, 3, 4, tzinfo=dt.UTC), '"2024-01-02T03:04:00+00:00"'),
+        (uuid.UUID(int=1), '"00000000-0000-0000-0000-000000000001"'),
+        (b"\x01\xff", '"01ff"'),
+    ],
+)
+def test_tojson_of_what_json_has_not(value: Any, written: str) -> None:
+    assert rendered("{{ v | tojson }}", v=value) == written
