@@ -36,6 +36,8 @@ class DeploymentConfig:
         variable.
     input_cost_per_token, output_cost_per_token
         US dollars per token, instead of the price list's.
+    ca_bundle
+        A file (PEM) or folder with further authorities, for a server whose certificate the system does not know.
 
     Raises
     ------
@@ -67,6 +69,7 @@ class DeploymentConfig:
     headers: dict[str, Any] | None = field(default=None, repr=False)
     input_cost_per_token: float | None = None
     output_cost_per_token: float | None = None
+    ca_bundle: str | None = None
 
     def __post_init__(self) -> None:
         if self.transport not in get_args(TransportKind):

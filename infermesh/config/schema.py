@@ -103,6 +103,7 @@ class DeploymentEntry(_Section):
     )
     input_cost_per_token: float | None = Field(None, ge=0, description="US dollars, instead of the price list's")
     output_cost_per_token: float | None = Field(None, ge=0, description="US dollars, instead of the price list's")
+    ca_bundle: str | None = Field(None, description="A PEM file or folder with further authorities for TLS")
 
     def deployment_config(self) -> DeploymentConfig:
         """The same deployment as ``LMClient`` takes it. Limits of its own stand beside the other fields there.

@@ -58,8 +58,8 @@ def blame(error: RequestError, max_pause_s: float) -> Blame:
         return "refusal"
     if isinstance(error, ServerError) and error.status_code in _AWAY and error.retryable:
         return "refusal" if (error.retry_after or 0.0) > max_pause_s else "away"
-    if isinstance(error, APIConnectionError) and error.retryable:
-        return "away"
-    if isinstance(error, ServerError | RequestTimeoutError | MalformedResponseError | APIConnectionError):
+    if isinstance(error, APIConnectionError):
+        return "away" if error.retryable else "refusal"  # a certificate that is not trusted
+    if isinstance(error, ServerError | RequestTimeoutError | MalformedResponseError):
         return "failure"
     return "request"

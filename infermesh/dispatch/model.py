@@ -259,7 +259,9 @@ class LogicalModel:
             split = _Split()
         elif not split.probed:
             split.probed = True
-            split.refused = await self._refuses_all(params, timeout)
+            split.refused, probe = await self._refuses_all(params, timeout)
+            _set_rows(probe, 0)
+            failure.metrics = _with_earlier(probe, failure.metrics)
         half = len(texts) // 2
         results: list[EmbeddingResult | RequestError] = []
         for part in (texts[:half], texts[half:]):
@@ -271,13 +273,13 @@ class LogicalModel:
             results[0].metrics = _with_earlier(results[0].metrics, failure.metrics)
         return results
 
-    async def _refuses_all(self, params: Mapping[str, Any], timeout: Timeout) -> bool:
-        """Whether a text that nothing is wrong with fails, too."""
+    async def _refuses_all(self, params: Mapping[str, Any], timeout: Timeout) -> tuple[bool, RequestMetrics | None]:
+        """Whether a text that nothing is wrong with fails, too; and what it took to find out."""
         try:
-            await self._embed([_HARMLESS], params, timeout, self._impatient)
-        except RequestError:
-            return True
-        return False
+            (result,) = await self._embed([_HARMLESS], params, timeout, self._impatient)
+        except RequestError as error:
+            return True, error.metrics
+        return False, result.metrics
 
     async def _embed(
         self, texts: Sequence[str], params: Mapping[str, Any], timeout: Timeout, dispatcher: Dispatcher

@@ -56,6 +56,7 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
             secrets=found.secrets,
             missing_key=found.missing_key,
             dialect=dialect,
+            ca_bundle=config.ca_bundle,
         )
     return LiteLLMTransport(
         label=label,
@@ -65,4 +66,5 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         headers=found.headers,
         secrets=found.secrets,
         dialect=dialect,
+        ca_bundle=config.ca_bundle,
     )

@@ -43,6 +43,7 @@ from infermesh.errors import (
 from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.dialect import Dialect
 from infermesh.transports.errors import error_from_status, timed_out
+from infermesh.transports.http.trust import VARIABLES
 from infermesh.types import Reply, Request
 
 __all__ = ["LiteLLMTransport"]
@@ -87,6 +88,8 @@ class LiteLLMTransport:
         Values of headers that must not appear in a message, whatever the header's name.
     dialect
         What it takes under other names; by default what the model's name tells.
+    ca_bundle
+        A file with authorities for TLS, in place of the system's.
     """
 
     _open: ClassVar[int] = 0
@@ -101,6 +104,7 @@ class LiteLLMTransport:
         headers: Mapping[str, str] | None = None,
         secrets: Sequence[str] = (),
         dialect: Dialect | None = None,
+        ca_bundle: str | None = None,
     ) -> None:
         self.label = label
         self.model = model
@@ -114,6 +118,8 @@ class LiteLLMTransport:
             self._common["api_key"] = self._key
         if headers:
             self._common["extra_headers"] = dict(headers)
+        if ca_bundle is not None:
+            self._common["ssl_verify"] = os.path.expanduser(ca_bundle)
         self._secrets = (self._key, *secret_values(headers or {}), *secrets)
         self._litellm: Any = None
         self._closed = False
@@ -240,6 +246,8 @@ class LiteLLMTransport:
 
 def _import_litellm() -> Any:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it downloads its price list at import
+    if (bundle := next(filter(None, map(os.environ.get, VARIABLES)), None)) is not None:
+        os.environ.setdefault("SSL_CERT_FILE", bundle)  # the one that it reads
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it loads a .env file from the working directory
     import litellm as module
 

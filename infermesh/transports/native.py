@@ -58,6 +58,8 @@ class NativeTransport:
         raises :class:`~infermesh.errors.AuthenticationError` and sends nothing.
     dialect
         What it takes under other names; by default what the model's name tells.
+    ca_bundle
+        A file or a folder with further authorities for TLS.
 
     Raises
     ------
@@ -76,7 +78,9 @@ class NativeTransport:
         secrets: Sequence[str] = (),
         missing_key: str | None = None,
         dialect: Dialect | None = None,
+        ca_bundle: str | None = None,
     ) -> None:
+        self._ca_bundle = ca_bundle
         self.label = label
         self.model = model
         self.api_base = api_base
@@ -146,7 +150,7 @@ class NativeTransport:
     def _connect(self) -> HttpClient:
         self._check_open()
         urls = {operation: self.url(operation) for operation in _PATHS}
-        self._client = HttpClient(self.label, self.api_base, urls, self._all_headers())
+        self._client = HttpClient(self.label, self.api_base, urls, self._all_headers(), self._ca_bundle)
         return self._client
 
     def _check_open(self) -> None:

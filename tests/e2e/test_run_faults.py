@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +14,9 @@ import pytest
 from infermesh.simulator import Simulator
 from tests.support import (
     ask,
+    command,
     embed,
+    environment,
     experiment,
     generate,
     here,
@@ -18,6 +24,7 @@ from tests.support import (
     run_folders,
     texts,
     totals,
+    wait_until,
     write_experiment,
     write_jsonl,
 )
@@ -79,3 +86,73 @@ def test_every_row_is_settled(
             assert again.returncode == 0, again.stderr
             assert totals(recovered, "chat")["received"] == failed
         assert ask(folder, "SELECT count(*) FROM results WHERE a_status = 'done' AND v_status = 'done'") == [(ROWS,)]
+
+
+def test_a_server_that_is_killed_and_comes_back_costs_no_row(tmp_path: Path) -> None:
+    port = free_port()
+
+    def serve() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command("simulate", "--port", str(port), "latency_s=0.05"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    write_jsonl(tmp_path / "rows.jsonl", texts(300))
+    mapping = experiment(f"http://127.0.0.1:{port}/v1", {"a": generate(max_parallel_requests=8)})
+    write_experiment(tmp_path, mapping)
+    run = subprocess.Popen(
+        command("run", "+experiment=mine"), cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment()
+    )  # it begins before there is a server
+    server = None
+    try:
+        assert run.stderr is not None
+        said: list[str] = []
+        for what in ("cannot be reached", "answers again", "cannot be reached", "answers again"):
+            if "again" in what:
+                server = serve()
+            elif server is not None:
+                wait_until(lambda: totals_of(port) > 20, "some answers")
+                server.kill()
+                server.wait()
+            while what not in (line := run.stderr.readline()):
+                assert line, said
+                said.append(line)
+            assert what != "cannot be reached" or "max_wait_unreachable" in line
+        rest = run.communicate(timeout=60)[1]
+        assert run.returncode == 0, rest
+    finally:
+        run.kill()
+        run.communicate()
+        if server is not None:
+            server.kill()
+            server.wait()
+    (folder,) = run_folders(tmp_path)
+    assert ask(folder, "SELECT status, count(*) FROM a GROUP BY ALL") == [("done", 300)]
+
+
+def test_a_server_that_stays_away_stops_the_run_and_its_rows_stay_pending(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", texts(50))
+    mapping = experiment(f"http://127.0.0.1:{free_port()}/v1", {"a": generate()})
+    mapping["models"]["m"]["max_wait_unreachable"] = 2
+    write_experiment(tmp_path, mapping)
+    found = here("run", "+experiment=mine", cwd=tmp_path)
+    assert found.returncode == 4, found.stderr
+    assert "models.m.max_wait_unreachable is 2 s" in found.stderr
+    assert "infermesh resume" in found.stderr
+    (folder,) = run_folders(tmp_path)
+    assert ask(folder, "FROM progress") == [("a", "pending", 50)]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def totals_of(port: int) -> int:
+    """Requests that the simulator at the port has received."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats", timeout=10) as answer:
+        received: int = json.loads(answer.read())["totals"]["received"]
+        return received

@@ -391,7 +391,8 @@ class TestCertificates:
         names = ("elsewhere.example",) if wrong == "name" else ()
         port = await loopback.listen(authority.serving(*names, expired=wrong == "date"))
         error = await error_of(make(kind, f"https://127.0.0.1:{port}/ok/v1"), chat())
-        assert (type(error), error.status_code, error.retryable) == (APIConnectionError, None, True)
+        assert (type(error), error.status_code) == (APIConnectionError, None)
+        assert error.retryable is kind.startswith("litellm")  # which does not tell certificates apart
         assert "certificate" in str(error).lower()
         assert loopback.requests == []
 

@@ -57,6 +57,8 @@ class HttpClient:
         Where the requests of each operation go: all of one origin.
     headers
         Sent with each request.
+    ca_bundle
+        A file or a folder with further authorities for TLS.
 
     Raises
     ------
@@ -64,7 +66,15 @@ class HttpClient:
         A URL or a header cannot be sent, or what the environment says of proxies or certificates is wrong.
     """
 
-    def __init__(self, label: str, api_base: str, urls: Mapping[Operation, str], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        label: str,
+        api_base: str,
+        urls: Mapping[Operation, str],
+        headers: Mapping[str, str],
+        ca_bundle: str | None = None,
+    ) -> None:
+        self._ca_bundle = ca_bundle
         self.label = label
         self.api_base = api_base
         self.loop = asyncio.get_running_loop()
@@ -90,7 +100,7 @@ class HttpClient:
             headers = {**headers, **proxy.authorization}
         self._urls, self._headers, self._proxy = urls, headers, proxy
         self._heads = {operation: head(url, headers, forwarded=self._forwarded) for operation, url in urls.items()}
-        self._way = Route(self.loop, host, port, secure=secure, proxy=proxy)
+        self._way = Route(self.loop, host, port, secure=secure, proxy=proxy, ca_bundle=self._ca_bundle)
 
     async def post(self, operation: Operation, content: bytes, timeout: float | None) -> Response:
         """Post JSON, and wait ``timeout`` seconds at most for the whole answer.

@@ -18,6 +18,7 @@ class Cause(NamedTuple):
 
     what: str
     check: str
+    retryable: bool | None = None  # None: as the class of the error says
 
 
 class ProxyRefusedError(Exception):
@@ -51,8 +52,7 @@ def cause_of(error: Exception) -> Cause:
     """What an error of the system, of the event loop or of the TLS library means."""
     if isinstance(error, ssl.SSLCertVerificationError):
         said = error.verify_message.rstrip(".")
-        check = "check the host in api_base; SSL_CERT_FILE names a file with further authorities"
-        return Cause(f"the TLS certificate was not accepted ({said})", check)
+        return Cause(f"the TLS certificate was not accepted ({said})", _what_to_trust(error.verify_code), False)
     if isinstance(error, ssl.SSLError):
         said = (error.reason or "the connection ended").replace("_", " ").lower()
         return Cause(f"the TLS handshake failed ({said})", "does the server speak plain http:// on that port?")
@@ -65,9 +65,26 @@ def cause_of(error: Exception) -> Cause:
     return Cause(os.strerror(number) if number else str(error), "check api_base")
 
 
+# OpenSSL's X509_V_ERR_…, https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/
+_EXPIRED, _NOT_YET_VALID, _OTHER_HOST, _OTHER_ADDRESS = 10, 9, 62, 64
+
+
+def _what_to_trust(code: int) -> str:
+    if code in (_EXPIRED, _NOT_YET_VALID):
+        return "the server needs a new certificate, or the clock of this machine is wrong"
+    if code in (_OTHER_HOST, _OTHER_ADDRESS):
+        return "it was made for another host: use that one's name in api_base"
+    return (
+        "if you trust who has signed it, name the file with that authority (PEM) in the deployment's ca_bundle, or in "
+        "SSL_CERT_FILE or REQUESTS_CA_BUNDLE"
+    )
+
+
 def connection_failed(label: str, place: str, cause: Cause) -> APIConnectionError:
     """The error for a connection to ``place`` that was not made, or broke."""
-    return APIConnectionError(f"{label}: {place}: {cause.what}: {cause.check}", deployment=label)
+    return APIConnectionError(
+        f"{label}: {place}: {cause.what}: {cause.check}", deployment=label, retryable=cause.retryable
+    )
 
 
 def client_closed(label: str, when: str = "is") -> APIConnectionError:

@@ -36,22 +36,31 @@ class Route:
     proxy
         What stands before it. An HTTP proxy forwards requests to ``http://`` endpoints, which is the request's
         business, and gives a tunnel to ``https://`` ones (``CONNECT``, RFC 9110, section 9.3.6).
+    ca_bundle
+        A file or a folder with further authorities.
 
     Raises
     ------
     ValueError
-        ``SSL_CERT_FILE`` names no file of certificates.
+        ``ca_bundle`` or a variable such as ``SSL_CERT_FILE`` names no file of certificates.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, host: str, port: int, *, secure: bool, proxy: Proxy | None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        host: str,
+        port: int,
+        *,
+        secure: bool,
+        proxy: Proxy | None,
+        ca_bundle: str | None = None,
     ) -> None:
         self._loop = loop
         self._host, self._port = host, port
         self._proxy = proxy
         self._name = host if secure else None
         self._proxy_name = proxy.host if proxy and proxy.scheme == "https" else None
-        self._context = client_context() if self._name or self._proxy_name else None
+        self._context = client_context(ca_bundle) if self._name or self._proxy_name else None
         self._addresses = _Addresses(loop, *((proxy.host, proxy.port) if proxy else (host, port)))
 
     async def open(self, protocol: Connection) -> None:

@@ -1,4 +1,8 @@
-"""Whose certificates are accepted: those of the system's authorities, and of the file that ``SSL_CERT_FILE`` names."""
+"""Whose certificates are accepted: the system's authorities, and those in the files that the user names.
+
+A deployment's ``ca_bundle``, ``SSL_CERT_FILE`` (of OpenSSL), ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE`` (those
+of requests and curl) each name a file with further authorities, or a folder of them (``SSL_CERT_DIR``, too).
+"""
 
 from __future__ import annotations
 
@@ -19,26 +23,39 @@ _BUNDLES = (
 )
 
 
-def client_context() -> ssl.SSLContext:
+VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def client_context(ca_bundle: str | None = None) -> ssl.SSLContext:
     """The settings of every TLS connection: certificate and host name are verified, HTTP/1.1 is asked for.
+
+    Parameters
+    ----------
+    ca_bundle
+        A file or a folder with the authorities of one deployment.
 
     Raises
     ------
     ValueError
-        ``SSL_CERT_FILE`` names no file of certificates.
+        ``ca_bundle``, or one of the variables, names no file of certificates.
     """
-    return _context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+    named = [("ca_bundle", ca_bundle), *((name, os.environ.get(name)) for name in VARIABLES)]
+    found = tuple((by, os.path.expanduser(path)) for by, path in named if path)
+    return _context(found, os.environ.get("SSL_CERT_DIR"))
 
 
-@lru_cache(maxsize=8)  # reading the authorities takes some 10 ms, and a job may have hundreds of deployments
-def _context(named: str | None, folder: str | None) -> ssl.SSLContext:
+@lru_cache(maxsize=64)  # reading the authorities takes some 10 ms, and a job may have hundreds of deployments
+def _context(named: tuple[tuple[str, str], ...], folder: str | None) -> ssl.SSLContext:
     context = _system_context()
-    if named:
+    for by, path in named:
         try:
-            context.load_verify_locations(named)
+            if os.path.isdir(path):
+                context.load_verify_locations(capath=path)
+            else:
+                context.load_verify_locations(path)
         except OSError as error:  # which includes what OpenSSL says of a file that holds none
             said = "no certificates in it" if isinstance(error, ssl.SSLError) else error.strerror
-            raise ValueError(f"SSL_CERT_FILE names {named}: {said}") from None
+            raise ValueError(f"{by} names {path}: {said}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
 
