@@ -7,7 +7,6 @@ take is a :class:`~infermesh.errors.BadRequestError`.
 
 Where it differs from the native transport
 ------------------------------------------
-- The Responses endpoint needs the package ``mcp`` (``litellm[mcp]``); without it such a request is an ``InputError``.
 - A success whose body is an error gets a status that LiteLLM made up (400, 422), and so the class of that status.
 - ``max_tokens`` below 16 is raised to 16 for the Responses endpoint.
 - Redirects are followed: an endpoint that has moved answers, or its connection fails, without a ``NotFoundError``.
@@ -188,12 +187,6 @@ class LiteLLMTransport:
             if self.model.partition("/")[0] in _VERBOSE_TRANSCRIPTS:
                 arguments |= self._dialect.transcription(request.payload)
         # LiteLLM looks for MCP tools among the tools, with a package that it does not install.
-        elif request.operation == "responses" and not _has_mcp():
-            raise InputError(
-                f"{self.label}: LiteLLM needs the package `mcp` for the responses endpoint: "
-                "pip install 'litellm[mcp]', or use chat_completion",
-                deployment=self.label,
-            )
         elif "tools" in arguments and not _has_mcp():
             arguments["_skip_mcp_handler"] = True
         return arguments

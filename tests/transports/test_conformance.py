@@ -6,7 +6,6 @@ What LiteLLM cannot do alike is marked below.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import pickle
 import socket
 import warnings
@@ -23,7 +22,6 @@ from infermesh.errors import (
     BadRequestError,
     ContentFilterError,
     ContextLengthError,
-    InputError,
     MalformedResponseError,
     NotFoundError,
     PermissionDeniedError,
@@ -48,7 +46,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:pydantic"),
 ]
 
-HAS_MCP = importlib.util.find_spec("mcp") is not None
 # Over TLS; through a proxy that forwards; through a tunnel that it gives, over TLS.
 NATIVE = ("native", "native-tls", "native-proxy", "native-tunnel")
 KINDS = (*NATIVE, "litellm-vllm", "litellm-openai")
@@ -76,8 +73,6 @@ async def make(
     made: list[Transport] = []
 
     def build(kind: str, base: str, operation: str = "", **config: Any) -> Transport:
-        if operation == "responses" and kind.startswith("litellm") and not HAS_MCP:
-            pytest.skip("LiteLLM's responses endpoint needs the package mcp")
         if kind in ("native-proxy", "native-tunnel"):
             monkeypatch.setenv("all_proxy", f"http://{proxy.address}")
         if kind in ("native-tls", "native-tunnel"):
@@ -162,13 +157,6 @@ class TestAnswers:
         assert (result.request_id, result.model_id) == ("resp_7", "m")
         assert result.token_usage == USAGE
         assert loopback.requests == [{"model": "m", "input": "hi", "max_output_tokens": 50}]
-
-    @pytest.mark.skipif(HAS_MCP, reason="LiteLLM finds the package mcp")
-    async def test_responses_without_mcp(self, kind: str, make: Make, loopback: Loopback) -> None:
-        if kind.startswith("litellm"):
-            error = await error_of(make(kind, loopback.url()), REQUESTS["responses"]())
-            assert (type(error), loopback.requests) == (InputError, [])
-            assert "litellm[mcp]" in str(error)
 
     async def test_responses_cut_short(self, kind: str, make: Make, loopback: Loopback) -> None:
         result = await result_of(make(kind, loopback.url("length"), "responses"), REQUESTS["responses"]())
