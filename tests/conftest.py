@@ -40,3 +40,8 @@ def start_simulator() -> Iterator[Callable[..., Simulator]]:
 def lab(tmp_path: Path) -> Lab:
     """A folder with nothing in it yet."""
     return Lab(tmp_path)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the real engines out unless they are asked for: ``pytest -m engines tests/engines``."""
+    return True if collection_path.name == "engines" and "engines" not in config.option.markexpr else None

@@ -248,7 +248,8 @@ class _RequestState:
                 status = self.reply.status_code
             self._record(deployment, now, status, error, error.usage)
         self._return_grant(error)
-        if error.header is not None:
+        if error.header is not None and error.retry_after is None:
+            # A wait that is asked for says more than a quota's reset, which is the time until it is full again.
             deployment.limiter.observe(error.header)
         lease.failed(error, fault, now - self._sent)
         self._failures[deployment.label] = error

@@ -28,13 +28,14 @@ _NULL_GRANT = _NullGrant()
 class OpenLimiter:
     """No quota of the user's. Every request passes at once, until the server speaks of a quota or asks for a pause.
 
-    From then on its headers are obeyed as those of a server with a declared limit are.
+    From then on its headers are obeyed as those of a server with a declared limit are, for a minute at a time: nobody
+    has said that a longer wait is wanted. If the server means it, it says so with a 429.
     """
 
     counts_tokens = False
 
     def __init__(self) -> None:
-        self._told = LocalRateLimiter(Limits())
+        self._told = LocalRateLimiter(Limits(header_bucket_scope="minute"))
         self._open = True
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
