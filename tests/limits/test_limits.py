@@ -670,7 +670,7 @@ async def test_without_a_limit_the_servers_headers_are_obeyed_from_the_first_ans
     await limiter.acquire()
     assert now() - start == pytest.approx(30, abs=0.1)
     await asyncio.sleep(1)
-    limiter.observe(header({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"}))
+    limiter.observe(header({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}))
     start = now()
     await limiter.acquire()
     assert now() - start == pytest.approx(60, abs=0.1)  # nobody has asked for more
