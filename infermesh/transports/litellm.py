@@ -26,6 +26,7 @@ import importlib.util
 import logging
 import os
 import re
+import sys
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -47,6 +48,8 @@ from infermesh.types import Reply, Request
 
 __all__ = ["LiteLLMTransport"]
 
+logger = logging.getLogger("infermesh")
+
 _FUNCTIONS = {
     "chat_completion": "acompletion",
     "text_completion": "atext_completion",
@@ -54,8 +57,11 @@ _FUNCTIONS = {
     "embedding": "aembedding",
     "transcription": "atranscription",
 }
-# Providers whose transcription endpoint is OpenAI's; others may not know `response_format`.
-_VERBOSE_TRANSCRIPTS = frozenset(("openai", "azure", "groq", "hosted_vllm", "custom_openai", "openai_like"))
+# Providers of OpenAI's wire: the transcription endpoint of others may not know `response_format`, and LiteLLM gives
+# their answers ids of its own.
+_OPENAI_WIRE = frozenset(("openai", "azure", "groq", "hosted_vllm", "custom_openai", "openai_like"))
+_NO_BASE = re.compile(r"must provide one of the .?(base_url|azure_endpoint)", re.IGNORECASE)
+_INVENTED_ID = re.compile(r"chatcmpl-[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$")
 # LiteLLM replaces a timeout of None by its own default.
 _FOREVER_S = 365 * 86_400.0
 
@@ -120,6 +126,7 @@ class LiteLLMTransport:
         if ca_bundle is not None:
             self._common["ssl_verify"] = os.path.expanduser(ca_bundle)
         self._secrets = (self._key, *secret_values(headers or {}), *secrets)
+        self._invents_ids = model.partition("/")[0] not in _OPENAI_WIRE
         self._litellm: Any = None
         self._closed = False
 
@@ -149,7 +156,10 @@ class LiteLLMTransport:
         except Exception as error:
             # `from None`: the foreign messages may quote keys.
             raise self._failure(error, timeout) from None
-        return Reply(200, _body(request, answer), _header_lookup(answer))
+        body, header = _body(request, answer), _header_lookup(answer)
+        if self._invents_ids and _INVENTED_ID.match(str(body.get("id"))):
+            body["id"] = header("request-id") or header("x-request-id")  # what the provider can look up
+        return Reply(200, body, header)
 
     async def aclose(self) -> None:
         """Close LiteLLM's connections with the last transport that uses them: it has one pool for all."""
@@ -169,6 +179,8 @@ class LiteLLMTransport:
             litellm.in_memory_llm_clients_cache.flush_cache()
 
     async def _load(self) -> Any:
+        if "litellm" not in sys.modules:
+            logger.warning("%s: LiteLLM is loaded for %s, which takes some seconds", self.label, self.model)
         litellm = await asyncio.to_thread(_import_litellm)
         if self._litellm is None:
             self._litellm = litellm
@@ -184,7 +196,7 @@ class LiteLLMTransport:
             if request.audio is None:
                 raise InputError("a transcription request without a clip", deployment=self.label)
             arguments["file"] = (request.audio.filename, request.audio.data)
-            if self.model.partition("/")[0] in _VERBOSE_TRANSCRIPTS:
+            if self.model.partition("/")[0] in _OPENAI_WIRE:
                 arguments |= self._dialect.transcription(request.payload)
         # LiteLLM looks for MCP tools among the tools, with a package that it does not install.
         elif "tools" in arguments and not _has_mcp():
@@ -197,6 +209,8 @@ class LiteLLMTransport:
 
         chain = _chain(error)
         secrets = (*self._secrets, *secret_values(os.environ))
+        if (why := _refused_here(error, chain)) is not None:
+            return InputError(f"{self.label}: nothing was sent: {redact(why, *secrets)[:500]}", deployment=self.label)
         for link in chain:
             if isinstance(link, httpx.HTTPStatusError):
                 response = link.response
@@ -265,6 +279,23 @@ def _chain(error: BaseException) -> list[BaseException]:
         chain.append(link)
         link = link.__cause__ or link.__context__
     return chain
+
+
+def _refused_here(error: Exception, chain: Sequence[BaseException]) -> str | None:
+    """Why LiteLLM itself refused the request, and what to do; ``None`` where the provider may have seen it."""
+    missing = next((link for link in chain if isinstance(link, ImportError)), None)
+    if missing is not None:
+        package = "'litellm[google]'" if (missing.name or "").startswith("google") else missing.name or "…"
+        return f"LiteLLM lacks a package for this provider: {missing}. Install it: pip install {package}"
+    if _NO_BASE.search(str(error)):
+        return "this provider has no URL of its own: set the deployment's api_base"
+    if type(error).__name__ == "UnsupportedParamsError":
+        said = _PREFIXES.sub("", str(error)).partition(" To drop these")[0].partition("If you want to use")[0].strip()
+        return (
+            f"{said.rstrip('. ')}. With `drop_params: true` in params LiteLLM leaves it out; with "
+            "`allowed_openai_params: [NAME]` it is sent all the same"
+        )
+    return None
 
 
 def _content(response: Any, error: Exception) -> Any:

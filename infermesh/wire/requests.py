@@ -114,6 +114,8 @@ def generation_request(endpoint: Endpoint, input: GenerationInput, params: Mappi
             raise InputError(f"the {endpoint} input is empty")
         payload = {field: input}
     _merge_params(payload, params)
+    if endpoint == "text_completion" and not isinstance(payload["prompt"], str):
+        _check_token_ids(payload["prompt"])
     if endpoint == "responses":
         _to_responses(payload)
         output_tokens = payload.get("max_output_tokens")
@@ -122,6 +124,15 @@ def generation_request(endpoint: Endpoint, input: GenerationInput, params: Mappi
         if output_tokens is None:
             output_tokens = payload.get("max_completion_tokens")
     return Request(endpoint, payload, output_tokens=output_tokens)
+
+
+def _check_token_ids(prompt: Any) -> None:
+    """Refuse a list of prompts, to which a server gives as many answers: only the first would be read."""
+    if not isinstance(prompt, Sequence) or not all(isinstance(token, int) for token in prompt):
+        raise InputError(
+            "a text_completion prompt is a text, or a list of token ids (integers): give each of several prompts a "
+            "request of its own (generate_batch)"
+        )
 
 
 def _merged_input(endpoint: Endpoint, field: str, input: Mapping[str, Any]) -> dict[str, Any]:

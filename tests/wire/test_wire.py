@@ -403,3 +403,14 @@ class TestTranscriptions:
     def test_malformed(self) -> None:
         with pytest.raises(MalformedResponseError):
             answers.parse_transcription(reply({"transcript": "hi"}))
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1, 2], [3, 4]], {"prompt": ["a", "b"]}, [1, "a"]])
+def test_several_prompts_are_no_prompt(prompt: Any) -> None:
+    with pytest.raises(InputError, match="request of its own"):
+        wire.generation_request("text_completion", prompt, {})
+
+
+def test_token_ids_are_one_prompt() -> None:
+    tokens: Any = [1, 2, 3]
+    assert wire.generation_request("text_completion", tokens, {}).payload["prompt"] == [1, 2, 3]
