@@ -3,7 +3,7 @@
 LiteLLM takes seconds and some 180 MB to import, so the first request imports it, in a thread. Its answers are turned
 into dicts of OpenAI's shape and its exceptions into the error tree: no other layer sees which transport served a
 request. Each request goes out once, since dispatch retries. No parameter is dropped: one that the provider does not
-take is a :class:`~infermesh.errors.BadRequestError`.
+take is an :class:`~infermesh.errors.InputError`, and nothing is sent.
 
 Where it differs from the native transport
 ------------------------------------------
