@@ -98,7 +98,7 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) ->
         f"format='{layout}', ignore_errors=true, maximum_object_size={_MAX_LINE}) {_limit(source)}))"
     )
     _make_keys(connection, lines, "json(json)::VARCHAR")
-    structure = _json_structure(connection, lines)
+    structure, repeated = _json_structure(connection, lines)
     names = unique_names(list(structure))
     check_names(names)
     columns = ""
@@ -115,8 +115,8 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) ->
         "INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' "
         "WHEN json_type(json) = 'OBJECT' THEN 'a key stands there twice' "
         f"ELSE 'not a JSON object but ' || lower(json_type(json)) END FROM {lines} "
-        "WHERE NOT coalesce(json_type(json) = 'OBJECT', false) "
-        "OR len(json_keys(json)) <> len(list_distinct(json_keys(json)))"
+        "WHERE NOT coalesce(json_type(json) = 'OBJECT', false)"
+        + (" OR len(json_keys(json)) <> list_unique(json_keys(json))" if repeated else "")
     )
     _locate(connection, source.files)
 
@@ -178,18 +178,22 @@ def _create(connection: duckdb.DuckDBPyConnection, table: str, rows: str, column
     connection.execute("DROP TABLE __keys")
 
 
-def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> dict[str, str]:
-    """Each top-level key of the objects, in order of appearance, with a DuckDB type that keeps all its values."""
+def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> tuple[dict[str, str], bool]:
+    """Each top-level key of the objects, in order of appearance, with a DuckDB type that keeps all its values.
+
+    And whether a key stands twice in one of them.
+    """
     objects = f"(SELECT row_id, json FROM {lines} WHERE json_type(json) = 'OBJECT')"
     found = connection.execute(
-        "SELECT key FROM (SELECT row_id, unnest(json_keys(json)) AS key, generate_subscripts(json_keys(json), 1) AS "
-        f"position FROM {objects}) GROUP BY key ORDER BY min(row_id::HUGEINT * 65536 + position)"
+        "SELECT key, count(*) FROM (SELECT row_id, unnest(json_keys(json)) AS key, "
+        f"generate_subscripts(json_keys(json), 1) AS position FROM {objects}) GROUP BY key ORDER BY min(row_id::HUGEINT * 65536 + position)"
     ).fetchall()
-    keys = [key for (key,) in found]
+    keys = [key for key, _ in found]
     if not keys:
-        return {}
-    kinds, digits = _kinds(connection, objects, keys)
-    return {key: _json_column_type(kinds[key], digits[key]) for key in keys}
+        return {}, False
+    kinds, digits, rows = _kinds(connection, objects, keys)
+    repeated = any(times > rows[key] for key, times in found)
+    return {key: _json_column_type(kinds[key], digits[key]) for key in keys}, repeated
 
 
 def _value(key: str, kind: str) -> str:
@@ -206,26 +210,29 @@ def _pointer(key: str) -> str:
 
 def _kinds(
     connection: duckdb.DuckDBPyConnection, objects: str, keys: Sequence[str]
-) -> tuple[dict[str, set[str]], dict[str, int]]:
-    """Key → the JSON types of its values; key → the most digits that an integer of it has, 0 where there is none.
+) -> tuple[dict[str, set[str]], dict[str, int], dict[str, int]]:
+    """Key → the JSON types of its values; → the most digits of its integers, 0 without any; → how many rows have it.
 
     DuckDB calls an integer over 64 bits a DOUBLE, but keeps its digits.
     """
     paths = [_pointer(key) for key in keys]
     found = connection.execute(
-        "SELECT DISTINCT position, type FROM (SELECT unnest(json_type(json, $paths)) AS type, "
-        f"unnest(range(len($paths))) AS position FROM {objects}) WHERE type IS NOT NULL",
+        "SELECT position, type, count(*) FROM (SELECT unnest(json_type(json, $paths)) AS type, "
+        f"unnest(range(len($paths))) AS position FROM {objects}) WHERE type IS NOT NULL GROUP BY ALL",
         {"paths": paths},
     ).fetchall()
     kinds: dict[str, set[str]] = {key: set() for key in keys}
-    for position, kind in found:
+    rows = dict.fromkeys(keys, 0)
+    for position, kind, times in found:
         kinds[keys[position]].add(kind)
+        rows[keys[position]] += times
     digits = dict.fromkeys(keys, 0)
     numbers = [at for at, key in enumerate(keys) if kinds[key] & {"BIGINT", "UBIGINT", "DOUBLE"}]
     if numbers:
         widest = ", ".join(
             f"max(CASE WHEN types[{n}] IN ('BIGINT', 'UBIGINT') OR "
-            f"(types[{n}] = 'DOUBLE' AND NOT regexp_matches(texts[{n}], '[.eEnN]')) THEN length(texts[{n}]) END)"
+            f"(types[{n}] = 'DOUBLE' AND length(texts[{n}]) > 18 AND NOT regexp_matches(texts[{n}], '[.eEnN]')) "
+            f"THEN length(texts[{n}]) END)"
             for n in range(1, len(numbers) + 1)
         )
         most = connection.execute(
@@ -234,7 +241,7 @@ def _kinds(
             {"paths": [paths[at] for at in numbers]},
         ).fetchone()
         digits |= {keys[at]: width or 0 for at, width in zip(numbers, most or (), strict=True)}
-    return kinds, digits
+    return kinds, digits, rows
 
 
 def _json_column_type(kinds: set[str], digits: int) -> str:
