@@ -186,7 +186,8 @@ def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> tuple[
     objects = f"(SELECT row_id, json FROM {lines} WHERE json_type(json) = 'OBJECT')"
     found = connection.execute(
         "SELECT key, count(*) FROM (SELECT row_id, unnest(json_keys(json)) AS key, "
-        f"generate_subscripts(json_keys(json), 1) AS position FROM {objects}) GROUP BY key ORDER BY min(row_id::HUGEINT * 65536 + position)"
+        f"generate_subscripts(json_keys(json), 1) AS position FROM {objects}) "
+        "GROUP BY key ORDER BY min(row_id::HUGEINT * 65536 + position)"
     ).fetchall()
     keys = [key for key, _ in found]
     if not keys:
