@@ -123,8 +123,8 @@ class RequestError(InfermeshError):
         Tokens that the failed answer cost all the same, ``None`` where its body does not say.
     metrics
         Where the time went, over all attempts; ``None`` where nothing was sent.
-    header
-        Look-up of the failed answer's headers, whatever their case; ``None`` where there are none.
+    rewritten
+        Whether the transport has learned from this refusal to write the request in another way: it is sent again.
 
     Examples
     --------
@@ -136,7 +136,7 @@ class RequestError(InfermeshError):
     input None False
     """
 
-    __slots__ = ("header",)  # beside the other attributes: what looks up headers does not travel with a pickle
+    __slots__ = ("header",)  # what looks up the answer's headers, for the dispatcher alone: it travels with no pickle
 
     kind: ClassVar[str] = "request"
     default_retryable: ClassVar[bool] = False
@@ -160,6 +160,7 @@ class RequestError(InfermeshError):
         self.deployment = deployment
         self.request_id = request_id
         self.retryable = self.default_retryable if retryable is None else retryable
+        self.rewritten = False
         self.usage: TokenUsage | None = None
         self.metrics: RequestMetrics | None = None
 

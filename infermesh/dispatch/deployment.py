@@ -37,7 +37,7 @@ class Waiter:
     gives_up
         Whether none of the model's deployments is healthy, nor worth waiting for.
     ignores_health
-        An only deployment is tried whether it is healthy or not.
+        Whether a deployment is tried even if it is not healthy: there is no better one to wait for.
     cooldown_timeout
         Seconds after which, with all deployments cooling down, ``future`` becomes ``None``: the router is to choose one
         in spite of that. ``None`` waits on.
@@ -45,7 +45,9 @@ class Waiter:
 
     __slots__ = ("_cooldown_timeout", "_gives_up", "future", "ignores_health", "timer")
 
-    def __init__(self, gives_up: Callable[[], bool], ignores_health: bool, cooldown_timeout: float | None) -> None:
+    def __init__(
+        self, gives_up: Callable[[], bool], ignores_health: Callable[[], bool], cooldown_timeout: float | None
+    ) -> None:
         self.future: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
         self.ignores_health = ignores_health
         self.timer: asyncio.TimerHandle | None = None
@@ -59,7 +61,7 @@ class Waiter:
 
     def start_timeout(self) -> None:
         """Start the cooldown timeout, when a deployment begins to cool down."""
-        if self.timer is None and self._cooldown_timeout is not None and not self.ignores_health:
+        if self.timer is None and self._cooldown_timeout is not None and not self.ignores_health():
             self.timer = self.future.get_loop().call_later(self._cooldown_timeout, self._time_out)
 
     def _time_out(self) -> None:
@@ -137,6 +139,11 @@ class Deployment:
         health = self.health
         return bool(health.cool_until and health.cause == "away" and self.patience_s)
 
+    @property
+    def refuses(self) -> bool:
+        """Whether it refuses everybody, as far as is known."""
+        return bool(self.health.cool_until and self.health.cause == "refusal")
+
     def start_slowly(self) -> None:
         """Let one request through, then twice as many with each round of answers: after a pause, and after an outage.
 
@@ -212,15 +219,13 @@ class Deployment:
     def _next_waiter(self, now: float) -> Waiter | None:
         """Take the first waiter out of the line that may be served now.
 
-        While the deployment cools down or is paused, that is one that ignores health: it has nowhere else to go. The
+        While the deployment cools down or is paused, that is one that ignores health: it has nowhere better to go. The
         others may be served by another deployment before.
         """
         self._drop_served()
         if self.health.accepts(now) and self.limiter.ready_at <= now:
             return self._waiters.popleft() if self._waiters else None
-        if self.awaited:
-            return None
-        found = next((waiter for waiter in self._waiters if waiter.ignores_health and waiter.waiting), None)
+        found = next((waiter for waiter in self._waiters if waiter.waiting and waiter.ignores_health()), None)
         if found is not None:
             self._waiters.remove(found)
         return found

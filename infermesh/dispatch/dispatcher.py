@@ -251,8 +251,11 @@ class _RequestState:
         if error.header is not None and error.retry_after is None:
             # A wait that is asked for says more than a quota's reset, which is the time until it is full again.
             deployment.limiter.observe(error.header)
+        error.header = None  # a failed item of a batch need not hold its answer
         lease.failed(error, fault, now - self._sent)
         self._failures[deployment.label] = error
+        if error.rewritten:
+            return router, 0.0
         if fault == "quota":
             return self._turned_away_by(deployment, error, router, now)
         if fault in ("refusal", "window"):

@@ -21,7 +21,8 @@ from infermesh.results import TokenUsage
 from infermesh.transports import make_transport
 from infermesh.types import Endpoint, RoutingStrategy
 
-_WORTH_TELLING_S = 5.0  # a shorter rest is not worth a line
+_WORTH_TELLING_S = 5.0  # a shorter pause is not worth a line
+_NEXT_WORD_S = 600.0  # a server that paces a whole run by pauses is told of every ten minutes
 
 
 class Fleet:
@@ -54,7 +55,7 @@ class Fleet:
             for name, limits in experiment.limits.items()
         }
         self._announced: set[tuple[str, dt.date]] = set()
-        self._paused: dict[str, float] = {}  # label → until when it rests, as it was told
+        self._next_word: dict[str, float] = {}  # label → when a pause of it is worth a line again
         self._away: dict[str, str] = {}  # what is told to be away or to refuse: label → why
         self._patience = {name: _patience(model) for name, model in experiment.models.items()}
         patience = {
@@ -62,9 +63,7 @@ class Fleet:
             for label in {label for model in experiment.models.values() for label in model.deployments}
         }
         configs = {label: _config(entry, experiment, simulator_url) for label, entry in experiment.deployments.items()}
-        self.deployments = build_deployments(configs, [*self._accounts.values()], environ=environ)
-        for label, seconds in patience.items():
-            self.deployments[label].patience_s = seconds
+        self.deployments = build_deployments(configs, [*self._accounts.values()], environ=environ, patience=patience)
         self.models = {
             name: build_model(
                 name,
@@ -73,9 +72,7 @@ class Fleet:
                 strategy=model.routing_strategy,
                 endpoint=model.endpoint,
                 params=model.params,
-                retry=RetryPolicy(
-                    max_retries=model.max_retries, max_pause_s=model.max_pause, waits_unasked=bool(model.max_pause)
-                ),
+                retry=RetryPolicy(max_retries=model.max_retries, max_pause_s=model.max_pause, waits_unasked=True),
                 timeout=model.timeout,
             )
             for name, model in experiment.models.items()
@@ -122,7 +119,7 @@ class Fleet:
         return told
 
     def waits(self, now: float) -> list[str]:
-        """A line for each deployment that rests, refuses or is away, and for each that is back; each is told once.
+        """A line for each deployment that pauses, refuses or is away, and for each that is back; each is told once.
 
         Parameters
         ----------
@@ -130,11 +127,13 @@ class Fleet:
             The event loop's time.
         """
         told = []
+        day_is_over = {each for _, limiter, labels in self._daily() if limiter.used_up for each in labels}
         for label, deployment in self.deployments.items():
             health, rest = deployment.health, deployment.limiter.paused_for
-            if rest > _WORTH_TELLING_S and now + rest > self._paused.get(label, 0.0) + 1.0:
-                self._paused[label] = now + rest
-                told.append(f"{label} lets nothing through for {rest:,.0f} s, as it asked or told: its requests wait")
+            # A day's quota has a line of its own: see `used_up`.
+            if rest > _WORTH_TELLING_S and now >= self._next_word.get(label, 0.0) and label not in day_is_over:
+                self._next_word[label] = now + max(rest, _NEXT_WORD_S)
+                told.append(f"{label}: its server wants {rest:,.0f} s without a request, which are waited for")
             if health.cool_until and health.cause in ("away", "refusal") and label not in self._away:
                 self._away[label] = health.cause
                 told.append(self._away_line(label, deployment))
@@ -227,6 +226,7 @@ def build_deployments(
     accounts: Sequence[Account] = (),
     *,
     environ: Mapping[str, str] = os.environ,
+    patience: Mapping[str, float] | None = None,
 ) -> dict[str, Deployment]:
     """Make the deployments of an experiment or a client, with their transports, limiters and price functions.
 
@@ -238,6 +238,8 @@ def build_deployments(
         What deployments share.
     environ
         Where keys are looked up.
+    patience
+        Label → seconds for which requests wait for it where it cannot be reached; without, they fail.
 
     Raises
     ------
@@ -253,6 +255,7 @@ def build_deployments(
             max_parallel_requests=config.max_parallel_requests,
             weight=config.weight,
             price=_price(config, prices),
+            patience_s=(patience or {}).get(label, 0.0),
         )
         for label, config in configs.items()
     }

@@ -124,9 +124,14 @@ class Router:
     def awaited(self) -> bool:
         """Whether requests wait, since no deployment can be reached: some are awaited, and the others refuse."""
         return any(deployment.awaited for deployment in self.deployments) and all(
-            deployment.awaited or (deployment.health.cool_until and deployment.health.cause == "refusal")
-            for deployment in self.deployments
+            deployment.awaited or deployment.refuses for deployment in self.deployments
         )
+
+    def _ignores_health(self) -> bool:
+        """Whether nothing is gained by waiting for a healthy deployment: an only one, or all of them refuse."""
+        if self._only is not None:
+            return not self._only.awaited
+        return all(deployment.refuses for deployment in self.deployments)
 
     def _gives_up_waiting(self) -> bool:
         """Whether no deployment is healthy, and none is worth waiting for."""
@@ -144,7 +149,7 @@ class Router:
         if ready:
             return self._pick(ready, now)
         healthy = [d for d in self._preferred(avoid) if d.health.accepts(now)]
-        if not healthy and all(d.health.cool_until and d.health.cause == "refusal" for d in self.deployments):
+        if not healthy and self._ignores_health():
             with_slot = [d for d in self.deployments if d.has_free_slot()]
             return min(with_slot, key=lambda d: d.health.cool_until, default=None)
         free = [d for d in healthy if d.has_free_slot() and d.limiter.ready_at <= now]
@@ -161,7 +166,7 @@ class Router:
 
     async def _wait(self, avoid: Collection[str], cooldown_timeout: float | None, now: float) -> Lease | None:
         """Wait in the line of every deployment that may serve the request; ``None`` after the cooldown timeout."""
-        waiter = Waiter(self._gives_up_waiting, self._only is not None, cooldown_timeout)
+        waiter = Waiter(self._gives_up_waiting, self._ignores_health, cooldown_timeout)
         for deployment in self._preferred(avoid):
             if waiter.waiting:  # the deployment before may have served it at once
                 deployment.add_waiter(waiter, now)

@@ -65,11 +65,6 @@ class RateLimiter(Protocol):
         ...
 
     @property
-    def knows_quota(self) -> bool:
-        """Whether the server has told what is left of a quota, so that requests can keep to it."""
-        ...
-
-    @property
     def counts_tokens(self) -> bool:
         """Whether ``prompt_tokens`` matters; if not, the caller need not estimate it."""
         ...

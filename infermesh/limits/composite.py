@@ -54,10 +54,6 @@ class OpenLimiter:
         self._told.pause(seconds)
 
     @property
-    def knows_quota(self) -> bool:
-        return self._told.knows_quota
-
-    @property
     def paused_for(self) -> float:
         return 0.0 if self._open else self._told.paused_for
 
@@ -147,10 +143,6 @@ class CompositeLimiter:
     def pause(self, seconds: float) -> None:
         """Pause this deployment, not the others of the account."""
         self._own.pause(seconds)
-
-    @property
-    def knows_quota(self) -> bool:
-        return any(member.knows_quota for member in self._members)
 
     @property
     def counts_tokens(self) -> bool:

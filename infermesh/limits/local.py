@@ -253,6 +253,7 @@ class LocalRateLimiter:
 
     @property
     def knows_quota(self) -> bool:
+        """Whether the server has told what is left of a quota, so that requests can keep to it."""
         return self._gates.active
 
     @property

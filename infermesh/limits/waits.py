@@ -41,7 +41,7 @@ _SPOKEN = re.compile(
     re.IGNORECASE,
 )
 _PART = re.compile(rf"({_NUMBER})\s*({_UNIT})(?![a-z])", re.IGNORECASE)
-_SECONDS = {"ms": 1e-3, "mil": 1e-3, "mse": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def wait_asked_for(header: Header, said: str = "", now: Callable[[], float] = time.time) -> float | None:
@@ -99,7 +99,7 @@ def spoken_wait(said: str) -> float | None:
 
 
 def _unit(name: str) -> float:
-    return _SECONDS.get(name[:3]) or _SECONDS.get(name) or _SECONDS[name[0]]
+    return 1e-3 if name.startswith(("ms", "mil")) else _SECONDS[name[0]]
 
 
 def _seconds_or_date(value: str, now: Callable[[], float]) -> float | None:

@@ -42,8 +42,7 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         missing at a provider that needs one is not raised here: each request then fails with an
         ``AuthenticationError`` that names the variable.
     """
-    prefix, name = split_model(config.model)
-    dialect = Dialect(label, prefix, name)
+    dialect = Dialect(label, *split_model(config.model))
     found = resolve_deployment(config, os.environ if environ is None else environ, label=label)
     if found.kind == "native":
         assert found.api_base is not None

@@ -3,7 +3,7 @@
 OpenAI's reasoning models refuse ``max_tokens`` and want ``max_completion_tokens`` (OpenAI's API reference, Chat
 Completions; langgenius/dify#24307), and a deployment at Azure may have any name. vLLM transcribes as ``json`` and
 ``text`` alone (vllm-project/vllm#14818), as do OpenAI's gpt-4o models. What a server refuses with the name of what it
-takes instead is learned once a deployment and asked again at once; that is no failed attempt.
+takes instead is learned once a deployment, and the request is sent again at once, at no cost of its retries.
 """
 
 from __future__ import annotations
@@ -69,14 +69,16 @@ class Dialect:
         fields.setdefault("response_format", self._transcript_format)
         return fields
 
-    def learn(self, request: Request, error: RequestError, edition: int) -> bool:
-        """Learn from a refusal; returns whether the request, written anew, is worth sending again at once.
+    def learn(self, request: Request, error: BadRequestError, edition: int) -> None:
+        """Learn from a refusal, and mark the error if the request is worth sending again, written anew.
 
-        ``edition`` is what it was when the request was written: another refusal may have taught the same meanwhile.
+        Parameters
+        ----------
+        edition
+            What ``edition`` was when the request was written. Another refusal may have taught the same meanwhile.
         """
-        if not isinstance(error, BadRequestError) or error.status_code not in (400, 415, 422):
-            return False
-        return edition != self.edition or self._learns(request, error)
+        if error.status_code in (400, 415, 422):
+            error.rewritten = edition != self.edition or self._learns(request, error)
 
     def _learns(self, request: Request, error: RequestError) -> bool:
         if request.operation == "transcription":

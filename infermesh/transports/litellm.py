@@ -44,6 +44,7 @@ from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.dialect import Dialect
 from infermesh.transports.errors import error_from_status, timed_out
 from infermesh.transports.http.trust import VARIABLES
+from infermesh.transports.provider_table import split_model
 from infermesh.types import Reply, Request
 
 __all__ = ["LiteLLMTransport"]
@@ -115,7 +116,7 @@ class LiteLLMTransport:
         self.model = model
         self.api_base = api_base
         self._key = api_key.strip() if api_key else None
-        self._dialect = dialect or Dialect(label, *model.split("/", 1)) if "/" in model else Dialect(label, "", model)
+        self._dialect = dialect or Dialect(label, *split_model(model))
         self._common: dict[str, Any] = {"model": model, "num_retries": 0, "max_retries": 0}
         if api_base is not None:
             self._common["api_base"] = api_base
@@ -131,14 +132,13 @@ class LiteLLMTransport:
         self._closed = False
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
-        """Send one request once; twice, if it is refused for its dialect. See :class:`~infermesh.types.Transport`."""
+        """Send one request once. See :class:`~infermesh.types.Transport`."""
         edition = self._dialect.edition
         try:
             return await self._send(request, timeout)
         except BadRequestError as error:
-            if not self._dialect.learn(request, error, edition):
-                raise
-        return await self._send(request, timeout)
+            self._dialect.learn(request, error, edition)
+            raise
 
     async def _send(self, request: Request, timeout: float | None) -> Reply:
         if self._closed:

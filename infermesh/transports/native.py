@@ -18,6 +18,7 @@ from infermesh.transports.http.client import HttpClient
 from infermesh.transports.http.connection import Response
 from infermesh.transports.http.failures import client_closed
 from infermesh.transports.http.form import Form, form
+from infermesh.transports.provider_table import split_model
 from infermesh.types import Operation, Reply, Request
 from infermesh.wire.requests import request_body
 
@@ -87,7 +88,7 @@ class NativeTransport:
         self._key = api_key.strip() if api_key else None
         self._headers = dict(headers or {})
         self._missing_key = missing_key
-        self._dialect = dialect or Dialect(label, "", model)
+        self._dialect = dialect or Dialect(label, *split_model(model))
         self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers), *secrets)))
         self._client: HttpClient | None = None
         self._closed = False
@@ -98,14 +99,13 @@ class NativeTransport:
             )
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
-        """Send one request once; twice, if it is refused for its dialect. See :class:`~infermesh.types.Transport`."""
+        """Send one request once. See :class:`~infermesh.types.Transport`."""
         edition = self._dialect.edition
         try:
             return await self._send(request, timeout)
         except BadRequestError as error:
-            if not self._dialect.learn(request, error, edition):
-                raise
-        return await self._send(request, timeout)
+            self._dialect.learn(request, error, edition)
+            raise
 
     async def _send(self, request: Request, timeout: float | None) -> Reply:
         operation = request.operation

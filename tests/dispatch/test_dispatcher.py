@@ -318,6 +318,16 @@ async def test_where_all_refuse_each_ones_word_is_told_at_once() -> None:
 
 
 @virtual
+async def test_where_all_refuse_and_slots_are_few_nobody_waits() -> None:
+    rig = Rig({"a": [REFUSALS[0]] * 500, "b": [REFUSALS[2]] * 500}, service_s=0.1, max_parallel_requests=2)
+    start = now()
+    results = await asyncio.gather(*(rig.send() for _ in range(100)), return_exceptions=True)
+    assert {type(result) for result in results} == {NoDeploymentError}
+    assert now() - start < 20
+    assert rig.idle
+
+
+@virtual
 async def test_a_refusal_that_ends_is_noticed() -> None:
     rig = Rig({"a": [REFUSALS[0]], "b": []}, service_s=1.0)
     rig.deployments["b"].in_flight = 1

@@ -12,9 +12,13 @@ import pytest
 from aiohttp import web
 
 from infermesh.config.deployment import DeploymentConfig
+from infermesh.dispatch import Deployment, Router
+from infermesh.dispatch.dispatcher import Dispatcher
+from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import BadRequestError
+from infermesh.results import RequestMetrics
 from infermesh.transports import make_transport
-from infermesh.types import Audio, Request
+from infermesh.types import Audio, Request, Transport
 
 Answer = tuple[int, dict[str, Any]]
 OK = {"choices": [{"message": {"content": "ok"}, "finish_reason": "stop"}]}
@@ -54,6 +58,12 @@ def clip(**fields: Any) -> Request:
     return Request("transcription", fields, Audio(b"RIFF", "a.wav"))
 
 
+async def sent(transport: Transport, request: Request) -> tuple[dict[str, Any], RequestMetrics]:
+    """Send through a dispatcher that never retries."""
+    dispatcher = Dispatcher(Router([Deployment("d", transport)]), RetryPolicy(max_retries=0))
+    return await dispatcher.send(request, lambda reply: (reply.body, None), 10.0)
+
+
 @pytest.mark.parametrize("kind", ["native", "litellm"])
 @pytest.mark.parametrize(
     ("model", "name"),
@@ -87,9 +97,9 @@ async def test_another_name_is_learned_once_and_said_once(caplog: pytest.LogCapt
     async with server(answer) as (base, seen):
         transport = make_transport(DeploymentConfig("azure_like/mine", base), label="d")
         with caplog.at_level(logging.WARNING, "infermesh"):
-            for _ in range(3):
-                await transport.send(chat(), 10.0)
+            attempts = [len((await sent(transport, chat()))[1].attempts) for _ in range(3)]
         await transport.aclose()
+    assert attempts == [2, 1, 1]  # what is sent is told, and costs no retry: there are none
     assert len(seen) == 4
     assert seen[-1]["max_completion_tokens"] == 64
     assert [record.message for record in caplog.records] == [
@@ -113,11 +123,11 @@ async def test_the_form_of_transcripts_is_learned(said: str) -> None:
     async with server(answer) as (base, seen):
         transport = make_transport(DeploymentConfig("hosted_vllm/whisper", base), label="d")
         for _ in range(3):
-            assert (await transport.send(clip(), 10.0)).body == {"text": "t"}
+            assert (await sent(transport, clip()))[0] == {"text": "t"}
         assert [body["response_format"] for body in seen] == ["verbose_json", "json", "json", "json"]
         for chosen in ({"response_format": "verbose_json"}, {"timestamp_granularities": ["word"]}):
             with pytest.raises(BadRequestError):  # what somebody asked for is not replaced in silence
-                await transport.send(clip(**chosen), 10.0)
+                await sent(transport, clip(**chosen))
         await transport.aclose()
 
 
@@ -125,7 +135,7 @@ async def test_another_refusal_teaches_nothing() -> None:
     async with server(lambda body: (400, {"error": {"message": "the clip is empty"}})) as (base, seen):
         transport = make_transport(DeploymentConfig("hosted_vllm/whisper", base), label="d")
         with pytest.raises(BadRequestError):
-            await transport.send(clip(), 10.0)
+            await sent(transport, clip())
         await transport.aclose()
     assert len(seen) == 1
 
