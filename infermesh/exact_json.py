@@ -38,10 +38,8 @@ def loads(text: str | bytes) -> Any:
     {'wei': 19876543210987654321}
     """
     value = orjson.loads(text)
-    long_number = _LONG_NUMBER if isinstance(text, str) else _LONG_NUMBER_IN_BYTES
-    if long_number.search(text):  # type: ignore[arg-type]
-        return _decode(text)
-    return value
+    found = _LONG_NUMBER.search(text) if isinstance(text, str) else _LONG_NUMBER_IN_BYTES.search(text)
+    return _decode(text) if found else value
 
 
 def read(text: str | bytes) -> Any:
@@ -95,9 +93,17 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
 
 def _decode(text: str | bytes) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_integer)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _integer(digits: str) -> int | float:
+    """An integer; infinity for one of more digits than Python reads (``sys.get_int_max_str_digits``, 4,300)."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -36,6 +36,11 @@ def test_what_the_standard_forbids() -> None:
         loads_leniently(b"[" * 200_000 + b"NaN")
 
 
+def test_a_number_longer_than_python_reads_costs_no_answer() -> None:
+    assert read('{"t": "paid", "n": ' + "9" * 300 + "}")["n"] == int("9" * 300)
+    assert read('{"t": "paid", "n": ' + "9" * 5000 + "}")["t"] == "paid"
+
+
 def test_keys_are_written_as_json_writes_them() -> None:
     assert dumps({50256: -100, True: 1, None: 2, 1.5: 3}) == b'{"50256":-100,"true":1,"null":2,"1.5":3}'
     assert dumps({1: 2**64, "x": math.nan}) == b'{"1":18446744073709551616,"x":null}'

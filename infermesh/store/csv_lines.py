@@ -109,7 +109,7 @@ def dialect_of(file: str, options: CsvOptions) -> Dialect | None:
         raise ConfigError(f"source: {file} cannot be read as {encoding} text: {error}. Set source.encoding") from None
     whole = len(sample) < _SAMPLE
     skip, delimiter = 0, options.delimiter
-    lines = sample.splitlines(keepends=True)
+    lines = list(io.StringIO(sample, newline=""))  # as the reader of the file cuts it
     comment = options.comment or chr(10)  # no line begins with a line break, unless it is blank
     while skip < len(lines) and (not lines[skip].strip() or lines[skip].startswith(comment)):
         skip += 1
@@ -134,18 +134,23 @@ def dialect_of(file: str, options: CsvOptions) -> Dialect | None:
 
 
 def _delimiter(lines: Sequence[str], quote: str, *, tabs_first: bool) -> str:
-    """The delimiter by which most records have as many values as the first one."""
+    """The delimiter by which most records have as many values as the first one.
+
+    Where no record fits the first one by any of them, all may be malformed: then the header decides, if it reads like
+    names and not like a sentence.
+    """
     best, found = (0.0, 0, 0), _ONE_COLUMN
     for position, delimiter in enumerate("\t,;|" if tabs_first else _DELIMITERS):
-        widths = [len(record) for record in _sample_records(lines, delimiter, quote)]
-        if not widths or widths[0] < 2:
+        records = _sample_records(lines, delimiter, quote)
+        if not records or len(records[0]) < 2:
             continue
-        width = widths[0]
+        header, width, widths = records[0], len(records[0]), [len(record) for record in records]
         # A value more at the end is an empty one, behind a trailing delimiter.
         fitting = [each == width or each == width + 1 for each in widths[1:]]
         share = sum(fitting) / len(fitting) if fitting else 1.0
         score = (round(share, 2) + (0.5 if tabs_first and delimiter == "\t" else 0.0), width, -position)
-        if share > 0 and score > best:
+        names = not any(name[:1].isspace() for name in header[1:])
+        if (share > 0 or names) and score > best:
             best, found = score, delimiter
     return found
 

@@ -37,6 +37,7 @@ from infermesh.results import TokenUsage
 
 __all__ = ["apportion", "count", "shares", "usage_of"]
 
+_PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
 _MOST = 2**31 - 1  # what the tables' INTEGER columns hold
 
 
@@ -94,7 +95,8 @@ def usage_of(body: dict[str, Any], *, input_only: bool = False) -> TokenUsage | 
     if beside > 0 and not input_only and (reasoning is None or reasoning >= beside):
         completion += beside
         reasoning = beside if reasoning is None else reasoning
-    details = _apart(body, usage, inside, answer, written) if len(usage) > 3 or "service_tier" in body else None
+    plain = usage.keys() <= _PLAIN and "service_tier" not in body
+    details = None if plain else _apart(body, usage, inside, answer, written)
     return TokenUsage(prompt, completion, max(count(total) or 0, prompt + completion), reasoning, cached, details)
 
 

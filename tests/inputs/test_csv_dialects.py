@@ -125,6 +125,31 @@ def test_what_is_declared_counts(tmp_path: Path) -> None:
         load_text(tmp_path, "{}\n", "x.jsonl", delimiter=";")
 
 
+def test_types_change_no_value(tmp_path: Path) -> None:
+    text = "a,b,c,d\n1,1,2024-01-02 10:00:00,true\n4.7,1e5,2024-01-03,no\n"
+    auto = load_text(tmp_path, text, "x.csv", types="auto")
+    assert auto.types == {"a": "DOUBLE", "b": "DOUBLE", "c": "TIMESTAMP", "d": "BOOLEAN"}
+    (tmp_path / "run.duckdb").unlink()
+    given = load_text(tmp_path, text, "x.csv", types={"a": "INTEGER"})
+    assert given.rows[0]["a"] == 1
+    assert given.errors == {1: "column a: 4.7 is no INTEGER (source.types)"}
+
+
+def test_a_header_over_malformed_lines_alone_is_still_a_header(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sku,fruit\n1,apple\n")
+    (tmp_path / "b.csv").write_text("sku,fruit\n5\n")
+    loaded = load(tmp_path, "*.csv")
+    assert loaded.rows[0] == {"sku": "1", "fruit": "apple"}
+    assert "b.csv, line 2: expected 2 values, found 1" in loaded.errors[1]
+    (tmp_path / "run.duckdb").unlink()
+    sentence = load_text(tmp_path, "Hello, world\nfoo\n", "s.csv")
+    assert sentence.rows == [{"Hello, world": "foo"}]
+
+
+def test_line_separators_of_unicode_end_no_line(tmp_path: Path) -> None:
+    assert load_text(tmp_path, "id,t\u2028x\n1,a\u2028b\n", "x.csv").rows == [{"id": "1", "t\u2028x": "a\u2028b"}]
+
+
 def test_types(tmp_path: Path) -> None:
     text = "id,stars,at\n1,5,2024-01-02\n2,many,2024-01-03\n"
     assert load_text(tmp_path, text, "x.csv").types == dict.fromkeys(("id", "stars", "at"), "VARCHAR")
@@ -134,7 +159,7 @@ def test_types(tmp_path: Path) -> None:
     (tmp_path / "run.duckdb").unlink()
     given = load_text(tmp_path, text, "x.csv", types={"stars": "INTEGER"})
     assert given.rows[0]["stars"] == 5
-    assert given.errors == {1: "column stars: 'many' is no INTEGER (source.types)"}
+    assert given.errors == {1: "column stars: many is no INTEGER (source.types)"}
     with pytest.raises(ConfigError, match=r"source\.types: no column 'star'.*stars"):
         load_text(tmp_path, text, "x.csv", types={"star": "INTEGER"})
     with pytest.raises(ConfigError, match=r"source\.types\.stars: 'NUMBERS' is no type"):

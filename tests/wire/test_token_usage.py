@@ -36,6 +36,8 @@ def chat(prompt: Any, completion: Any, total: Any = None, **more: Any) -> dict[s
                       "cache_creation_input_tokens": 10}, (100, 5, None, 80), id="Anthropic: beside"),
         pytest.param(chat(100, 5, 105, cache_read_input_tokens=80, cache_creation_input_tokens=10), (100, 5, None, 80),
                      id="LiteLLM over Anthropic: inside"),
+        pytest.param({"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 90}, (100, 5, None, 90),
+                     id="Anthropic: three keys"),
         pytest.param({"billed_units": {"input_tokens": 3, "output_tokens": 4}}, (3, 4, None, None), id="Cohere"),
         pytest.param({"input_tokens": 9, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 4},
                       "output_tokens_details": {"reasoning_tokens": 2}}, (9, 5, 2, 4), id="Responses"),
@@ -79,6 +81,7 @@ def test_embeddings_with_a_total_alone() -> None:
         ("openai/gpt-4.1-mini", {"usage": chat(1000, 10, 1010), "service_tier": "flex"}, 208e-6),
         ("openai/gpt-4.1-mini", {"usage": chat(1000, 10, 1010), "service_tier": "priority"}, None),
         ("openrouter/openai/gpt-4.1-mini", {"usage": chat(1000, 10, 1010, cost=0.5)}, 0.5),
+        ("openrouter/x", {"usage": {"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.5}}, 0.5),
         ("perplexity/sonar", {"usage": chat(1000, 10, 1010, cost={"total_cost": 0.25})}, 0.25),
         (
             "anthropic/claude-sonnet-4-5",
