@@ -1,8 +1,9 @@
-"""Words for messages: the nearest valid name, and long texts in one line."""
+"""Words for messages: the nearest valid name, a command to copy, and long texts in one line."""
 
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,17 @@ def nearest(name: str, valid: Iterator[str] | list[str] | set[str] | Mapping[str
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" There is: {', '.join(names[:20])}." if names else " There is none."
+
+
+def command(*words: object) -> str:
+    """A command of ours to copy into a shell: what a shell would take apart is quoted.
+
+    Examples
+    --------
+    >>> command("resume", "my runs/1")
+    "infermesh resume 'my runs/1'"
+    """
+    return shlex.join(["infermesh", *map(str, words)])
 
 
 def one_line(text: object, most: int = 400) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from infermesh.hints import command
 from infermesh.runs.outcome import RunOutcome
 
 _STATUS_WORDS = {
@@ -40,14 +41,12 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         lines += _failure_lines(outcome, 1)
         lines.append(
             f'            infermesh sql "select row_id, error_type, error from {stage} '
-            f"where status = 'error'\" --run {shlex.quote(str(outcome.folder))}"
+            f"where status = 'error'\" {_run_option(outcome.folder)}"
         )
     if outcome.status == "stopped" and not _waited(outcome):
         lines.append(f"  continue  {_continue_command(outcome)}")
     else:
-        lines.append(
-            f"  resume    infermesh resume {shlex.quote(str(outcome.folder))}   ({_what_resuming_does(outcome)})"
-        )
+        lines.append(f"  resume    {command('resume', outcome.folder)}   ({_what_resuming_does(outcome)})")
     return "\n".join(lines)
 
 
@@ -87,8 +86,12 @@ def _count_words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[key]} {word}" for key, word in _COUNT_WORDS.items() if counts.get(key)) or "no rows"
 
 
+def _run_option(folder: Path) -> str:
+    return f"--run {shlex.quote(str(folder))}"  # the query beside it is quoted as people quote one
+
+
 def _query_line(folder: Path) -> str:
-    return f'  query     infermesh sql "select * from results limit 5" --run {shlex.quote(str(folder))}'
+    return f'  query     infermesh sql "select * from results limit 5" {_run_option(folder)}'
 
 
 def _failure_lines(outcome: RunOutcome, most: int) -> Iterator[str]:
@@ -115,4 +118,4 @@ def _continue_command(outcome: RunOutcome) -> str:
     overrides = yaml.safe_load(kept.read_text(encoding="utf-8")) if kept.exists() else ["+experiment=NAME"]
     named = ["+" + item if item.startswith("experiment=") else item for item in overrides or ()]
     others = [item for item in named if item.lstrip("+").partition("=")[0] not in (guard, "hydra.run.dir")]
-    return shlex.join(["infermesh", "run", *others, f"{guard}=null", f"hydra.run.dir={outcome.folder}"])
+    return command("run", *others, f"{guard}=null", f"hydra.run.dir={outcome.folder}")

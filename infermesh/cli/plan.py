@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from infermesh.cli.common import fail, split_config_dir
 from infermesh.config.compose import compose
 from infermesh.config.declaration import declared
 from infermesh.errors import InfermeshError
+from infermesh.hints import command
 from infermesh.plan import Options, Plan, QuotaFacts, Resource, StageEstimate, make_plan
 from infermesh.runs.progress import duration
 
@@ -143,7 +143,7 @@ def _print_report(plan: Plan, argv: Sequence[str]) -> None:
     print()
     for line in _time_lines(plan):
         print(line)
-    print(f"\nrun it: infermesh run {shlex.join(argv)}")
+    print(f"\nrun it: {command('run', *argv)}")
 
 
 def _stage_row(stage: StageEstimate) -> tuple[str, ...]:

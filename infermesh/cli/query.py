@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from infermesh.cli.common import fail
 from infermesh.cli.find_run import find_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
-from infermesh.hints import one_line
+from infermesh.hints import command, one_line
 from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.summary import RunInfo, describe
 from infermesh.store.folders import run_folders
@@ -71,9 +70,9 @@ def show_status(run: str | None) -> None:
             for kind, rows, example in found:
                 print(f"  failed: {rows} × {stage}: {kind}: {one_line(example or '', 160)}")
     if info.status == "running":
-        print(f"  stop: infermesh stop {folder}")
+        print(f"  stop: {command('stop', folder)}")
     elif info.unfinished or info.failed:
-        print(f"  resume: infermesh resume {shlex.quote(str(folder))}")
+        print(f"  resume: {command('resume', folder)}")
 
 
 def list_runs(outputs: Path) -> None:
@@ -110,7 +109,7 @@ def stop_run(run: str | None, wait: bool) -> None:
     info = describe(folder)
     print(f"{folder}: {info.status}: {info.done} done, {info.failed} failed, {info.pending} pending", file=sys.stderr)
     if info.unfinished or info.failed:
-        print(f"  resume: infermesh resume {shlex.quote(str(folder))}", file=sys.stderr)
+        print(f"  resume: {command('resume', folder)}", file=sys.stderr)
 
 
 def _live_run(run: str | None) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from infermesh.config.compose import (
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.exact_json import loads
-from infermesh.hints import nearest
+from infermesh.hints import command, nearest
 from infermesh.query.summary import describe, newest_unfinished
 from infermesh.runs.control import Control
 from infermesh.runs.execute import execute
@@ -168,8 +167,7 @@ def run_job(
         print(f"error: {problem}", file=sys.stderr)
     if outcome.files.errors:
         print(
-            f"the run's own data is complete: {shlex.join(['infermesh', 'resume', str(outcome.folder)])} writes the "
-            "files again",
+            f"the run's own data is complete: {command('resume', outcome.folder)} writes the files again",
             file=sys.stderr,
         )
     return outcome.exit_code
@@ -184,7 +182,7 @@ def resume_run(name: str | None) -> int:
         if newest.failed:
             print(
                 f"the newest run finished with {newest.failed} failed row states; "
-                f"{shlex.join(['infermesh', 'resume', str(newest.folder)])} retries them",
+                f"{command('resume', newest.folder)} retries them",
                 file=sys.stderr,
             )
         return 0

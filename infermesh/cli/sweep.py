@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -43,6 +42,7 @@ from infermesh.cli.common import print_error
 from infermesh.cli.progress import make_observer
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, StoreError
+from infermesh.hints import command
 from infermesh.query.figures import read_stored
 from infermesh.runs.control import Control
 from infermesh.runs.progress import PlainLines, duration, short
@@ -52,15 +52,9 @@ from infermesh.store.schema import DATABASE
 
 ANNOUNCE = "++hydra.callbacks.infermesh={_target_:infermesh.cli.hydra_callback.Announcer}"
 _RECORDS = ".jobs"
-_MULTIRUN = re.compile(r"\+*hydra\.mode=multirun", re.IGNORECASE)
 _UNQUOTED_VALUE = re.compile(r"[\w./:+%@-]+")
 
 current_sweep: Sweep | None = None  # Hydra creates the callback itself, so this is how the callback finds the sweep
-
-
-def is_multirun(argv: Sequence[str]) -> bool:
-    """Whether the arguments ask Hydra for a multirun: ``-m``, ``--multirun`` or ``hydra.mode=MULTIRUN``."""
-    return any(argument in ("-m", "--multirun") or _MULTIRUN.fullmatch(argument) for argument in argv)
 
 
 class Sweep:
@@ -218,7 +212,7 @@ class Sweep:
         value = folder if _UNQUOTED_VALUE.fullmatch(folder) else "'" + folder.replace("'", "\\'") + "'"
         argv = [argument for argument in self._argv if not argument.lstrip("+").startswith("hydra.sweep.dir=")]
         env_file = [] if self._env_file is None else ["--env-file", str(self._env_file)]
-        return shlex.join(["infermesh", "run", *env_file, *argv, f"hydra.sweep.dir={value}"])
+        return command("run", *env_file, *argv, f"hydra.sweep.dir={value}")
 
 
 class SweepJob:

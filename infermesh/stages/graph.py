@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
@@ -244,10 +245,16 @@ class StageGraph:
             for template in stage.templates:
                 for used in sorted(template.names - columns - outputs.keys() - {ROW}):
                     hint = nearest(used, columns | outputs.keys())
-                    odd = next((name for name in columns if not name.isidentifier() and used in name), None)
+                    odd = next((name for name in columns if used != name and used in re.split(r"\W+", name)), None)
                     if odd is not None:
                         hint = f" A column whose name is no identifier is written {{{{ row[{odd!r}] }}}}."
                     problems.append(f"{template.path}: '{used}' is neither a column of {whose} nor a stage.{hint}")
+                if ROW not in columns | outputs.keys():
+                    for _, column in sorted(each for each in template.columns if each[0] == ROW):
+                        if column not in columns and not hasattr(dict, column):  # row.get("x") is a call
+                            problems.append(
+                                f"{template.path}: '{column}' is no column of {whose}.{nearest(column, columns)}"
+                            )
             for reference in sorted(self._references[name]):
                 if reference[0] in outputs and len(reference) > 1 and reference[1] not in outputs[reference[0]]:
                     upstream, column = reference[:2]
