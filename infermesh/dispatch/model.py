@@ -130,6 +130,7 @@ class LogicalModel:
         self._dispatcher = Dispatcher(router, retry, rng=rng)
         # For the parts of a request that has failed with all its retries.
         self._impatient = Dispatcher(router, replace(retry, max_retries=min(retry.max_retries, 1)), rng=rng)
+        self._told_refusal = False
         self._lengths: dict[Any, int] = {}  # `dimensions` as asked for → the length of the vectors
 
     def stop(self) -> None:
@@ -278,7 +279,17 @@ class LogicalModel:
         try:
             (result,) = await self._embed([_HARMLESS], params, timeout, self._impatient)
         except RequestError as error:
-            return True, error.metrics
+            refused = _may_be_one_texts(error)  # an overload of the moment says nothing about the other texts
+            if refused and not self._told_refusal:
+                self._told_refusal = True
+                logger.warning(
+                    "%s: embeddings fail whatever the text: so does %r, which was sent to find out. "
+                    "Requests of several texts that fail are not split. It said: %s",
+                    self.name,
+                    _HARMLESS,
+                    error,
+                )
+            return refused, error.metrics
         return False, result.metrics
 
     async def _embed(

@@ -12,8 +12,16 @@ from infermesh.dispatch import Deployment
 from infermesh.dispatch.fleet import Fleet
 from infermesh.dispatch.model import LogicalModel
 from infermesh.dispatch.retry import RetryPolicy
-from infermesh.errors import AuthenticationError, BadRequestError, MalformedResponseError, RequestError, ServerError
+from infermesh.errors import (
+    AuthenticationError,
+    BadRequestError,
+    MalformedResponseError,
+    RateLimitError,
+    RequestError,
+    ServerError,
+)
 from infermesh.types import USE_CLIENT_DEFAULT, Audio, Reply, Request
+from infermesh.wire.structured import ResponseFormat
 from tests.fakes import ScriptedTransport, reply, virtual
 from tests.support import experiment, generate
 
@@ -119,11 +127,32 @@ class TestOneBadText:
         assert sum(isinstance(found, RequestError) for found in results) == 1
 
     @virtual
-    async def test_what_is_refused_whatever_the_texts_is_not_split_to_the_end(self) -> None:
+    async def test_what_is_refused_whatever_the_texts_is_not_split_to_the_end(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         model, seen = self.model(lambda texts: BadRequestError("no such parameter", status_code=400))
-        results = await model.embed([f"t{n}" for n in range(32)], {"dimensions": -1})
-        assert all(isinstance(found, BadRequestError) for found in results)
-        assert len(seen) <= 3
+        for _ in range(2):
+            seen.clear()
+            results = await model.embed([f"t{n}" for n in range(32)], {"dimensions": -1})
+            assert all(isinstance(found, BadRequestError) for found in results)
+            assert len(seen) <= 3
+        (line,) = [line for line in caplog.messages if "whatever the text" in line]
+        assert line.startswith("m: ")
+        assert "no such parameter" in line
+
+    @pytest.mark.parametrize("passing", [RateLimitError("slow", status_code=429), ServerError("away", status_code=503)])
+    @virtual
+    async def test_a_harmless_text_that_meets_an_overload_fails_no_other(self, passing: RequestError) -> None:
+        def answer(texts: list[str]) -> Any:
+            if texts == ["text"]:
+                return passing
+            return BadRequestError("no", status_code=422) if "bad" in texts else self.vectors(texts, None)
+
+        model, seen = self.model(answer)
+        results = await model.embed(self.TEXTS, {})
+        assert ["text"] in seen
+        failed = [text for text, found in zip(self.TEXTS, results, strict=True) if isinstance(found, RequestError)]
+        assert failed == ["bad"]
 
     @pytest.mark.parametrize(
         "error", [AuthenticationError("key", status_code=401), ServerError("away", status_code=503)]
@@ -134,3 +163,44 @@ class TestOneBadText:
         results = await model.embed(self.TEXTS, {})
         assert all(found is error or isinstance(found, RequestError) for found in results)
         assert all(len(texts) == len(self.TEXTS) for texts in seen)
+
+
+class TestAskingAgain:
+    """``on_invalid: retry``, against a server that answers by a script."""
+
+    SCHEMA: ClassVar[dict[str, Any]] = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+    @staticmethod
+    def said(text: str, reason: str = "stop") -> Reply:
+        return reply({"choices": [{"message": {"content": text}, "finish_reason": reason}]})
+
+    async def ask(self, script: list[Any]) -> tuple[Any, ScriptedTransport]:
+        transport = ScriptedTransport(script)
+        model = LogicalModel("m", [Deployment("d", transport)], backends=["m"], retry=RetryPolicy(max_retries=0))
+        form = ResponseFormat.of(self.SCHEMA)
+        request = model.generation_request("Is it?", {"max_tokens": 5}, response_format=form)
+        return await model.generate(request, form, on_invalid="retry"), transport
+
+    @virtual
+    async def test_what_does_not_fit_is_asked_again(self) -> None:
+        result, transport = await self.ask([self.said('{"a": "x"}'), self.said('{"a": 1}')])
+        assert (result.output_parsed, len(transport.sent_at)) == ({"a": 1}, 2)
+
+    @virtual
+    async def test_what_a_limit_has_cut_is_not(self, caplog: pytest.LogCaptureFixture) -> None:
+        result, transport = await self.ask([self.said('{"a": ', "length")] * 3)
+        assert (result.output_parsed, len(transport.sent_at)) == (None, 1)
+        assert "cut at max_tokens=5" in caplog.text
+
+    @virtual
+    async def test_where_asking_again_fails_the_first_answer_stays(self, caplog: pytest.LogCaptureFixture) -> None:
+        result, _ = await self.ask([self.said('{"a": "x"}'), BadRequestError("no", status_code=400)])
+        assert (result.output_text, result.output_parsed) == ('{"a": "x"}', None)
+        assert [attempt.error_type for attempt in result.metrics.attempts] == [None, "bad_request"]
+        assert result.metrics.deployment == "d"
+        assert "asking again failed: no" in caplog.text
+
+    @virtual
+    async def test_thoughts_before_the_json_are_reasoning(self) -> None:
+        result, _ = await self.ask([self.said('<think>One?</think>{"a": 1}')])
+        assert (result.output_parsed, result.reasoning) == ({"a": 1}, "One?")
