@@ -20,6 +20,7 @@ from unittest import mock
 import duckdb
 
 from infermesh.config.declaration import declare
+from infermesh.query.reader import ask_run
 from infermesh.runs.execute import execute
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.stats import RunStats
@@ -239,6 +240,14 @@ def write_experiment(root: Path, mapping: Mapping[str, Any], name: str = "mine")
 def run_folders(root: Path) -> list[Path]:
     """Every run's folder of a project."""
     return sorted(path.parent for path in (root / "outputs").rglob(DATABASE) if not path.parent.is_symlink())
+
+
+def committed(folder: Path, *stages: str) -> int:
+    """How many rows of these stages of a run, live or not, are done in its database; none before it answers."""
+    return sum(
+        rows[0][0] if (rows := ask_run(folder, f"SELECT count(*) FROM {stage} WHERE status = 'done'")) else 0
+        for stage in stages
+    )
 
 
 def ask(folder: Path, query: str) -> list[tuple[Any, ...]]:

@@ -121,10 +121,13 @@ def llmock(logs: Path) -> Iterator[Callable[..., Engine]]:
 
 FIXTURES: list[dict[str, Any]] = [
     {"match": {"userMessage": "capital"}, "response": {"content": "Paris."}},
-    {
-        "match": {"userMessage": "limited", "sequenceIndex": 0},
-        "response": {"error": {"message": "slow down", "type": "rate_limit_error"}, "status": 429, "retryAfter": 1},
-    },
+    *(
+        {
+            "match": {"userMessage": f"limited over {wire}", "sequenceIndex": 0},
+            "response": {"error": {"message": "slow down", "type": "rate_limit_error"}, "status": 429, "retryAfter": 1},
+        }
+        for wire in ("openai", "anthropic", "gemini", "cohere_chat")  # the emulator counts over all its wires
+    ),
     {"match": {"userMessage": "limited"}, "response": {"content": "after the limit"}},
     {
         "match": {"userMessage": "too long"},

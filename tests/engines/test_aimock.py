@@ -32,8 +32,17 @@ WIRES = {
 
 
 @pytest.fixture(params=WIRES)
-def client(request: pytest.FixtureRequest, aimock: Engine) -> Iterator[LMClient]:
-    model = request.param
+def model(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def wire(model: str) -> str:
+    return model.partition("/")[0]
+
+
+@pytest.fixture
+def client(model: str, aimock: Engine) -> Iterator[LMClient]:
     deployment = DeploymentConfig(model, aimock.root + WIRES[model], api_key="x")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -56,11 +65,11 @@ def test_what_is_cut_says_so(client: LMClient) -> None:
     assert client.generate("cut this", max_tokens=5).finish_reason == "length"
 
 
-def test_a_limit_is_waited_for(client: LMClient, aimock: Engine) -> None:
-    try:
-        assert client.generate("limited", max_tokens=50).output_text == "after the limit"
-    except RateLimitError:  # pragma: no cover
-        pytest.fail("the wait was not taken")
+def test_a_limit_is_waited_for(client: LMClient, wire: str) -> None:
+    result = client.generate(f"limited over {wire}", max_tokens=50)
+    assert result.output_text == "after the limit"
+    assert result.metrics is not None
+    assert [attempt.error_type for attempt in result.metrics.attempts] == [RateLimitError.kind, None]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,19 @@ from tests.engines.conftest import Engine
 from tests.support import (
     ask,
     command,
+    committed,
     environment,
     experiment,
     generate,
     infermesh,
-    run_folders,
     texts,
+    wait_until,
     write_experiment,
     write_jsonl,
 )
 
+FOLDER = "outputs/here"
+RUN = ("run", "+experiment=mine", f"hydra.run.dir={FOLDER}")
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}, "n": {"type": "integer"}},
@@ -72,15 +74,14 @@ def test_killed_and_started_again_costs_no_row(tmp_path: Path, llamacpp: Engine)
     write_jsonl(tmp_path / "rows.jsonl", texts(120))
     stage = generate(params={"max_tokens": 4}, max_parallel_requests=8)
     write_experiment(tmp_path, experiment(llamacpp.base, {"a": stage}))
-    run = subprocess.Popen(command("run", "+experiment=mine"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
-    time.sleep(5)
+    run = subprocess.Popen(command(*RUN), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
+    wait_until(lambda: committed(tmp_path / FOLDER, "a") >= 10, "ten rows", 120)
     llamacpp.kill()
-    time.sleep(5)
+    wait_until(lambda: "cannot be reached" in (tmp_path / FOLDER / "run.log").read_text(), "the run to notice", 60)
     llamacpp.start()
     said = run.communicate(timeout=300)[1].decode()
     assert run.returncode == 0, said
-    (folder,) = run_folders(tmp_path)
-    assert ask(folder, "SELECT status, count(*) FROM a GROUP BY ALL") == [("done", 120)]
+    assert ask(tmp_path / FOLDER, "SELECT status, count(*) FROM a GROUP BY ALL") == [("done", 120)]
 
 
 def test_a_run_that_is_killed_is_resumed(tmp_path: Path, llamacpp: Engine) -> None:
@@ -88,16 +89,17 @@ def test_a_run_that_is_killed_is_resumed(tmp_path: Path, llamacpp: Engine) -> No
     stage = generate(params={"max_tokens": 4}, max_parallel_requests=8)
     write_experiment(tmp_path, experiment(llamacpp.base, {"a": stage}))
     run = subprocess.Popen(
-        command("run", "+experiment=mine"),
+        command(*RUN),
         cwd=tmp_path,
         env=environment(),
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    time.sleep(5)
+    folder = tmp_path / FOLDER
+    wait_until(lambda: committed(folder, "a") >= 10, "ten rows", 120)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    (folder,) = run_folders(tmp_path)
+    assert 10 <= ask(folder, "SELECT count(*) FROM a")[0][0] < 120
     assert infermesh("resume", str(folder), cwd=tmp_path).returncode == 0
     assert ask(folder, "SELECT status, count(*) FROM a GROUP BY ALL") == [("done", 120)]
     assert ask(folder, "SELECT count(*) FROM (SELECT row_id FROM a GROUP BY ALL HAVING count(*) > 1)") == [(0,)]
