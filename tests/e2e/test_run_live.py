@@ -32,13 +32,17 @@ from tests.support import (
 ROWS = 120
 FOLDER = "outputs/here"
 RUN = ("run", "+experiment=mine", f"hydra.run.dir={FOLDER}")
-# Asks every 100 ms until the run's end; prints each answer's counts.
+# Waits for a run, asks it every 100 ms until its end, and prints each answer's counts.
 ASKER = """
 import json, sys, threading
 from pathlib import Path
 from infermesh.query.reader import RunReader
 pause = threading.Event()
-with RunReader(Path(sys.argv[1])) as reader:
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+while not (folder / "run.sock").exists():
+    pause.wait(0.01)
+with RunReader(folder) as reader:
     while reader.live:
         (row,) = reader.execute(
             "SELECT (SELECT count(*) FROM a), (SELECT count(DISTINCT row_id) FROM a), (SELECT count(*) FROM b), "
@@ -67,21 +71,22 @@ def project(tmp_path: Path, service: Simulator) -> Path:
 
 
 def test_a_second_process_asks_all_the_time(project: Path, service: Simulator, launch: Launch) -> None:
-    run = launch(*RUN, cwd=project)
-    wait_until((project / FOLDER / "run.sock").exists, "the socket")
-    asker = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-c", ASKER, FOLDER],
         cwd=project,
         env=environment(),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=COMMAND_S,
-        check=False,
-    )
-    _, err = run.communicate(timeout=COMMAND_S)
-    assert (asker.returncode, asker.stderr) == (0, "")
+    ) as asker:
+        assert asker.stdout is not None
+        assert asker.stdout.readline() == "ready\n"
+        run = launch(*RUN, cwd=project)
+        _, err = run.communicate(timeout=COMMAND_S)
+        asked, said = asker.communicate(timeout=COMMAND_S)
+    assert (asker.returncode, said) == (0, "")
     assert run.returncode == 0, err
-    seen = [json.loads(line) for line in asker.stdout.splitlines()]
+    seen = [json.loads(line) for line in asked.splitlines()]
     assert len(seen) >= 5
     firsts, seconds = [row[0] for row in seen], [row[2] for row in seen]
     assert firsts == sorted(firsts)

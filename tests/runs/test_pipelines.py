@@ -143,7 +143,7 @@ class TestSqlStages:
         simulator = start_simulator(latency_s=0.05)
         lab.rows(documents(40))
         mapping = chunked(simulator.url)
-        mapping["guards"] = {"max_duration": 0.2}
+        mapping["guards"] = {"max_duration": 0.6}
         mapping["stages"]["summaries"]["max_parallel_requests"] = 4
         outcome = lab.run(mapping)
         assert (outcome.status, outcome.exit_code) == ("stopped", 4)
