@@ -106,6 +106,12 @@ class TestDatasets:
             load(tmp_path, **config)
         assert words in str(caught.value)
 
+    def test_why_a_folder_does_not_load_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_jsonl(tmp_path / "odd" / "train-0.jsonl", [{"id": 1, "note": None}])
+        write_jsonl(tmp_path / "odd" / "train-1.jsonl", [{"id": 2, "note": "late", "tags": [{"k": 1}]}])
+        with pytest.raises(ConfigError, match=r"because of .*tags"):
+            load(tmp_path, dataset="odd")
+
     def test_clips_are_paths_of_files(self, tmp_path: Path) -> None:
         """A file that is there keeps its place; bytes within the dataset become a file named by their content."""
         import datasets

@@ -137,6 +137,12 @@ class TestJsonl:
         assert "line 1: a key stands there twice" in loaded.errors[0]
         assert loaded.errors.keys() == {0}
 
+    def test_what_cannot_be_read_is_an_error_of_its_row(self, tmp_path: Path) -> None:
+        deep = "[" * 5000 + "]" * 5000
+        loaded = load_text(tmp_path, f'{{"a": 1, "x": {deep}}}\n{{"a": 2, "x": [NaN, -Infinity]}}\n{{"a": 3}}\n')
+        assert loaded.errors == {0: "x: nested too deeply"}
+        assert str(loaded.rows[1]["x"]) == "[nan, -inf]"
+
     @pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 123456789012345678901234567890])
     def test_integers_of_any_size(self, tmp_path: Path, number: int) -> None:
         text = f'{{"n": {number}, "deep": {{"n": [{number}]}}}}\n{{"n": 1}}\n'

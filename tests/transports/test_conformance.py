@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import socket
+import subprocess
 import warnings
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from infermesh.errors import (
     BadRequestError,
     ContentFilterError,
     ContextLengthError,
+    InputError,
     MalformedResponseError,
     NotFoundError,
     PermissionDeniedError,
@@ -31,7 +33,7 @@ from infermesh.errors import (
     ServerError,
 )
 from infermesh.results import TokenUsage, ToolCall
-from infermesh.transports import make_transport
+from infermesh.transports import NativeTransport, make_transport
 from infermesh.transports.litellm import _import_litellm
 from infermesh.types import Audio, Request, Transport
 from infermesh.wire import answers
@@ -390,3 +392,31 @@ async def test_redirects_differ(make: Make, loopback: Loopback) -> None:
     assert (type(native), native.status_code) == (NotFoundError, 307)
     assert "elsewhere.invalid" in str(native)
     assert type(await error_of(make("litellm-vllm", loopback.url("redirect")), chat())) is APIConnectionError
+
+
+@pytest.mark.parametrize("by", ["ca_bundle", "a folder", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+async def test_an_authority_can_be_named_in_several_ways(
+    by: str, loopback: Loopback, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = await loopback.listen(authority.serving())
+    base = f"https://127.0.0.1:{port}/ok/v1"
+    bundle = None
+    if by == "ca_bundle":
+        bundle = str(authority.file)
+    elif by == "a folder":
+        hashing = ["openssl", "x509", "-hash", "-noout", "-in", str(authority.file)]
+        hashed = await asyncio.to_thread(subprocess.run, hashing, check=True, capture_output=True, text=True)
+        name = hashed.stdout.strip()
+        (tmp_path / f"{name}.0").write_bytes(authority.file.read_bytes())  # the name by which OpenSSL looks it up
+        bundle = str(tmp_path)
+    else:
+        monkeypatch.setenv(by, str(authority.file))
+    transport = NativeTransport(label="d", model="m", api_base=base, ca_bundle=bundle)
+    assert (await transport.send(chat(), 10.0)).status_code == 200
+    await transport.aclose()
+
+
+async def test_a_bundle_that_is_none_is_told_by_name(loopback: Loopback, tmp_path: Path) -> None:
+    transport = NativeTransport(label="d", model="m", api_base="https://127.0.0.1:9/v1", ca_bundle=str(tmp_path / "no"))
+    with pytest.raises(InputError, match=r"ca_bundle names .*no: No such file"):
+        await transport.send(chat(), 10.0)

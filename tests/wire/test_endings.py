@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infermesh.errors import ContentFilterError, MalformedResponseError, RateLimitError, UnfinishedError
+from infermesh.errors import ContentFilterError, MalformedResponseError, RateLimitError, RequestError, UnfinishedError
 from infermesh.types import Operation, Reply
 from infermesh.wire.answers import parse_generation
 from infermesh.wire.endings import ending
@@ -129,13 +129,15 @@ def test_what_a_filter_leaves_stays() -> None:
         ({"code": 429, "message": "Upstream error"}, RateLimitError, True),
     ],
 )
-def test_an_error_in_the_choice(operation: Operation, error: Any, expected: type[Exception], retryable: bool) -> None:
+def test_an_error_in_the_choice(
+    operation: Operation, error: Any, expected: type[RequestError], retryable: bool
+) -> None:
     for reason in ("error", "stop"):
         choice = {"finish_reason": reason, "error": error, "message": {"content": "par"}, "text": "par"}
         with pytest.raises(expected, match="Upstream error") as caught:
             parse_generation(operation, answer(choice))
         assert type(caught.value) is expected
-        assert getattr(caught.value, "retryable") is retryable  # noqa: B009
+        assert caught.value.retryable is retryable
 
 
 @pytest.mark.parametrize("status", ["cancelled", "in_progress", "queued"])
