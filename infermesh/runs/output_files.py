@@ -50,7 +50,10 @@ class Sink(Protocol):
         ...
 
     def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
-        """Called in the writer's thread after each commit, with the new rows of each table."""
+        """Called in the writer's thread after each commit, with the new rows of each table that has some.
+
+        A commit may hold attempts alone, whose row has not settled.
+        """
         ...
 
     def finish(self) -> None:
@@ -145,7 +148,7 @@ class LineStream(_StageSink):
                 self._send(chunk)
 
     def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
-        self._send(self.table.lines([row[0] for row in rows[self._name]]))
+        self._send(self.table.lines([row[0] for row in rows.get(self._name, ())]))
 
     def finish(self) -> None:
         """Write the other settled rows: those that were to be done again, but were not reached."""
@@ -308,7 +311,7 @@ class LineFile(_FileSink):
         return any(line.startswith(torn) for _, line in self.table.lines([int(number[1])]))
 
     def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
-        self._append(self.table.lines([row[0] for row in rows[self._name]]))
+        self._append(self.table.lines([row[0] for row in rows.get(self._name, ())]))
 
     def _append(self, lines: Sequence[tuple[int, bytes]]) -> None:
         new = [item for item in lines if item[0] not in self._written]

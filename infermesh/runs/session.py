@@ -17,7 +17,7 @@ import orjson
 
 from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
-from infermesh.errors import InfermeshError, StoreError
+from infermesh.errors import InfermeshError
 from infermesh.inputs.sources import Source
 from infermesh.query.reader import ask_run
 from infermesh.query.sinks import check_sinks, write_sinks
@@ -396,5 +396,5 @@ def _unwrap_group(error: BaseException | None) -> BaseException | None:
 
 
 def _close_quietly(writer: GroupWriter) -> None:
-    with contextlib.suppress(StoreError, OSError):  # on_failure has reported it
+    with contextlib.suppress(Exception):  # on_failure has reported it
         writer.close()

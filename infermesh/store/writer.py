@@ -46,7 +46,7 @@ class GroupWriter:
     on_commit
         Called after each commit with the number of rows.
     on_rows
-        Called after each commit with table name → its rows. If it raises ``OSError`` or ``StoreError``, writing fails.
+        Called after each commit with table name → its rows, of the tables that got some. If it raises, writing fails.
     on_failure
         Called once, when writing has failed. Nothing is written after that.
     """
@@ -119,7 +119,7 @@ class GroupWriter:
             last = self._closing  # read before the commit: what was put before close() is in it
             try:
                 self._commit()
-            except (duckdb.Error, OSError, StoreError) as error:
+            except Exception as error:  # whatever it is: a thread that ended in silence would lose all that follows
                 self.failure = error
                 if isinstance(error, duckdb.Error):
                     self.failure = StoreError(f"run.duckdb could not be written: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from infermesh.runs.session import RunSession
 from infermesh.simulator import Simulator
 from tests.e2e.oneshot_shell import Shell
-from tests.support import totals, write_jsonl
+from tests.support import COMMAND_S, totals, wait_until, write_jsonl
 
 GENERATE = ("generate", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl")
 ROWS = 200
@@ -71,6 +72,23 @@ def test_an_interrupted_run_leaves_every_settled_row_in_the_output(shell: Shell)
     assert [row["_index"] for row in shell.lines("out.jsonl")] == known
     assert shell.here(*GENERATE, "--resume").returncode == 0
     check_whole(shell)
+
+
+def test_an_interrupt_keeps_the_answers_it_waits_for(tmp_path: Path, start_simulator: Callable[..., Simulator]) -> None:
+    """Rows between two attempts leave attempts without a state; the rows in flight come after them."""
+    service = start_simulator(latency_s=3.0, faults={"unavailable": 0.5, "retry_after_s": None})
+    write_jsonl(tmp_path / "in.jsonl", prompts(16))
+    shell = Shell(tmp_path, service.url)
+    process = subprocess.Popen(
+        shell.argv(GENERATE), cwd=tmp_path, env=shell.environ, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    wait_until(lambda: totals(service)["status"].get("503", 0) >= 4 and totals(service)["in_flight"], "a row in flight")
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=COMMAND_S)[1].decode()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    wait_until(lambda: totals(service)["in_flight"] == 0, "the service to be idle")
+    assert len(shell.lines("out.jsonl")) == totals(service)["status"]["200"] > 0
 
 
 def test_the_output_never_holds_what_the_checkpoint_does_not(shell: Shell) -> None:

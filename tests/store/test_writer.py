@@ -105,6 +105,21 @@ class TestFailure:
             writer.close()
         assert len(told) == 1
 
+    def test_so_is_whatever_a_callback_raises(self, path: Path) -> None:
+        told: list[Exception] = []
+
+        def fails(rows: Any) -> None:
+            raise KeyError("b")
+
+        with duckdb.connect(str(path)) as connection:
+            writer = GroupWriter(
+                connection.cursor(), {"a": COLUMNS}, interval=0.01, on_rows=fails, on_failure=told.append
+            )
+            writer.put("a", (1, "done", 1))
+            with pytest.raises(KeyError):
+                writer.close()
+        assert [type(error) for error in told] == [KeyError]
+
     @pytest.mark.parametrize(
         "row",
         [
