@@ -9,7 +9,6 @@ Where it differs from the native transport
 ------------------------------------------
 - A success whose body is an error gets a status that LiteLLM made up (400, 422), and so the class of that status.
 - ``max_tokens`` below 16 is raised to 16 for the Responses endpoint.
-- Redirects are followed: an endpoint that has moved answers, or its connection fails, without a ``NotFoundError``.
 - Rate-limit headers are missing for some providers and operations (``hosted_vllm`` embeddings, for one), as is the
   ``x-request-id`` of an answer without an id of its own.
 - ``response_format=text`` (or srt, vtt) transcripts keep the line break at their end.
@@ -28,8 +27,8 @@ import os
 import re
 import sys
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, ClassVar
 
 from infermesh.errors import (
@@ -187,7 +186,7 @@ class LiteLLMTransport:
             LiteLLMTransport._open += 1
             if litellm.aclient_session is None:
                 # One HTTP client for all. Without it LiteLLM makes one for each text completion and closes none.
-                litellm.aclient_session = litellm.OpenAIChatCompletion.get_async_http_client()
+                litellm.aclient_session = _without_redirects(litellm.OpenAIChatCompletion.get_async_http_client())
         return litellm
 
     def _arguments(self, request: Request) -> dict[str, Any]:
@@ -264,7 +263,43 @@ def _import_litellm() -> Any:
     litellm.DEFAULT_MAX_RETRIES = 0  # OpenAI embeddings take this where max_retries is 0
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    _stop_redirects()
     return litellm
+
+
+@cache
+def _stop_redirects() -> None:
+    """Make LiteLLM's clients follow no redirect.
+
+    httpx takes ``Authorization`` out of what it sends to another host (``Client._redirect_headers``), and nothing else:
+    ``x-api-key`` and ``x-goog-api-key`` would go wherever an endpoint points.
+    """
+    from litellm.llms.custom_httpx import aiohttp_handler, http_handler
+
+    handlers: tuple[Any, ...] = (http_handler.AsyncHTTPHandler, http_handler.HTTPHandler)
+    for handler in handlers:
+        handler.create_client = _making(handler.create_client, _without_redirects)
+    sessions: Any = aiohttp_handler.BaseLLMAIOHTTPHandler
+    sessions._create_client_session_with_transport = _making(
+        sessions._create_client_session_with_transport, _session_without_redirects
+    )
+
+
+def _making(make: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return change(make(*args, **kwargs))
+
+    return made
+
+
+def _without_redirects(client: Any) -> Any:
+    client.follow_redirects = False
+    return client
+
+
+def _session_without_redirects(session: Any) -> Any:
+    session._request = partial(session._request, allow_redirects=False)  # aiohttp has no setting for it
+    return session
 
 
 @cache

@@ -10,11 +10,13 @@ import pickle
 import socket
 import subprocess
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.errors import (
@@ -88,6 +90,19 @@ async def make(
     yield build
     for transport in made:
         await transport.aclose()
+
+
+@asynccontextmanager
+async def serving(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 def chat(**params: Any) -> Request:
@@ -387,11 +402,48 @@ class TestCertificates:
         assert loopback.requests == []
 
 
-async def test_redirects_differ(make: Make, loopback: Loopback) -> None:
-    native = await error_of(make("native", loopback.url("redirect")), chat())
-    assert (type(native), native.status_code) == (NotFoundError, 307)
-    assert "elsewhere.invalid" in str(native)
-    assert type(await error_of(make("litellm-vllm", loopback.url("redirect")), chat())) is APIConnectionError
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("operation", list(REQUESTS))
+async def test_redirects_are_told_and_not_followed(kind: str, operation: str, make: Make, loopback: Loopback) -> None:
+    error = await error_of(make(kind, loopback.url("redirect"), operation), REQUESTS[operation]())
+    assert (type(error), error.status_code) == (NotFoundError, 307)
+    assert "it redirects to http://elsewhere.invalid/v1/chat/completions" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("anthropic/claude-sonnet-4-5", ""),
+        ("gemini/gemini-2.5-flash", ""),
+        ("cohere_chat/command-r", ""),
+        ("azure/mine", ""),
+        ("xai/grok-3", "/v1"),
+        ("aiohttp_openai/m", "/v1/chat/completions"),
+    ],
+)
+async def test_no_key_goes_where_an_endpoint_redirects(model: str, path: str) -> None:
+    """Another host (localhost for 127.0.0.1) that would get whatever header holds the key."""
+    carried: list[str] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        carried.append(f"{request.raw_path} {dict(request.headers)}")
+        return web.json_response({})
+
+    async with serving(elsewhere) as there:
+
+        async def redirect(request: web.Request) -> web.Response:
+            return web.Response(status=307, headers={"location": there.replace("127.0.0.1", "localhost")})
+
+        async with serving(redirect) as here:
+            config = DeploymentConfig(model, here + path, KEY)
+            transport = make_transport(config, label="d", environ={})
+            options = {"api_version": "2024-10-21"} if model.startswith("azure") else {}
+            error = await error_of(transport, chat(**options))
+            await transport.aclose()
+    assert carried == []
+    if not model.startswith("aiohttp"):  # LiteLLM reads the redirect itself as an answer
+        assert (type(error), error.status_code) == (NotFoundError, 307)
+        assert f"it redirects to {there.replace('127.0.0.1', 'localhost')}" in str(error)
 
 
 @pytest.mark.parametrize("by", ["ca_bundle", "a folder", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
