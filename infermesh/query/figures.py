@@ -12,6 +12,7 @@ import duckdb
 import orjson
 
 from infermesh.query.percentile import percentile
+from infermesh.store.connection import open_duckdb
 from infermesh.store.database import connect
 from infermesh.store.schema import Column, literal, quoted
 
@@ -208,7 +209,7 @@ def read_stored(path: Path) -> StoredRun | None:
 
 def write_parquet(path: Path, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
     """Write a small table into a Parquet file."""
-    with duckdb.connect() as connection:
+    with open_duckdb() as connection:
         connection.execute(f"CREATE TABLE written ({', '.join(column.ddl for column in columns)})")
         if rows:
             connection.executemany(f"INSERT INTO written VALUES ({', '.join('?' * len(columns))})", rows)

@@ -17,8 +17,9 @@ import orjson
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.query.carried import restored
 from infermesh.query.server import SOCKET, TIME_LIMIT_S, short_name
+from infermesh.store.connection import open_duckdb
 from infermesh.store.database import connect
-from infermesh.store.schema import DATABASE, SETTINGS, literal, quoted
+from infermesh.store.schema import DATABASE, literal, quoted
 
 _OPENING_S = 0.5  # a run locks its file a moment before its socket answers, and unlocks it a moment after
 _ENDING_S = 30.0
@@ -157,7 +158,7 @@ class RunReader:
 
     def _ask_run(self, sql: str, timeout: float) -> tuple[duckdb.DuckDBPyConnection, str]:
         if self._memory is None:
-            self._memory = duckdb.connect(config=SETTINGS)
+            self._memory = open_duckdb()
             self._answers = tempfile.TemporaryDirectory(prefix="infermesh-")
         assert self._answers is not None
         file = Path(self._answers.name) / "answer.parquet"

@@ -21,7 +21,8 @@ from infermesh.exact_json import loads
 from infermesh.query.attached import LiveTables, attach
 from infermesh.query.overrides import as_text, column_names, column_type, config_value, free_name, settings_of
 from infermesh.runtime.openfiles import SPARE, allow_files
-from infermesh.store.schema import SETTINGS, literal, quoted
+from infermesh.store.connection import open_duckdb
+from infermesh.store.schema import literal, quoted
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 _FLOATS = ("FLOAT", "DOUBLE")
@@ -286,7 +287,7 @@ class RunUnion:
 def in_memory() -> duckdb.DuckDBPyConnection:
     """A database in memory for queries over attached ones; what does not fit into memory spills to disk."""
     spill = Path(tempfile.gettempdir()) / f"infermesh-{os.getpid()}"
-    return duckdb.connect(config={**SETTINGS, "temp_directory": str(spill)})
+    return open_duckdb(config={"temp_directory": str(spill)})
 
 
 def _constant(value: Any, kind: str) -> str:

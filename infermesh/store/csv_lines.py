@@ -24,6 +24,7 @@ from infermesh.errors import ConfigError
 from infermesh.hints import one_line
 from infermesh.inputs.formats import row_file
 from infermesh.inputs.sources import CsvOptions
+from infermesh.store.connection import open_duckdb
 from infermesh.store.schema import literal, quoted
 
 __all__ = ["Dialect", "csv_relation", "dialect_of", "glob_literal", "open_binary", "read_ragged", "reads_whole"]
@@ -239,7 +240,7 @@ def reads_whole(relation: str, limits: Mapping[str, str]) -> bool:
     limits
         DuckDB's settings by name, such as ``memory_limit``.
     """
-    with duckdb.connect(config=dict(limits)) as connection:  # in the caller's, an error would end the transaction
+    with open_duckdb(config=limits) as connection:  # in the caller's, an error would end the transaction
         try:
             connection.execute(f"SELECT count(COLUMNS(*)) FROM ({relation})").fetchall()
         except duckdb.OutOfMemoryException:

@@ -17,6 +17,7 @@ import orjson
 from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.inputs.sources import Source
+from infermesh.store.connection import open_duckdb
 from infermesh.store.ingest import ingest, query_rows, row_columns
 from infermesh.store.memory import drop_cache, fetch, set_limit, with_room
 from infermesh.store.output_file import OutputTable
@@ -27,7 +28,6 @@ from infermesh.store.schema import (
     COMMON_DDL,
     MIGRATIONS,
     SCHEMA_VERSION,
-    SETTINGS,
     SOURCE,
     Column,
     QueryTable,
@@ -418,7 +418,7 @@ def connect(
         The file is no DuckDB database.
     """
     try:
-        return duckdb.connect(str(path), read_only=read_only, config={**SETTINGS, **(config or {})})
+        return open_duckdb(str(path), config, read_only=read_only)
     except duckdb.Error as error:
         raise unusable(path, error) from None
 

@@ -14,7 +14,8 @@ import orjson
 
 from infermesh.errors import ConfigError, InputError
 from infermesh.hints import nearest, one_line
-from infermesh.store.schema import SETTINGS, Column, StageTable, quoted
+from infermesh.store.connection import open_duckdb
+from infermesh.store.schema import Column, StageTable, quoted
 
 _MESSAGE = 300  # characters of DuckDB's message
 
@@ -28,7 +29,7 @@ def column_references(condition: str, path: str) -> frozenset[tuple[str, ...]]:
     ConfigError
         The condition does not parse.
     """
-    with duckdb.connect(config=SETTINGS) as connection:
+    with open_duckdb() as connection:
         row = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT ({condition}\n) FROM rows"]).fetchone()
     tree = orjson.loads(row[0] if row else b"{}")
     if tree.get("error"):
@@ -76,7 +77,7 @@ class RowFilter:
         for table in self._stages:
             inner = ", ".join(column.ddl for column in table.columns[1:2] + table.outputs)
             fields.append(f"{quoted(table.name)} STRUCT({inner})")
-        self._connection = duckdb.connect(config={"threads": 1, **SETTINGS})
+        self._connection = open_duckdb(config={"threads": 1})
         self._connection.execute(f"CREATE TABLE rows ({', '.join(['__position INTEGER', *fields])})")
         self._sql = f"SELECT __position FROM rows WHERE ({condition}\n)"
         try:

@@ -15,6 +15,7 @@ import duckdb
 
 from infermesh.errors import StoreError
 from infermesh.hints import one_line
+from infermesh.store.connection import open_duckdb
 
 VECTOR = 2048  # rows
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))}
@@ -94,5 +95,5 @@ def drop_cache(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _most() -> int:
-    with duckdb.connect() as connection:
+    with open_duckdb() as connection:
         return memory_limit(connection)

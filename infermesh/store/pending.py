@@ -13,7 +13,6 @@ from infermesh.exact_json import read
 from infermesh.store.ingest import row_columns
 from infermesh.store.memory import fetch
 from infermesh.store.schema import SOURCE, StageTable, not_retired, quoted
-from infermesh.store.values import in_utc
 
 CHUNK = 1024  # row_ids per read
 
@@ -116,7 +115,6 @@ class PendingRows:
         columns = row_columns(connection, origin)
         self._names = [column.name for column in columns]
         self._json = [number for number, column in enumerate(columns, 1) if column.type == "JSON"]
-        self._zoned = [number for number, column in enumerate(columns, 1) if "WITH TIME ZONE" in column.type]
         self._json_outputs = {
             (table.name, column.name) for table in tables for column in table.outputs if column.type == "JSON"
         }
@@ -206,8 +204,6 @@ class PendingRows:
     def _row(self, row: tuple[Any, ...]) -> Row:
         end = len(self._names) + 1
         unreadable: str | None = None
-        if self._zoned:
-            row = tuple(in_utc(value) if at in self._zoned else value for at, value in enumerate(row))
         if self._json:
             changed = list(row)
             for number in self._json:

@@ -11,9 +11,9 @@ import orjson
 
 from infermesh.errors import ConfigError
 from infermesh.hints import one_line
+from infermesh.store.connection import open_duckdb
 from infermesh.store.ingest import check_names, row_columns
 from infermesh.store.schema import (
-    SETTINGS,
     SOURCE,
     Column,
     QueryTable,
@@ -142,7 +142,7 @@ def tables_named(query: str, path: str) -> set[str]:
     ConfigError
         It is not one SELECT.
     """
-    with duckdb.connect(config=SETTINGS) as connection:
+    with open_duckdb() as connection:
         row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
     tree = orjson.loads(row[0] if row else b"{}")
     if tree.get("error"):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import duckdb
-
 from infermesh.exact_json import read
 from infermesh.inputs.sources import Source
+from infermesh.store.connection import open_duckdb
 from infermesh.store.ingest import ingest, row_columns
-from infermesh.store.schema import SETTINGS, SOURCE_ERRORS_DDL, quoted
-from infermesh.store.values import in_utc
+from infermesh.store.schema import SOURCE_ERRORS_DDL, quoted
 
 
 def sample(source: Source) -> list[dict[str, Any]]:
     """All rows of a source as stages see them, without malformed lines. Raises ``ConfigError``."""
-    with duckdb.connect(config=SETTINGS) as connection:
+    with open_duckdb() as connection:
         connection.execute(SOURCE_ERRORS_DDL)
         ingest(connection, source)
         columns = row_columns(connection)
@@ -27,7 +25,7 @@ def sample(source: Source) -> list[dict[str, Any]]:
         ).fetchall()
     return [
         {
-            name: read(value) if name in json and value is not None else in_utc(value)
+            name: read(value) if name in json and value is not None else value
             for name, value in zip(names, row, strict=False)
         }
         for row in found

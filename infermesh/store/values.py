@@ -14,7 +14,6 @@ Every place that writes rows takes its expressions from here, so that all of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from infermesh.store.schema import literal, quoted
@@ -25,17 +24,6 @@ Change = Callable[[Any, str, int], str | None]
 
 _NESTED = ("list", "array", "struct", "tuple", "map", "union")
 _HUGE = ("hugeint", "uhugeint")
-
-
-def in_utc(value: Any) -> Any:
-    """A value in which every time with a zone is UTC's, whatever the zone of this machine."""
-    if isinstance(value, datetime):
-        return value.astimezone(UTC) if value.tzinfo is not None else value
-    if isinstance(value, list):
-        return [in_utc(item) for item in value]
-    if isinstance(value, dict):
-        return {key: in_utc(item) for key, item in value.items()}
-    return value
 
 
 def csv_value(kind: Any, value: str) -> str:

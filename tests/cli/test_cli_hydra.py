@@ -153,16 +153,22 @@ def test_numbers_as_keys_of_parameters(tmp_path: Path, simulator: Simulator) -> 
     assert "logit_bias" in refused.stderr
 
 
-def test_a_time_with_a_zone_makes_the_same_prompt_everywhere(tmp_path: Path, simulator: Simulator) -> None:
-    mapping = experiment(simulator.url, {"a": generate("At {{ at }}")})
-    mapping["source"] = {"sql": "select timestamptz '2024-03-31 02:30:00+00' as at"}
+def test_a_time_with_a_zone_is_the_same_everywhere(tmp_path: Path, simulator: Simulator) -> None:
+    """In prompts, in conditions, in the source's own SQL, in keys of maps, in files and in queries."""
+    mapping = experiment(
+        simulator.url, {"a": {**generate("At {{ seen }} {{ text }} {{ m }}"), "where": "extract(hour from seen) = 2"}}
+    )
+    times = "select timestamptz '2024-03-31 02:30:00+00' as seen"
+    mapping["source"] = {"sql": f"select seen, seen::varchar as text, map{{seen: 1}} as m from ({times})"}
+    mapping["sinks"] = {"s": {"path": "s.jsonl", "table": "source"}}
     write_experiment(tmp_path, mapping)
+    found = []
     for zone in ("UTC", "Asia/Tokyo"):
-        assert (
-            infermesh(
-                "run", "+experiment=mine", f"hydra.run.dir=outputs/mine/{zone[:3]}", cwd=tmp_path, TZ=zone
-            ).returncode
-            == 0
-        )
-    first, second = (ask(folder, "SELECT request_key, text FROM a") for folder in run_folders(tmp_path))
-    assert first == second
+        folder = f"outputs/mine/{zone[:3]}"
+        ran = infermesh("run", "+experiment=mine", f"hydra.run.dir={folder}", cwd=tmp_path, TZ=zone)
+        assert ran.returncode == 0, ran.stderr
+        asked = infermesh("sql", "select seen from source", "--run", folder, "--format", "csv", cwd=tmp_path, TZ=zone)
+        stored = ask(tmp_path / folder, "SELECT request_key, status, text FROM a")
+        found.append((stored, (tmp_path / folder / "s.jsonl").read_text(), asked.stdout))
+    assert found[0] == found[1]
+    assert found[0][0][0][1] == "done"
