@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ __all__ = ["dumps", "loads", "loads_leniently", "read"]
 _LONG_NUMBER = re.compile(r"\d{19}")
 _LONG_NUMBER_IN_BYTES = re.compile(rb"\d{19}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def loads(text: str | bytes) -> Any:
@@ -62,7 +64,13 @@ def loads_leniently(text: str | bytes) -> Any:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    return _without_surrogates(_decode(text))
+    value = _decode(text)
+    if _ESCAPED_SURROGATE.search(text) is None:
+        return value
+    try:
+        return _without_surrogates(value)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
@@ -74,7 +82,7 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
     Raises
     ------
     TypeError
-        A value that JSON does not have, such as a lone surrogate in a text.
+        A value that JSON does not have, such as a lone surrogate in a text, or one that is nested some 900 levels deep.
 
     Examples
     --------
@@ -84,11 +92,19 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
     try:
         return orjson.dumps(value, default=default, option=orjson.OPT_NON_STR_KEYS)
     except TypeError as error:
-        # An integer over 64 bits, which orjson does not write. Anything else fails here as well.
+        # An integer over 64 bits or more than 254 levels, which orjson does not write. Anything else fails here too.
         try:
-            return json.dumps(_finite(value), default=default, ensure_ascii=False, separators=(",", ":")).encode()
+            return _dumps_any(value, default).encode()
         except (TypeError, ValueError, RecursionError):
             raise error from None
+
+
+def _dumps_any(value: Any, default: Callable[[Any], Any] | None) -> str:
+    write = partial(json.dumps, default=default, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return write(value)
+    except ValueError:  # not finite
+        return write(_finite(value))
 
 
 def _decode(text: str | bytes) -> Any:

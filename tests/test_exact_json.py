@@ -46,6 +46,14 @@ def test_keys_are_written_as_json_writes_them() -> None:
     assert dumps({1: 2**64, "x": math.nan}) == b'{"1":18446744073709551616,"x":null}'
 
 
+def test_deep_nesting_is_written_as_far_as_it_can_be_read() -> None:
+    text = b"[" * 600 + b"9" * 300 + b"]" * 600
+    assert dumps(loads(text)) == text
+    assert b"null" in dumps(loads_leniently(b"[" * 300 + b"NaN" + b"]" * 300))
+    with pytest.raises(ValueError, match="deep"):
+        loads_leniently(b"[" * 900 + b'"\\ud83d"' + b"]" * 900)
+
+
 @pytest.mark.parametrize("value", ["\ud800", object(), {(1, 2): 3}, ["\ud800", 2**70]])
 def test_what_has_no_json(value: object) -> None:
     with pytest.raises(TypeError):

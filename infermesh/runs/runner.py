@@ -330,12 +330,20 @@ class Runner:
             self._on_settled()
 
     def _settle_result(self, stage: Stage, row: Row, item: Prepared[Any], result: Result | RequestError) -> None:
-        if not isinstance(result, RequestError):
-            self._settle(stage, row, "done", stage.outputs(result) + item.carried, key=item.key, result=result)
-        elif not isinstance(result, StoppedError):  # a stopped request was never sent, so its row stays pending
-            blank = (None,) * (len(stage.table.outputs) - len(item.carried))
+        if isinstance(result, StoppedError):  # it was never sent, so its row stays pending
+            return
+        if isinstance(result, RequestError):
             failure = (result.kind, result.message)
-            self._settle(stage, row, "error", blank + item.carried, error=failure, key=item.key, result=result)
+        else:
+            try:
+                outputs = stage.outputs(result)
+            except Exception as error:  # what one answer holds costs its row, not the run
+                failure = _internal_error(stage, error)
+            else:
+                self._settle(stage, row, "done", outputs + item.carried, key=item.key, result=result)
+                return
+        blank = (None,) * (len(stage.table.outputs) - len(item.carried))
+        self._settle(stage, row, "error", blank + item.carried, error=failure, key=item.key, result=result)
 
     def _keep_stored(self, stage: Stage, row: Row) -> None:
         """The stage is stale, but this row's request is unchanged: keep the stored state; nothing is written."""

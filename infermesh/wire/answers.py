@@ -34,6 +34,7 @@ from infermesh.wire.languages import language_code
 from infermesh.wire.usage import shares, usage_of
 
 _EXCERPT = 200
+_MOST_FLOAT = 3.4028234663852886e38  # the largest float32, which is what vectors are stored as
 
 
 def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
@@ -355,10 +356,10 @@ def _vector(value: Any, reply: Reply) -> list[float]:
             vector = numbers.tolist()
         else:
             vector = value
-        # One pass in C finds what is not a number, and what is not finite.
-        if not isinstance(vector, list) or not vector or not math.isfinite(sum(vector)):
-            _malformed("each embedding as a non-empty list of finite numbers", reply)
-    except (TypeError, ValueError, binascii.Error):
+        # One pass in C finds what is not a number, not finite, or too large: no number is larger than the length.
+        if not isinstance(vector, list) or not vector or not math.hypot(*vector) <= _MOST_FLOAT:
+            _malformed("each embedding as a non-empty list of finite numbers within float32", reply)
+    except (TypeError, ValueError, OverflowError, binascii.Error):
         _malformed("each embedding as a list of numbers, or base64 of float32", reply)
     return vector
 
@@ -381,7 +382,7 @@ def parse_transcription(reply: Reply) -> TranscriptionResult:
         duration = usage.get("seconds")
     try:
         seconds = None if duration is None else float(duration)  # some servers send it as text
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = None
     language = body.get("language")
     return TranscriptionResult(

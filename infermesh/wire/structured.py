@@ -125,6 +125,14 @@ class ResponseFormat:
             The text is not JSON, or not what the schema asks for. The message is one short line.
         """
         try:
+            return self._parse_any(text)
+        except RecursionError:
+            raise ValueError(
+                "the answer is nested too deeply to be checked, or the schema refers to itself without an end"
+            ) from None
+
+    def _parse_any(self, text: str) -> Any:
+        try:
             return self._parse(text)
         except ValueError as error:
             first = error
