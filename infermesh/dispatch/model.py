@@ -39,7 +39,6 @@ from infermesh.types import (
 )
 from infermesh.wire.answers import parse_embeddings, parse_generation, parse_transcription
 from infermesh.wire.endings import ending
-from infermesh.wire.extraction import split_thoughts
 from infermesh.wire.requests import (
     embedding_request,
     estimate_tokens,
@@ -399,11 +398,11 @@ def _with_earlier(later: RequestMetrics | None, earlier: RequestMetrics | None) 
 def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> str | None:
     """Fill ``output_parsed``. Returns what is wrong where the text does not satisfy the format."""
     try:
-        result.output_parsed = response_format.parse(result.output_text)
+        result.output_parsed, thoughts = response_format.parse_apart(result.output_text)
     except ValueError as error:
         return str(error)
-    if result.reasoning is None and not result.output_text.startswith(("{", "[")):
-        result.reasoning, _ = split_thoughts(result.output_text)
+    if result.reasoning is None:
+        result.reasoning = thoughts
     return None
 
 

@@ -109,9 +109,9 @@ class ResponseFormat:
         Parameters
         ----------
         text
-            The answer. Thoughts before the JSON, a Markdown fence around it, and words before and after are tolerated;
-            of several values the first counts that satisfies the format, in the order of
-            :func:`~infermesh.wire.extraction.candidates`.
+            The answer. Thoughts before the JSON, a Markdown fence around it, and words before and after are tolerated.
+            Of several values the last counts that satisfies the schema; without a schema, one in a fence, else the
+            longest.
 
         Returns
         -------
@@ -124,6 +124,10 @@ class ResponseFormat:
         ValueError
             The text is not JSON, or not what the schema asks for. The message is one short line.
         """
+        return self.parse_apart(text)[0]
+
+    def parse_apart(self, text: str) -> tuple[Any, str | None]:
+        """As :meth:`parse`, with the thoughts in the text before the value; ``None`` where there are none."""
         try:
             return self._parse_any(text)
         except RecursionError:
@@ -131,15 +135,15 @@ class ResponseFormat:
                 "the answer is nested too deeply to be checked, or the schema refers to itself without an end"
             ) from None
 
-    def _parse_any(self, text: str) -> Any:
+    def _parse_any(self, text: str) -> tuple[Any, str | None]:
         try:
-            return self._parse(text)
+            return self._parse(text), None
         except ValueError as error:
             first = error
         unfit: ValueError | None = None if isinstance(first, _NotJSONError) else first
-        for candidate in candidates(text):
+        for thoughts, candidate in candidates(text, last=bool(self.schema)):
             try:
-                return self._parse(candidate)
+                return self._parse(candidate), thoughts
             except _NotJSONError:
                 continue
             except ValueError as error:
@@ -149,8 +153,8 @@ class ResponseFormat:
         except ValueError:
             raise unfit or first from None
         if self.model is not None:
-            return _parse_model(self.model, json.dumps(value))
-        return self._checked(value, text)
+            return _parse_model(self.model, json.dumps(value)), None
+        return self._checked(value, text), None
 
     def _parse(self, text: str) -> Any:
         """Parse one text that is to be JSON and nothing else. ``_NotJSONError``: it is not."""

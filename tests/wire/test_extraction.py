@@ -25,6 +25,23 @@ class City(BaseModel):
 
 
 OSLO = '{"city": "Oslo"}'
+MARKED = [
+    "<|channel|>analysis<|message|>ROME?<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>OSLO",
+    "analysisMaybe ROME?assistantfinalOSLO",
+    "<seed:think>Maybe ROME?</seed:think>OSLO",
+    "<|START_THINKING|>Maybe ROME?<|END_THINKING|><|START_RESPONSE|>OSLO<|END_RESPONSE|>",
+    "Here is my thought process: Maybe ROME?\n\nHere is my response: OSLO",
+    "<reason>Maybe ROME?</reason>OSLO",
+    "<unused94>thought\nMaybe ROME?<unused95>OSLO",
+    "<|channel>thought\nMaybe ROME?<channel|>OSLO",
+    "<|inner_prefix|>Maybe ROME?<|inner_suffix|>OSLO",
+    "For example ROME. Final answer: OSLO",
+    "The input was\n```json\nROME\n```\nAnswer: OSLO",
+    "<think>Maybe ROME?\n\nOSLO",
+    "<think>Maybe ROME?\n```json\nOSLO\n```\n</think>",
+    "{} " * 200 + "OSLO",
+    'OSLO says {"cities": ["Rome"]}',
+]
 
 
 @pytest.mark.parametrize("format_of", [CITY, City])
@@ -49,6 +66,7 @@ OSLO = '{"city": "Oslo"}'
         f'For example {{"name": 1}}. The answer is {OSLO}.',
         f"[1] says {OSLO}",
         f"```json\n{OSLO}",
+        *(text.replace("ROME", '{"city": "Rome"}').replace("OSLO", OSLO) for text in MARKED),
     ],
 )
 def test_found(format_of: Any, text: str) -> None:
@@ -76,6 +94,26 @@ def test_what_is_json_as_it_stands_is_not_looked_into() -> None:
 def test_not_found(format_of: Any, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ResponseFormat.of(format_of).parse(text)
+
+
+def test_marks_within_the_json_are_its_text() -> None:
+    form = ResponseFormat.of(CITY)
+    tagged = '{"city": "Oslo </think>"}'
+    assert form.parse_apart(f"<think>a</think>{tagged}") == ({"city": "Oslo </think>"}, "a")
+    fenced = to_json({"city": '```json\n{"city": "Rome"}\n```'})
+    assert form.parse(f"Sure: {fenced}.")["city"].startswith("```")
+
+
+def test_the_thoughts_of_an_answer_are_those_before_it() -> None:
+    form = ResponseFormat.of(CITY)
+    assert form.parse_apart(OSLO) == ({"city": "Oslo"}, None)
+    assert form.parse_apart(f"analysisHm.assistantfinal{OSLO}") == ({"city": "Oslo"}, "Hm.")
+    assert form.parse_apart(f"<think>Hm.\n\n{OSLO}") == ({"city": "Oslo"}, "Hm.")
+
+
+def test_a_part_of_unfinished_thoughts_is_no_answer() -> None:
+    with pytest.raises(ValueError, match="not JSON"):
+        ResponseFormat.of(CITY).parse('<think>\n[\n{"city": "Rome"},\n{"city": "Oslo"}\n] or')
 
 
 def test_any_json_prefers_the_whole_answer_to_a_footnote() -> None:
@@ -111,7 +149,7 @@ def test_thoughts(text: str, expected: tuple[str | None, str]) -> None:
     assert split_thoughts(text) == expected
 
 
-@pytest.mark.parametrize("part", ["{", "[", "```\n", '{"a":', "<think>"])
+@pytest.mark.parametrize("part", ["{", "[", "```\n", '{"a":', "<think>", "</think>", '{"', "{} "])
 def test_the_search_takes_linear_time(part: str) -> None:
     started = time.perf_counter()
     with pytest.raises(ValueError, match="the answer"):
