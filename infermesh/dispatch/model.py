@@ -5,6 +5,7 @@ The client, the runner and the benchmarks all send their requests through here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -37,7 +38,7 @@ from infermesh.types import (
     RoutingStrategy,
     Timeout,
 )
-from infermesh.wire.answers import parse_embeddings, parse_generation, parse_transcription
+from infermesh.wire.answers import parse_embeddings, parse_generation, parse_transcription, refusal_of
 from infermesh.wire.endings import ending
 from infermesh.wire.requests import (
     embedding_request,
@@ -199,6 +200,9 @@ class LogicalModel:
                 limit = request.output_tokens
                 where = "at the server's limit" if limit is None else f"at max_tokens={limit}"
                 problem = f"the answer was cut {where} (finish_reason {result.finish_reason!r}): raise it"
+                reasks = 0
+            elif (refusal := refusal_of(result)) is not None:  # it would refuse again
+                problem = f"the model refused: {refusal[:200]!r}"
                 reasks = 0
             if not reasks:
                 logger.warning("%s: output_parsed is None: %s", result.request_id or self.name, problem)
@@ -400,6 +404,11 @@ def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> st
     try:
         result.output_parsed, thoughts = response_format.parse_apart(result.output_text)
     except ValueError as error:
+        if result.reasoning and not (result.output_text or result.tool_calls or ending(result.finish_reason) == "cut"):
+            # A server's reasoning parser takes an answer without thoughts for thoughts (vLLM).
+            with contextlib.suppress(ValueError):
+                result.output_parsed = response_format.parse(result.reasoning)
+                return None
         return str(error)
     if result.reasoning is None:
         result.reasoning = thoughts

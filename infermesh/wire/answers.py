@@ -25,12 +25,13 @@ from infermesh.errors import (
     ServerError,
     UnfinishedError,
 )
-from infermesh.exact_json import dumps
+from infermesh.exact_json import dumps, read
 from infermesh.redaction import redact
 from infermesh.results import EmbeddingResult, GenerationResult, ToolCall, TranscriptionResult
 from infermesh.types import Operation, Reply
 from infermesh.wire.endings import ending
 from infermesh.wire.languages import language_code
+from infermesh.wire.parts import said, thoughts_in, thoughts_of
 from infermesh.wire.usage import shares, usage_of
 
 _EXCERPT = 200
@@ -119,7 +120,7 @@ def _carries_more(body: dict[str, Any]) -> bool:
         return any(isinstance(item, dict) and item.get("type") not in ("message", "reasoning") for item in output)
     choices = body.get("choices")
     message = choices[0].get("message") if isinstance(choices, list) and isinstance(choices[0], dict) else None
-    return isinstance(message, dict) and any(message.get(name) for name in ("audio", "images", "function_call"))
+    return isinstance(message, dict) and any(message.get(name) for name in ("audio", "images"))
 
 
 def _check_upstream(choice: dict[str, Any], reply: Reply) -> None:
@@ -156,7 +157,8 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         text, reason = message["content"], choice["finish_reason"]
         get = message.get
         rest = get("reasoning_content") or get("reasoning") or get("tool_calls") or choice.get("logprobs")
-        if type(text) is str and text and type(reason) is str and not rest and "error" not in choice:
+        more = get("reasoning_details") or get("thinking") or get("function_call")
+        if type(text) is str and text and type(reason) is str and not rest and not more and "error" not in choice:
             return GenerationResult(output_text=text, finish_reason=reason)
     except (KeyError, IndexError, TypeError, AttributeError):
         pass
@@ -168,54 +170,67 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         message = {}  # Azure and Gemini leave it out where nothing is to be said
     if not isinstance(message, dict):
         _malformed(expected, reply)
-    content = message.get("content")
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if content is None:
-        text = message.get("refusal") or _spoken(message)
-    elif isinstance(content, str):
-        text = content or message.get("refusal") or ""
-    elif isinstance(content, list):
-        text = _joined(content, "text")
-        reasoning = reasoning or _joined(content, "thinking") or None
-    else:
+    if reply.data is not None and _holds_values(message):
+        choice = read(reply.data)["choices"][0]
+        message = choice["message"]
+    try:
+        text, refusal, thoughts = said(message.get("content"))
+        text = text or refusal or said(message.get("refusal")).text or _spoken(message)
+    except TypeError:
         _malformed("choices[0].message.content as text", reply)
-    if not isinstance(text, str):
-        _malformed("choices[0].message.refusal as text", reply)
     calls = message.get("tool_calls")
+    if not calls and message.get("function_call"):  # the name of old
+        calls = [{"function": message["function_call"]}]
     return GenerationResult(
         output_text=text,
-        reasoning=reasoning if isinstance(reasoning, str) else None,
+        reasoning=thoughts_of(message) or thoughts or None,
         tool_calls=_tool_calls(calls, reply) if calls else None,
         finish_reason=_text_or_none(choice.get("finish_reason")),
         logprobs=choice.get("logprobs") or None,
     )
 
 
-def _spoken(message: dict[str, Any]) -> Any:
+def _holds_values(message: dict[str, Any]) -> bool:
+    """Whether something that is to be text came as JSON. It is decoded anew then, with integers of any size exact."""
+    calls = message.get("tool_calls")
+    made = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    made.append(message.get("function_call"))
+    return isinstance(message.get("content"), dict | list) or any(
+        isinstance(each, dict) and isinstance(each.get("arguments"), dict | list) for each in made
+    )
+
+
+def _spoken(message: dict[str, Any]) -> str:
     """What a spoken answer says, which OpenAI's audio models put beside the sound."""
     audio = message.get("audio")
-    return audio.get("transcript") or "" if isinstance(audio, dict) else ""
+    return _text_or_none(audio.get("transcript")) or "" if isinstance(audio, dict) else ""
 
 
-def _joined(parts: list[Any], kind: str) -> str:
-    """The text of all parts of one kind. Mistral nests the text of its ``thinking`` parts once more."""
-    texts: list[str] = []
-    for part in parts:
-        if isinstance(part, dict) and part.get("type") == kind:
-            value = part.get(kind)
-            texts.append(_joined(value, "text") if isinstance(value, list) else value if isinstance(value, str) else "")
-    return "".join(texts)
+def refusal_of(result: GenerationResult) -> str | None:
+    """The model's refusal, where it is all that an answer says."""
+    body = result.raw_response or {}
+    try:
+        if isinstance(body.get("output"), list):
+            found = [said(item["content"]) for item in body["output"] if item.get("type") == "message"]
+            refusal = "".join(each.refusal for each in found)
+        else:
+            message = body["choices"][0]["message"]
+            refusal = said(message.get("content")).refusal or message.get("refusal")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None
+    return refusal if refusal and refusal == result.output_text else None
 
 
 def _tool_calls(calls: Any, reply: Reply) -> list[ToolCall]:
     try:
-        return [_tool_call(call.get("id"), call["function"]) for call in calls]
+        # A call of a custom tool has a text of any form in the place of the arguments.
+        return [_tool_call(call.get("id"), call.get("function") or call["custom"]) for call in calls]
     except (KeyError, TypeError, AttributeError):
         _malformed("tool_calls as a list of {id, function: {name, arguments}}", reply)
 
 
 def _tool_call(call_id: Any, function: dict[str, Any]) -> ToolCall:
-    arguments = function.get("arguments")
+    arguments = function.get("arguments", function.get("input"))
     if arguments is None:
         arguments = "{}"
     elif not isinstance(arguments, str):  # some servers send the object itself
@@ -245,6 +260,10 @@ def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
     output = body.get("output")
     if not isinstance(output, list):
         _malformed("a response with a list 'output'", reply)
+    if reply.data is not None and any(
+        isinstance(item, dict) and isinstance(item.get("arguments"), dict | list) for item in output
+    ):
+        output = read(reply.data)["output"]
     texts: list[str] = []
     refusals: list[str] = []
     thoughts: list[str] = []
@@ -254,15 +273,17 @@ def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
         for item in output:
             kind = item.get("type")
             if kind == "message":
-                for part in item["content"]:
-                    if part.get("type") == "output_text":
-                        texts.append(part["text"])
-                        logprobs.extend(part.get("logprobs") or ())
-                    elif part.get("type") == "refusal":
-                        refusals.append(part["refusal"])
+                text, refusal, thought = said(item["content"])
+                texts.append(text)
+                refusals.append(refusal)
+                if thought:
+                    thoughts.append(thought)
+                if isinstance(item["content"], list):
+                    for part in item["content"]:
+                        logprobs.extend((isinstance(part, dict) and part.get("logprobs")) or ())
             elif kind == "reasoning":
-                thoughts.extend(part["text"] for part in item.get("content") or item.get("summary") or ())
-            elif kind == "function_call":
+                thoughts.extend(filter(None, map(thoughts_in, _thoughts(item))))
+            elif kind in ("function_call", "custom_tool_call"):
                 calls.append(_tool_call(item.get("call_id") or item.get("id"), item))
         text = "".join(texts) or "".join(refusals)
         reasoning = "\n".join(thoughts) or None
@@ -275,6 +296,11 @@ def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
         finish_reason=_finish_reason(body, status, bool(calls)),
         logprobs={"content": logprobs} if logprobs else None,
     )
+
+
+def _thoughts(item: dict[str, Any]) -> list[Any]:
+    parts = item.get("content") or item.get("summary") or item.get("text")
+    return parts if isinstance(parts, list) else [parts]
 
 
 def _finish_reason(body: dict[str, Any], status: Any, called: bool) -> str | None:

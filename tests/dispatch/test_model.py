@@ -204,3 +204,23 @@ class TestAskingAgain:
     async def test_thoughts_before_the_json_are_reasoning(self) -> None:
         result, _ = await self.ask([self.said('<think>One?</think>{"a": 1}')])
         assert (result.output_parsed, result.reasoning) == ({"a": 1}, "One?")
+
+    @pytest.mark.parametrize("content", [None, ""])
+    @virtual
+    async def test_an_answer_that_a_server_takes_for_thoughts(self, content: str | None) -> None:
+        message = {"content": content, "reasoning_content": 'So: {"a": 1}'}
+        result, transport = await self.ask([reply({"choices": [{"message": message, "finish_reason": "stop"}]})])
+        assert (result.output_parsed, len(transport.sent_at)) == ({"a": 1}, 1)
+
+    @virtual
+    async def test_thoughts_that_a_limit_has_cut_are_no_answer(self) -> None:
+        message = {"content": None, "reasoning_content": '{"a": 1}'}
+        result, _ = await self.ask([reply({"choices": [{"message": message, "finish_reason": "length"}]})])
+        assert result.output_parsed is None
+
+    @virtual
+    async def test_a_refusal_is_not_asked_again(self, caplog: pytest.LogCaptureFixture) -> None:
+        message = {"content": None, "refusal": "I cannot."}
+        result, transport = await self.ask([reply({"choices": [{"message": message, "finish_reason": "stop"}]})])
+        assert (result.output_text, result.output_parsed, len(transport.sent_at)) == ("I cannot.", None, 1)
+        assert "the model refused: 'I cannot.'" in caplog.text
