@@ -20,6 +20,7 @@ Where it differs from the native transport
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib.util
 import logging
@@ -41,10 +42,11 @@ from infermesh.errors import (
 )
 from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.dialect import Dialect
-from infermesh.transports.errors import error_from_status, timed_out
+from infermesh.transports.errors import error_from_status, error_in_body, timed_out
 from infermesh.transports.http.trust import VARIABLES
 from infermesh.transports.provider_table import split_model
 from infermesh.types import Reply, Request
+from infermesh.wire.refusals import is_error
 
 __all__ = ["LiteLLMTransport"]
 
@@ -233,6 +235,8 @@ class LiteLLMTransport:
                 f"{self.label}: {where}: {cause}: check that the server is running, api_base and the network",
                 deployment=self.label,
             )
+        if (hidden := _quoted_error(said)) is not None:  # a success with an error in it
+            return error_in_body(200, hidden, _nothing, self.label, secrets=secrets, model=self.model)
         status = getattr(error, "status_code", None)
         if any(isinstance(link, _READING_ERRORS) for link in chain) or _MALFORMED.search(str(error)):
             return MalformedResponseError(
@@ -339,6 +343,15 @@ def _content(response: Any, error: Exception) -> Any:
     except Exception:  # the body was streamed and is gone
         content = b""
     return content or _PREFIXES.sub("", str(error))
+
+
+def _quoted_error(said: str) -> dict[str, Any] | None:
+    """The error object that LiteLLM puts into its message as Python writes it, where it is one that is known."""
+    try:
+        found = ast.literal_eval(said) if said.startswith("{") else None
+    except (ValueError, SyntaxError):
+        return None
+    return found if isinstance(found, dict) and is_error(found) else None
 
 
 def _nothing(name: str) -> None:

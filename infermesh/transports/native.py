@@ -20,6 +20,7 @@ from infermesh.transports.http.failures import client_closed
 from infermesh.transports.http.form import Form, form
 from infermesh.transports.provider_table import split_model
 from infermesh.types import Operation, Reply, Request
+from infermesh.wire.refusals import is_error
 from infermesh.wire.requests import request_body
 
 __all__ = ["NativeTransport"]
@@ -30,6 +31,14 @@ _PATHS: dict[Operation, str] = {
     "responses": "/responses",
     "embedding": "/embeddings",
     "transcription": "/audio/transcriptions",
+}
+# What an answer has that is one.
+_ANSWER: dict[Operation, str] = {
+    "chat_completion": "choices",
+    "text_completion": "choices",
+    "responses": "output",
+    "embedding": "data",
+    "transcription": "text",
 }
 _TEXT_FORMATS = frozenset(("text", "srt", "vtt"))
 
@@ -131,9 +140,12 @@ class NativeTransport:
                 raise self._malformed(f"not JSON ({error})", answer) from None
         if not isinstance(body, dict):
             raise self._malformed("not a JSON object", answer)
-        # A response of the Responses API always has the key, and its own status.
-        if "error" in body and body["error"] and operation != "responses":
-            raise error_in_body(status, body, header, self.label, secrets=self._secrets)
+        if ("error" in body and body["error"] and _is_whole(operation, body)) or (
+            _ANSWER[operation] not in body and is_error(body)
+        ):
+            raise error_in_body(
+                status, body, header, self.label, secrets=self._secrets, url=self.url(operation), model=self.model
+            )
         return Reply(status, body, header, data)
 
     async def aclose(self) -> None:
@@ -194,6 +206,11 @@ class NativeTransport:
             deployment=self.label,
             request_id=answer.header("x-request-id"),
         )
+
+
+def _is_whole(operation: Operation, body: dict[str, Any]) -> bool:
+    """Whether the body itself is the error. A response of the Responses API has a status of its own beside it."""
+    return operation != "responses" or "status" not in body
 
 
 def _form_text(value: Any) -> str:

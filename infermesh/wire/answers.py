@@ -17,11 +17,10 @@ from typing import Any, NoReturn
 import orjson
 
 from infermesh.errors import (
-    BadRequestError,
     ContentFilterError,
     MalformedResponseError,
-    RateLimitError,
     RequestError,
+    RequestTimeoutError,
     ServerError,
     UnfinishedError,
 )
@@ -32,6 +31,7 @@ from infermesh.types import Operation, Reply
 from infermesh.wire.endings import ending
 from infermesh.wire.languages import language_code
 from infermesh.wire.parts import said, thoughts_in, thoughts_of
+from infermesh.wire.refusals import implied_status, meaning_of, said_by
 from infermesh.wire.usage import shares, usage_of
 
 _EXCERPT = 200
@@ -125,19 +125,28 @@ def _carries_more(body: dict[str, Any]) -> bool:
 
 def _check_upstream(choice: dict[str, Any], reply: Reply) -> None:
     """Raise the error that a gateway put into the choice when its upstream failed (OpenRouter, "API errors")."""
-    failure = choice.get("error")
-    if not failure:
-        return
-    code = failure.get("code") if isinstance(failure, dict) else None
-    said = failure.get("message") if isinstance(failure, dict) else failure
-    told = f"{code}: {said}" if code is not None else str(said)
-    message = f"the server's upstream failed in mid-answer: {redact(told)[:500]}"
-    if code == 429:
-        error: RequestError = RateLimitError(message, status_code=reply.status_code, request_id=_request_id(reply))
-        error.usage = usage_of(reply.body)
-        raise error
-    refused = isinstance(code, int) and 400 <= code < 500 and code != 408
-    raise _unfinished(message, reply, retryable=not refused)
+    message = choice.get("message")
+    failure = choice.get("error") or (message.get("error") if isinstance(message, dict) else None)
+    if failure:
+        raise _hidden_error("the server's upstream failed in mid-answer", failure, reply, UnfinishedError)
+
+
+def _hidden_error(what: str, failure: Any, reply: Reply, failed: type[RequestError]) -> RequestError:
+    """The error that an error object in a success means; ``failed`` is the class where the server failed itself."""
+    said = said_by(failure)
+    kind, retryable, advice = meaning_of(implied_status(said), said)
+    if issubclass(kind, ServerError | RequestTimeoutError):
+        kind, retryable, advice = failed, None, "The same request may succeed later"
+    advice = advice.format(model=_text_or_none(reply.body.get("model")) or "?", where="", origin="")
+    code = f"{said.codes[0]}: " if said.codes else ""
+    error = kind(
+        f"{what}: {redact(code + said.message)[:500]}. {advice}",
+        status_code=reply.status_code,
+        request_id=_request_id(reply),
+        retryable=retryable,
+    )
+    error.usage = usage_of(reply.body)
+    return error
 
 
 def _first_choice(body: dict[str, Any], reply: Reply, expected: str) -> dict[str, Any]:
@@ -156,7 +165,9 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         message = choice["message"]
         text, reason = message["content"], choice["finish_reason"]
         get = message.get
-        rest = get("reasoning_content") or get("reasoning") or get("tool_calls") or choice.get("logprobs")
+        rest = (
+            get("reasoning_content") or get("reasoning") or get("tool_calls") or get("error") or choice.get("logprobs")
+        )
         more = get("reasoning_details") or get("thinking") or get("function_call")
         if type(text) is str and text and type(reason) is str and not rest and not more and "error" not in choice:
             return GenerationResult(output_text=text, finish_reason=reason)
@@ -314,24 +325,8 @@ def _finish_reason(body: dict[str, Any], status: Any, called: bool) -> str | Non
 
 
 def _failed_response(body: dict[str, Any], reply: Reply) -> NoReturn:
-    raw = body.get("error")
-    error: dict[str, Any] = raw if isinstance(raw, dict) else {}
-    code = error.get("code")
-    kind: type[RequestError]
-    if code == "rate_limit_exceeded":
-        kind = RateLimitError
-    elif code is None or code == "server_error" or str(code).endswith("timeout"):
-        kind = ServerError
-    else:
-        kind = BadRequestError
-    said = redact(str(error.get("message") or "no reason given"))[:500]
-    failure = kind(
-        f"the server answered with status 'failed' ({code}): {said}",
-        status_code=reply.status_code,
-        request_id=_request_id(reply),
-    )
-    failure.usage = usage_of(body)
-    raise failure
+    failure = body.get("error") or {"message": "no reason given"}
+    raise _hidden_error("the server answered with status 'failed'", failure, reply, ServerError)
 
 
 def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None) -> list[EmbeddingResult]:

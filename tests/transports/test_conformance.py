@@ -10,8 +10,7 @@ import pickle
 import socket
 import subprocess
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from infermesh.wire import answers
 from infermesh.wire import requests as wire
 from infermesh.wire.structured import ResponseFormat
 
-from .conftest import KEY, Authority, Loopback
+from .conftest import KEY, Authority, Loopback, serving
 from .proxy import HttpProxy
 
 pytestmark = [
@@ -90,19 +89,6 @@ async def make(
     yield build
     for transport in made:
         await transport.aclose()
-
-
-@asynccontextmanager
-async def serving(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 def chat(**params: Any) -> Request:
@@ -330,7 +316,8 @@ class TestFailures:
     async def test_an_error_that_calls_itself_a_success(self, kind: str, make: Make, loopback: Loopback) -> None:
         error = await error_of(make(kind, loopback.url("error200")), chat())
         if kind.startswith("native"):  # LiteLLM makes up a status
-            assert (type(error), error.status_code) == (MalformedResponseError, 200)
+            assert (type(error), error.status_code) == (ServerError, 502)
+            assert "HTTP 200 with an error in place of an answer" in str(error)
         assert KEY not in str(error)
         assert "hunter2" not in str(error)
 
@@ -444,6 +431,17 @@ async def test_no_key_goes_where_an_endpoint_redirects(model: str, path: str) ->
     if not model.startswith("aiohttp"):  # LiteLLM reads the redirect itself as an answer
         assert (type(error), error.status_code) == (NotFoundError, 307)
         assert f"it redirects to {there.replace('127.0.0.1', 'localhost')}" in str(error)
+
+
+async def test_an_error_object_that_litellm_found_in_a_success() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
+
+    async with serving(answer) as base:
+        transport = make_transport(DeploymentConfig("anthropic/claude-sonnet-4-5", base, KEY), label="d", environ={})
+        error = await error_of(transport, chat())
+        await transport.aclose()
+    assert (type(error), error.retryable) == (ServerError, True)
 
 
 @pytest.mark.parametrize("by", ["ca_bundle", "a folder", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from aiohttp import web
 
-from infermesh.errors import APIConnectionError, InputError, RateLimitError, RequestTimeoutError
+from infermesh.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    BadRequestError,
+    ContextLengthError,
+    InputError,
+    NotFoundError,
+    RateLimitError,
+    RequestError,
+    RequestTimeoutError,
+    ServerError,
+)
 from infermesh.simulator import Simulator, SimulatorSettings
 from infermesh.transports import NativeTransport
 from infermesh.types import Audio, Request
 from infermesh.wire import answers
 from infermesh.wire import requests as wire
 
-from .conftest import KEY, Loopback
+from .conftest import KEY, Loopback, serving
 
 
 def chat(prompt: str = "hi") -> Request:
@@ -70,6 +83,48 @@ async def test_a_gateway_that_wraps_its_upstreams_error(loopback: Loopback) -> N
     assert caught.value.status_code == 429
     assert KEY not in str(caught.value)
     await transport.aclose()
+
+
+REQUESTS = {
+    "chat_completion": chat(),
+    "responses": wire.generation_request("responses", "hi", {}),
+    "embedding": wire.embedding_request(["a"], {}),
+    "transcription": wire.transcription_request(Audio(b"RIFF", "a.wav"), {}),
+}
+TOO_LONG = "This model's maximum context length is 8192 tokens."
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "expected", "status"),
+    [
+        ("chat_completion", {"error": {"code": "context_length_exceeded", "message": "no"}}, ContextLengthError, 400),
+        ("chat_completion", {"error": TOO_LONG}, ContextLengthError, 400),
+        ("chat_completion", {"error": {"code": "400", "message": TOO_LONG}}, ContextLengthError, 400),
+        ("chat_completion", {"error": {"code": "429", "message": "no"}}, RateLimitError, 429),
+        ("chat_completion", {"error": {"type": "invalid_api_key", "message": "no"}}, AuthenticationError, 401),
+        ("chat_completion", {"error": {"code": "model_not_found", "message": "no"}}, NotFoundError, 404),
+        ("chat_completion", {"error": {"type": "overloaded_error", "message": "no"}}, ServerError, 503),
+        ("chat_completion", {"error": {"type": "invalid_request_error", "message": "no"}}, BadRequestError, 400),
+        ("chat_completion", {"error": {"message": "no"}}, ServerError, 502),
+        ("chat_completion", {"object": "error", "message": TOO_LONG, "code": 400}, ContextLengthError, 400),
+        ("embedding", {"detail": TOO_LONG}, ContextLengthError, 400),
+        ("transcription", {"message": "Too many requests"}, RateLimitError, 429),
+        ("responses", {"error": {"code": "rate_limit_exceeded", "message": "no"}}, RateLimitError, 429),
+    ],
+)
+async def test_an_error_in_a_success_is_what_it_is_elsewhere(
+    operation: str, body: dict[str, Any], expected: type[RequestError], status: int
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response(body)
+
+    async with serving(answer) as base:
+        transport = NativeTransport(label="a", model="m", api_base=base)
+        with pytest.raises(expected) as caught:
+            await transport.send(REQUESTS[operation], 5.0)
+        await transport.aclose()
+    assert (type(caught.value), caught.value.status_code) == (expected, status)
+    assert "a: HTTP 200 with an error in place of an answer" in str(caught.value)
 
 
 async def test_a_key_that_is_no_header() -> None:

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from infermesh.errors import ContentFilterError, MalformedResponseError, RateLimitError, RequestError, UnfinishedError
+from infermesh.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ContentFilterError,
+    ContextLengthError,
+    MalformedResponseError,
+    RateLimitError,
+    RequestError,
+    UnfinishedError,
+)
 from infermesh.types import Operation, Reply
 from infermesh.wire.answers import parse_generation
 from infermesh.wire.endings import ending
@@ -125,7 +134,11 @@ def test_what_a_filter_leaves_stays() -> None:
         ({"code": 502, "message": "Upstream error"}, UnfinishedError, True),
         ({"message": "Upstream error"}, UnfinishedError, True),
         ("Upstream error", UnfinishedError, True),
-        ({"code": 400, "message": "Upstream error"}, UnfinishedError, False),
+        ({"code": 400, "message": "Upstream error"}, BadRequestError, False),
+        ({"code": "429", "message": "Upstream error"}, RateLimitError, True),
+        ({"code": 401, "message": "Upstream error"}, AuthenticationError, False),
+        ({"code": 403, "message": "Upstream error: your input was flagged"}, ContentFilterError, False),
+        ({"message": "Upstream error: maximum context length"}, ContextLengthError, False),
         ({"code": 429, "message": "Upstream error"}, RateLimitError, True),
     ],
 )
@@ -138,6 +151,12 @@ def test_an_error_in_the_choice(
             parse_generation(operation, answer(choice))
         assert type(caught.value) is expected
         assert caught.value.retryable is retryable
+
+
+def test_an_error_in_the_message() -> None:
+    failed = said("partial", "stop", error={"code": 502, "message": "Upstream error"})
+    with pytest.raises(UnfinishedError, match="Upstream error"):
+        parse_generation("chat_completion", failed)
 
 
 @pytest.mark.parametrize("status", ["cancelled", "in_progress", "queued"])

@@ -12,6 +12,7 @@ import pytest
 from infermesh.errors import (
     BadRequestError,
     ContentFilterError,
+    ContextLengthError,
     InputError,
     MalformedResponseError,
     RateLimitError,
@@ -290,6 +291,11 @@ class TestGenerations:
             ("server_error", ServerError),
             ("rate_limit_exceeded", RateLimitError),
             ("invalid_prompt", BadRequestError),
+            ("image_too_large", BadRequestError),
+            ("vector_store_timeout", ServerError),
+            ("server_is_overloaded", ServerError),
+            ("insufficient_quota", RateLimitError),
+            ("context_length_exceeded", ContextLengthError),
             (None, ServerError),
         ],
     )
