@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from infermesh.errors import RequestError
+from infermesh.results import TokenUsage
 from infermesh.runs.direct import DirectStage
 from infermesh.runtime.workers import run_window
 
@@ -39,6 +40,8 @@ class Level:
         This process's CPU time divided by elapsed time; 1.0 is one core.
     first_error
         The first failed request's message; ``None`` if none failed.
+    prompt_tokens_per_s, completion_tokens_per_s
+        Tokens of the answered requests per second; NaN where no answer says how many there were.
     """
 
     concurrency: int
@@ -53,6 +56,8 @@ class Level:
     queue_p95_s: float
     cpu: float
     first_error: str | None = None
+    prompt_tokens_per_s: float = math.nan
+    completion_tokens_per_s: float = math.nan
 
     def line(self) -> str:
         """The level as a line of the printed table."""
@@ -220,6 +225,7 @@ async def measure(
     services: list[float] = []
     queues: list[float] = []
     errors: list[RequestError] = []
+    usages: list[TokenUsage] = []
 
     async def pull() -> int:
         number = next(numbers, None)
@@ -238,6 +244,11 @@ async def measure(
         latencies.append(metrics.end_to_end_s)
         services.append(metrics.service_s)
         queues.append(metrics.queue_s)
+        usages.extend(
+            result.token_usage
+            for result in results
+            if not isinstance(result, RequestError) and result.token_usage is not None
+        )
 
     started, cpu_started = clock(), cpu_clock()
     await run_window(pull, handle, concurrency)
@@ -255,6 +266,8 @@ async def measure(
         percentile(queues, 0.95),
         (cpu_clock() - cpu_started) / elapsed,
         errors[0].message if errors else None,
+        sum(usage.prompt_tokens for usage in usages) / elapsed if usages else math.nan,
+        sum(usage.completion_tokens for usage in usages) / elapsed if usages else math.nan,
     )
 
 
