@@ -8,9 +8,14 @@ shape                          what is done
 =============================  ======================================================================================
 OpenAI, vLLM, SGLang, Azure    ``prompt_tokens``, ``completion_tokens`` and their ``…_details``, as they are
 OpenAI Responses and audio     ``input_tokens``, ``output_tokens`` and their ``…_details``, as they are
-xAI, Gemini (OpenAI wire)      ``total_tokens`` is more than prompt and completion: the difference was thought, is
-                               billed as output, and is added to the completion
-DeepSeek                       ``prompt_cache_hit_tokens`` are the cached part of the prompt
+xAI, Gemini (OpenAI wire)      reasoning is more than the completion, or ``total_tokens`` more than prompt and completion:
+                               what was thought stands beside, is billed as output, and is added to the completion.
+                               What reasoning does not explain of the difference is left out (Gemini's tool prompts)
+Gemini, Bedrock (own wire)     ``promptTokenCount``, ``inputTokens`` and so on, as the like counts above
+SGLang                         ``reasoning_tokens`` beside ``completion_tokens``
+DeepSeek                       ``prompt_cache_hit_tokens`` are the cached part of the prompt, which is they and
+                               ``prompt_cache_miss_tokens``
+Qwen                           ``prompt_tokens_details.cache_creation_input_tokens`` are a part of the prompt
 Moonshot                       ``cached_tokens`` beside ``prompt_tokens``
 Anthropic                      ``cache_read_input_tokens`` and ``cache_creation_input_tokens`` come on top of
                                ``input_tokens``, and are added to the prompt; with ``prompt_tokens`` (LiteLLM) they are
@@ -24,12 +29,14 @@ OpenAI transcription           ``{"type": "duration", "seconds": …}`` has no t
 Sources: each provider's API reference; UKGovernmentBEIS/inspect_ai#5528 and vercel/ai#12425 (xAI and Gemini count
 reasoning beside), promptfoo/promptfoo#9507 (counted twice where it is inside); LiteLLM's ``Usage``.
 
-A count that is no whole number from 0 to 2**31 - 1 is not known: it is left out, and no row fails for it.
+A server may send two names for one quantity, one of them empty: the first that reads as a count above zero counts. A
+count that is no whole number from 0 to 2**31 - 1 is not known: it is left out, and no row fails for it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +44,33 @@ from infermesh.results import TokenUsage
 
 __all__ = ["apportion", "count", "shares", "usage_of"]
 
+# The names of each quantity, the commonest first.
+_PROMPT = ("prompt_tokens", "input_tokens", "promptTokenCount", "inputTokens")
+_COMPLETION = ("completion_tokens", "output_tokens", "candidatesTokenCount", "outputTokens")
+_TOTAL = ("total_tokens", "totalTokenCount", "totalTokens")
+_REASONING = ("reasoning_tokens", "thoughtsTokenCount")
+_CACHED = (
+    "prompt_cache_hit_tokens",
+    "cached_tokens",
+    "cache_read_input_tokens",
+    "cacheReadInputTokens",
+    "cachedContentTokenCount",
+)
+_WRITTEN = ("cache_creation_input_tokens", "cacheWriteInputTokens")
+_WRITTEN_INSIDE = ("cache_creation_tokens", "cache_write_tokens", "cache_creation_input_tokens")
+_PROMPT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
+_COMPLETION_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
+# With these names of the prompt, what the cache took or gave stands beside it (Anthropic, Bedrock's Converse).
+_CACHE_BESIDE = ("input_tokens", "inputTokens")
+_LIST_PRICE_TIERS = (
+    "default",
+    "auto",
+    "standard",
+    "on_demand",
+    "scale",
+)  # scale is paid for by the hour, at list price
+
+_WHOLE = re.compile(r"(\d{1,11})(?:\.0*)?")
 _PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
 _MOST = 2**31 - 1  # what the tables' INTEGER columns hold
 
@@ -57,47 +91,46 @@ def usage_of(body: dict[str, Any], *, input_only: bool = False) -> TokenUsage | 
     >>> usage_of({"usage": beside}).completion_tokens
     810
     """
-    usage = body.get("usage")
+    usage = body.get("usage") or body.get("usageMetadata")
     if not isinstance(usage, dict):
         return None
-    prompt, completion, total = usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens")
-    if "prompt_tokens" in usage:
-        inside, answer = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    else:
-        prompt, completion = usage.get("input_tokens"), usage.get("output_tokens")
-        inside, answer = usage.get("input_tokens_details"), usage.get("output_tokens_details")
-        units = usage.get("billed_units")
-        if prompt is None and isinstance(units, dict):
-            prompt, completion = units.get("input_tokens"), units.get("output_tokens")
-        elif prompt is None and input_only:
-            prompt = total
-    prompt = count(prompt)
-    completion = 0 if completion is None else count(completion)
-    if prompt is None or completion is None:
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if type(prompt) is int and type(completion) is int and len(usage) == 3 and "service_tier" not in body:
+        total = prompt + completion  # what most answers have
+        if usage.get("total_tokens") == total and 0 < prompt < total <= _MOST:
+            return TokenUsage(prompt, completion, total)
+    units = usage.get("billed_units")
+    counts = units if isinstance(units, dict) and not any(name in usage for name in _PROMPT) else usage
+    prompt, name = _first(counts, _PROMPT)
+    completion, _ = _first(counts, _COMPLETION)
+    total, _ = _first(usage, _TOTAL)
+    if not prompt and (missed := count(usage.get("prompt_cache_miss_tokens"))) is not None:
+        prompt = missed + (count(usage.get("prompt_cache_hit_tokens")) or 0)
+    if not prompt and input_only:
+        prompt = prompt if total is None else total
+    if prompt is None:
         return None
-    cached = _first(
-        _within(inside, "cached_tokens"),
-        usage.get("prompt_cache_hit_tokens"),
-        usage.get("cached_tokens"),
-        usage.get("cache_read_input_tokens"),
-    )
-    written = _first(
-        usage.get("cache_creation_input_tokens"),
-        _within(inside, "cache_creation_tokens"),
-        _within(inside, "cache_write_tokens"),
-    )
-    if cached or written:
-        kept = (cached or 0) + (written or 0)
-        if ("input_tokens" in usage and "cache_read_input_tokens" in usage) or kept > prompt:
-            prompt += kept  # Anthropic's custom: what the cache took or gave stands beside the input
-    reasoning = count(_within(answer, "reasoning_tokens"))
-    beside = (count(total) or 0) - prompt - completion
-    if beside > 0 and not input_only and (reasoning is None or reasoning >= beside):
-        completion += beside
-        reasoning = beside if reasoning is None else reasoning
+    completion = completion or 0
+    inside, answer = _details(usage, _PROMPT_DETAILS), _details(usage, _COMPLETION_DETAILS)
+    cached_inside, written_inside = count(inside.get("cached_tokens")), _first(inside, _WRITTEN_INSIDE)[0]
+    cached = cached_inside or _first(usage, _CACHED)[0]
+    written = _first(usage, _WRITTEN)[0] or written_inside
+    cached = cached_inside if cached is None else cached
+    kept = (cached or 0) + (written or 0)
+    if kept and (kept > prompt or (name in _CACHE_BESIDE and not cached_inside and not written_inside)):
+        prompt += kept
+    reasoning = count(answer.get("reasoning_tokens"))
+    reasoning = reasoning or _first(usage, _REASONING)[0] or reasoning
+    if not input_only:
+        difference = max((total or 0) - prompt - completion, 0)
+        if reasoning is None:
+            reasoning = difference or None
+            completion += difference
+        else:
+            completion += reasoning if reasoning > completion else min(reasoning, difference)
     plain = usage.keys() <= _PLAIN and "service_tier" not in body
     details = None if plain else _apart(body, usage, inside, answer, written)
-    return TokenUsage(prompt, completion, max(count(total) or 0, prompt + completion), reasoning, cached, details)
+    return TokenUsage(prompt, completion, max(total or 0, prompt + completion), reasoning, cached, details)
 
 
 def count(value: Any) -> int | None:
@@ -106,14 +139,26 @@ def count(value: Any) -> int | None:
     Some servers write whole numbers as floats or as text.
     """
     if isinstance(value, str):
-        value = int(value) if value.isdecimal() and len(value) < 12 else None
+        whole = _WHOLE.fullmatch(value)
+        value = int(whole[1]) if whole else None
     elif isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value <= _MOST else None
 
 
-def _first(*values: Any) -> int | None:
-    return next((number for value in values if (number := count(value)) is not None), None)
+def _first(counts: dict[str, Any], names: Sequence[str]) -> tuple[int | None, str]:
+    """The first count above zero, and its name; else zero, where there is one, else ``None``."""
+    zero: tuple[int | None, str] = (None, "")
+    for name in names:
+        if name in counts and (number := count(counts[name])) is not None:
+            if number:
+                return number, name
+            zero = (0, name)
+    return zero
+
+
+def _details(usage: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return next((found for name in names if isinstance(found := usage.get(name), dict)), {})
 
 
 def _within(details: Any, name: str) -> Any:
@@ -121,18 +166,18 @@ def _within(details: Any, name: str) -> Any:
 
 
 def _apart(
-    body: dict[str, Any], usage: dict[str, Any], inside: Any, answer: Any, written: int | None
+    body: dict[str, Any], usage: dict[str, Any], inside: dict[str, Any], answer: dict[str, Any], written: int | None
 ) -> dict[str, float | str] | None:
     """What has a price of its own, or is one; see :class:`~infermesh.results.TokenUsage`."""
     found: dict[str, float | str | None] = {
         "cache_write_tokens": written,
         "cache_write_1h_tokens": count(_within(usage.get("cache_creation"), "ephemeral_1h_input_tokens")),
-        "input_audio_tokens": count(_within(inside, "audio_tokens")),
-        "output_audio_tokens": count(_within(answer, "audio_tokens")),
+        "input_audio_tokens": count(inside.get("audio_tokens")),
+        "output_audio_tokens": count(answer.get("audio_tokens")),
         "reported_cost": _dollars(usage),
     }
     tier = body.get("service_tier")
-    if isinstance(tier, str) and tier not in ("default", "auto", "standard"):
+    if isinstance(tier, str) and tier.lower() not in _LIST_PRICE_TIERS:
         found["service_tier"] = tier
     return {name: value for name, value in found.items() if value} or None
 

@@ -26,7 +26,7 @@ def chat(prompt: Any, completion: Any, total: Any = None, **more: Any) -> dict[s
         pytest.param(chat(100, 10, 910, completion_tokens_details={"reasoning_tokens": 800}), (100, 810, 800, None),
                      id="xAI: reasoning beside"),
         pytest.param(chat(100, 10, 910), (100, 810, 800, None), id="Gemini: thoughts in the total alone"),
-        pytest.param(chat(100, 10, 910, completion_tokens_details={"reasoning_tokens": 5}), (100, 10, 5, None),
+        pytest.param(chat(100, 10, 910, completion_tokens_details={"reasoning_tokens": 5}), (100, 15, 5, None),
                      id="a total that reasoning does not explain"),
         pytest.param(chat(100, 10, 110, prompt_tokens_details={"cached_tokens": 90}), (100, 10, None, 90), id="OpenAI"),
         pytest.param(chat(100, 10, 110, prompt_cache_hit_tokens=90, prompt_cache_miss_tokens=10), (100, 10, None, 90),
@@ -42,6 +42,32 @@ def chat(prompt: Any, completion: Any, total: Any = None, **more: Any) -> dict[s
         pytest.param({"input_tokens": 9, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 4},
                       "output_tokens_details": {"reasoning_tokens": 2}}, (9, 5, 2, 4), id="Responses"),
         pytest.param(chat(10.0, "5", 15.0), (10, 5, None, None), id="floats and text"),
+        pytest.param(chat(100, 10, None, completion_tokens_details={"reasoning_tokens": 800}), (100, 810, 800, None),
+                     id="xAI: beside, no total"),
+        pytest.param(chat(100, 10, 110, completion_tokens_details={"reasoning_tokens": 800}), (100, 810, 800, None),
+                     id="xAI: beside, and not in the total"),
+        pytest.param(chat(100, 810, 930, completion_tokens_details={"reasoning_tokens": 0}), (100, 810, 0, None),
+                     id="no thoughts, and a total that nothing explains"),
+        pytest.param(chat(100, 10, 960, completion_tokens_details={"reasoning_tokens": 800}), (100, 810, 800, None),
+                     id="Gemini: tool prompts in the total"),
+        pytest.param(chat(100, None, 100), (100, 0, None, None), id="no completion"),
+        pytest.param(chat(100, -1, 99), (100, 0, None, None), id="negative completion"),
+        pytest.param({**chat(None, None), "input_tokens": 100, "output_tokens": 10}, (100, 10, None, None),
+                     id="two names, one empty"),
+        pytest.param({**chat(0, 0, 0), "input_tokens": 100, "output_tokens": 10}, (100, 10, None, None),
+                     id="two names, one zero"),
+        pytest.param({"prompt_cache_hit_tokens": 60, "prompt_cache_miss_tokens": 40, "completion_tokens": 10},
+                     (100, 10, None, 60), id="DeepSeek: hits and misses alone"),
+        pytest.param({"promptTokenCount": 100, "candidatesTokenCount": 10, "thoughtsTokenCount": 800,
+                      "totalTokenCount": 910, "cachedContentTokenCount": 90}, (100, 810, 800, 90), id="Gemini"),
+        pytest.param({"inputTokens": 10, "outputTokens": 5, "totalTokens": 105, "cacheReadInputTokens": 90},
+                     (100, 5, None, 90), id="Bedrock"),
+        pytest.param({"input_tokens": 10, "cache_creation_input_tokens": 5, "output_tokens": 3}, (15, 3, None, None),
+                     id="Anthropic: written, none read"),
+        pytest.param({"input_tokens": 100, "output_tokens": 3, "input_tokens_details": {"cached_tokens": 50},
+                      "cache_creation_input_tokens": 0}, (100, 3, None, 50), id="Responses with Anthropic's names"),
+        pytest.param(chat(100, 810, 910, reasoning_tokens=800), (100, 810, 800, None), id="SGLang"),
+        pytest.param(chat("10.0", "5.", None), (10, 5, None, None), id="text with a point"),
         pytest.param(chat(10, 5, -1, prompt_tokens_details={"cached_tokens": -3}), (10, 5, None, None), id="negative"),
         pytest.param(chat(10, 5, 10**30), (10, 5, None, None), id="absurd total"),
         pytest.param(chat(-5, 5, 0), None, id="negative prompt"),
@@ -57,7 +83,7 @@ def test_counts(usage: dict[str, Any], expected: tuple[int, int, int | None, int
         return
     assert found is not None
     assert (found.prompt_tokens, found.completion_tokens, found.reasoning_tokens, found.cached_tokens) == expected
-    assert found.total_tokens == found.prompt_tokens + found.completion_tokens or found.total_tokens == 910
+    assert found.total_tokens == found.prompt_tokens + found.completion_tokens or found.total_tokens in (910, 930, 960)
     cost = Prices().cost("hosted_vllm/m", found, input_cost_per_token=IN, output_cost_per_token=OUT)
     assert cost == expected[0] * IN + expected[1] * OUT
 
@@ -79,6 +105,8 @@ def test_embeddings_with_a_total_alone() -> None:
         ),
         ("openai/gpt-4.1-mini", {"usage": chat(1000, 10, 1010), "service_tier": "default"}, 416e-6),
         ("openai/gpt-4.1-mini", {"usage": chat(1000, 10, 1010), "service_tier": "flex"}, 208e-6),
+        ("openai/gpt-4.1-mini", {"usage": chat(1000, 10, 1010), "service_tier": "scale"}, 416e-6),
+        ("openai/gpt-4.1-mini", {"usage": chat(1000, 10, 1010), "service_tier": "on_demand"}, 416e-6),
         ("openai/gpt-4.1-mini", {"usage": chat(1000, 10, 1010), "service_tier": "priority"}, None),
         ("openrouter/openai/gpt-4.1-mini", {"usage": chat(1000, 10, 1010, cost=0.5)}, 0.5),
         ("openrouter/x", {"usage": {"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.5}}, 0.5),
@@ -115,3 +143,13 @@ def test_whisper_is_billed_by_the_minute() -> None:
 @pytest.mark.parametrize(("value", "number"), [(5, 5), (5.0, 5), ("5", 5), (5.5, None), (-1, None), (2**31, None)])
 def test_count(value: Any, number: int | None) -> None:
     assert count(value) == number
+
+
+def test_what_qwen_writes_to_its_cache() -> None:
+    usage = chat(1100, 3, 1103, prompt_tokens_details={"cached_tokens": 0, "cache_creation_input_tokens": 1000})
+    assert usage_of({"usage": usage}) == TokenUsage(1100, 3, 1103, None, 0, {"cache_write_tokens": 1000})
+
+
+def test_geminis_own_place() -> None:
+    found = usage_of({"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 2}})
+    assert found == TokenUsage(7, 2, 9)
