@@ -8,9 +8,9 @@ shape                          what is done
 =============================  ======================================================================================
 OpenAI, vLLM, SGLang, Azure    ``prompt_tokens``, ``completion_tokens`` and their ``…_details``, as they are
 OpenAI Responses and audio     ``input_tokens``, ``output_tokens`` and their ``…_details``, as they are
-xAI, Gemini (OpenAI wire)      reasoning is more than the completion, or ``total_tokens`` more than prompt and completion:
-                               what was thought stands beside, is billed as output, and is added to the completion.
-                               What reasoning does not explain of the difference is left out (Gemini's tool prompts)
+xAI, Gemini (OpenAI wire)      reasoning is more than the completion, or ``total_tokens`` more than both: what was
+                               thought stands beside, is billed as output, and is added to the completion. What
+                               reasoning does not explain of the difference is left out (Gemini's tool prompts)
 Gemini, Bedrock (own wire)     ``promptTokenCount``, ``inputTokens`` and so on, as the like counts above
 SGLang                         ``reasoning_tokens`` beside ``completion_tokens``
 DeepSeek                       ``prompt_cache_hit_tokens`` are the cached part of the prompt, which is they and
@@ -62,13 +62,7 @@ _PROMPT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token
 _COMPLETION_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
 # With these names of the prompt, what the cache took or gave stands beside it (Anthropic, Bedrock's Converse).
 _CACHE_BESIDE = ("input_tokens", "inputTokens")
-_LIST_PRICE_TIERS = (
-    "default",
-    "auto",
-    "standard",
-    "on_demand",
-    "scale",
-)  # scale is paid for by the hour, at list price
+_LIST_PRICE_TIERS = ("default", "auto", "standard", "on_demand", "scale")  # on_demand is Groq's
 
 _WHOLE = re.compile(r"(\d{1,11})(?:\.0*)?")
 _PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
@@ -96,9 +90,9 @@ def usage_of(body: dict[str, Any], *, input_only: bool = False) -> TokenUsage | 
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if type(prompt) is int and type(completion) is int and len(usage) == 3 and "service_tier" not in body:
-        total = prompt + completion  # what most answers have
-        if usage.get("total_tokens") == total and 0 < prompt < total <= _MOST:
-            return TokenUsage(prompt, completion, total)
+        both = prompt + completion  # what most answers have
+        if usage.get("total_tokens") == both and 0 < prompt < both <= _MOST:
+            return TokenUsage(prompt, completion, both)
     units = usage.get("billed_units")
     counts = units if isinstance(units, dict) and not any(name in usage for name in _PROMPT) else usage
     prompt, name = _first(counts, _PROMPT)
