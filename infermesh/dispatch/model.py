@@ -239,7 +239,8 @@ class LogicalModel:
         """Embed texts in one request. One that fails for what may be one text's fault is sent again in halves.
 
         Where a half fails as well, a harmless text is tried: if it is refused too, the fault is no text's, and nothing
-        more is sent for these.
+        more is sent for these. A text may also make a server hang up, or a proxy before it say that nobody is there:
+        that is split as long as the harmless text is answered each time.
 
         Returns
         -------
@@ -257,43 +258,56 @@ class LogicalModel:
         except RequestError as error:
             failure = error
         _set_rows(failure.metrics, len(texts))
-        if len(texts) == 1 or not _may_be_one_texts(failure):
+        fault = _suspect(failure)
+        if len(texts) == 1 or fault is None:
             return [failure] * len(texts)
-        if split is None:
-            split = _Split()
-        elif not split.probed:
-            split.probed = True
-            split.refused, probe = await self._refuses_all(params, timeout)
+        if fault == "away" or (split is not None and not split.probed):
+            said, probe = await self._try_harmless(params, timeout)
             _set_rows(probe, 0)
             failure.metrics = _with_earlier(probe, failure.metrics)
+            if fault == "away" and said is not None:
+                if isinstance(said, StoppedError):  # nobody knows whose fault it is: the texts wait for another run
+                    said.metrics, failure = failure.metrics, said
+                return [failure] * len(texts)
+        if split is None:
+            split = _Split()
+        elif fault == "text" and not split.probed:
+            split.probed = True
+            split.refused = self._refuses_all(said)
         half = len(texts) // 2
         results: list[EmbeddingResult | RequestError] = []
         for part in (texts[:half], texts[half:]):
-            if split.refused:
-                results += [failure] * len(part)
+            if split.refused:  # what failed last says the same, and has its attempts counted
+                results += [results[-1] if results else failure] * len(part)
             else:
                 results += await self._embed_split(part, params, timeout, split)
         if results[0] is not failure:
             results[0].metrics = _with_earlier(results[0].metrics, failure.metrics)
         return results
 
-    async def _refuses_all(self, params: Mapping[str, Any], timeout: Timeout) -> tuple[bool, RequestMetrics | None]:
-        """Whether a text that nothing is wrong with fails, too; and what it took to find out."""
+    async def _try_harmless(
+        self, params: Mapping[str, Any], timeout: Timeout
+    ) -> tuple[RequestError | None, RequestMetrics | None]:
+        """How a text fails that nothing is wrong with, ``None`` if it does not; and what it took to find out."""
         try:
             (result,) = await self._embed([_HARMLESS], params, timeout, self._impatient)
         except RequestError as error:
-            refused = _may_be_one_texts(error)  # an overload of the moment says nothing about the other texts
-            if refused and not self._told_refusal:
-                self._told_refusal = True
-                logger.warning(
-                    "%s: embeddings fail whatever the text: so does %r, which was sent to find out. "
-                    "Requests of several texts that fail are not split. It said: %s",
-                    self.name,
-                    _HARMLESS,
-                    error,
-                )
-            return refused, error.metrics
-        return False, result.metrics
+            return error, error.metrics
+        return None, result.metrics
+
+    def _refuses_all(self, said: RequestError | None) -> bool:
+        """Whether the failure of the harmless text says that every text fails. An overload of the moment does not."""
+        refused = said is not None and _suspect(said) == "text"
+        if refused and not self._told_refusal:
+            self._told_refusal = True
+            logger.warning(
+                "%s: embeddings fail whatever the text: so does %r, which was sent to find out. "
+                "Requests of several texts that fail are not split. It said: %s",
+                self.name,
+                _HARMLESS,
+                said,
+            )
+        return refused
 
     async def _embed(
         self, texts: Sequence[str], params: Mapping[str, Any], timeout: Timeout, dispatcher: Dispatcher
@@ -370,13 +384,20 @@ def _cost(metrics: RequestMetrics | None) -> float | None:
     return sum(costs) if costs else None
 
 
-def _may_be_one_texts(error: RequestError) -> bool:
-    """Whether a request of several texts may have failed for one of them: one that is wrong, or breaks the server."""
+def _suspect(error: RequestError) -> Literal["text", "away"] | None:
+    """Whether a request of several texts may have failed for one of them.
+
+    ``text``: one may be wrong, or break the server. ``away``: the server seems not to be there, which one text can
+    bring about if it ends its process. ``None``: the texts have no part in it.
+    """
     if isinstance(error, NoDeploymentError) and isinstance(error.__cause__, RequestError):
         error = error.__cause__
+    fault = blame(error, math.inf)
+    if fault == "away":
+        return "away"
     if isinstance(error, ServerError):
-        return blame(error, math.inf) == "failure" and error.status_code != 498
-    return isinstance(error, BadRequestError | InputError | MalformedResponseError)
+        return "text" if fault == "failure" and error.status_code != 498 else None
+    return "text" if isinstance(error, BadRequestError | InputError | MalformedResponseError) else None
 
 
 def _set_rows(metrics: RequestMetrics | None, rows: int) -> None:

@@ -32,7 +32,7 @@ from infermesh.wire.endings import ending
 from infermesh.wire.languages import language_code
 from infermesh.wire.parts import said, thoughts_in, thoughts_of
 from infermesh.wire.refusals import implied_status, meaning_of, said_by
-from infermesh.wire.usage import shares, usage_of
+from infermesh.wire.usage import count, shares, usage_of
 
 _EXCERPT = 200
 _MOST_FLOAT = 3.4028234663852886e38  # the largest float32, which is what vectors are stored as
@@ -346,6 +346,8 @@ def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None)
     ------
     MalformedResponseError
         There are not ``n`` vectors with the indices 0 … n-1, or one is empty or holds what is no finite number.
+        Indices that are all left out, or all the same, say nothing: the vectors are in the order of the texts then. A
+        single one that is left out is the one that is missing (0 in JSON written from protocol buffers).
     """
     body = reply.body
     data = body.get("data")
@@ -353,10 +355,7 @@ def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None)
         found = f"{len(data)}" if isinstance(data, list) else "none"
         _malformed(f"{n} embeddings in 'data' ({found} came)", reply)
     vectors: list[list[float] | None] = [None] * n
-    for position, item in enumerate(data):
-        index = item.get("index", position) if isinstance(item, dict) else None
-        if not isinstance(index, int) or not 0 <= index < n or vectors[index] is not None:
-            _malformed(f"each index 0 … {n - 1} once in 'data'", reply)
+    for index, item in zip(_indices(data, reply), data, strict=True):
         vectors[index] = _vector(item.get("embedding"), reply)
     request_id = _request_id(reply)
     model_id = _text_or_none(body.get("model"))
@@ -365,6 +364,24 @@ def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None)
         EmbeddingResult(request_id=request_id, model_id=model_id, token_usage=usage, embedding=vector or [])
         for vector, usage in zip(vectors, usages, strict=True)
     ]
+
+
+def _indices(data: list[Any], reply: Reply) -> Sequence[int]:
+    """Which text each vector belongs to."""
+    everyone = range(len(data))
+    try:
+        told = [item.get("index") for item in data]
+    except AttributeError:
+        _malformed("a list of objects in 'data'", reply)
+    if told == list(everyone) or all(index == told[0] for index in told):
+        return everyone
+    indices = [None if index is None else count(index) for index in told]
+    if told.count(None) == 1 and len(left := set(everyone).difference(indices)) == 1:
+        indices[told.index(None)] = left.pop()
+    found = [index for index in indices if index is not None]
+    if sorted(found) != list(everyone):
+        _malformed(f"each index 0 … {len(data) - 1} once in 'data'", reply)
+    return found
 
 
 def _vector(value: Any, reply: Reply) -> list[float]:

@@ -13,6 +13,7 @@ from infermesh.dispatch.fleet import Fleet
 from infermesh.dispatch.model import LogicalModel
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import (
+    APIConnectionError,
     AuthenticationError,
     BadRequestError,
     MalformedResponseError,
@@ -104,6 +105,8 @@ class TestOneBadText:
             ServerError("NaN", status_code=500),
             BadRequestError("no", status_code=422),
             MalformedResponseError("html"),
+            APIConnectionError("reset"),
+            *(ServerError("proxy", status_code=status) for status in (502, 503, 504)),
         ],
     )
     @virtual
@@ -155,14 +158,31 @@ class TestOneBadText:
         assert failed == ["bad"]
 
     @pytest.mark.parametrize(
-        "error", [AuthenticationError("key", status_code=401), ServerError("away", status_code=503)]
+        ("error", "probes"),
+        [
+            (AuthenticationError("key", status_code=401), False),
+            (RateLimitError("slow", status_code=429), False),
+            (ServerError("away", status_code=503), True),
+            (APIConnectionError("refused"), True),
+        ],
     )
     @virtual
-    async def test_what_is_no_texts_fault_is_not_split(self, error: RequestError) -> None:
+    async def test_what_is_no_texts_fault_is_not_split(self, error: RequestError, probes: bool) -> None:
         model, seen = self.model(lambda texts: error)
         results = await model.embed(self.TEXTS, {})
         assert all(found is error or isinstance(found, RequestError) for found in results)
-        assert all(len(texts) == len(self.TEXTS) for texts in seen)
+        assert all(len(texts) == len(self.TEXTS) or (probes and texts == ["text"]) for texts in seen)
+
+    @pytest.mark.parametrize(
+        "error", [BadRequestError("no such parameter", status_code=400), ServerError("away", status_code=503)]
+    )
+    @virtual
+    async def test_each_request_is_counted_once(self, error: RequestError) -> None:
+        model, seen = self.model(lambda texts: type(error)(error.message, status_code=error.status_code))
+        results = await model.embed(self.TEXTS, {})
+        metrics = {id(found.metrics): found.metrics for found in results if found.metrics is not None}
+        attempts = [attempt for each in metrics.values() for attempt in each.attempts]
+        assert len(attempts) == len({id(attempt) for attempt in attempts}) == len(seen)
 
 
 class TestAskingAgain:

@@ -347,6 +347,28 @@ class TestEmbeddings:
         body = {"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]}
         assert [r.embedding for r in answers.parse_embeddings(reply(body), 2)] == [[1.0], [2.0]]
 
+    @pytest.mark.parametrize(
+        ("indices", "order"),
+        [
+            ([2, 0, 1], [2.0, 3.0, 1.0]),
+            (["2", "0", "1"], [2.0, 3.0, 1.0]),
+            ([2.0, 0.0, 1.0], [2.0, 3.0, 1.0]),
+            ([2, None, 1], [2.0, 3.0, 1.0]),
+            ([None, None, None], [1.0, 2.0, 3.0]),
+            ([0, 0, 0], [1.0, 2.0, 3.0]),
+            ([0, 0, 1], None),
+            ([0, None, None], None),
+            ([3, None, 1], None),
+        ],
+    )
+    def test_indices(self, indices: list[Any], order: list[float] | None) -> None:
+        body = {"data": [{"index": index, "embedding": [i + 1.0]} for i, index in enumerate(indices)]}
+        if order is None:
+            with pytest.raises(MalformedResponseError, match="each index 0 … 2 once"):
+                answers.parse_embeddings(reply(body), 3)
+        else:
+            assert [r.embedding for r in answers.parse_embeddings(reply(body), 3)] == [[number] for number in order]
+
     def test_usage_by_weight(self) -> None:
         results = answers.parse_embeddings(reply(self.body([1.0], [2.0], [3.0])), 3, weights=[1, 1, 5])
         assert [r.token_usage for r in results] == [TokenUsage(2, 0, 2), TokenUsage(1, 0, 1), TokenUsage(7, 0, 7)]
@@ -357,7 +379,8 @@ class TestEmbeddings:
             {},
             {"data": []},
             {"data": [{"embedding": [1.0]}]},
-            {"data": [{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}]},
+            {"data": [{"index": "a", "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}]},
+            {"data": [{"index": 0.5, "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}]},
             {"data": [{"index": 0, "embedding": [1.0]}, {"index": 5, "embedding": [1.0]}]},
             {"data": [{"index": 0, "embedding": [1.0]}, {"index": -1, "embedding": [1.0]}]},
             {"data": [{"index": 0, "embedding": [1.0]}, 7]},
