@@ -168,7 +168,7 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         rest = (
             get("reasoning_content") or get("reasoning") or get("tool_calls") or get("error") or choice.get("logprobs")
         )
-        more = get("reasoning_details") or get("thinking") or get("function_call")
+        more = get("reasoning_details") or get("thinking") or get("function_call") or _names_its_own(choice)
         if type(text) is str and text and type(reason) is str and not rest and not more and "error" not in choice:
             return GenerationResult(output_text=text, finish_reason=reason)
     except (KeyError, IndexError, TypeError, AttributeError):
@@ -176,8 +176,8 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
     expected = "a chat completion with choices[0].message"
     choice = _first_choice(body, reply, expected)
     _check_upstream(choice, reply)
-    message = choice.get("message")
-    if message is None and ending(_text_or_none(choice.get("finish_reason"))) in ("filtered", "broken"):
+    message, reason = choice.get("message"), _reason(choice)
+    if message is None and ending(reason) in ("filtered", "broken"):
         message = {}  # Azure and Gemini leave it out where nothing is to be said
     if not isinstance(message, dict):
         _malformed(expected, reply)
@@ -196,9 +196,29 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         output_text=text,
         reasoning=thoughts_of(message) or thoughts or None,
         tool_calls=_tool_calls(calls, reply) if calls else None,
-        finish_reason=_text_or_none(choice.get("finish_reason")),
+        finish_reason=reason,
         logprobs=choice.get("logprobs") or None,
     )
+
+
+def _names_its_own(choice: dict[str, Any]) -> Any:
+    """The reason of the provider behind a gateway: OpenRouter's place for it, or LiteLLM's."""
+    native = choice.get("native_finish_reason")
+    if native is None and (apart := choice.get("provider_specific_fields")):
+        native = apart.get("native_finish_reason") if isinstance(apart, dict) else None
+    return native
+
+
+def _reason(choice: dict[str, Any]) -> str | None:
+    """Why the answer ended; in the provider's own word where the gateway's hides a filter or a failure."""
+    reason, native = choice.get("finish_reason"), _names_its_own(choice)
+    if isinstance(reason, dict):  # {"type": "length", "length": 5}
+        reason = reason.get("type")
+    reason = _text_or_none(reason)
+    bad = ("filtered", "broken")
+    if isinstance(native, str) and ending(native) in bad and ending(reason) not in bad:
+        return native
+    return reason
 
 
 def _holds_values(message: dict[str, Any]) -> bool:
@@ -256,7 +276,7 @@ def _text(body: dict[str, Any], reply: Reply) -> GenerationResult:
     expected = "a text completion with choices[0].text"
     choice = _first_choice(body, reply, expected)
     _check_upstream(choice, reply)
-    text, reason = choice.get("text"), _text_or_none(choice.get("finish_reason"))
+    text, reason = choice.get("text"), _reason(choice)
     if text is None and ending(reason) in ("filtered", "broken"):
         text = ""
     if not isinstance(text, str):

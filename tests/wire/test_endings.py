@@ -35,10 +35,15 @@ def said(content: Any, reason: str | None, **message: Any) -> Reply:
     ("meaning", "reasons"),
     [
         ("complete", ["stop", "STOP", "eos_token", "end_turn", "COMPLETE", "tool_calls", "function_call", None, ""]),
+        ("complete", ["FinishReason.STOP", "FINISH_REASON_STOP", "FINISH_REASON_UNSPECIFIED", "FINISH", "FINISHED"]),
+        ("complete", ["STOP_CRITERIA_MET", "null", "endoftext", "end_of_text", "eosFound", "toolCalls", "end-turn"]),
+        ("cut", ["token_limit", "max_tokens_reached", "maxPredictedTokensReached", "contextLengthReached"]),
+        ("filtered", ["content_filter: SAFETY", "content_filter: NEW", "MODEL_ARMOR"]),
+        ("broken", ["function_call_filter: MALFORMED_FUNCTION_CALL", "TOO_MANY_TOOL_CALLS", "finish_reason_other"]),
         ("cut", ["length", "MAX_TOKENS", "model_length", "max_output_tokens"]),
         ("filtered", ["content_filter", "SAFETY", "PROHIBITED_CONTENT", "sensitive", "refusal"]),
         ("broken", ["error", "abort", "network_error", "insufficient_system_resource", "MALFORMED_FUNCTION_CALL"]),
-        ("unknown", ["weird", "finished?"]),
+        ("unknown", ["weird", "finished?", "weird: new", ":"]),
     ],
 )
 def test_table(meaning: str, reasons: list[str | None]) -> None:
@@ -60,6 +65,34 @@ def test_an_unknown_reason_is_not_taken_for_a_good_one_and_the_text_is_shown() -
     with pytest.raises(UnfinishedError, match=r"'weird'.*'Oslo'") as caught:
         parse_generation("chat_completion", said("Oslo", "weird"))
     assert not caught.value.retryable
+
+
+def test_a_reason_that_is_an_object() -> None:
+    cut = answer({"finish_reason": {"type": "length", "length": 5}, "message": {"content": "x"}})
+    assert parse_generation("chat_completion", cut).finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "native", [{"native_finish_reason": "SAFETY"}, {"provider_specific_fields": {"native_finish_reason": "SAFETY"}}]
+)
+def test_the_providers_own_reason_where_a_gateway_hides_it(native: dict[str, Any]) -> None:
+    nothing = answer({"finish_reason": "stop", "message": {"content": ""}, **native})
+    with pytest.raises(ContentFilterError):
+        parse_generation("chat_completion", nothing)
+    some = answer({"finish_reason": "stop", "message": {"content": "half"}, **native})
+    assert parse_generation("chat_completion", some).finish_reason == "SAFETY"
+    told = answer({"finish_reason": "content_filter", "message": {"content": "half"}, **native})
+    assert parse_generation("chat_completion", told).finish_reason == "content_filter"
+
+
+def test_the_providers_own_reason_says_nothing_new_otherwise() -> None:
+    good = answer({"finish_reason": "stop", "native_finish_reason": "weird", "message": {"content": "x"}})
+    assert parse_generation("chat_completion", good).finish_reason == "stop"
+    broken = answer(
+        {"finish_reason": "stop", "native_finish_reason": "MALFORMED_RESPONSE", "message": {"content": "x"}}
+    )
+    with pytest.raises(UnfinishedError, match="MALFORMED_RESPONSE"):
+        parse_generation("chat_completion", broken)
 
 
 @pytest.mark.parametrize("content", [None, "", []])
