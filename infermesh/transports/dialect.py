@@ -3,7 +3,10 @@
 OpenAI's reasoning models refuse ``max_tokens`` and want ``max_completion_tokens`` (OpenAI's API reference, Chat
 Completions; langgenius/dify#24307), and a deployment at Azure may have any name. vLLM transcribes as ``json`` and
 ``text`` alone (vllm-project/vllm#14818), as do OpenAI's gpt-4o models. What a server refuses with the name of what it
-takes instead is learned once a deployment, and the request is sent again at once, at no cost of its retries.
+takes instead is learned once a deployment, and the request is sent again at once, at no cost of its retries. A server
+of Mistral's or an old one of Azure's that has never heard of ``max_completion_tokens`` names nothing in its place. Of
+``verbose_json`` servers complain with any status (speaches with 422, others with 404, 500 and 501), or in a success.
+``transformers serve`` streams the Responses API unless ``stream`` is false.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infermesh.errors import BadRequestError, RequestError
-from infermesh.types import Request
+from infermesh.types import Operation, Request
 
 __all__ = ["Dialect"]
 
@@ -23,11 +26,24 @@ logger = logging.getLogger("infermesh")
 # o1, o3-mini, o4-mini-2025-04-16, gpt-5, gpt-5.1-codex, codex-mini; also fine-tuned (ft:o4-mini:…).
 _REASONING = re.compile(r"(?:^|[/:])(?:o[1-9](?:-|$|:)|gpt-5(?!-chat)|codex-)", re.IGNORECASE)
 _OPENAI = frozenset(("openai", "azure", "azure_ai", ""))
+_QUOTE = r"['\"`]?"
+# Without quotes, what to use is taken for a name only where it looks like one.
 _INSTEAD = re.compile(
-    r"['\"`](?P<old>\w+)['\"`]\s+is not (?:supported|compatible)[^.]*\.\s*(?:please )?use ['\"`](?P<new>\w+)['\"`]",
+    rf"{_QUOTE}\b(?P<old>\w+){_QUOTE}\s+is (?:not|no longer) (?:supported|compatible|allowed)[^.,]*[.,]\s*"
+    r"(?:please )?use (?P<new>['\"`]\w+['\"`]|\w+_\w+)",
     re.IGNORECASE,
 )
-_FORMAT = re.compile(r"response_format|verbose_json", re.IGNORECASE)
+# The two names of one thing: a server that does not know one of them may not name the other (Azure's and Mistral's).
+_LIMITS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+_NOT_KNOWN = re.compile(
+    rf"\b(?P<name>{'|'.join(_LIMITS)})\b{_QUOTE}[^.\w]*(?:(?:is|are|extra|inputs?|fields?|this|parameter)\s+)*"
+    r"(?:not (?:supported|permitted|allowed|compatible)|unsupported|unknown|unrecognized|deprecated|forbidden)"
+    r"|\b(?:unrecognized|unsupported|unknown|unexpected|extra)\b[^.]{0,60}?"
+    rf"\b(?P<behind>{'|'.join(_LIMITS)})\b",
+    re.IGNORECASE,
+)
+_FORMAT = re.compile(r"response_format|verbose_json|\btimestamps?\b[^.]{0,40}\bnot supported", re.IGNORECASE)
+_REFUSED = frozenset((400, 415, 422))
 
 
 class Dialect:
@@ -47,12 +63,17 @@ class Dialect:
         self._label = label
         self.edition = 0  # how often something was learned
         self._renamed: dict[str, str] = {}
+        self._unstreamed: set[Operation] = set()
         if provider in _OPENAI and _REASONING.search(model):
             self._renamed["max_tokens"] = "max_completion_tokens"
         self._transcript_format = "json" if "gpt-4o" in model else "verbose_json"
 
     def written(self, request: Request) -> Request:
         """The request in this deployment's words: itself, where those are the usual ones."""
+        if self._unstreamed and request.operation in self._unstreamed:
+            request = Request(
+                request.operation, {"stream": False, **request.payload}, output_tokens=request.output_tokens
+            )
         renamed = self._renamed
         if not renamed or request.operation != "chat_completion" or renamed.keys().isdisjoint(request.payload):
             return request
@@ -69,37 +90,73 @@ class Dialect:
         fields.setdefault("response_format", self._transcript_format)
         return fields
 
-    def learn(self, request: Request, error: BadRequestError, edition: int) -> None:
-        """Learn from a refusal, and mark the error if the request is worth sending again, written anew.
+    def learn(self, request: Request, error: RequestError, edition: int) -> RequestError:
+        """Learn from a refusal; gives the error to raise, marked if the request is worth sending again, written anew.
 
         Parameters
         ----------
         edition
             What ``edition`` was when the request was written. Another refusal may have taught the same meanwhile.
         """
-        if error.status_code in (400, 415, 422):
-            error.rewritten = edition != self.edition or self._learns(request, error)
-
-    def _learns(self, request: Request, error: RequestError) -> bool:
         if request.operation == "transcription":
-            chosen = "response_format" in request.payload or "timestamp_granularities" in request.payload
-            if chosen or self._transcript_format == "json" or not _FORMAT.search(error.message):
-                return False
-            self._transcript_format = "json"
-            self.edition += 1
-            logger.warning(
-                "%s: it does not take response_format=verbose_json, so transcripts are asked for as json, without "
-                "language and duration",
-                self._label,
+            learns = self._learns_format
+        elif request.operation == "chat_completion" and error.status_code in _REFUSED:
+            learns = self._learns_name
+        else:
+            return error
+        if not learns(request, error, edition != self.edition):
+            return error
+        if not isinstance(error, BadRequestError):  # 404, 500 or 501, in which the server itself is well
+            error = BadRequestError(
+                error.message, status_code=error.status_code, deployment=error.deployment, request_id=error.request_id
             )
-            return True
-        found = _INSTEAD.search(error.message)
-        if found is None or request.operation != "chat_completion":
+        error.rewritten = True
+        return error
+
+    def learn_not_to_stream(self, request: Request, edition: int) -> bool:
+        """Learn that a server streams unless it is told not to; whether the request is worth sending again."""
+        if "stream" in request.payload or (edition == self.edition and request.operation in self._unstreamed):
             return False
-        old, new = found["old"], found["new"]
+        if request.operation not in self._unstreamed:
+            self._unstreamed.add(request.operation)
+            self.edition += 1
+            logger.warning("%s: it streams unless told not to, and gets stream=false from now on", self._label)
+        return True
+
+    def _learns_format(self, request: Request, error: RequestError, anew: bool) -> bool:
+        chosen = "response_format" in request.payload or "timestamp_granularities" in request.payload
+        if chosen or error.status_code is None or not _FORMAT.search(error.message):
+            return False
+        if self._transcript_format == "json":
+            return anew
+        self._transcript_format = "json"
+        self.edition += 1
+        logger.warning(
+            "%s: it does not take response_format=verbose_json, so transcripts are asked for as json, without "
+            "language and duration",
+            self._label,
+        )
+        return True
+
+    def _learns_name(self, request: Request, error: RequestError, anew: bool) -> bool:
+        if anew:
+            return True
+        old, new = _names(error.message)
         if old not in request.payload or new in request.payload or self._renamed.get(old) == new:
+            return False
+        if self._renamed.get(new) == old:  # it takes neither
             return False
         self._renamed[old] = new
         self.edition += 1
         logger.warning("%s: it takes %s in place of %s, and gets it from now on", self._label, new, old)
         return True
+
+
+def _names(message: str) -> tuple[str, str]:
+    """What a server does not take, and what it takes instead; empty where its refusal does not tell."""
+    if found := _INSTEAD.search(message):
+        return found["old"], found["new"].strip("'\"`")
+    if found := _NOT_KNOWN.search(message):
+        old = (found["name"] or found["behind"]).lower()
+        return old, _LIMITS[old]
+    return "", ""

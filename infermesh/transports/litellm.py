@@ -35,7 +35,6 @@ from typing import Any, ClassVar
 from infermesh.errors import (
     APIConnectionError,
     AuthenticationError,
-    BadRequestError,
     InputError,
     MalformedResponseError,
     RequestError,
@@ -137,8 +136,9 @@ class LiteLLMTransport:
         edition = self._dialect.edition
         try:
             return await self._send(request, timeout)
-        except BadRequestError as error:
-            self._dialect.learn(request, error, edition)
+        except RequestError as error:
+            if (learned := self._dialect.learn(request, error, edition)) is not error:
+                raise learned from None
             raise
 
     async def _send(self, request: Request, timeout: float | None) -> Reply:

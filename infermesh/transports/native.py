@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from infermesh.errors import AuthenticationError, BadRequestError, ConfigError, InputError, MalformedResponseError
+from infermesh.errors import AuthenticationError, ConfigError, InputError, MalformedResponseError, RequestError
 from infermesh.exact_json import dumps, loads_leniently
 from infermesh.redaction import origin, redact, secret_values
 from infermesh.transports.dialect import Dialect
@@ -111,19 +112,17 @@ class NativeTransport:
         """Send one request once. See :class:`~infermesh.types.Transport`."""
         edition = self._dialect.edition
         try:
-            return await self._send(request, timeout)
-        except BadRequestError as error:
-            self._dialect.learn(request, error, edition)
+            return await self._send(request, timeout, edition)
+        except RequestError as error:
+            if (learned := self._dialect.learn(request, error, edition)) is not error:
+                raise learned from None
             raise
 
-    async def _send(self, request: Request, timeout: float | None) -> Reply:
+    async def _send(self, request: Request, timeout: float | None, edition: int) -> Reply:
         operation = request.operation
         client = self._client or self._connect()
         if operation == "transcription":
             answer = await client.post_form(operation, self._form(request), timeout)
-            if 200 <= answer.status < 300 and request.payload.get("response_format") in _TEXT_FORMATS:
-                text = answer.data.decode("utf-8", "replace").strip("\r\n")
-                return Reply(answer.status, {"text": text}, answer.header)
         else:
             answer = await client.post(operation, request_body(self._dialect.written(request), self.model), timeout)
         status, data, header = answer
@@ -134,12 +133,19 @@ class NativeTransport:
         try:
             body = orjson.loads(data)
         except ValueError as error:
+            data = bytes(data).removeprefix(BOM_UTF8)
             try:
-                body = loads_leniently(bytes(data))  # it is paid for
+                body = loads_leniently(data)  # it is paid for
             except ValueError:
-                raise self._malformed(f"not JSON ({error})", answer) from None
+                if data.lstrip().startswith((b"data:", b"event:")):
+                    raise self._streamed(request, answer, edition) from None
+                body = _transcript(request, answer)
+                if body is None:
+                    raise self._malformed(f"not JSON ({error})", answer) from None
         if not isinstance(body, dict):
-            raise self._malformed("not a JSON object", answer)
+            body = _transcript(request, answer, body)
+            if body is None:
+                raise self._malformed("not a JSON object", answer)
         if ("error" in body and body["error"] and _is_whole(operation, body)) or (
             _ANSWER[operation] not in body and is_error(body)
         ):
@@ -197,6 +203,11 @@ class NativeTransport:
                 fields[name] = [_form_text(value)]
         return form(fields, request.audio)
 
+    def _streamed(self, request: Request, answer: Response, edition: int) -> MalformedResponseError:
+        error = self._malformed("a stream of events, which was not asked for (`stream: false` asks for none)", answer)
+        error.rewritten = self._dialect.learn_not_to_stream(request, edition)
+        return error
+
     def _malformed(self, what: str, answer: Response) -> MalformedResponseError:
         shown = redact(" ".join(answer.data[:2000].decode("utf-8", "replace").split()), *self._secrets)[:200]
         return MalformedResponseError(
@@ -206,6 +217,20 @@ class NativeTransport:
             deployment=self.label,
             request_id=answer.header("x-request-id"),
         )
+
+
+def _transcript(request: Request, answer: Response, decoded: Any = None) -> dict[str, Any] | None:
+    """A transcript that came as text, or as JSON's text, whatever was asked for; ``None``: it is none."""
+    if request.operation != "transcription":
+        return None
+    if isinstance(decoded, str):
+        return {"text": decoded}
+    kind = answer.header("content-type") or ""
+    if request.payload.get("response_format") in _TEXT_FORMATS or (
+        decoded is None and answer.data and kind.startswith("text/plain")
+    ):
+        return {"text": answer.data.decode("utf-8-sig", "replace").strip("\r\n")}
+    return None
 
 
 def _is_whole(operation: Operation, body: dict[str, Any]) -> bool:

@@ -425,14 +425,20 @@ def _vector(value: Any, reply: Reply) -> list[float]:
 def parse_transcription(reply: Reply) -> TranscriptionResult:
     """Read a transcript. ``language`` is an ISO 639-1 code, also where the server spells the name out.
 
+    Some gateways wrap the transcript into one more object (Cloudflare's ``result``); where there is no text, the
+    segments together are it.
+
     Raises
     ------
     MalformedResponseError
-        The body has no ``text``.
+        The body has neither ``text`` nor segments with text.
     """
     body = reply.body
-    text = body.get("text")
-    if not isinstance(text, str):
+    text = _transcript_text(body)
+    if text is None:
+        body = next((value for value in body.values() if isinstance(value, dict) and "text" in value), body)
+        text = _transcript_text(body)
+    if text is None:
         _malformed("a transcription with 'text'", reply)
     usage = body.get("usage")
     duration = body.get("duration")
@@ -454,6 +460,16 @@ def parse_transcription(reply: Reply) -> TranscriptionResult:
         words=_list_or_none(body.get("words")),
         segments=_list_or_none(body.get("segments")),
     )
+
+
+def _transcript_text(body: dict[str, Any]) -> str | None:
+    text, segments = body.get("text"), body.get("segments")
+    if text is None and isinstance(segments, list) and segments:
+        try:
+            return "".join(segment["text"] for segment in segments).strip()
+        except (TypeError, KeyError):
+            return None
+    return text if isinstance(text, str) else None
 
 
 def _list_or_none(value: Any) -> list[Any] | None:

@@ -15,10 +15,12 @@ from infermesh.config.deployment import DeploymentConfig
 from infermesh.dispatch import Deployment, Router
 from infermesh.dispatch.dispatcher import Dispatcher
 from infermesh.dispatch.retry import RetryPolicy
-from infermesh.errors import BadRequestError
+from infermesh.errors import BadRequestError, MalformedResponseError, RequestError
 from infermesh.results import RequestMetrics
 from infermesh.transports import make_transport
 from infermesh.types import Audio, Request, Transport
+
+from .conftest import serving
 
 Answer = tuple[int, dict[str, Any]]
 OK = {"choices": [{"message": {"content": "ok"}, "finish_reason": "stop"}]}
@@ -107,18 +109,101 @@ async def test_another_name_is_learned_once_and_said_once(caplog: pytest.LogCapt
     ]
 
 
+OLD, NEW = "max_tokens", "max_completion_tokens"
+
+
+@pytest.mark.parametrize(
+    ("sent_as", "taken_as", "status", "said"),
+    [
+        (OLD, NEW, 400, "max_tokens is not supported with this model. Use max_completion_tokens instead."),
+        (OLD, NEW, 400, "`max_tokens` is not supported for this model, please use `max_completion_tokens`"),
+        (OLD, NEW, 400, "Unsupported parameter: 'max_tokens'"),
+        (NEW, OLD, 400, "Unrecognized request argument supplied: max_completion_tokens"),
+        (NEW, OLD, 422, "body.max_completion_tokens: Extra inputs are not permitted"),
+    ],
+)
+async def test_the_limits_other_name_is_learned(sent_as: str, taken_as: str, status: int, said: str) -> None:
+    def answer(body: dict[str, Any]) -> Answer:
+        return (status, {"message": said}) if sent_as in body else (200, OK)
+
+    request = Request("chat_completion", {"messages": [{"role": "user", "content": "hi"}], sent_as: 64})
+    async with server(answer) as (base, seen):
+        transport = make_transport(DeploymentConfig("azure_like/mine", base), label="d")
+        for _ in range(2):
+            await sent(transport, request)
+        await transport.aclose()
+    assert [sorted(body.keys() & {OLD, NEW}) for body in seen] == [[sent_as], [taken_as], [taken_as]]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "max_tokens must be at most 4096",
+        "max_tokens is too large: 100000. This model supports at most 16384 completion tokens",
+        "temperature is not supported with this model, use a default",
+    ],
+)
+async def test_a_limit_that_is_too_large_teaches_nothing(said: str) -> None:
+    async with server(lambda body: (400, {"message": said})) as (base, seen):
+        transport = make_transport(DeploymentConfig("azure_like/mine", base), label="d")
+        with pytest.raises(BadRequestError):
+            await sent(transport, chat())
+        await transport.aclose()
+    assert len(seen) == 1
+
+
+async def test_a_server_that_takes_neither_name_is_asked_twice() -> None:
+    def answer(body: dict[str, Any]) -> Answer:
+        return 400, {"message": f"Unrecognized request argument supplied: {OLD if OLD in body else NEW}"}
+
+    async with server(answer) as (base, seen):
+        transport = make_transport(DeploymentConfig("azure_like/mine", base), label="d")
+        with pytest.raises(BadRequestError):
+            await sent(transport, chat())
+        await transport.aclose()
+    assert len(seen) == 2
+
+
+async def test_a_server_that_streams_is_told_once_not_to(caplog: pytest.LogCaptureFixture) -> None:
+    done = {"id": "r", "object": "response", "status": "completed", "output": []}
+
+    async def answer(request: web.Request) -> web.Response:
+        streams = (await request.json()).get("stream", True)
+        seen.append(streams)
+        text = 'event: response.created\ndata: {"type": "response.created"}\n\n' if streams else json.dumps(done)
+        return web.Response(text=text, content_type="text/event-stream" if streams else "application/json")
+
+    seen: list[bool] = []
+    async with serving(answer) as base:
+        transport = make_transport(DeploymentConfig("hosted_vllm/m", base), label="d")
+        with caplog.at_level(logging.WARNING, "infermesh"):
+            for _ in range(2):
+                assert (await sent(transport, Request("responses", {"input": "hi"})))[0] == done
+        with pytest.raises(MalformedResponseError, match="a stream of events"):
+            await sent(transport, Request("responses", {"input": "hi", "stream": True}))
+        await transport.aclose()
+    assert seen == [True, False, False, True]
+    assert [record.message for record in caplog.records] == [
+        "d: it streams unless told not to, and gets stream=false from now on"
+    ]
+
+
 VERBOSE_REFUSED = [
-    "Currently only support response_format `text` or `json`",
-    "response_format 'verbose_json' is not compatible with model 'mine'. Use 'json' or 'text' instead.",
+    (400, "Currently only support response_format `text` or `json`"),
+    (400, "response_format 'verbose_json' is not compatible with model 'mine'. Use 'json' or 'text' instead."),
+    (400, "timestamps are not supported by this model"),
+    (422, [{"loc": ["body", "response_format"], "msg": "Input should be 'json' or 'text'", "input": "verbose_json"}]),
+    (404, "response_format verbose_json not found"),
+    (500, "Unsupported response_format: verbose_json"),
+    (501, "response_format verbose_json is not implemented"),
+    (200, "Currently do not support verbose_json for this model"),
 ]
 
 
-@pytest.mark.parametrize("said", VERBOSE_REFUSED)
-async def test_the_form_of_transcripts_is_learned(said: str) -> None:
+@pytest.mark.parametrize(("status", "said"), VERBOSE_REFUSED)
+async def test_the_form_of_transcripts_is_learned(status: int, said: Any) -> None:
     def answer(body: dict[str, Any]) -> Answer:
-        return (
-            (400, {"error": {"message": said}}) if body["response_format"] == "verbose_json" else (200, {"text": "t"})
-        )
+        return (status, {"detail": said}) if body["response_format"] == "verbose_json" else (200, {"text": "t"})
 
     async with server(answer) as (base, seen):
         transport = make_transport(DeploymentConfig("hosted_vllm/whisper", base), label="d")
@@ -126,7 +211,7 @@ async def test_the_form_of_transcripts_is_learned(said: str) -> None:
             assert (await sent(transport, clip()))[0] == {"text": "t"}
         assert [body["response_format"] for body in seen] == ["verbose_json", "json", "json", "json"]
         for chosen in ({"response_format": "verbose_json"}, {"timestamp_granularities": ["word"]}):
-            with pytest.raises(BadRequestError):  # what somebody asked for is not replaced in silence
+            with pytest.raises(RequestError):  # what somebody asked for is not replaced in silence
                 await sent(transport, clip(**chosen))
         await transport.aclose()
 

@@ -15,6 +15,7 @@ from infermesh.errors import (
     BadRequestError,
     ContextLengthError,
     InputError,
+    MalformedResponseError,
     NotFoundError,
     RateLimitError,
     RequestError,
@@ -23,7 +24,7 @@ from infermesh.errors import (
 )
 from infermesh.simulator import Simulator, SimulatorSettings
 from infermesh.transports import NativeTransport
-from infermesh.types import Audio, Request
+from infermesh.types import Audio, Reply, Request
 from infermesh.wire import answers
 from infermesh.wire import requests as wire
 
@@ -125,6 +126,60 @@ async def test_an_error_in_a_success_is_what_it_is_elsewhere(
         await transport.aclose()
     assert (type(caught.value), caught.value.status_code) == (expected, status)
     assert "a: HTTP 200 with an error in place of an answer" in str(caught.value)
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "body"),
+    [
+        ("text", "application/json", b'{"text": "hello"}'),
+        ("text", "application/json", b'"hello"'),
+        ("text", "text/plain", BOM + b"hello\n"),
+        ("srt", "application/json", b'{"text": "hello"}'),
+        (None, "text/plain; charset=utf-8", b"hello\n"),
+        (None, "application/json", b'"hello"'),
+        (None, "application/json", BOM + b'{"text": "hello"}'),
+        (None, "application/json", b'{"segments": [{"text": " hel"}, {"text": "lo"}]}'),
+        (None, "application/json", b'{"result": {"text": "hello"}, "success": true}'),
+    ],
+)
+async def test_a_transcript_in_whatever_dress(asked: str | None, kind: str, body: bytes) -> None:
+    result = answers.parse_transcription(await _transcribed(asked, kind, body))
+    assert result.text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"), [("text/html", b"<html></html>"), ("text/plain", b""), ("application/json", b"[1]")]
+)
+async def test_what_is_no_transcript(kind: str, body: bytes) -> None:
+    with pytest.raises(MalformedResponseError):
+        await _transcribed(None, kind, body)
+
+
+async def _transcribed(asked: str | None, kind: str, body: bytes) -> Reply:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"content-type": kind})
+
+    async with serving(answer) as base:
+        transport = NativeTransport(label="a", model="m", api_base=base)
+        try:
+            params = {} if asked is None else {"response_format": asked}
+            return await transport.send(wire.transcription_request(Audio(b"RIFF", "a.wav"), params), 5.0)
+        finally:
+            await transport.aclose()
+
+
+async def test_a_byte_order_mark_before_any_answer() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=BOM + b'{"choices": []}', content_type="application/json")
+
+    async with serving(answer) as base:
+        transport = NativeTransport(label="a", model="m", api_base=base)
+        reply = await transport.send(chat(), 5.0)
+        await transport.aclose()
+    assert (reply.body, reply.data) == ({"choices": []}, b'{"choices": []}')
 
 
 async def test_a_key_that_is_no_header() -> None:
