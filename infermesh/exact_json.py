@@ -55,7 +55,8 @@ def read(text: str | bytes) -> Any:
 def loads_leniently(text: str | bytes) -> Any:
     """Decode what :func:`loads` refuses, as far as it can be understood.
 
-    ``NaN`` and ``Infinity`` become floats; half a surrogate pair, and bytes that are not UTF-8, become U+FFFD.
+    ``NaN`` and ``Infinity`` become floats; half a surrogate pair, and bytes that are not UTF-8, become U+FFFD. Line
+    breaks and tabs may stand in a text as they are.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def loads_leniently(text: str | bytes) -> Any:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    value = _decode(text)
+    value = _decode(text, strict=False)
     if _ESCAPED_SURROGATE.search(text) is None:
         return value
     try:
@@ -107,9 +108,9 @@ def _dumps_any(value: Any, default: Callable[[Any], Any] | None) -> str:
         return write(_finite(value))
 
 
-def _decode(text: str | bytes) -> Any:
+def _decode(text: str | bytes, *, strict: bool = True) -> Any:
     try:
-        return json.loads(text, parse_int=_integer)
+        return json.loads(text, parse_int=_integer, strict=strict)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["candidates", "split_thoughts"]
+from infermesh.exact_json import loads_leniently
+
+__all__ = ["candidates", "mended", "split_thoughts"]
 
 _TAGS = "think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|analysis|seed:think"
 _MARKS = (  # what begins thoughts, and what ends them
@@ -36,6 +39,10 @@ _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)"
 _INLINE_FENCE = re.compile(r"```(?:json)?[ \t]*(.+?)[ \t]*```", re.DOTALL)
 _START = re.compile(r"[{\[]")
 _TAIL = re.compile(r"^[ \t]*(?=[{\[`~])", re.MULTILINE)
+# A text as it is; outside of texts a comma with nothing after it, and spaces that JSON does not know.
+_LOOSE = re.compile(
+    r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|,(?=\s*[}\]])|[\u00a0\u2000-\u200b\u202f\u3000\ufeff]', re.DOTALL
+)
 _SPLITS = 16  # marks that are tried as the end of the thoughts
 _VALUES = 64  # bare values that are tried
 _WORK = 16  # characters read in vain, as a multiple of the text's length, so that the time stays linear in it
@@ -109,6 +116,22 @@ def _tails(thoughts: str) -> Iterator[tuple[str | None, str]]:
         tail = thoughts[line.end() :]
         fence = _FENCE.fullmatch(tail)
         yield thoughts[: line.start()].strip() or None, fence[2].strip() if fence else tail
+
+
+def mended(text: str) -> Any:
+    """Decode JSON as models write it: leniently, with commas after the last item and odd spaces, if need be.
+
+    Raises
+    ------
+    ValueError
+        It is not JSON in this sense either.
+    """
+    try:
+        return loads_leniently(text)
+    except ValueError:
+        if not text.startswith(("{", "[")):
+            raise
+    return loads_leniently(_LOOSE.sub(lambda found: {'"': found[0], ",": ""}.get(found[0][0], " "), text))
 
 
 def _values(text: str, last: bool) -> Iterator[str]:

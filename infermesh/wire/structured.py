@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from infermesh.errors import ConfigError
-from infermesh.exact_json import dumps, loads, loads_leniently
-from infermesh.wire.extraction import candidates
+from infermesh.exact_json import dumps, loads
+from infermesh.wire.extraction import candidates, mended
 from infermesh.wire.strict import NotStrictError, strict_schema
 
 __all__ = ["ResponseFormat", "ResponseFormatSpec", "to_json"]
@@ -142,19 +142,15 @@ class ResponseFormat:
             first = error
         unfit: ValueError | None = None if isinstance(first, _NotJSONError) else first
         for thoughts, candidate in candidates(text, last=bool(self.schema)):
-            try:
-                return self._parse(candidate), thoughts
-            except _NotJSONError:
-                continue
-            except ValueError as error:
-                unfit = unfit or error
-        try:
-            value = loads_leniently(text.strip())  # half a surrogate pair, or a NaN
-        except ValueError:
-            raise unfit or first from None
-        if self.model is not None:
-            return _parse_model(self.model, json.dumps(value)), None
-        return self._checked(value, text), None
+            for parse in (self._parse, self._parse_leniently):
+                try:
+                    return parse(candidate), thoughts
+                except _NotJSONError:
+                    continue
+                except ValueError as error:
+                    unfit = unfit or error
+                    break
+        raise unfit or first
 
     def _parse(self, text: str) -> Any:
         """Parse one text that is to be JSON and nothing else. ``_NotJSONError``: it is not."""
@@ -164,6 +160,16 @@ class ResponseFormat:
             value = loads(text)
         except ValueError as error:
             raise _NotJSONError(f"the answer is not JSON ({error}): {_shown(text)}") from None
+        return self._checked(value, text)
+
+    def _parse_leniently(self, text: str) -> Any:
+        """Parse what the standard forbids and can be understood all the same: see :func:`mended`."""
+        try:
+            value = mended(text)
+        except ValueError as error:
+            raise _NotJSONError(str(error)) from None
+        if self.model is not None:
+            return _parse_model(self.model, json.dumps(value))
         return self._checked(value, text)
 
     def _checked(self, value: Any, text: str) -> Any:

@@ -136,6 +136,30 @@ def test_what_only_the_standard_forbids_is_no_loss() -> None:
 
 
 @pytest.mark.parametrize(
+    "around", ["{}", "```json\n{}\n```", "<think>x</think>{}", "<think>x</think>So:\n```\n{}\n```"]
+)
+@pytest.mark.parametrize(
+    ("text", "city"),
+    [
+        ('{"city": "Os\\ud83dlo"}', "Os\ufffdlo"),
+        ('{"city": "Os\nlo"}', "Os\nlo"),
+        ('{"city": "Os\tlo"}', "Os\tlo"),
+        ('{"city": "Oslo, ]",}', "Oslo, ]"),
+        ('{"city":\u00a0"Os\u00a0lo"\u200b}', "Os\u00a0lo"),
+        ('{"city": "\\"Oslo\\",}",\n}', '"Oslo",}'),
+    ],
+)
+@pytest.mark.parametrize("format_of", [CITY, City])
+def test_what_only_the_standard_forbids(format_of: Any, text: str, city: str, around: str) -> None:
+    parsed = ResponseFormat.of(format_of).parse(around.replace("{}", text))
+    assert parsed == {"city": city} or parsed == City(city=city)
+
+
+def test_raw_line_breaks_between_words() -> None:
+    assert ResponseFormat.of(CITY).parse('It is {"city": "Os\nlo"}, I think.') == {"city": "Os\nlo"}
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("<think>a</think>b", ("a", "b")),
@@ -149,7 +173,7 @@ def test_thoughts(text: str, expected: tuple[str | None, str]) -> None:
     assert split_thoughts(text) == expected
 
 
-@pytest.mark.parametrize("part", ["{", "[", "```\n", '{"a":', "<think>", "</think>", '{"', "{} "])
+@pytest.mark.parametrize("part", ["{", "[", "```\n", '{"a":', "<think>", "</think>", '{"', "{} ", '\\"', "{,"])
 def test_the_search_takes_linear_time(part: str) -> None:
     started = time.perf_counter()
     with pytest.raises(ValueError, match="the answer"):
