@@ -44,8 +44,13 @@ class SourceConfig(_Section):
     revision: str | None = Field(None, description="The dataset's branch, tag or commit")
     format: Literal["auto", "jsonl", "csv", "parquet"] = Field("auto", description="auto: by the file's name")
     limit: int | None = Field(None, ge=0, description="Only the first rows")
-    delimiter: str | None = Field(None, min_length=1, max_length=1, description="Of CSV; null: as each file has it")
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=4, description="Of CSV, up to four characters; null: as each file has it"
+    )
     quote: str | None = Field(None, max_length=1, description="Of CSV; null: the double quote; empty: none")
+    escape: str | None = Field(
+        None, min_length=1, max_length=1, description="What stands before a quote within quotes; null: a second quote"
+    )
     header: bool = Field(True, description="Whether a CSV file's first line names the columns; else column0, column1 …")
     encoding: str | None = Field(None, description="Of CSV; null: UTF-8, or as a byte order mark says")
     comment: str | None = Field(None, min_length=1, max_length=1, description="What comments in CSV begin with")

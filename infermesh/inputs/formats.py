@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-__all__ = ["TEMPLATE_SUFFIXES", "RowFile", "RowFormat", "Signature", "names_template", "row_file", "sniff"]
+__all__ = [
+    "TEMPLATE_SUFFIXES",
+    "RowFile",
+    "RowFormat",
+    "Signature",
+    "container",
+    "names_template",
+    "row_file",
+    "sniff",
+    "suffix_of",
+]
 
 RowFormat = Literal["jsonl", "json", "csv", "tsv", "parquet"]
 
@@ -47,6 +58,27 @@ def row_file(path: str | Path) -> RowFile:
 def names_template(text: str) -> bool:
     """Whether a text is the name of a template's file, and not the template itself."""
     return text.endswith(TEMPLATE_SUFFIXES) and "{" not in text and "\n" not in text
+
+
+# How files begin that hold no rows as they are. A frame of zstd may be a skippable one (RFC 8878, section 3.1.2).
+_CONTAINERS = (
+    (rb"\x1f\x8b\x08", "gzip"),
+    (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstd"),
+    (rb"BZh[1-9]1AY&SY", "bzip2"),
+    (rb"\xfd7zXZ\0", "xz"),
+    (rb"PK\x03\x04", "zip"),  # Excel's .xlsx, too
+    (rb"PAR1", "parquet"),
+)
+
+
+def container(data: bytes) -> str | None:
+    """What a file of rows is by its first bytes: how it is compressed, or ``parquet``; ``None`` for text."""
+    return next((name for mark, name in _CONTAINERS if re.match(mark, data)), None)
+
+
+def suffix_of(compression: str) -> str:
+    """The suffix of files that are compressed so, with its dot."""
+    return next(suffix for suffix, name in _COMPRESSIONS.items() if name == compression)
 
 
 class Signature(NamedTuple):

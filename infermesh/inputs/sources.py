@@ -34,6 +34,7 @@ class CsvOptions:
     header: bool = True
     encoding: str | None = None
     comment: str | None = None
+    escape: str | None = None
     types: str | Mapping[str, str] = "text"
 
 
@@ -108,10 +109,12 @@ def resolve_source(config: SourceConfig, roots: Sequence[Path]) -> Source:
             f"source.path: the format of '{config.path}' cannot be told from its name; expected .jsonl, .csv, .tsv or "
             f".parquet (also .gz, .zst), one kind for all files. Set source.format to jsonl, csv or parquet."
         )
-    given = CsvOptions(config.delimiter, config.quote, config.header, config.encoding, config.comment, config.types)
+    given = CsvOptions(
+        config.delimiter, config.quote, config.header, config.encoding, config.comment, config.escape, config.types
+    )
     if given != CsvOptions() and formats != {"csv"}:
         raise ConfigError(
-            "source: delimiter, quote, header, encoding, comment and types are for CSV files alone; these are "
+            "source: delimiter, quote, escape, header, encoding, comment and types are for CSV files alone; these are "
             f"{formats.pop()} files. Remove them."
         )
     return Source(tuple(files), formats.pop(), None, config.limit, csv=given, hive=config.hive)

@@ -9,14 +9,11 @@ the same rows. DuckDB's own sniffer takes a file with one short line for a file 
 from __future__ import annotations
 
 import codecs
-import csv
-import gzip
 import io
 import itertools
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TextIO
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TextIO
 
 import duckdb
 
@@ -25,19 +22,19 @@ from infermesh.hints import one_line
 from infermesh.inputs.formats import row_file
 from infermesh.inputs.sources import CsvOptions
 from infermesh.store.connection import open_duckdb
+from infermesh.store.constants import Constants, select_constants
+from infermesh.store.csv_records import CsvForm, records
+from infermesh.store.plain_files import PlainFile, encoding_by_mark
 from infermesh.store.schema import literal, quoted
 
-__all__ = ["Dialect", "csv_relation", "dialect_of", "glob_literal", "open_binary", "read_ragged", "reads_whole"]
+__all__ = ["CsvFile", "Dialect", "Ragged", "csv_relation", "dialect_of", "glob_literal", "read_ragged", "reads_whole"]
 
-_DELIMITERS = ",;\t|"
+_DELIMITERS = ",;\t|^~"
 _ONE_COLUMN = "\x1f"  # the delimiter of a file of one column: no text has it
 _SAMPLE = 256 * 1024  # characters
 _SAMPLE_RECORDS = 200
-_MOST_LINES = 2000  # in one quoted value; a quote that is open for longer was never closed
 _BATCH = 1024  # rows
 _SHOWN = 80  # characters of a malformed line, in its error
-_MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
-          (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +43,8 @@ class Dialect:
 
     Attributes
     ----------
-    delimiter, quote
-        One character each; an empty quote: there are no quotes.
+    form
+        How its records are written.
     comment
         What a line begins with that is none; empty: every line is one.
     encoding
@@ -60,8 +57,7 @@ class Dialect:
         The columns.
     """
 
-    delimiter: str
-    quote: str
+    form: CsvForm
     comment: str
     encoding: str
     skip: int
@@ -69,26 +65,37 @@ class Dialect:
     names: tuple[str, ...]
 
 
-def open_binary(file: str) -> Any:
-    """A file's bytes, decompressed if its name says that they are compressed."""
-    compression = row_file(file).compression
-    if compression == "gzip":
-        return gzip.open(file, "rb")
-    if compression == "zstd":
-        if sys.version_info >= (3, 14):
-            from compression import zstd
-        else:
-            from backports import zstd
-        return zstd.open(file, "rb")
-    return open(file, "rb")
+@dataclass(frozen=True, slots=True)
+class CsvFile:
+    """One file to read.
+
+    Attributes
+    ----------
+    name
+        The file that the user knows.
+    path
+        Its text.
+    readable
+        The same text as UTF-8, which DuckDB reads.
+    dialect
+        How it is written.
+    constants
+        Columns that have one value in all of its rows.
+    """
+
+    name: str
+    path: str
+    readable: str
+    dialect: Dialect
+    constants: Constants = field(default_factory=dict)
 
 
-def _open_text(file: str, encoding: str, errors: str) -> TextIO:
+def _open_text(path: str, encoding: str, errors: str) -> TextIO:
     codecs.lookup(encoding)  # raises LookupError before anything is open
-    return io.TextIOWrapper(open_binary(file), encoding=encoding, errors=errors, newline="")
+    return open(path, encoding=encoding, errors=errors, newline="")
 
 
-def dialect_of(file: str, options: CsvOptions) -> Dialect | None:
+def dialect_of(file: PlainFile, options: CsvOptions) -> Dialect | None:
     """The dialect of a file, by its first lines and by what the declaration says; ``None`` for a file without any.
 
     The delimiter is the one that cuts most of the first records into as many values as the header has. A tab comes
@@ -99,53 +106,63 @@ def dialect_of(file: str, options: CsvOptions) -> Dialect | None:
     ConfigError
         The file is not text of its encoding from its first line on.
     """
-    with open_binary(file) as data:
-        start = data.read(4)
-    encoding = options.encoding or next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8-sig")
+    encoding = options.encoding or encoding_by_mark(file.path) or "utf-8-sig"
     encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     try:
-        with _open_text(file, encoding, "surrogateescape" if encoding == "utf-8-sig" else "strict") as text:
+        with _open_text(file.path, encoding, "surrogateescape" if encoding == "utf-8-sig" else "strict") as text:
             sample = text.read(_SAMPLE)
-    except (LookupError, UnicodeError, EOFError, OSError) as error:
-        raise ConfigError(f"source: {file} cannot be read as {encoding} text: {error}. Set source.encoding") from None
+    except (LookupError, UnicodeError) as error:
+        raise ConfigError(
+            f"source: {file.name} cannot be read as {encoding} text: {error}. Set source.encoding"
+        ) from None
     whole = len(sample) < _SAMPLE
     skip, delimiter = 0, options.delimiter
     lines = list(io.StringIO(sample, newline=""))  # as the reader of the file cuts it
     comment = options.comment or chr(10)  # no line begins with a line break, unless it is blank
     while skip < len(lines) and (not lines[skip].strip() or lines[skip].startswith(comment)):
         skip += 1
-    if skip < len(lines) and (said := lines[skip].strip()).lower().startswith("sep=") and len(said) == 5:  # Excel's
-        delimiter = delimiter or said[4]
+    if skip < len(lines) and (said := _excels_delimiter(lines[skip])):
+        delimiter = delimiter or said
         skip += 1
     rest = [line for line in lines[skip:] if not (options.comment and line.startswith(options.comment))]
     if not rest:
         return None
     if any("\udc80" <= character <= "\udcff" for character in rest[0]):
         raise ConfigError(
-            f"source: {file}: its first line is not UTF-8 text. Set source.encoding, to latin-1 or cp1252 for instance"
+            f"source: {file.name}: its first line is not UTF-8 text. Set source.encoding, to latin-1 or cp1252 for "
+            "instance"
         )
     if not whole and len(rest) > 1:
         del rest[-1]  # it may be cut
     quote = '"' if options.quote is None else options.quote
+    escape = quote if options.escape is None else options.escape
     if delimiter is None:
-        delimiter = _delimiter(rest, quote, tabs_first=row_file(file).format == "tsv")
-    first = next(iter(_sample_records(rest, delimiter, quote)), [])
+        tabs_first = row_file(file.name).format == "tsv"
+        delimiter = _delimiter(rest, CsvForm("", quote, escape), tabs_first=tabs_first)
+    form = CsvForm(delimiter, quote, escape)
+    first = next(iter(_sample_records(rest, form)), [])
     names = first if options.header else [""] * len(first)
-    return Dialect(delimiter, quote, options.comment or "", encoding, skip, options.header, tuple(unique_names(names)))
+    return Dialect(form, options.comment or "", encoding, skip, options.header, tuple(unique_names(names)))
 
 
-def _delimiter(lines: Sequence[str], quote: str, *, tabs_first: bool) -> str:
+def _excels_delimiter(line: str) -> str | None:
+    """The delimiter of Excel's own first line, ``sep=;``; ``None`` for any other line."""
+    said = line.strip("\ufeff \r\n").strip('"')
+    return said[4] if said[:4].lower() == "sep=" and len(said) == 5 else None
+
+
+def _delimiter(lines: Sequence[str], form: CsvForm, *, tabs_first: bool) -> str:
     """The delimiter by which most records have as many values as the first one.
 
     Where no record fits the first one by any of them, all may be malformed: then the header decides, if it reads like
     names and not like a sentence.
     """
     best, found = (0.0, 0, 0), _ONE_COLUMN
-    for position, delimiter in enumerate("\t,;|" if tabs_first else _DELIMITERS):
-        records = _sample_records(lines, delimiter, quote)
-        if not records or len(records[0]) < 2:
+    for position, delimiter in enumerate("\t" + _DELIMITERS.replace("\t", "") if tabs_first else _DELIMITERS):
+        sample = _sample_records(lines, replace(form, delimiter=delimiter))
+        if not sample or len(sample[0]) < 2:
             continue
-        header, width, widths = records[0], len(records[0]), [len(record) for record in records]
+        header, width, widths = sample[0], len(sample[0]), [len(record) for record in sample]
         # A value more at the end is an empty one, behind a trailing delimiter.
         fitting = [each == width or each == width + 1 for each in widths[1:]]
         share = sum(fitting) / len(fitting) if fitting else 1.0
@@ -156,12 +173,12 @@ def _delimiter(lines: Sequence[str], quote: str, *, tabs_first: bool) -> str:
     return found
 
 
-def _sample_records(lines: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:
+def _sample_records(lines: Sequence[str], form: CsvForm) -> list[list[str]]:
     """The first records that can be read."""
     remaining = iter(lines)
-    found = _parsed(lambda: next(remaining, ""), _format(delimiter, quote))
-    records = (record for _, record in found if record and not isinstance(record, str))
-    return list(itertools.islice(records, _SAMPLE_RECORDS))
+    found = records(lambda: next(remaining, ""), form)
+    readable = (record for _, record in found if record and not isinstance(record, str))
+    return list(itertools.islice(readable, _SAMPLE_RECORDS))
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -189,41 +206,32 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def _format(delimiter: str, quote: str) -> dict[str, Any]:
-    if not quote:
-        return {"delimiter": delimiter, "quoting": csv.QUOTE_NONE}
-    return {"delimiter": delimiter, "quotechar": quote}
-
-
-def csv_relation(files: Sequence[tuple[str, str, Dialect]], buffer_size: int) -> str:
+def csv_relation(files: Sequence[CsvFile], buffer_size: int) -> str:
     """SQL that reads files with their dialects, by name and in order.
 
     Parameters
     ----------
-    files
-        Of each the file that a user knows, the one to read (the same text as UTF-8), and its dialect.
     buffer_size
         Bytes of the reader's buffer.
     """
-    parts: list[tuple[str, list[str]]] = []
-    for file, readable, dialect in files:
+    parts: list[tuple[str, str, list[str]]] = []
+    for file in files:
+        dialect, form = file.dialect, file.dialect.form
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in dialect.names)
-        compression = {"gzip": "gzip", "zstd": "zstd", None: "none"}[row_file(file).compression]
-        if readable != file:
-            compression = "none"
         options = (
-            f"auto_detect=false, hive_partitioning=false, delim={literal(dialect.delimiter)}, "
-            f"quote={literal(dialect.quote)}, escape={literal(dialect.quote)}, comment={literal(dialect.comment)}, "
+            f"auto_detect=false, hive_partitioning=false, delim={literal(form.delimiter)}, "
+            f"quote={literal(form.quote)}, escape={literal(form.escape)}, comment={literal(dialect.comment)}, "
             f"skip={dialect.skip}, header={str(dialect.header).lower()}, columns={{{columns}}}, "
-            f"compression='{compression}', buffer_size={buffer_size}"
+            f"compression='none', buffer_size={buffer_size}"
         )
-        if parts and parts[-1][0] == options:
-            parts[-1][1].append(readable)
+        shown = select_constants(file.constants)
+        if parts and parts[-1][:2] == (shown, options):
+            parts[-1][2].append(file.readable)
         else:
-            parts.append((options, [readable]))
+            parts.append((shown, options, [file.readable]))
     return " UNION ALL BY NAME ".join(
-        f"SELECT * FROM read_csv([{', '.join(literal(glob_literal(name)) for name in names)}], {options})"
-        for options, names in parts
+        f"SELECT *{shown} FROM read_csv([{', '.join(literal(glob_literal(name)) for name in names)}], {options})"
+        for shown, options, names in parts
     )
 
 
@@ -250,44 +258,67 @@ def reads_whole(relation: str, limits: Mapping[str, str]) -> bool:
     return True
 
 
-def read_ragged(connection: duckdb.DuckDBPyConnection, files: Sequence[tuple[str, str, Dialect]], table: str) -> None:
-    """Read CSV files into a new table: ``row_id``, the columns, and ``__line`` and ``__error`` for malformed rows."""
-    names = list(dict.fromkeys(name for _, _, dialect in files for name in dialect.names))
-    columns = ", ".join(f"{quoted(name)} VARCHAR" for name in names)
-    connection.execute(
-        f"CREATE TEMP TABLE {quoted(table)} (row_id BIGINT, {columns}{', ' if names else ''}__line BIGINT, "
-        "__error VARCHAR)"
-    )
+class Ragged(NamedTuple):
+    """A table of rows that were read here: its user's columns, and its own for malformed rows."""
+
+    table: str
+    columns: list[str]
+    line: str
+    error: str
+
+
+def read_ragged(connection: duckdb.DuckDBPyConnection, files: Sequence[CsvFile]) -> Ragged:
+    """Read CSV files into a new table: ``row_id``, the columns, and the line and the error of malformed rows."""
+    columns: dict[str, str] = {}  # in lower case, as SQL tells names apart → as the first file spells it
+    for file in files:
+        for name in (*file.dialect.names, *file.constants):
+            columns.setdefault(name.lower(), name)
+    line, error = (_free(name, columns) for name in ("line", "error"))
+    ragged = Ragged("ragged", list(columns.values()), line, error)
+    texts = "".join(f"{quoted(name)} VARCHAR, " for name in columns.values())
+    connection.execute(f"CREATE TEMP TABLE ragged (row_id BIGINT, {texts}{line} BIGINT, {error} VARCHAR)")
     batch: list[tuple[object, ...]] = []
-    with connection.appender(table) as appender:
-        for row_id, (values, line, error) in enumerate(_rows(files)):
-            batch.append((row_id, *(values.get(name) for name in names), line, error))
+    with connection.appender(ragged.table) as appender:
+        for row_id, (values, number, problem) in enumerate(_rows(files, list(columns))):
+            batch.append((row_id, *values, number, problem))
             if len(batch) == _BATCH:
                 appender.append_rows(batch)
                 batch = []
         appender.append_rows(batch)
+    return ragged
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _rows(
-    files: Sequence[tuple[str, str, Dialect]],
-) -> Iterator[tuple[dict[str, str | None], int | None, str | None]]:
-    """Of each record its values by column, or the number of its line and an error."""
-    csv.field_size_limit(sys.maxsize)
-    for file, _, dialect in files:
-        names, width = dialect.names, len(dialect.names)
-        records = _records(file, dialect)
+    files: Sequence[CsvFile], columns: Sequence[str]
+) -> Iterator[tuple[Sequence[str | None], int | None, str | None]]:
+    """Of each record its values in the order of the columns, or the number of its line and an error."""
+    nothing = [None] * len(columns)
+    for file in files:
+        dialect, width = file.dialect, len(file.dialect.names)
+        # A record's values, those of the constants and a null stand in one row, and each column takes one of them.
+        places = {name.lower(): at for at, name in enumerate((*dialect.names, *file.constants))}
+        order = [places.get(name, -1) for name in columns]
+        constants = [*file.constants.values(), None]
+        found = _records(file)
         if dialect.header:
-            next(records, None)
-        for line, record in records:
+            next(found, None)
+        for line, record in found:
             if not isinstance(record, str) and len(record) > width and not any(record[width:]):
                 del record[width:]  # behind a trailing delimiter
             problem = _problem(record, width)
             if problem is None:
-                yield {name: value or None for name, value in zip(names, record, strict=True)}, None, None
+                values = [*(value or None for value in record), *constants]
+                yield [values[at] for at in order], None, None
             else:
-                text = record if isinstance(record, str) else dialect.delimiter.join(record)
+                text = record if isinstance(record, str) else dialect.form.delimiter.join(record)
                 shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-                yield {}, line, f"{file}, line {line}: {problem}: {one_line(shown, _SHOWN)}"
+                yield nothing, line, f"{file.name}, line {line}: {problem}: {one_line(shown, _SHOWN)}"
 
 
 def _problem(record: list[str] | str, columns: int) -> str | None:
@@ -301,40 +332,20 @@ def _problem(record: list[str] | str, columns: int) -> str | None:
     return None
 
 
-def _records(file: str, dialect: Dialect) -> Iterator[tuple[int, list[str] | str]]:
+def _records(file: CsvFile) -> Iterator[tuple[int, list[str] | str]]:
     """Each record's line number and values; of one that cannot be read, its first line as text.
 
-    After such a line, reading continues with the next line: the lines that the parser has taken since are given to it
-    again.
+    A blank line is no record, except where there is one column: there it is a value that is missing.
     """
+    dialect = file.dialect
     errors = "surrogateescape" if dialect.encoding == "utf-8-sig" else "replace"
-    with _open_text(file, dialect.encoding, errors) as text:
+    blank = [""] if len(dialect.names) == 1 else []
+    with _open_text(file.path, dialect.encoding, errors) as text:
         for _ in range(dialect.skip):
             text.readline()
         number = dialect.skip
-        for taken, record in _parsed(text.readline, _format(dialect.delimiter, dialect.quote)):
-            if record and not (dialect.comment and taken[0].startswith(dialect.comment)):
-                yield number + 1, record
+        for taken, record in records(text.readline, dialect.form):
+            values = record if taken[0].strip("\r\n") else list(blank)
+            if values and not (dialect.comment and taken[0].startswith(dialect.comment)):
+                yield number + 1, values
             number += len(taken)
-
-
-def _parsed(readline: Callable[[], str], form: Mapping[str, Any]) -> Iterator[tuple[list[str], list[str] | str]]:
-    """The lines of each record and its values; of one that cannot be read, its first line, twice."""
-    again: list[str] = []
-    while True:
-        taken: list[str] = []
-
-        def lines(taken: list[str] = taken) -> Iterator[str]:
-            while len(taken) < _MOST_LINES and (line := again.pop() if again else readline()):
-                taken.append(line)
-                yield line
-
-        try:
-            record: list[str] | str = next(csv.reader(lines(), **form, strict=True))
-        except StopIteration:
-            return
-        except csv.Error:
-            record = taken[0]
-            again.extend(reversed(taken[1:]))
-            del taken[1:]
-        yield taken, record

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import io
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -20,19 +18,19 @@ import orjson
 
 from infermesh.errors import ConfigError
 from infermesh.hints import one_line
-from infermesh.inputs.formats import row_file
 from infermesh.inputs.sources import Source
 from infermesh.store.column_types import set_types
+from infermesh.store.constants import Constants, constant, folder_columns, select_constants, without
 from infermesh.store.csv_lines import (
-    Dialect,
+    CsvFile,
     csv_relation,
     dialect_of,
     glob_literal,
-    open_binary,
     read_ragged,
     reads_whole,
     unique_names,
 )
+from infermesh.store.plain_files import PlainFile, holds_array, plain_files, utf8_copy, workshop
 from infermesh.store.schema import SOURCE, Column, literal, quoted
 
 _RESERVED = ("row_id", "row_key")
@@ -58,15 +56,16 @@ def ingest(connection: duckdb.DuckDBPyConnection, source: Source, table: str = S
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "rows.parquet"
                 source.dataset.write_parquet(file, source.limit)
-                _relation(connection, replace(source, files=(str(file),), format="parquet", dataset=None), table)
+                _parquet(connection, source, [PlainFile(str(file), str(file))], table)
         elif source.sql is not None:
-            _relation(connection, source, table)
+            query = source.sql.strip().rstrip(";")
+            query_rows(connection, table, f"SELECT * FROM ({query}\n) {_limit(source)}")
         else:
-            with _few_threads(connection, len(source.files)):
-                (_jsonl if source.format == "jsonl" else _relation)(connection, source, table)
+            with _few_threads(connection, len(source.files)), workshop(connection) as folder:
+                _files(connection, source, table, folder)
     except duckdb.OutOfMemoryException:
         raise
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:
         where = source.shown if source.sql is None else "source.sql"
         raise ConfigError(f"source: {where} could not be read: {one_line(error, 600)}") from None
 
@@ -91,17 +90,39 @@ def _setting(connection: duckdb.DuckDBPyConnection, name: str) -> str:
     return str(connection.execute(f"SELECT current_setting({literal(name)})").fetchall()[0][0])
 
 
-def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
-    files = _listed(source.files)
-    layout = "array" if _is_array(source.files[0]) else "newline_delimited"
-    lines = (
-        f"(SELECT row_number() OVER () - 1 AS row_id, json FROM (SELECT json FROM read_json_objects({files}, "
-        f"format='{layout}', ignore_errors=true, maximum_object_size={_MAX_LINE}) {_limit(source)}))"
-    )
-    _make_keys(connection, lines, "json(json)::VARCHAR")
+def _files(connection: duckdb.DuckDBPyConnection, source: Source, table: str, folder: Path) -> None:
+    files = plain_files(source, folder)
+    if source.format == "jsonl":
+        _jsonl(connection, source, files, table)
+    elif not files:
+        raise ConfigError(f"source: {source.shown}: nothing is in it")
+    elif source.format == "csv":
+        _csv(connection, source, files, table, folder)
+    else:
+        _parquet(connection, source, files, table)
+
+
+def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[PlainFile], table: str) -> None:
+    constants = {file: folder_columns(file.name) if source.hive else {} for file in files}
+    folders = {name.lower(): name for found in constants.values() for name in found}
+    parts: list[tuple[bool, Constants, list[str]]] = []
+    for file in files:
+        if parts and parts[-1][:2] == (holds_array(file), constants[file]):
+            parts[-1][2].append(file.path)
+        else:
+            parts.append((holds_array(file), constants[file], [file.path]))
+    relations = [
+        f"SELECT json{_folder_values(folders, found)} FROM {_json_reader(paths, array=array)}"
+        for array, found, paths in parts
+    ]
+    relation = " UNION ALL ".join(relations) or f"SELECT NULL::JSON AS json{_folder_values(folders, {})} WHERE false"
+    lines = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM (SELECT * FROM ({relation}) {_limit(source)}))"
+    content = "json(json)::VARCHAR"
+    if folders:
+        content += f" || to_json([{', '.join(f'f{number}' for number in range(len(folders)))}])::VARCHAR"
+    _make_keys(connection, lines, content)
     structure, repeated = _json_structure(connection, lines)
     names = unique_names(list(structure))
-    check_names(names)
     columns = ""
     if structure:
         plain = {key: kind for key, kind in structure.items() if key}
@@ -111,6 +132,10 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) ->
                 f", {_value(key, kind)} AS {quoted(name)}"
                 for name, (key, kind) in zip(names, structure.items(), strict=True)
             )
+    taken = {name.lower() for name in names}
+    added = {name: f"f{number}" for number, (lowered, name) in enumerate(folders.items()) if lowered not in taken}
+    check_names([*names, *added])
+    columns += "".join(f", {place} AS {quoted(name)}" for name, place in added.items())
     _create(connection, table, lines, columns)
     connection.execute(
         "INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' "
@@ -119,16 +144,20 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, table: str) ->
         "WHERE NOT coalesce(json_type(json) = 'OBJECT', false)"
         + (" OR len(json_keys(json)) <> list_unique(json_keys(json))" if repeated else "")
     )
-    _locate(connection, source.files)
+    _locate(connection, files)
 
 
-def _is_array(file: str) -> bool:
-    """Whether a .json file holds one array of objects, and not one object per line."""
-    if row_file(file).format != "json":
-        return False
-    with open_binary(file) as data:
-        start: bytes = data.read(4096)
-    return start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+def _json_reader(paths: Sequence[str], *, array: bool) -> str:
+    return (
+        f"read_json_objects({_listed(paths)}, format='{'array' if array else 'newline_delimited'}', "
+        f"ignore_errors=true, compression='none', maximum_object_size={_MAX_LINE})"
+    )
+
+
+def _folder_values(folders: Mapping[str, str], found: Constants) -> str:
+    """The folders' values as columns ``f0``, ``f1`` …, whose names no source has a say in."""
+    values = {name.lower(): value for name, value in found.items()}
+    return "".join(f", {constant(values.get(name))} AS f{number}" for number, name in enumerate(folders))
 
 
 def _listed(files: Sequence[str]) -> str:
@@ -259,81 +288,77 @@ def _json_column_type(kinds: set[str], digits: int) -> str:
     return "JSON"
 
 
-def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
+def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[PlainFile]) -> None:
     """Set the file and line of malformed rows. The reader does not count blank lines, but an editor does."""
     bad = {row_id for (row_id,) in connection.execute("SELECT row_id FROM source_errors").fetchall()}
-    if not bad or _is_array(files[0]):
+    if not bad:
         return
-    row_id = -1
+    row_id = 0  # of the file's first row
     for file in files:
-        with open_binary(file) as lines:
+        if holds_array(file):
+            reader = _json_reader([file.path], array=True)
+            items = int(connection.execute(f"SELECT count(*) FROM {reader}").fetchall()[0][0])
+            for number in sorted(bad & set(range(row_id, row_id + items))):
+                where = f"{file.name}, item {number - row_id + 1}: "
+                connection.execute("UPDATE source_errors SET error = ? || error WHERE row_id = ?", [where, number])
+            row_id += items
+            continue
+        with open(file.path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.removeprefix(codecs.BOM_UTF8).strip():
                     continue
-                row_id += 1
                 if row_id in bad:
                     shown = line.strip()[:80].decode("utf-8", "replace")
                     connection.execute(
                         "UPDATE source_errors SET line = ?, error = ? || error || ': ' || ? WHERE row_id = ?",
-                        [number, f"{file}, line {number}: ", shown, row_id],
+                        [number, f"{file.name}, line {number}: ", shown, row_id],
                     )
+                row_id += 1
 
 
-def _relation(connection: duckdb.DuckDBPyConnection, source: Source, table: str) -> None:
-    if source.format == "csv":
-        with tempfile.TemporaryDirectory() as folder:
-            _csv(connection, source, table, Path(folder))
-    elif source.format == "parquet":
-        hive = str(source.hive).lower()
-        files = _listed(source.files)
-        relation = f"SELECT * FROM read_parquet({files}, union_by_name=true, hive_partitioning={hive})"
-        _create_from(connection, table, relation, _limit(source), SOURCE)
-    else:
-        query = (source.sql or "").strip().rstrip(";")
-        query_rows(connection, table, f"SELECT * FROM ({query}\n) {_limit(source)}")
+def _parquet(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[PlainFile], table: str) -> None:
+    parts: list[tuple[Constants, list[str]]] = []
+    for file in files:
+        constants = folder_columns(file.name) if source.hive else {}
+        if parts and parts[-1][0] == constants:
+            parts[-1][1].append(file.path)
+        else:
+            parts.append((constants, [file.path]))
+    relations = []
+    for constants, paths in parts:
+        read = f"read_parquet({_listed(paths)}, union_by_name=true, hive_partitioning=false)"
+        names = [row[0] for row in connection.execute(f"DESCRIBE FROM {read}").fetchall()] if constants else []
+        relations.append(f"SELECT *{select_constants(without(constants, names))} FROM {read}")
+    _create_from(connection, table, " UNION ALL BY NAME ".join(relations), _limit(source), SOURCE)
 
 
-def _csv(connection: duckdb.DuckDBPyConnection, source: Source, table: str, folder: Path) -> None:
+def _csv(
+    connection: duckdb.DuckDBPyConnection, source: Source, plain: Sequence[PlainFile], table: str, folder: Path
+) -> None:
     """Read CSV files, each by its own dialect. ``folder`` is for texts that are not UTF-8."""
-    files: list[tuple[str, str, Dialect]] = []
-    for file in source.files:
+    files: list[CsvFile] = []
+    for file in plain:
         dialect = dialect_of(file, source.csv)
         if dialect is not None:  # else nothing is in it
-            files.append((file, _as_utf8(file, dialect, folder / str(len(files))), dialect))
+            readable = file.path
+            if dialect.encoding != "utf-8-sig":
+                readable = utf8_copy(file.path, dialect.encoding, folder / f"{len(files)}.utf-8")
+            constants = without(folder_columns(file.name), dialect.names) if source.hive else {}
+            files.append(CsvFile(file.name, file.path, readable, dialect, constants))
     if not files:
         raise ConfigError(f"source: {source.shown}: no line is in it. Expected CSV with a line of column names first")
-    relation = _with_folders(files) if source.hive else csv_relation(files, _CSV_BUFFER)
+    for each in files:
+        check_names([*each.dialect.names, *each.constants])
+    relation = csv_relation(files, _CSV_BUFFER)
     limits = {name: _setting(connection, name) for name in ("memory_limit", "threads")}
     # DuckDB counts the lines to skip without comments, so a file with comments is read here.
-    if not source.hive and (source.csv.comment or not reads_whole(relation, limits)):
+    if source.csv.comment or not reads_whole(relation, limits):
         _ragged(connection, source, files, table)
     else:
         _create_from(connection, table, relation, _limit(source), SOURCE)
     if source.csv.types != "text":
         columns = [column.name for column in row_columns(connection, table)]
         set_types(connection, source.csv.types, table, columns)
-
-
-def _as_utf8(file: str, dialect: Dialect, target: Path) -> str:
-    """The file itself, or a copy of it as UTF-8, which is what DuckDB reads."""
-    if dialect.encoding == "utf-8-sig":
-        return file
-    with open_binary(file) as data, open(target, "w", encoding="utf-8", newline="") as copy:
-        text = io.TextIOWrapper(data, encoding=dialect.encoding, errors="replace", newline="")
-        while part := text.read(1 << 20):
-            copy.write(part)
-    return str(target)
-
-
-def _with_folders(files: Sequence[tuple[str, str, Dialect]]) -> str:
-    """SQL that reads files with the folders' names as columns (hive partitioning)."""
-    parts = []
-    for file, readable, dialect in files:
-        pairs = [part.split("=", 1) for part in Path(file).parts[:-1] if "=" in part]
-        taken = {name.lower() for name in dialect.names}
-        added = "".join(f", {literal(value)} AS {quoted(name)}" for name, value in pairs if name.lower() not in taken)
-        parts.append(f"SELECT *{added} FROM ({csv_relation([(file, readable, dialect)], _CSV_BUFFER)})")
-    return " UNION ALL BY NAME ".join(parts)
 
 
 def query_rows(connection: duckdb.DuckDBPyConnection, table: str, query: str, path: str = SOURCE) -> None:
@@ -371,20 +396,17 @@ def _columns(names: Sequence[str]) -> str:
     return "".join(f", r.{quoted(name)}" for name in names)
 
 
-def _ragged(
-    connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[tuple[str, str, Dialect]], table: str
-) -> None:
-    read_ragged(connection, files, "ragged")
-    names = [row[0] for row in connection.execute("DESCRIBE ragged").fetchall()]
-    names = [name for name in names if name not in ("row_id", "__line", "__error")]
-    check_names(names)
-    rows = "(SELECT * FROM ragged)" if source.limit is None else f"(SELECT * FROM ragged WHERE row_id < {source.limit})"
-    _make_keys(connection, rows, f"CASE WHEN __error IS NULL THEN {_content(names)} END")
-    _create(connection, table, rows, _columns(names))
+def _ragged(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[CsvFile], table: str) -> None:
+    ragged = read_ragged(connection, files)
+    limit = "" if source.limit is None else f" WHERE row_id < {source.limit}"
+    rows = f"(SELECT * FROM {ragged.table}{limit})"
+    _make_keys(connection, rows, f"CASE WHEN {ragged.error} IS NULL THEN {_content(ragged.columns)} END")
+    _create(connection, table, rows, _columns(ragged.columns))
     connection.execute(
-        f"INSERT INTO source_errors SELECT row_id, __line, __error FROM {rows} WHERE __error IS NOT NULL"
+        f"INSERT INTO source_errors SELECT row_id, {ragged.line}, {ragged.error} FROM {rows} "
+        f"WHERE {ragged.error} IS NOT NULL"
     )
-    connection.execute("DROP TABLE ragged")
+    connection.execute(f"DROP TABLE {ragged.table}")
 
 
 def check_names(names: Sequence[str], path: str = SOURCE) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -102,6 +103,7 @@ class NativeTransport:
         self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers), *secrets)))
         self._client: HttpClient | None = None
         self._closed = False
+        self._proxied: bool | None = None  # whether LiteLLM's proxy is in front, which its first answer tells
         if not api_base.startswith(("http://", "https://")) or origin(api_base).endswith("//?"):
             raise ConfigError(
                 f"deployment {label!r}: api_base {redact(api_base, api_key)!r} is not a URL: expected something like "
@@ -152,6 +154,8 @@ class NativeTransport:
             raise error_in_body(
                 status, body, header, self.label, secrets=self._secrets, url=self.url(operation), model=self.model
             )
+        if self._proxied is not False:
+            self._take_cost(body, header)
         return Reply(status, body, header, data)
 
     async def aclose(self) -> None:
@@ -202,6 +206,19 @@ class NativeTransport:
             else:
                 fields[name] = [_form_text(value)]
         return form(fields, request.audio)
+
+    def _take_cost(self, body: dict[str, Any], header: Callable[[str], str | None]) -> None:
+        """Put what LiteLLM's proxy says in a header that the answer cost where OpenRouter says it, in the usage.
+
+        Its documentation, "Response headers", has both names.
+        """
+        cost = header("x-litellm-response-cost")
+        if self._proxied is None:
+            self._proxied = cost is not None or header("x-litellm-call-id") is not None
+        usage = body.get("usage")
+        if cost is not None and isinstance(usage, dict) and usage.get("cost") is None:
+            with suppress(ValueError):  # it may say None
+                usage["cost"] = float(cost)
 
     def _streamed(self, request: Request, answer: Response, edition: int) -> MalformedResponseError:
         error = self._malformed("a stream of events, which was not asked for (`stream: false` asks for none)", answer)

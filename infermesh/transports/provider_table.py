@@ -55,7 +55,7 @@ _TRANSLATED = """
 a2a_agent ai21 ai21_chat aiml aiohttp_openai amazon_nova anthropic_text assemblyai azure_speech azure_text baseten
 bedrock_converse bedrock_mantle bytez chatgpt chutes clarifai cloudflare codestral cometapi compactifai dashscope
 datarobot deepgram deepinfra docker_model_runner elevenlabs fal_ai featherless_ai friendliai galadriel gigachat github
-github_copilot gradient_ai heroku huggingface hyperbolic infinity jina_ai lambda_ai langgraph lemonade litellm_proxy
+github_copilot gradient_ai heroku huggingface hyperbolic infinity jina_ai lambda_ai langgraph lemonade
 manus maritalk meta_llama minimax morph nano-gpt nebius nlp_cloud nscale nvidia_nim oci oobabooga ovhcloud petals poe
 predibase publicai ragflow recraft replicate sagemaker sagemaker_chat sambanova sap scaleway snowflake stability
 synthetic text-completion-codestral topaz triton v0 vercel_ai_gateway vertex_ai_beta volcengine wandb watsonx
@@ -106,6 +106,11 @@ _TABLE = (
     Provider(  # https://docs.ollama.com/api/openai-compatibility: its own API is at the root
         ("ollama", "ollama_chat"),
         "either",
+    ),
+    Provider(  # https://docs.litellm.ai/docs/providers/litellm_proxy: somebody's proxy, which speaks OpenAI's format
+        ("litellm_proxy",),
+        key_vars=("LITELLM_PROXY_API_KEY",),
+        base_vars=("LITELLM_PROXY_API_BASE",),
     ),
     # Any server of OpenAI's format.
     Provider(("openai_like",), key_vars=("OPENAI_LIKE_API_KEY",), base_vars=("OPENAI_LIKE_API_BASE",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ AS_IT_COMES: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
     "a name that is empty": ("x.csv", ",t\n0,a\n", [{"column0": "0", "t": "a"}]),
     "blank lines first": ("x.csv", "\n \nid,t\n1,a\n", [{"id": "1", "t": "a"}]),
     "Excel's sep": ("x.csv", "sep=;\nid;t\n1;a,b\n", [{"id": "1", "t": "a,b"}]),
+    "Excel's sep, a tab": ("x.csv", "sep=\t\nid\tt\n1\ta,b\n", [{"id": "1", "t": "a,b"}]),
+    "Excel's sep in quotes": ("x.csv", '"sep=;"\nid;t\n1;a,b\n', [{"id": "1", "t": "a,b"}]),
+    "carets": ("x.csv", "id^t\n1^a\n2^b,c\n", [{"id": "1", "t": "a"}, {"id": "2", "t": "b,c"}]),
+    "blanks around quotes": (
+        "x.csv",
+        'id,t\n1, "x, y"\n2,"z" \n"3" , "a\nb"\n4, v \n',
+        [{"id": "1", "t": "x, y"}, {"id": "2", "t": "z"}, {"id": "3", "t": "a\nb"}, {"id": "4", "t": " v "}],
+    ),
+    "columns named as ours": (
+        "x.csv",
+        "line,error,f0,hash\n1,2,3,4\n",
+        [{"line": "1", "error": "2", "f0": "3", "hash": "4"}],
+    ),
     "quotes within": (
         "x.csv",
         'id,t\n1,5" nail\n2,"say ""hi"", then\nleave"\n',
@@ -164,3 +178,82 @@ def test_types(tmp_path: Path) -> None:
         load_text(tmp_path, text, "x.csv", types={"star": "INTEGER"})
     with pytest.raises(ConfigError, match=r"source\.types\.stars: 'NUMBERS' is no type"):
         load_text(tmp_path, text, "x.csv", types={"stars": "NUMBERS"})
+
+
+def test_blank_lines_of_one_column_are_rows_without_a_value(tmp_path: Path) -> None:
+    expected = [{"q": "a"}, {"q": None}, {"q": "b"}]
+    assert load_text(tmp_path, "q\na\n\nb\n", "x.csv").rows == expected
+    assert load_text(tmp_path, 'q\na\n\nb\n"open\n', "y.csv").rows[:3] == expected
+
+
+def test_quotes_escaped_by_a_backslash(tmp_path: Path) -> None:
+    text = 'id,t\n1,"say \\"hi\\", ok"\n2,"a\\\\b"\n'
+    expected = [{"id": "1", "t": 'say "hi", ok'}, {"id": "2", "t": "a\\b"}]
+    assert load_text(tmp_path, text, "x.csv", escape="\\").rows == expected
+    with_bad = load_text(tmp_path, text + "3\n", "y.csv", escape="\\")
+    assert with_bad.rows[:2] == expected
+    assert "line 4: expected 2 values, found 1" in with_bad.errors[2]
+
+
+@pytest.mark.parametrize("bad", ["", "3\n"])
+def test_a_delimiter_of_several_characters(tmp_path: Path, bad: str) -> None:
+    loaded = load_text(tmp_path, f'id||t\n1||x|y\n2|| "p||q"\n{bad}', "x.csv", delimiter="||")
+    assert loaded.rows[:2] == [{"id": "1", "t": "x|y"}, {"id": "2", "t": "p||q"}]
+    assert len(loaded.errors) == len(bad[:1])
+
+
+CELLS = [
+    "a",
+    "x y",
+    '"q"',
+    '"q, r"',
+    '"q""r"',
+    " a",
+    ' "q"',
+    '"q" ',
+    '  "q"',
+    ' "q, r" ',
+    "",
+    '""',
+    "'s'",
+    '5" p',
+    "#c",
+]
+CELLS += [
+    '"n\nl"',
+    '"n\rl" ',
+    "\x00b",
+    "é",
+    '\\"',
+    '"\\',
+    "NULL",
+    "\ufeff",
+    "  ",
+    "\t",
+    "\x0b",
+    "\x85",
+    "\u2028",
+    '"a"b',
+]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_malformed_line_changes_nothing_about_the_others(tmp_path: Path, seed: int) -> None:
+    """DuckDB reads the file without one, our own reader the one with it."""
+    chosen = random.Random(seed)
+    for number in range(4):
+        width, end, delimiter = chosen.choice([1, 2, 3]), chosen.choice(["\n", "\r\n", "\r"]), chosen.choice(",,\t")
+        lines = ["abc"[:width], *(chosen.choices(CELLS, k=width) for _ in range(chosen.randint(1, 4)))]
+        text = "".join(delimiter.join(cells) + end for cells in lines)
+        bad = delimiter.join("z" * (width + 2)) + end
+        seen = []
+        for name, content in (("well.csv", text), ("bad.csv", text + bad)):
+            (tmp_path / "run.duckdb").unlink(missing_ok=True)
+            loaded = load_text(tmp_path, content, name, delimiter=delimiter)
+            wrong = {row: error.partition(".csv")[2] for row, error in loaded.errors.items()}
+            seen.append((loaded.columns, loaded.rows, wrong))
+        columns, rows, wrong = seen[1]
+        assert seen[0] == (columns, rows[:-1], {row: wrong[row] for row in wrong if row < len(rows) - 1}), (
+            number,
+            text,
+        )

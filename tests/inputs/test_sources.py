@@ -331,7 +331,7 @@ class TestRefused:
             load(tmp_path, None, sql='select 1 as "Name", 2 as "name", 3 as row_key')
 
     def test_a_file_that_is_not_what_its_name_says(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"rows\.parquet could not be read"):
+        with pytest.raises(ConfigError, match=r"rows\.parquet is no Parquet file"):
             load_text(tmp_path, "no parquet", "rows.parquet")
 
     def test_a_refused_source_leaves_nothing_behind(self, tmp_path: Path) -> None:

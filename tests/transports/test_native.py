@@ -182,6 +182,32 @@ async def test_a_byte_order_mark_before_any_answer() -> None:
     assert (reply.body, reply.data) == ({"choices": []}, b'{"choices": []}')
 
 
+@pytest.mark.parametrize(
+    ("headers", "usage", "cost"),
+    [
+        ({"x-litellm-response-cost": "8.7e-05"}, {"prompt_tokens": 9, "completion_tokens": 2}, 8.7e-05),
+        ({"x-litellm-response-cost": "8.7e-05"}, {"prompt_tokens": 9, "completion_tokens": 2, "cost": 0.5}, 0.5),
+        ({"x-litellm-response-cost": "None"}, {"prompt_tokens": 9, "completion_tokens": 2}, None),
+        ({"x-litellm-response-cost": "8.7e-05"}, None, None),
+        ({}, {"prompt_tokens": 9, "completion_tokens": 2}, None),
+    ],
+)
+async def test_the_cost_that_litellms_proxy_tells(
+    headers: dict[str, str], usage: dict[str, Any] | None, cost: float | None
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        choice = {"message": {"content": "hi"}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice], "usage": usage}, headers=headers)
+
+    async with serving(answer) as base:
+        transport = NativeTransport(label="a", model="m", api_base=base)
+        for _ in range(2):
+            result = answers.parse_generation("chat_completion", await transport.send(chat(), 5.0))
+            told = None if result.token_usage is None else result.token_usage.details
+            assert (told or {}).get("reported_cost") == cost
+        await transport.aclose()
+
+
 async def test_a_key_that_is_no_header() -> None:
     transport = NativeTransport(label="a", model="m", api_base="http://127.0.0.1:1/v1", api_key="sk-öff\nline")
     with pytest.raises(InputError, match=r"the key.* one line") as caught:

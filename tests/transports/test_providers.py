@@ -15,7 +15,12 @@ from infermesh.wire.requests import generation_request
 
 OPENAI = "https://api.openai.com/v1"
 HOST = "http://host1:8000/v1"
-KEYS = {"OPENAI_API_KEY": "sk-openai", "HOSTED_VLLM_API_KEY": "vllm-key", "GROQ_API_KEY": "gsk-key"}
+KEYS = {
+    "OPENAI_API_KEY": "sk-openai",
+    "HOSTED_VLLM_API_KEY": "vllm-key",
+    "GROQ_API_KEY": "gsk-key",
+    "LITELLM_PROXY_API_KEY": "proxy-key",
+}
 
 # model, api_base → kind, wire model, base, key
 RULES: list[tuple[str, str | None, str, str, str | None, str | None]] = [
@@ -49,6 +54,7 @@ RULES: list[tuple[str, str | None, str, str, str | None, str | None]] = [
     ("sglang/X", HOST, "native", "X", HOST, None),
     ("meta-llama/X", HOST, "native", "meta-llama/X", HOST, None),
     ("llama-3-8b", HOST, "native", "llama-3-8b", HOST, None),
+    ("litellm_proxy/X", HOST, "native", "X", HOST, "proxy-key"),
     ("custom_openai/X", HOST, "native", "X", HOST, None),
     ("lm_studio/X", None, "native", "X", "http://localhost:1234/v1", None),
     ("ollama/llama3", "http://localhost:11434/v1", "native", "llama3", "http://localhost:11434/v1", None),
