@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from infermesh.stages.mapping import METADATA, Mapper, generation_row
 from infermesh.store import Column, StageTable
 from infermesh.types import Endpoint, Request
 from infermesh.wire.requests import PromptForm, request_key
-from infermesh.wire.structured import ResponseFormat, to_json
+from infermesh.wire.structured import ResponseFormat, stored_json
+
+logger = logging.getLogger("infermesh")
 
 
 class Generate(ModelStage):
@@ -100,10 +103,18 @@ class Generate(ModelStage):
         return await self.model.generate(prepared.request, self._format, on_invalid=self._on_invalid)
 
     def outputs(self, result: GenerationResult) -> tuple[Any, ...]:
-        parsed = None if result.output_parsed is None else to_json(result.output_parsed)
+        parsed = None if result.output_parsed is None else self._parsed(result)
         calls = as_json(result.tool_calls)
         values = (result.output_text, parsed, result.reasoning, result.finish_reason, calls)
         return (*values, as_json(result.logprobs)) if self._asks_logprobs else values
+
+    def _parsed(self, result: GenerationResult) -> str | None:
+        """The parsed answer as JSON. NULL rather than another value where JSON cannot hold it: the text is there."""
+        try:
+            return stored_json(result.output_parsed)
+        except (TypeError, ValueError) as error:
+            logger.warning("stage %s: %s: parsed is NULL: %s", self.name, result.request_id or "an answer", error)
+            return None
 
 
 def _response_format(value: str | dict[str, Any] | None, path: str, roots: Sequence[Path]) -> ResponseFormat | None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from fractions import Fraction
 from functools import cache, cached_property
 from typing import Any
 
@@ -20,12 +23,14 @@ from infermesh.exact_json import dumps, loads
 from infermesh.wire.extraction import candidates, mended
 from infermesh.wire.strict import NotStrictError, strict_schema
 
-__all__ = ["ResponseFormat", "ResponseFormatSpec", "to_json"]
+__all__ = ["ResponseFormat", "ResponseFormatSpec", "stored_json", "to_json"]
 
 logger = logging.getLogger("infermesh")
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _SHOWN = 200
+_VALUES = ("default", "examples", "enum", "const")  # keywords that hold values, and no schemas
+_TEXT_OR_NUMBER = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?', re.DOTALL)
 
 
 class ResponseFormat:
@@ -117,7 +122,7 @@ class ResponseFormat:
         -------
         Any
             An instance of the pydantic class, or plain lists, dicts and scalars where the format came from a dict.
-            Integers are exact, whatever their size.
+            Integers are exact, whatever their size, as are the fields of a pydantic class that are ``Decimal``.
 
         Raises
         ------
@@ -155,7 +160,8 @@ class ResponseFormat:
     def _parse(self, text: str) -> Any:
         """Parse one text that is to be JSON and nothing else. ``_NotJSONError``: it is not."""
         if self.model is not None:
-            return _parse_model(self.model, text)
+            parsed = _parse_model(self.model, text)
+            return _with_exact_decimals(parsed, text) if self._has_decimals else parsed
         try:
             value = loads(text)
         except ValueError as error:
@@ -199,9 +205,15 @@ class ResponseFormat:
         import jsonschema
         from referencing import Registry
 
-        schema: Any = dict(self.schema or {})
+        schema: Any = _without_foreign_patterns(dict(self.schema or {}), [])
+        draft = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
         # An empty registry: a remote $ref is an error, not a download.
-        return jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema, registry=Registry())
+        extend: Any = jsonschema.validators.extend
+        return extend(draft, {"multipleOf": _check_multiple})(schema, registry=Registry())
+
+    @cached_property
+    def _has_decimals(self) -> bool:
+        return self.model is not None and "decimal" in _types(self.model.__pydantic_core_schema__)
 
 
 # What a user may write for a format.
@@ -213,6 +225,31 @@ def to_json(parsed: Any) -> str:
     if isinstance(parsed, BaseModel):
         return parsed.model_dump_json()
     return dumps(parsed).decode()
+
+
+def stored_json(parsed: Any) -> str:
+    """As :func:`to_json`, but nothing is changed in silence.
+
+    Raises
+    ------
+    ValueError
+        It holds a number that JSON has no name for: NaN, an infinity, or one that is too large for a float.
+    TypeError
+        It is nested too deeply, or is no JSON for another reason.
+    """
+    text = to_json(parsed)
+    # What to_json writes for such a number; only then is it worth a look at every value.
+    if any(name in text for name in ("null", "NaN", "Infinity")):
+        waiting = [parsed.model_dump() if isinstance(parsed, BaseModel) else parsed]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"it holds a number that JSON has no name for ({value})")
+            if isinstance(value, dict):
+                waiting.extend(value.values())
+            elif isinstance(value, list | tuple | set | frozenset):
+                waiting.extend(value)
+    return text
 
 
 class _NotJSONError(ValueError):
@@ -232,6 +269,90 @@ def _parse_model(model: type[BaseModel], text: str) -> BaseModel:
     raise ValueError(f"the answer does not fit {model.__name__} at {where}: {first['msg'][:_SHOWN]}{more}")
 
 
+def _with_exact_decimals(parsed: BaseModel, text: str) -> BaseModel:
+    """The same with every digit of its decimals: pydantic reads them by way of floats, but not those in quotes."""
+
+    def quoted(found: re.Match[str]) -> str:
+        token = found[0]
+        if token[0] == '"' or token.lstrip("-").isdecimal() or Decimal(repr(float(token))) == Decimal(token):
+            return token
+        return f'"{token}"'
+
+    exact = _TEXT_OR_NUMBER.sub(quoted, text)
+    if exact == text:
+        return parsed
+    try:
+        again = type(parsed).model_validate_json(exact)
+    except ValidationError:
+        return parsed
+    return again if _same_but_decimals(parsed.model_dump(), again.model_dump()) else parsed
+
+
+def _same_but_decimals(first: Any, second: Any) -> bool:
+    """Whether two values are the same but for their decimals."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_same_but_decimals(first[name], second[name]) for name in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_same_but_decimals, first, second))
+    return isinstance(first, Decimal) or bool(first == second)
+
+
+def _types(core_schema: Any) -> set[Any]:
+    """Every ``type`` in a schema of pydantic's."""
+    found, waiting = set(), [core_schema]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            kind = node.get("type")
+            found.add(kind if isinstance(kind, str) else None)
+            waiting.extend(node.values())
+        elif isinstance(node, list | tuple):
+            waiting.extend(node)
+    return found
+
+
+def _check_multiple(validator: Any, factor: Any, instance: Any, schema: Any) -> Iterator[Exception]:
+    """JSON Schema's ``multipleOf`` by the digits that are written: 19.99 is a multiple of 0.01, which floats deny."""
+    import jsonschema
+
+    if validator.is_type(instance, "number") and (
+        (isinstance(instance, float) and not math.isfinite(instance)) or _fraction(instance) % _fraction(factor)
+    ):
+        yield jsonschema.ValidationError(f"{instance!r} is not a multiple of {factor!r}")
+
+
+def _fraction(number: float) -> Fraction:
+    return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
+
+
+def _without_foreign_patterns(node: Any, left: list[str]) -> Any:
+    """A copy without the patterns that only other dialects know (ECMA-262's ``\\p{L}``); they are added to ``left``."""
+    if isinstance(node, list):
+        return [_without_foreign_patterns(item, left) for item in node]
+    if not isinstance(node, dict):
+        return node
+    copy = {name: value if name in _VALUES else _without_foreign_patterns(value, left) for name, value in node.items()}
+    if isinstance(pattern := copy.get("pattern"), str) and not _compiles(pattern):
+        left.append(copy.pop("pattern"))
+    named = copy.get("patternProperties")
+    if isinstance(named, dict) and (foreign := [pattern for pattern in named if not _compiles(pattern)]):
+        left.extend(foreign)
+        copy["patternProperties"] = {pattern: named[pattern] for pattern in named if pattern not in foreign}
+        for rest in ("additionalProperties", "unevaluatedProperties"):  # nobody knows which properties these are
+            copy.pop(rest, None)
+    return copy
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
 def _json_schema(name: str, schema: Mapping[str, Any], strict: bool | None = None) -> dict[str, Any]:
     clean = _NOT_A_NAME.sub("_", name).strip("_")[:64] or "response"
     sent = dict(schema)
@@ -249,11 +370,24 @@ def _say_once(name: str, reason: str) -> None:
     logger.info("response_format %s is sent with strict off, as OpenAI's strict mode would refuse it: %s", name, reason)
 
 
+@cache
+def _warn_of_pattern(pattern: str) -> None:
+    logger.warning(
+        "response_format: the pattern %r is left to the server: Python's regular expressions cannot compile it, so no "
+        "answer is checked against it. To have them checked, write it without what only other dialects know",
+        pattern,
+    )
+
+
 def _check(schema: Mapping[str, Any]) -> None:
     import jsonschema
 
+    left: list[str] = []
+    known = _without_foreign_patterns(dict(schema), left)
+    for pattern in left:
+        _warn_of_pattern(pattern)
     try:
-        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(dict(schema))
+        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(known)
     except jsonschema.SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "its root"
         raise ConfigError(f"response_format is not a valid JSON schema at {where}: {error.message[:_SHOWN]}") from None
@@ -265,9 +399,7 @@ def _closed(node: Any) -> Any:
         return [_closed(item) for item in node]
     if not isinstance(node, dict):
         return node
-    copy = {
-        key: value if key in ("default", "examples", "enum", "const") else _closed(value) for key, value in node.items()
-    }
+    copy = {key: value if key in _VALUES else _closed(value) for key, value in node.items()}
     if node.get("type") == "object" and isinstance(node.get("properties"), dict):
         copy.setdefault("additionalProperties", False)
     return copy

@@ -85,6 +85,18 @@ def test_deep_nesting(lab: Lab, serve: Serve, odd: Any, stage: dict[str, Any]) -
     assert lab.one("SELECT text FROM a WHERE row_id = 0")
 
 
+def test_a_number_that_json_has_no_name_for(lab: Lab, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    url = serve(lambda body: chat('{"x": NaN}' if "odd" in str(body) else '{"x": null}'))
+    odd_first(lab)
+    lab.run(experiment(url, {"a": generate(parse_json=True)}))
+    assert set(lab.statuses("a").values()) == {"done"}
+    assert lab.sql("SELECT text, parsed FROM a ORDER BY row_id LIMIT 2") == [
+        ('{"x": NaN}', None),
+        ('{"x": null}', '{"x":null}'),
+    ]
+    assert "parsed is NULL: it holds a number" in caplog.text
+
+
 def test_numbers_that_a_vector_cannot_hold(lab: Lab, serve: Serve) -> None:
     def answer(body: dict[str, Any]) -> Any:
         vectors = [[1e39 if text == "odd" else 1.0, 2.0] for text in body["input"]]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+from decimal import Decimal
 from enum import Enum
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from infermesh.errors import ConfigError
-from infermesh.wire.structured import ResponseFormat, to_json
+from infermesh.wire.structured import ResponseFormat, stored_json, to_json
 
 
 class Colour(Enum):
@@ -149,3 +151,86 @@ def test_a_remote_reference_is_not_downloaded() -> None:
 
 def test_to_json_of_plain_values() -> None:
     assert to_json({"a": [1, None, "é"]}) == '{"a":[1,null,"é"]}'
+
+
+class Price(BaseModel):
+    amount: Decimal
+    parts: list[Decimal] = []
+    rate: float = 0.0
+    note: str | float = ""
+
+
+@pytest.mark.parametrize("number", ["3.14159265358979323846", "12345678901234567890.123456789", "0.1", "-1e-30"])
+def test_decimals_keep_every_digit(number: str) -> None:
+    parsed = ResponseFormat.of(Price).parse(f'{{"amount": {number}, "parts": [{number}], "note": "{number}"}}')
+    assert parsed == Price(amount=Decimal(number), parts=[Decimal(number)], note=number)
+
+
+def test_other_numbers_beside_decimals_stay_what_they_are() -> None:
+    parsed = ResponseFormat.of(Price).parse('{"amount": 1.5, "rate": 3.14159265358979323846}')
+    assert parsed.rate == 3.141592653589793
+    parsed = ResponseFormat.of(Price).parse('{"amount": 3.14159265358979323846, "note": 3.14159265358979323846}')
+    assert parsed.note == 3.141592653589793
+
+
+@pytest.mark.parametrize(
+    ("number", "factor", "fits"),
+    [
+        ("19.99", 0.01, True),
+        ("4.35", 0.01, True),
+        ("0.3", 0.1, True),
+        ("1e300", 0.01, True),
+        ("19.995", 0.01, False),
+        ("7", 2, False),
+        (str(2**70), 2, True),
+        ("NaN", 2, False),
+    ],
+)
+def test_multiples_go_by_the_digits(number: str, factor: float, fits: bool) -> None:
+    form = ResponseFormat.of({"type": "object", "properties": {"x": {"multipleOf": factor}}})
+    if fits:
+        assert form.parse(f'{{"x": {number}}}')
+        return
+    with pytest.raises(ValueError, match="is not a multiple of"):
+        form.parse(f'{{"x": {number}}}')
+
+
+def test_patterns_of_other_dialects_are_left_to_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    word = {"type": "string", "pattern": r"^\p{L}+$"}
+    schema = {
+        "type": "object",
+        "properties": {"word": word, "pattern": {"type": "string", "pattern": "^a+$"}},
+        "patternProperties": {r"^\p{Lu}": {"type": "integer"}, "^b": {"type": "integer"}},
+        "additionalProperties": False,
+    }
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            form = ResponseFormat.of(schema)
+    assert [r"\\p{L}" in line or r"\\p{Lu}" in line for line in caplog.messages] == [True, True]
+    assert form.wire["json_schema"]["schema"] == schema
+    good = {"word": "Öl", "pattern": "aa", "b": 1, "X": 1}
+    assert form.parse(to_json(good)) == good
+    for bad in ({"pattern": "b"}, {"b": "x"}):
+        with pytest.raises(ValueError, match="does not fit"):
+            form.parse(to_json(bad))
+    with pytest.raises(ConfigError, match="not a valid JSON schema"):
+        ResponseFormat.of({"type": "object", "properties": {"a": {"pattern": 7}}})
+
+
+class Loaded(BaseModel):
+    x: float | None
+    text: str = "null"
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400", "9" * 5000])
+def test_what_json_has_no_name_for_is_not_stored_as_something_else(number: str) -> None:
+    with pytest.raises(ValueError, match="no name for"):
+        stored_json(ResponseFormat.any_json().parse(f'{{"x": [{number}, null]}}'))
+    if not number.startswith("9"):
+        with pytest.raises(ValueError, match="no name for"):
+            stored_json(ResponseFormat.of(Loaded).parse(f'{{"x": {number}}}'))
+
+
+def test_what_json_has_is_stored() -> None:
+    assert stored_json({"x": None, "y": ["NaN", 1.5]}) == '{"x":null,"y":["NaN",1.5]}'
+    assert stored_json(Loaded(x=None)) == '{"x":null,"text":"null"}'
