@@ -16,15 +16,17 @@ in the schema                              what is done
 ``oneOf``                                  ``anyOf``, where no value can fit two of its schemas
 ``enum``, ``const`` without ``type``       the type of the values is added
 a root that is a ``$ref``                  the definition is written out
+an object without ``required``             ``required: []`` is added, where it has no properties
 =========================================  ==========================================================================
 
 Anything else that strict mode does not take (an open object, an optional property, a schema without a type,
-``uniqueItems``, ``prefixItems``, ``minLength``, a ``format`` that is not on the list, …) leaves the schema as it is,
-with strict off. The answer is checked against the whole schema here, in any case.
+``uniqueItems``, ``prefixItems``, ``minLength``, a ``format`` that is not on the list, a ``pattern`` with look-around, …)
+leaves the schema as it is, with strict off. The answer is checked against the whole schema here, in any case.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +48,9 @@ _FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostnam
 _DEEPEST = 10  # levels of nesting
 _MOST_PROPERTIES = 5000
 _MOST_ENUM_VALUES = 1000
+_LONG_ENUM, _MOST_ENUM_CHARACTERS = 250, 15_000  # what the values of one enumeration may come to, if they are more
+# Look-ahead, look-behind and references to groups, where the parenthesis or the backslash is not escaped.
+_LOOKS_AROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\(\?P=|\\[1-9k])")
 
 
 class NotStrictError(ValueError):
@@ -109,6 +114,9 @@ class _Maker:
                 raise NotStrictError(f"{where} takes further properties ('additionalProperties' is not false)")
             if optional := [name for name in properties if name not in kept.get("required", ())]:
                 raise NotStrictError(f"{where} has an optional property '{optional[0]}'")
+            required = kept.setdefault("required", [])
+            if missing := [name for name in required if name not in properties]:
+                raise NotStrictError(f"{where} requires a property '{missing[0]}' that it does not have")
             self._properties += len(properties)
             kept["properties"] = {
                 name: self._node(child, f"{path}.{name}".lstrip("."), depth + 1) for name, child in properties.items()
@@ -147,6 +155,12 @@ class _Maker:
         """Check what an untyped schema, an enumeration or a format says, and add the type that values have."""
         values = node["enum"] if isinstance(node.get("enum"), list) else [node["const"]] if "const" in node else []
         self._values += len(values)
+        if len(values) > _LONG_ENUM and sum(len(str(value)) for value in values) > _MOST_ENUM_CHARACTERS:
+            raise NotStrictError(
+                f"{where} has more than {_LONG_ENUM} enum values with more than {_MOST_ENUM_CHARACTERS:,} characters"
+            )
+        if isinstance(pattern := node.get("pattern"), str) and _LOOKS_AROUND.search(pattern):
+            raise NotStrictError(f"{where} has a pattern with look-around or a back-reference")
         if "type" not in node and "anyOf" not in node:
             kinds = {_type_of(value) for value in values}
             if len(kinds) != 1 or kinds == {None}:

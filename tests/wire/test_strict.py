@@ -79,7 +79,7 @@ def test_references() -> None:
     assert strict_schema(beside)["properties"]["v"] == {**STAR, "description": "the largest"}
     recursive = holding({"$ref": "#/$defs/Node", "title": "t"}, **{"$defs": {"Node": NODE}})
     made = strict_schema(recursive)
-    assert made["properties"]["v"] == {"$ref": "#/$defs/Node"}
+    assert (made["properties"]["v"]["properties"], made["properties"]["v"]["required"]) == ({}, [])
     assert refusal(made) is None
     root = strict_schema({"$ref": "#/$defs/Node", "$defs": {"Node": NODE}})
     assert root["type"] == "object"
@@ -168,3 +168,38 @@ def test_a_strict_that_is_given_is_sent_as_given() -> None:
     inner = {"name": "n", "schema": holding({"type": "string", "default": "x"}), "strict": True}
     sent = ResponseFormat.of({"type": "json_schema", "json_schema": inner}).wire["json_schema"]
     assert (sent["strict"], sent["schema"]) == (True, inner["schema"])
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        (holding({"type": "string", "pattern": "^(?=a)b"}), "v has a pattern"),
+        (holding({"type": "string", "pattern": "(?<!a)b"}), "v has a pattern"),
+        (holding({"type": "string", "pattern": r"(a)\1"}), "v has a pattern"),
+        (holding({"type": "string"}, required=["v", "w"]), "'w'"),
+        (holding({"enum": [f"{n:060d}" for n in range(251)]}), "enum values"),
+    ],
+)
+def test_what_strict_mode_refuses(schema: dict[str, Any], why: str) -> None:
+    with pytest.raises(NotStrictError, match=why):
+        strict_schema(schema)
+    assert ResponseFormat.of(schema).wire["json_schema"] == {"name": "response", "schema": schema, "strict": False}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "string", "pattern": r"^\(?=\\1$"},
+        {"type": "string", "pattern": "^(?:a|b)+$"},
+        {"type": "string", "enum": [f"{n}" for n in range(251)]},
+        {"type": "string", "enum": [f"{n:060d}" for n in range(250)]},
+    ],
+)
+def test_what_strict_mode_takes(value: dict[str, Any]) -> None:
+    assert strict_schema(holding(value)) == holding(value)
+
+
+def test_an_object_without_properties_requires_none() -> None:
+    made = strict_schema(holding({"type": "object", "additionalProperties": False}))
+    assert (made["properties"]["v"]["properties"], made["properties"]["v"]["required"]) == ({}, [])
+    assert refusal(made) is None
