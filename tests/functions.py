@@ -54,5 +54,38 @@ def crowded(row: dict[str, Any]) -> None:
         _inside -= 1
 
 
+def ending(row: dict[str, Any]) -> Any:
+    """Ends as its row says."""
+    ends: dict[str, BaseException] = {
+        "exit": SystemExit(3),
+        "interrupt": KeyboardInterrupt(),
+        "cancelled": asyncio.CancelledError(),
+        "stop": StopIteration(1),
+        "generator": GeneratorExit(),
+        "half": ValueError("half a surrogate \ud83d"),
+    }
+    if row["end"] in ends:
+        raise ends[row["end"]]
+    return {"input": "fine", "metadata": {"end": row["end"]}}
+
+
+async def ending_async(row: dict[str, Any]) -> Any:
+    if row["end"] == "cancelled":  # something that it awaits is cancelled
+        task = asyncio.ensure_future(asyncio.sleep(10))
+        task.cancel()
+        await task
+    return ending(row)
+
+
+def hanging(row: dict[str, Any]) -> Any:
+    if row["n"] == 0:
+        threading.Event().wait()
+    return row["n"]
+
+
+def large(row: dict[str, Any]) -> Any:
+    return {"x": [10**400, 10**300, 1e300, 2**2000, 1.5][row["n"]]}
+
+
 async def endless(row: dict[str, Any]) -> Any:
     await asyncio.Event().wait()

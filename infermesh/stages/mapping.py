@@ -68,13 +68,13 @@ class Mapper:
                 raise ConfigError(f"{path}: '{spec}' is a {type(self._function).__name__}, not a function.")
 
     def __call__(self, context: Mapping[str, Any]) -> Mapped:
-        """Map a row. Whatever the function raises becomes an ``InputError``."""
+        """Map a row. Whatever the function ends in, exit, interrupt and cancellation too, becomes an ``InputError``."""
         row = {name: value for name, value in context.items() if name not in self._hidden}
         if self._function is None:
             return self._own(row)
         try:
             made = self._function(row)
-        except Exception as error:
+        except BaseException as error:
             raise InputError(f"mapper {self.spec}: {type(error).__name__}: {error}") from error
         return self._checked(made)
 

@@ -6,8 +6,9 @@ import asyncio
 import datetime as dt
 import functools
 import inspect
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
@@ -22,6 +23,7 @@ from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
 from infermesh.limits import make_limiter
 from infermesh.results import FunctionResult
+from infermesh.runtime.foreign import DaemonThreads, Foreign, harmless
 from infermesh.stages.base import Prepared, StageContext, hashed, import_object, module_hash
 from infermesh.store import Column, StageTable
 from infermesh.types import Reply, Request
@@ -135,15 +137,26 @@ def _stored(value: Any, column: Column) -> Any:
     values = value if many and isinstance(value, list | tuple) else [value]
     if (many and values is not value) or not all(_FITS[element](item) for item in values):
         raise FunctionError(f"{column.name}: expected {column.type}, got {str(value)[:80]!r} ({type(value).__name__})")
-    return list(value) if many else value
+    if element in ("DOUBLE", "FLOAT"):  # an integer may be too long for the appender
+        values = [None if item is None else float(item) for item in values]
+    return list(values) if many else values[0]
 
 
 def _integer(bits: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _number(largest: float) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        if isinstance(value, int):
+            return abs(value) <= largest
+        # NaN and infinity are stored as they are.
+        return isinstance(value, float) and not largest < abs(value) < math.inf
+
+    return fits
+
+
+_FLOAT32_MAX = 3.4028234663852886e38
 
 
 def _text(value: Any) -> bool:
@@ -156,8 +169,8 @@ def _anything(value: Any) -> bool:
 
 _SCALARS: dict[str, Callable[[Any], bool]] = {
     "VARCHAR": _text,
-    "DOUBLE": _number,
-    "FLOAT": _number,
+    "DOUBLE": _number(sys.float_info.max),
+    "FLOAT": _number(_FLOAT32_MAX),
     "BIGINT": _integer(64),
     "INTEGER": _integer(32),
     "BOOLEAN": lambda value: isinstance(value, bool),
@@ -176,7 +189,7 @@ class _Function:
         call = function if inspect.isroutine(function) or isinstance(function, functools.partial) else function.__call__
         self._is_async = inspect.iscoroutinefunction(call)
         self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: DaemonThreads | None = None
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
         """Call the function once. After a timeout, a call in a thread goes unawaited: a thread cannot be cancelled."""
@@ -184,11 +197,11 @@ class _Function:
         try:
             async with asyncio.timeout(timeout) as limit:
                 if self._is_async:
-                    value = await self._function(row)
+                    value = await self._on_the_loop(row)
                 else:
                     if self._pool is None:
-                        self._pool = ThreadPoolExecutor(self._threads, f"infermesh-{self._spec}")
-                    value = await asyncio.get_running_loop().run_in_executor(self._pool, self._function, row)
+                        self._pool = DaemonThreads(self._threads, f"infermesh-{self._spec}")
+                    value = await self._pool.call(self._function, row)
         except RequestError:
             raise
         except TimeoutError as error:
@@ -199,9 +212,25 @@ class _Function:
             raise self._failed(error) from error
         return Reply(None, value, _no_header)
 
+    async def _on_the_loop(self, row: Any) -> Any:
+        """Await the function in a task of its own.
+
+        So a cancellation that comes from within, of something the function awaited, is not one of this row's worker;
+        and a function that ignores its cancellation is left behind.
+        """
+        task = asyncio.ensure_future(_guarded(self._function, row))
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
+            task.cancel()
+            raise
+        return task.result()
+
     def _failed(self, error: Exception) -> FunctionError:
-        text = f"{self._spec}: {type(error).__name__}: {error}"
-        return FunctionError(text, retryable=not isinstance(error, _LASTING))
+        ended_in = error.ended_in if isinstance(error, Foreign) else error
+        text = f"{self._spec}: {type(ended_in).__name__}: {ended_in}"
+        return FunctionError(text, retryable=not isinstance(error, (*_LASTING, Foreign)))
 
     async def aclose(self) -> None:
         """Nothing to close: :meth:`close` ends the threads."""
@@ -209,7 +238,18 @@ class _Function:
     def close(self) -> None:
         """End the threads, without waiting for calls that are running."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.close()
+
+
+async def _guarded(function: Any, row: Any) -> Any:
+    """Await a function. An end that would be more than the call's own (exit, interrupt) is a :class:`Foreign`."""
+    try:
+        return await function(row)
+    except BaseException as raised:
+        error = harmless(raised)
+        if error is raised:
+            raise
+        raise error from None
 
 
 def _no_header(name: str) -> str | None:

@@ -115,7 +115,7 @@ def state_row(
         status,
         *outputs,
         error_type,
-        error,
+        None if error is None else error.encode("utf-8", "backslashreplace").decode(),  # half a surrogate is no UTF-8
         attempts,
         deployment,
         model_id,

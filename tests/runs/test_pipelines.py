@@ -250,6 +250,34 @@ class TestPythonStages:
             ("input", "two has no input", 0),
         ]
 
+    @pytest.mark.parametrize("name", ["ending", "ending_async"])
+    def test_whatever_a_function_ends_in_costs_its_row(self, lab: Lab, name: str) -> None:
+        ends = ["exit", "interrupt", "cancelled", "stop", "generator", "half", "none"]
+        lab.rows([{"end": end} for end in ends])
+        mapping = {"name": "lab", "source": {"path": "rows.jsonl"}, "stages": {"s": python(name, max_retries=0)}}
+        outcome = lab.run(mapping)
+        assert (outcome.status, outcome.counts["s"]) == ("failed_rows", {"done": 1, "error": 6})
+        assert lab.sql("SELECT \"end\" FROM s JOIN source USING (row_id) WHERE s.status = 'done'") == [("none",)]
+
+    def test_whatever_a_mapper_ends_in_costs_its_row(self, lab: Lab, simulator: Simulator) -> None:
+        ends = ["exit", "interrupt", "cancelled", "stop", "generator", "half", "none"]
+        lab.rows([{"end": end} for end in ends])
+        outcome = lab.run(experiment(simulator.url, {"a": {"kind": "generate", "mapper": "tests.functions:ending"}}))
+        assert (outcome.status, outcome.counts["a"]) == ("failed_rows", {"done": 1, "error": 6})
+
+    def test_calls_that_hang_do_not_keep_others_waiting(self, lab: Lab) -> None:
+        lab.rows([{"n": n % 2} for n in range(6)])
+        stage = python("hanging", max_retries=0, timeout=0.2, max_parallel_requests=2)
+        outcome = lab.run({"name": "lab", "source": {"path": "rows.jsonl"}, "stages": {"s": stage}})
+        assert outcome.counts["s"] == {"done": 3, "error": 3}
+
+    @pytest.mark.parametrize(("kind", "fit"), [("DOUBLE", [1, 2, 4]), ("FLOAT", [4])])
+    def test_numbers_that_a_column_cannot_hold_cost_their_row(self, lab: Lab, kind: str, fit: list[int]) -> None:
+        lab.rows([{"n": n} for n in range(5)])
+        stage = python("large", columns={"x": kind}, max_retries=0)
+        lab.run({"name": "lab", "source": {"path": "rows.jsonl"}, "stages": {"s": stage}})
+        assert lab.sql("SELECT row_id FROM s WHERE status = 'done' ORDER BY 1") == [(n,) for n in fit]
+
     def test_what_may_pass_is_tried_again(self, lab: Lab, start_simulator: Start) -> None:
         lab.rows(texts(1))
         stage = python("flaky", max_retries=1)
