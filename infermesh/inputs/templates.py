@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
+from jinja2 import (
+    Environment,
+    StrictUndefined,
+    TemplateSyntaxError,
+    Undefined,
+    UndefinedError,
+    meta,
+    nodes,
+    pass_environment,
+)
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.filters import make_attrgetter
 from jinja2.runtime import TemplateReference
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -21,7 +32,16 @@ _ABSENT: Any = object()
 ROW = "row"  # names the whole row in a template, for columns whose name is no identifier
 
 
-class _Method(StrictUndefined):
+class _Missing(StrictUndefined):
+    """What is not there: an error of the row in every use, also within a list or a mapping that becomes text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)  # raises what it is
+
+
+class _Method(_Missing):
     """A method of a value: it can be called, and is no value in any other way.
 
     ``{% for key, value in order.items() %}`` is what it says. ``{{ order.items }}``, of an order without that key, is
@@ -43,6 +63,17 @@ class _Method(StrictUndefined):
         return super().__getattr__(name)
 
 
+class _Code(CodeGenerator):
+    """``{{ a ~ b }}`` has of each value what ``{{ a }}{{ b }}`` has of it: nothing of a null."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("str_join(map(environment.finalize, (")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write(")))")
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """``row.items`` is the column ``items``, not the dict's method: data comes before attributes."""
 
@@ -56,6 +87,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             return obj[argument]
         except (AttributeError, TypeError, LookupError):
             return self._data(super().getitem(obj, argument), obj, argument)
+
+    code_generator_class = _Code
 
     def _data(self, found: Any, obj: Any, name: Any) -> Any:
         if not callable(found) or isinstance(found, Undefined) or not _is_data(obj) or not self.is_safe_callable(found):
@@ -78,12 +111,33 @@ def _empty_for_null(value: Any) -> Any:
     return value
 
 
+@pass_environment
+def _join(environment: Environment, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    """The filter ``join``, with nothing in the place of a null."""
+    items = value if attribute is None else map(make_attrgetter(environment, attribute), value)
+    return str(d).join(str(_empty_for_null(item)) for item in items)
+
+
 def _to_json(value: Any, indent: int | None = None) -> str:
     """The filter ``tojson``: UTF-8, keys in their order, nothing escaped for HTML, NaN as ``null``."""
-    if isinstance(value, Undefined):
-        str(value)  # raises what it is
-    text = dumps(value, _json_form).decode()
+    try:
+        text = dumps(value, _json_form).decode()
+    except TypeError:
+        _refuse_missing(value)  # says more than that it is no JSON
+        raise
     return text if indent is None else json.dumps(loads(text), ensure_ascii=False, indent=indent)
+
+
+def _refuse_missing(value: Any) -> None:
+    """Raise what a value is that is not there, wherever it stands in the one given."""
+    if isinstance(value, Undefined):
+        str(value)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _refuse_missing(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_missing(item)
 
 
 def _json_form(value: Any) -> Any:
@@ -102,9 +156,10 @@ def _json_form(value: Any) -> Any:
 
 
 _ENVIRONMENT = _Environment(
-    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_empty_for_null
+    undefined=_Missing, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_empty_for_null
 )
 _ENVIRONMENT.filters["tojson"] = _to_json
+_ENVIRONMENT.filters["join"] = _join
 
 
 class Template:
@@ -177,10 +232,12 @@ class Template:
     def evaluate(self, context: Mapping[str, Any]) -> Any:
         """Give the value for one row, of a template made with ``expression``. Raises ``InputError``."""
         try:
-            value = self._evaluate(**self._with_row(context))
+            value = self._evaluate(self._with_row(context))  # not by keyword: a column may be called ``self``
+            if not isinstance(value, Undefined):
+                _refuse_missing(value)
         except Exception as error:
             raise self._failed(error) from error
-        if isinstance(value, StrictUndefined):
+        if isinstance(value, Undefined):
             raise InputError(f"{self.path}: '{self.source}' is undefined for this row.")
         return value
 

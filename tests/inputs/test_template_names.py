@@ -99,3 +99,37 @@ def test_tojson_is_json_as_people_write_it() -> None:
 )
 def test_tojson_of_what_json_has_not(value: Any, written: str) -> None:
     assert rendered("{{ v | tojson }}", v=value) == written
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ l | map(attribute='name') | list }}",
+        "{{ [book.items] }}",
+        "{{ {'k': book.no} }}",
+        "{{ (l[9], 1) }}",
+        "{{ [[book.no]] | tojson }}",
+        "{{ [book.no] | string }}",
+        "{{ [book.no] | join }}",
+        "{{ 'a' ~ book.no }}",
+    ],
+)
+def test_what_is_missing_within_a_list_is_an_error_of_the_row(source: str) -> None:
+    context = {"l": [{"name": "a"}, {"n": 1}], "book": {"id": 2}}
+    with pytest.raises(InputError, match=r"name|items|no|9"):
+        Template(source, "p").render(context)
+    if "{" not in source[2:-2]:
+        with pytest.raises(InputError):
+            Template(source, "p", expression=True).evaluate(context)
+
+
+def test_a_null_is_nothing_in_every_text() -> None:
+    context = {"a": "Bob", "b": None, "l": [{"n": "x"}, {"n": None}]}
+    template = Template("{{ a ~ '-' ~ b }}/{{ [a, b] | join('-') }}/{{ l | join(',', attribute='n') }}/{{ b }}", "p")
+    assert template.render(context) == "Bob-/Bob-/x,/"
+    assert Template("{{ a ~ b ~ 1 }}", "p", expression=True).evaluate(context) == "Bob1"
+
+
+def test_a_column_called_self() -> None:
+    assert Template("{{ [row.self, q] }}", "p", expression=True).evaluate({"self": "me", "q": "hi"}) == ["me", "hi"]
+    assert Template("{{ self }}", "p").render({"self": "me"}) == "me"
