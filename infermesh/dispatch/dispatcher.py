@@ -81,8 +81,11 @@ class Dispatcher:
     def stop(self) -> None:
         """Send nothing more: requests that wait for a slot, a limit or a retry end with ``StoppedError``.
 
-        Requests in flight are awaited as before.
+        Requests in flight are awaited as before. Each stage of a model calls it; only the first call does anything: a
+        task that were cancelled twice would end as one that its own caller has cancelled.
         """
+        if self._stopping:
+            return
         self._stopping = True
         for task in self._waiting:
             if task is not None:

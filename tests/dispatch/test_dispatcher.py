@@ -390,6 +390,17 @@ async def test_a_wait_for_a_server_ends_with_stop() -> None:
 
 
 @virtual
+async def test_stopped_twice_is_stopped_once() -> None:
+    rig = Rig({"a": []}, service_s=5.0, max_parallel_requests=2)
+    tasks = [asyncio.create_task(rig.send()) for _ in range(5)]
+    await asyncio.sleep(1)
+    rig.dispatcher.stop()
+    rig.dispatcher.stop()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [RequestMetrics] * 2 + [StoppedError] * 3
+
+
+@virtual
 async def test_headers_of_a_failure_are_read() -> None:
     failure = RateLimitError("slow", status_code=429)
     failure.header = header({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "25s"})

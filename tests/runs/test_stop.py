@@ -54,3 +54,17 @@ def test_in_a_thread_and_beside_a_loop(lab: Lab, start_simulator: Any) -> None:
     assert found[0].exit_code == 130
     assert totals(service)["abandoned"] == 0
     assert lab.one("SELECT count(*) FROM a WHERE status = 'done'") == totals(service)["received"] < 200
+
+
+def test_two_stages_of_one_model_store_what_was_in_flight(lab: Lab, start_simulator: Any) -> None:
+    service = start_simulator(latency_s=0.7)
+    lab.rows(texts(20))
+    mapping = experiment(
+        service.url, {"a": generate(), "b": generate("Again: {{ text }}")}, guards={"max_duration": 0.9}
+    )
+    mapping["deployments"]["d"]["max_parallel_requests"] = 4
+    outcome = lab.run(mapping)
+    assert outcome.exit_code == 4
+    assert totals(service)["abandoned"] == 0
+    done = sum(counts.get("done", 0) for counts in outcome.counts.values())
+    assert done == totals(service)["received"] < 40
