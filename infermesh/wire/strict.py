@@ -20,8 +20,8 @@ an object without ``required``             ``required: []`` is added, where it h
 =========================================  ==========================================================================
 
 Anything else that strict mode does not take (an open object, an optional property, a schema without a type,
-``uniqueItems``, ``prefixItems``, ``minLength``, a ``format`` that is not on the list, a ``pattern`` with look-around, …)
-leaves the schema as it is, with strict off. The answer is checked against the whole schema here, in any case.
+``uniqueItems``, ``prefixItems``, ``minLength``, a ``format`` that is not on the list, a look-around, …) leaves
+the schema as it is, with strict off. The answer is checked against the whole schema here, in any case.
 """
 
 from __future__ import annotations
