@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    _keep_streams()
     try:
         if sys.argv[1:2] == ["-sc"]:
             _complete()
@@ -19,6 +21,37 @@ def main() -> None:
         # The reader has gone (| head): end quietly, and keep the interpreter from flushing into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _keep_streams() -> None:
+    """Let nobody's work end because nobody reads its messages: a closed terminal, ``2>&1 | head -1``, ``2>&-``.
+
+    A closed descriptor 0, 1 or 2 is given to the null device first, or the next file that is opened would take its
+    place and get the messages.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.devnull, "wb")))
+    elif isinstance(sys.stderr, io.TextIOWrapper):
+        raw = _Heard(sys.stderr.fileno(), "wb", closefd=False)
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(raw), sys.stderr.encoding, "backslashreplace", line_buffering=True
+        )
+
+
+class _Heard(io.FileIO):
+    """A stream of messages that goes silent when its reader has gone."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
 
 
 def _complete() -> None:

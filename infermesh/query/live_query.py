@@ -17,6 +17,7 @@ from infermesh.query.carried import carried
 
 LIMIT_BYTES = 256 << 20
 _CHECK_EVERY_S = 0.1
+_EXPLAIN = re.compile(r"^\s*EXPLAIN\b(?:\s+ANALYZE\b)?(?:\s*\([^)]*\))?", re.IGNORECASE)
 _REFUSAL = (
     "a run that goes on answers one query at a time that reads: SELECT, FROM, WITH, VALUES, PIVOT, SHOW, DESCRIBE, "
     "SUMMARIZE, EXPLAIN"
@@ -53,6 +54,8 @@ def write_answer(cursor: duckdb.DuckDBPyConnection, sql: str, file: Path) -> lis
     kinds = duckdb.StatementType
     if len(statements) != 1 or statements[0].type not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
         raise ValueError(f"{_REFUSAL}; not {_kinds(statements)}")
+    if statements[0].type == kinds.EXPLAIN and _explained(cursor, statements[0].query) != [kinds.SELECT]:
+        raise ValueError(f"{_REFUSAL}; EXPLAIN takes a SELECT, since EXPLAIN ANALYZE executes what it explains")
     if (function := _SIDE_EFFECTS.search(sql)) is not None:
         raise ValueError(f"{_REFUSAL}; {function[1]}() has a side effect: wait for the run's end")
     cursor.execute("BEGIN TRANSACTION READ ONLY")
@@ -75,6 +78,12 @@ def _bind(cursor: duckdb.DuckDBPyConnection, statement: Any) -> BoundQuery:
             return bind(cursor, f"FROM (\n{bare(statement.query)}\n)")
     except duckdb.ParserException:
         raise ValueError(_REFUSAL) from None
+
+
+def _explained(cursor: duckdb.DuckDBPyConnection, query: str) -> list[Any]:
+    """The types of the statements that stand behind EXPLAIN; none where that cannot be told."""
+    rest = _EXPLAIN.sub("", query, count=1)
+    return [] if rest == query else [statement.type for statement in cursor.extract_statements(rest)]
 
 
 def _kinds(statements: list[Any]) -> str:

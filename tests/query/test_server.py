@@ -116,6 +116,11 @@ def test_a_result_is_the_same_as_the_files(run: Live, sql: str) -> None:
     [
         "INSERT INTO t VALUES (1, 'a')",
         "EXPLAIN ANALYZE INSERT INTO t VALUES (1, 'a')",
+        "EXPLAIN ANALYZE COPY t TO '{folder}/out.csv'",
+        "explain (analyze) COPY (SELECT 42) TO '{folder}/out.csv'",
+        "EXPLAIN (ANALYZE, FORMAT json) COPY t TO '{folder}/out.csv'",
+        "/* x */ EXPLAIN ANALYZE COPY t TO '{folder}/out.csv'",
+        "EXPLAIN COPY t TO '{folder}/out.csv'",
         "WITH x AS (INSERT INTO t VALUES (1, 'a') RETURNING *) FROM x",
         "DELETE FROM t",
         "DROP TABLE t",
