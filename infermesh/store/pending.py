@@ -13,6 +13,7 @@ from infermesh.exact_json import read
 from infermesh.store.ingest import row_columns
 from infermesh.store.memory import fetch
 from infermesh.store.schema import SOURCE, StageTable, not_retired, quoted
+from infermesh.store.values import python_value
 
 CHUNK = 1024  # row_ids per read
 
@@ -164,7 +165,9 @@ class PendingRows:
         return self._connection.execute(f"SELECT 1 FROM {quoted(table.name)} LIMIT 1").fetchone() is not None
 
     def _select(self) -> str:
-        select = ["s.row_id", *(f"s.{quoted(name)}" for name in self._names)]
+        shown = self._connection.execute(f"SELECT * FROM {self._rows} LIMIT 0").description or ()
+        kinds = {name: kind for name, kind, *_ in shown}
+        select = ["s.row_id", *(python_value(kinds[name], f"s.{quoted(name)}") for name in self._names)]
         joins = []
         if self._origin == SOURCE:
             select.append("e.error")

@@ -9,6 +9,7 @@ from infermesh.inputs.sources import Source
 from infermesh.store.connection import open_duckdb
 from infermesh.store.ingest import ingest, row_columns
 from infermesh.store.schema import SOURCE_ERRORS_DDL, quoted
+from infermesh.store.values import python_value
 
 
 def sample(source: Source) -> list[dict[str, Any]]:
@@ -19,7 +20,9 @@ def sample(source: Source) -> list[dict[str, Any]]:
         columns = row_columns(connection)
         names = [column.name for column in columns]
         json = {column.name for column in columns if column.type == "JSON"}
-        select = ", ".join(quoted(name) for name in names) or "NULL"
+        shown = connection.execute("SELECT * FROM source LIMIT 0").description or ()
+        kinds = {name: kind for name, kind, *_ in shown}
+        select = ", ".join(python_value(kinds[name], quoted(name)) for name in names) or "NULL"
         found = connection.execute(
             f"SELECT {select} FROM source WHERE row_id NOT IN (SELECT row_id FROM source_errors) ORDER BY row_id"
         ).fetchall()

@@ -1,4 +1,4 @@
-"""How values are written in JSON, CSV and Parquet, as SQL expressions.
+"""How values are written in JSON, CSV and Parquet, and given to templates, as SQL expressions.
 
 A value is DuckDB's own text, except where that would be no valid JSON, would lose digits, or could not be read again:
 
@@ -6,6 +6,7 @@ A value is DuckDB's own text, except where that would be no valid JSON, would lo
 - A ``FLOAT`` has its own shortest digits (``0.1``), not those of the double nearest to it (``0.10000000149011612``).
 - A ``BLOB`` is hexadecimal in text formats.
 - Nested values are JSON in CSV.
+- Python's times have microseconds and end: finer and infinite ones are text.
 - Parquet has no 128-bit integers: they are ``DECIMAL(38, 0)``, where DuckDB would write a ``DOUBLE``.
 
 Every place that writes rows takes its expressions from here, so that all of them write the same.
@@ -44,6 +45,14 @@ def json_value(kind: Any, value: str) -> str:
 def parquet_value(kind: Any, value: str) -> str:
     """A value of a DuckDB type as it stands in Parquet."""
     return rebuilt(kind, value, _as_parquet, keys=True)
+
+
+def python_value(kind: Any, value: str) -> str:
+    """A value of a DuckDB type as Python gets it: what it cannot hold is text, such as nanoseconds and infinite times.
+
+    The keys of a ``MAP`` are left to DuckDB.
+    """
+    return rebuilt(kind, value, _as_python)
 
 
 def rebuilt(kind: Any, value: str, change: Change, *, keys: bool = False, depth: int = 0) -> str:
@@ -117,6 +126,32 @@ def _as_json(kind: Any, value: str, depth: int) -> str | None:
             ]
             return f"CASE union_tag({value}) {' '.join(cases)} END"
     return None
+
+
+# Type → the one of Python's that holds its values unless they are finer or infinite.
+_TIMES = {
+    "date": "DATE",
+    "timestamp": "TIMESTAMP",
+    "timestamp_s": "TIMESTAMP",
+    "timestamp_ms": "TIMESTAMP",
+    "timestamp_ns": "TIMESTAMP",
+    "timestamp with time zone": "TIMESTAMPTZ",
+    "timestamptz_ns": "TIMESTAMPTZ",
+    "time_ns": "TIME",
+}
+
+
+def _as_python(kind: Any, value: str, depth: int) -> str | None:
+    if kind.id == "float":
+        return f"{value}::VARCHAR::DOUBLE"
+    held = _TIMES.get(kind.id)
+    if held is None:
+        return None
+    checks = [f"isfinite({value}::{held})"] if held != "TIME" else []
+    if kind.id.endswith("_ns"):
+        checks.append(f"{value}::{held}::{kind} = {value}")
+    either = f'UNION("time" {held}, "text" VARCHAR)'  # Python gets the member's value
+    return f"CASE WHEN {' AND '.join(checks)} THEN {value}::{held}::{either} ELSE {value}::VARCHAR::{either} END"
 
 
 def _as_parquet(kind: Any, value: str, depth: int) -> str | None:

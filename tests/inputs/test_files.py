@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 from collections.abc import Callable
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,28 @@ def test_headers_that_differ_in_case_are_one_column(tmp_path: Path, bad: str) ->
     (tmp_path / "a.csv").write_text("id,Q\n1,x\n")
     (tmp_path / "b.csv").write_text(f"ID,q\n2,y\n{bad}")
     assert load(tmp_path, "*.csv").rows[:2] == [{"id": "1", "Q": "x"}, {"id": "2", "Q": "y"}]
+
+
+def test_values_of_parquet_are_what_they_are_everywhere(tmp_path: Path) -> None:
+    """Python's floats are doubles, and its times have microseconds and end."""
+    ns = "TIMESTAMP_NS '2024-03-31 02:30:00.123456789'"
+    parquet(
+        tmp_path / "x.parquet",
+        f"SELECT 0.1::FLOAT AS f, [0.2::FLOAT] AS l, {{'f': 0.3::FLOAT}} AS s, 'nan'::FLOAT AS nan, {ns} AS ns, [{ns}] "
+        "AS nsl, TIMESTAMP_NS '2024-03-31 02:30:00.5' AS us, 'infinity'::TIMESTAMP AS i, '-infinity'::DATE AS d, "
+        "DATE '2024-03-31' AS day, NULL::TIMESTAMP_NS AS none",
+    )
+    row = load(tmp_path, "x.parquet").rows[0]
+    assert str(row.pop("nan")) == "nan"
+    assert row == {
+        "f": 0.1,
+        "l": [0.2],
+        "s": {"f": 0.3},
+        "ns": "2024-03-31 02:30:00.123456789",
+        "nsl": ["2024-03-31 02:30:00.123456789"],
+        "us": datetime(2024, 3, 31, 2, 30, 0, 500000),
+        "i": "infinity",
+        "d": "-infinity",
+        "day": date(2024, 3, 31),
+        "none": None,
+    }
