@@ -138,7 +138,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(
         _BUSY,
         503,
-        _any(r"(\w+_)?overloaded(_error)?|(\w+_)?unavailable(_error|exception)?|capacity_exceeded|slow_?down"),
+        _any(r"\w*overloaded(_?error)?|\w*unavailable(_?error|exception)?|capacity_exceeded|slow_?down"),
         _any(
             r"\boverloaded\b|\b(over|no|out of) capacity|\b(currently|still|is) loading\b|\bbeing loaded\b",
             r"\bmodel (has )?(crashed|unloaded)|(temporarily|currently) unavailable",
@@ -157,6 +157,7 @@ _RULES: tuple[_Rule, ...] = (
             rf"{_LIMIT_WORDS}\b[^.]{{0,60}}\b(exceeded|reached|hit)|(exceed|reach|hit)\w*\b[^.]{{0,60}}{_LIMIT_WORDS}",
             rf"\b{_LIMIT_WORDS} error|too many requests|\bthrottl(ed|ing)|request rate is too high",
             r"(tokens|requests) per (minute|min|second|hour|day)\b|\b[TR]P[MD]\b|please (wait|slow down)\b",
+            r"\b(hourly|daily|weekly|monthly)\b[^.]{0,40}\b(limit|quota|allowance)",
         ),
         at_5xx=False,
     ),
@@ -209,9 +210,8 @@ _RULES: tuple[_Rule, ...] = (
         _any(r"previous_response_not_found|(image_)?file_not_found|invalid_image_url|failed_to_download_image"),
         _any(
             r"no such (file|image|document) object|\bprevious response\b.{0,80}\bnot found",
-            r"\b(fetch|download|retrieve|load|access|open|read)\w* (the |an? |your )?"
-            r"(image|file|video|audio|document|url)",
-            r"\b(file|image|video|document)\b.{3,160}?\b(not found|does not exist|could not be (found|fetched))",
+            r"\b(fetch|download|retrieve|load)\w* (the |an? |your )?(image|file|video|audio|document|url)\b",
+            r"\b(file|image|video|document)\b(?:(?!\bmodel\b).){3,160}?\b(not found|does not exist|could not be found)",
         ),
         at_5xx=False,
     ),
@@ -327,7 +327,7 @@ def meaning_of(status: int, said: Said, *, asked_to_wait: bool = False) -> Meani
         if status == 429:
             return _at_429(said, asked_to_wait)
         rule = _by_codes(said.codes, status) or _by_words(said.message, status)
-        if rule is not None:
+        if rule is not None and not (status == 401 and rule.meaning in (_BUSY, _RATE)):  # a wrong key stays one
             return rule.meaning
     known = _BY_STATUS.get(status)
     return known if known is not None else _FAILED if status >= 500 else _BAD
@@ -342,7 +342,8 @@ def _at_429(said: Said, asked_to_wait: bool) -> Meaning:
         return rule.meaning
     if asked_to_wait or _A_WAIT.search(said.message):
         return _RATE
-    openais = _QUOTA_OR_CREDIT.search(said.message) and "RESOURCE_EXHAUSTED" not in said.codes
+    geminis = "RESOURCE_EXHAUSTED" in said.codes or "RESOURCE_EXHAUSTED" in said.message
+    openais = not geminis and _QUOTA_OR_CREDIT.search(said.message)
     return _QUOTA_USED_UP if openais or _CREDIT_RULE.words.search(said.message) else _RATE
 
 

@@ -186,6 +186,12 @@ WORDS: list[tuple[str, int, Any, type[RequestError], bool]] = [
     ("a response", 404, {"error": {"message": "Previous response with id 'resp_1' not found.",
      "code": "previous_response_not_found"}}, BadRequestError, False),
     ("a picture", 400, "The model could not fetch the image: https://x/y.png not found", BadRequestError, False),
+    ("a picture's model", 404, "The image model `x` does not exist", NotFoundError, False),
+    ("where to read on", 403, "No access. Read the documentation at https://h/docs", PermissionDeniedError, False),
+    ("a wrong key", 401, "Unknown token, try again later", AuthenticationError, False),
+    ("a day's tokens", 403, "Your request exceeds the daily token allowance", RateLimitError, True),
+    ("OpenRouter, Gemini", 429, {"error": {"message": "Provider returned error", "metadata": {"raw": "You exceeded "
+     "your current quota, please check your plan and billing details. RESOURCE_EXHAUSTED"}}}, RateLimitError, True),
     ("a page that is not there", 404, "File not found", NotFoundError, False),
     ("anybody", 400, {"error": {"message": "temperature must be at least 0"}}, BadRequestError, False),
     ("a prompt that says it", 500, {"error": "boom"}, ServerError, True),
