@@ -66,6 +66,7 @@ _LIST_PRICE_TIERS = ("default", "auto", "standard", "on_demand", "scale")  # on_
 
 _WHOLE = re.compile(r"(\d{1,11})(?:\.0*)?")
 _PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
+_OPENAI = _PLAIN | {"prompt_tokens_details", "completion_tokens_details"}
 _MOST = 2**31 - 1  # what the tables' INTEGER columns hold
 
 
@@ -89,10 +90,16 @@ def usage_of(body: dict[str, Any], *, input_only: bool = False) -> TokenUsage | 
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if type(prompt) is int and type(completion) is int and len(usage) == 3 and "service_tier" not in body:
-        both = prompt + completion  # what most answers have
-        if usage.get("total_tokens") == both and 0 < prompt < both <= _MOST:
-            return TokenUsage(prompt, completion, both)
+    inside, answer = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    if not inside and not answer and usage.keys() <= _OPENAI and "service_tier" not in body:
+        total = usage.get("total_tokens")  # what most answers have
+        if (
+            type(prompt) is int
+            and type(completion) is int
+            and type(total) is int
+            and 0 < prompt < total == prompt + completion <= _MOST
+        ):
+            return TokenUsage(prompt, completion, total)
     units = usage.get("billed_units")
     counts = units if isinstance(units, dict) and not any(name in usage for name in _PROMPT) else usage
     prompt, name = _first(counts, _PROMPT)
@@ -105,16 +112,20 @@ def usage_of(body: dict[str, Any], *, input_only: bool = False) -> TokenUsage | 
     if prompt is None:
         return None
     completion = completion or 0
-    inside, answer = _details(usage, _PROMPT_DETAILS), _details(usage, _COMPLETION_DETAILS)
+    if type(inside) is not dict:
+        inside = _details(usage, _PROMPT_DETAILS)
+    if type(answer) is not dict:
+        answer = _details(usage, _COMPLETION_DETAILS)
+    beside = {} if usage.keys() <= _OPENAI else usage
     cached_inside, written_inside = count(inside.get("cached_tokens")), _first(inside, _WRITTEN_INSIDE)[0]
-    cached = cached_inside or _first(usage, _CACHED)[0]
-    written = _first(usage, _WRITTEN)[0] or written_inside
+    cached = cached_inside or _first(beside, _CACHED)[0]
+    written = _first(beside, _WRITTEN)[0] or written_inside
     cached = cached_inside if cached is None else cached
     kept = (cached or 0) + (written or 0)
     if kept and (kept > prompt or (name in _CACHE_BESIDE and not cached_inside and not written_inside)):
         prompt += kept
     reasoning = count(answer.get("reasoning_tokens"))
-    reasoning = reasoning or _first(usage, _REASONING)[0] or reasoning
+    reasoning = reasoning or _first(beside, _REASONING)[0] or reasoning
     if not input_only:
         difference = max((total or 0) - prompt - completion, 0)
         if reasoning is None:
@@ -143,6 +154,8 @@ def count(value: Any) -> int | None:
 def _first(counts: dict[str, Any], names: Sequence[str]) -> tuple[int | None, str]:
     """The first count above zero, and its name; else zero, where there is one, else ``None``."""
     zero: tuple[int | None, str] = (None, "")
+    if not counts:
+        return zero
     for name in names:
         if name in counts and (number := count(counts[name])) is not None:
             if number:
