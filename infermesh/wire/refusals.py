@@ -70,7 +70,8 @@ class _Rule:
     codes, words
         Patterns: of a whole code, and of a part of the message. Neither looks at case.
     at_5xx
-        Whether it counts where the server says that it failed itself, which says the same or more.
+        Whether it counts at 500 and above. What would only say there that the server fails, or may mean that its model
+        is still loading, does not.
     """
 
     meaning: Meaning
