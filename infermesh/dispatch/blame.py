@@ -22,7 +22,7 @@ from infermesh.errors import (
     ServerError,
 )
 
-__all__ = ["Blame", "blame"]
+__all__ = ["Blame", "blame", "is_unconnected"]
 
 Blame = Literal["request", "window", "refusal", "away", "failure", "quota"]
 
@@ -63,3 +63,8 @@ def blame(error: RequestError, max_pause_s: float) -> Blame:
     if isinstance(error, ServerError | RequestTimeoutError | MalformedResponseError):
         return "failure"
     return "request"
+
+
+def is_unconnected(error: RequestError) -> bool:
+    """Whether there was no connection to the server at all: the request itself cannot be the reason."""
+    return isinstance(error, APIConnectionError) and not vars(error).get("connected", True)

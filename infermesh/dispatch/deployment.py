@@ -123,7 +123,8 @@ class Deployment:
         self.patience_s = patience_s
         self.health = Health()
         self.in_flight = 0
-        self.answered_at = 0.0  # by the dispatcher's clock
+        self.answered_at = 0.0  # by the dispatcher's clock, as the next
+        self.away_at = 0.0  # when it was last certain that the server, and no request, was the reason of a failure
         self.latency_s: float | None = None
         self._measured_at = 0.0
         self._most_slots = math.inf if max_parallel_requests is None else float(max_parallel_requests)

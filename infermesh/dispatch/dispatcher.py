@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from infermesh.dispatch import Deployment, Lease, Router
-from infermesh.dispatch.blame import blame
+from infermesh.dispatch.blame import blame, is_unconnected
 from infermesh.dispatch.pricing import reported_cost
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import (
@@ -45,7 +45,7 @@ class Dispatcher:
     - A 429 pauses its deployment for everybody, for as long as the server asked, and costs the request no retry, within
       ``RetryPolicy.max_pause_s``. Afterwards requests pass one by one first.
     - While no deployment of the model can be reached, and they have patience, nothing is sent but a probe, and no
-      request loses a retry.
+      request loses a retry. A connection that was made and then broke costs one.
 
     Parameters
     ----------
@@ -174,12 +174,15 @@ class _RequestState:
 
     __slots__ = (
         "_attempts",
+        "_away",
+        "_away_at",
         "_counted",
         "_dispatcher",
         "_ended",
         "_failures",
         "_sent",
         "_started",
+        "_suspect",
         "_timeout",
         "_turned_away",
         "_turned_away_at",
@@ -200,6 +203,9 @@ class _RequestState:
         self._attempts: list[Attempt] = []
         self._failures: dict[str, RequestError] = {}
         self._counted = 0  # failures that count as attempts
+        self._away = 0  # failures that do not, since the server is away
+        self._away_at = 0.0
+        self._suspect = False
         self._turned_away = 0
         self._turned_away_at = 0.0
         self.avoid: tuple[str, ...] = ()
@@ -267,22 +273,34 @@ class _RequestState:
                 return others, 0.0
             _tell_long_wait(error, policy.max_pause_s)
             self._give_up(error, now)
-        if fault == "away" and router.awaited() and self._waits_for(router, error):
+        if fault == "away" and router.awaited(deployment) and not self._counts(deployment, error, now):
             self.avoid = ()
-            return router, 0.0
+            self._away += 1
+            # An open circuit makes the request wait in line. Before it opens, the request waits by itself.
+            wait = policy.delay(self._away - 1, error.retry_after, dispatcher._rng)
+            return router, 0.0 if deployment.awaited else wait
         delay = policy.decide(error, self._counted, dispatcher._rng)
         self._counted += 1
         if delay is None:
+            if fault == "away":
+                deployment.away_at = now  # the next request that fails so is not to blame: the server is away
             self._give_up(error, now)
         return router, self._next(deployment, router, delay)
 
-    def _waits_for(self, router: Router, error: RequestError) -> bool:
-        """Whether the request waits for a server that is away, without losing a retry.
+    def _counts(self, deployment: Deployment, error: RequestError, now: float) -> bool:
+        """Whether a failure that looks as if the server were away costs a retry: the request may be the reason.
 
-        Where the server does answer, with a 503, and nobody else waits for it, the request itself may be what it cannot
-        take: then the failure counts.
+        A request that breaks the connection, each time that one is made, is. One that gets a 503 is, once others were
+        answered between two of its own. It may be, where nobody else waits and the server's last word was an answer.
         """
-        return error.status_code is None or any(each.waited_for for each in router.deployments)
+        if is_unconnected(error):
+            deployment.away_at = now
+            return False
+        if isinstance(error, APIConnectionError):
+            return True
+        before, self._away_at = self._away_at, now
+        self._suspect = self._suspect or 0 < before < deployment.answered_at
+        return self._suspect or (deployment.answered_at > deployment.away_at and not deployment.waited_for)
 
     def _turned_away_by(
         self, deployment: Deployment, error: RequestError, router: Router, now: float

@@ -121,11 +121,13 @@ class Router:
             reduced = self._reduced[label] = Router(others, self._strategy, rng=self._rng)
         return reduced
 
-    def awaited(self) -> bool:
-        """Whether requests wait, since no deployment can be reached: some are awaited, and the others refuse."""
-        return any(deployment.awaited for deployment in self.deployments) and all(
-            deployment.awaited or deployment.refuses for deployment in self.deployments
-        )
+    def awaited(self, failed: Deployment | None = None) -> bool:
+        """Whether requests wait, since no deployment can be reached: some are awaited, and the others refuse.
+
+        ``failed`` could not be reached just now: it is awaited, if it has patience, though its circuit may be closed.
+        """
+        awaited = [d.awaited or (d is failed and d.patience_s > 0) for d in self.deployments]
+        return any(awaited) and all(waits or d.refuses for waits, d in zip(awaited, self.deployments, strict=True))
 
     def _ignores_health(self) -> bool:
         """Whether nothing is gained by waiting for a healthy deployment: an only one, or all of them refuse."""

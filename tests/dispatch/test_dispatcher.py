@@ -30,7 +30,8 @@ from infermesh.errors import (
 )
 from infermesh.limits import Limits, LocalRateLimiter, make_limiter
 from infermesh.results import RequestMetrics, TokenUsage
-from infermesh.types import Reply, RoutingStrategy
+from infermesh.transports.http.failures import NO_ANSWER, connection_failed
+from infermesh.types import Reply, Request, RoutingStrategy
 from tests.fakes import ScriptedTransport, header, now, parse_ok, reply, request, settle, virtual, worst_window
 
 WALL = 1_700_000_000.0
@@ -365,10 +366,57 @@ async def test_a_server_that_is_away_is_waited_for_by_all_and_asked_by_one(away:
 
 @virtual
 async def test_a_request_that_alone_meets_503_does_not_wait_for_ever() -> None:
-    rig = Rig({"a": [AWAY[1]] * 50}, patience_s=600.0)
+    rig = Rig({"a": [reply(), *[AWAY[1]] * 50]}, patience_s=600.0)
+    await rig.send()
     with pytest.raises(ServerError):
         await rig.send()
     assert len(rig.transports["a"].sent_at) < 8
+    await rig.send()  # that it happens to the next one, too, shows that the server is away
+    assert len(rig.transports["a"].sent_at) > 50
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+@virtual
+async def test_one_row_at_a_time_waits_for_a_server_that_loads(retries: int) -> None:
+    rig = Rig({"a": [AWAY[1]] * 12}, patience_s=600.0, retry=RetryPolicy(max_retries=retries))
+    for _ in range(10):
+        await rig.send()
+    assert len(rig.transports["a"].sent_at) == 22
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("broken", [APIConnectionError("the connection broke"), ServerError("gone", status_code=502)])
+@virtual
+async def test_a_row_that_breaks_its_server_is_an_error_and_the_others_are_not(
+    broken: RequestError, window: int
+) -> None:
+    async def send(sent: Request, timeout: float | None) -> Reply:
+        await asyncio.sleep(0.1)
+        if "poison" in sent.payload:
+            raise broken
+        return reply()
+
+    rig = Rig({"a": []}, patience_s=600.0)
+    rig.transports["a"].send = send  # type: ignore[assignment,method-assign]
+    gate, start = asyncio.Semaphore(window), now()
+
+    async def one(n: int) -> Any:
+        async with gate:
+            payload = {"poison": True} if n in (3, 50) else {}
+            return await rig.dispatcher.send(Request("chat_completion", payload), parse_ok)
+
+    results = await asyncio.gather(*(one(n) for n in range(100)), return_exceptions=True)
+    assert [n for n, result in enumerate(results) if isinstance(result, RequestError)] == [3, 50]
+    assert now() - start < 60
+
+
+@virtual
+async def test_who_cannot_connect_loses_no_retry_whoever_was_answered_before() -> None:
+    refused = connection_failed("a", "http://a", NO_ANSWER, made=False)
+    rig = Rig({"a": [reply(), *[refused] * 12]}, patience_s=600.0, retry=RetryPolicy(max_retries=0))
+    await rig.send()
+    await rig.send()
+    assert len(rig.transports["a"].sent_at) == 14
 
 
 @virtual

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 from infermesh.errors import APIConnectionError, InputError, MalformedResponseError
 from infermesh.redaction import origin
-from infermesh.transports.errors import timed_out
 from infermesh.transports.http.connection import Connection, Response
 from infermesh.transports.http.failures import (
     BROKE_OFF,
@@ -22,6 +21,7 @@ from infermesh.transports.http.failures import (
     cause_of,
     client_closed,
     connection_failed,
+    no_connection,
 )
 from infermesh.transports.http.form import Form
 from infermesh.transports.http.message import head, origin_of
@@ -163,9 +163,8 @@ class HttpClient:
         except (OSError, ValueError, RuntimeError, ProxyRefusedError) as error:
             if self._closed:
                 raise client_closed(self.label, "was") from None
-            if isinstance(error, TimeoutError) and limit.expired():
-                raise timed_out(self.label, patience, f" (no connection to {self._place})") from None
-            raise self._not_connected(error) from None
+            late = isinstance(error, TimeoutError) and limit.expired()
+            raise self._not_connected(error, no_connection(patience) if late else cause_of(error)) from None
         finally:
             self._waiting.discard(limit)
         if connection not in self._open:
@@ -182,11 +181,10 @@ class HttpClient:
         """The endpoint, and the proxy before it."""
         return origin(self.api_base) + (f" through the proxy {self._proxy}" if self._proxy else "")
 
-    def _not_connected(self, error: Exception) -> APIConnectionError:
-        cause = cause_of(error)
+    def _not_connected(self, error: Exception, cause: Cause) -> APIConnectionError:
         if self._proxy is not None and not isinstance(error, ssl.SSLError):
             cause = cause._replace(check="check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, and the proxy itself")
-        return connection_failed(self.label, self._place, cause)
+        return connection_failed(self.label, self._place, cause, made=False)
 
     def made(self, connection: Connection) -> None:
         """A connection was made."""
@@ -199,7 +197,7 @@ class HttpClient:
 
     def broken(self, cause: Cause) -> APIConnectionError:
         """The error for a connection that broke."""
-        return connection_failed(self.label, origin(self.api_base), cause)
+        return connection_failed(self.label, origin(self.api_base), cause, made=True)
 
     def malformed(self, what: str) -> MalformedResponseError:
         """The error for an answer that cannot be read."""

@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 from infermesh.errors import APIConnectionError
 
-__all__ = ["BROKE_OFF", "NO_ANSWER", "Cause", "ProxyRefusedError", "cause_of", "client_closed", "connection_failed"]
+__all__ = [
+    "BROKE_OFF",
+    "NO_ANSWER",
+    "Cause",
+    "ProxyRefusedError",
+    "cause_of",
+    "client_closed",
+    "connection_failed",
+    "no_connection",
+]
 
 
 class Cause(NamedTuple):
@@ -80,10 +89,23 @@ def _what_to_trust(code: int) -> str:
     )
 
 
-def connection_failed(label: str, place: str, cause: Cause) -> APIConnectionError:
-    """The error for a connection to ``place`` that was not made, or broke."""
-    return APIConnectionError(
+def connection_failed(label: str, place: str, cause: Cause, *, made: bool) -> APIConnectionError:
+    """The error for a connection to ``place`` that was not made, or that was ``made`` and broke.
+
+    Who could not connect is to wait for the server. After that, the request may be what breaks the connection.
+    """
+    error = APIConnectionError(
         f"{label}: {place}: {cause.what}: {cause.check}", deployment=label, retryable=cause.retryable
+    )
+    error.__dict__["connected"] = made  # for infermesh.dispatch.blame alone
+    return error
+
+
+def no_connection(seconds: float) -> Cause:
+    """Why there is no answer where nothing reacts to the attempt to connect: a host that is off, or a firewall."""
+    return Cause(
+        f"no connection within {seconds:g} s",
+        "check that the host in api_base is up, the network and any firewall, and the server's load",
     )
 
 
