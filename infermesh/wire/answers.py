@@ -215,10 +215,8 @@ def _reason(choice: dict[str, Any]) -> str | None:
     if isinstance(reason, dict):  # {"type": "length", "length": 5}
         reason = reason.get("type")
     reason = _text_or_none(reason)
-    bad = ("filtered", "broken")
-    if isinstance(native, str) and ending(native) in bad and ending(reason) not in bad:
-        return native
-    return reason
+    own = ending(native) if isinstance(native, str) else None
+    return native if own in ("filtered", "broken") and own != ending(reason) else reason
 
 
 def _holds_values(message: dict[str, Any]) -> bool:

@@ -31,7 +31,7 @@ _REASONS: dict[Ending, str] = {
     # The text is real, and ends too early: a limit of the request or of the server, or a model that repeats itself.
     "cut": "length max_tokens max_output_tokens model_length max_length model_context_window_exceeded repetition"
     " pause_turn incomplete error_limit token_limit max_tokens_reached max_predicted_tokens_reached"
-    " context_length_reached time_limit compaction",
+    " context_length_reached time_limit max_tool_calls compaction",
     # A filter of the provider's, or the model's own refusal.
     "filtered": "content_filter content_filtered content_filtering safety recitation blocklist prohibited_content spii"
     " language image_safety image_prohibited_content image_recitation sensitive refusal guardrail_intervened"

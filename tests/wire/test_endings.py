@@ -83,6 +83,15 @@ def test_the_providers_own_reason_where_a_gateway_hides_it(native: dict[str, Any
     assert parse_generation("chat_completion", some).finish_reason == "SAFETY"
     told = answer({"finish_reason": "content_filter", "message": {"content": "half"}, **native})
     assert parse_generation("chat_completion", told).finish_reason == "content_filter"
+    failed = answer({"finish_reason": "content_filter", "native_finish_reason": "OTHER", "message": {"content": ""}})
+    with pytest.raises(UnfinishedError, match="OTHER"):
+        parse_generation("chat_completion", failed)
+
+
+def test_a_response_cut_at_a_limit_of_tool_calls() -> None:
+    output = [{"type": "message", "content": [{"type": "output_text", "text": "half"}]}]
+    body = {"status": "incomplete", "incomplete_details": {"reason": "max_tool_calls"}, "output": output}
+    assert parse_generation("responses", Reply(200, body, lambda name: None)).finish_reason == "max_tool_calls"
 
 
 def test_the_providers_own_reason_says_nothing_new_otherwise() -> None:
