@@ -41,15 +41,22 @@ class Waiter:
     cooldown_timeout
         Seconds after which, with all deployments cooling down, ``future`` becomes ``None``: the router is to choose one
         in spite of that. ``None`` waits on.
+    patience_s
+        Seconds for which its model waits for deployments that cannot be reached.
     """
 
-    __slots__ = ("_cooldown_timeout", "_gives_up", "future", "ignores_health", "timer")
+    __slots__ = ("_cooldown_timeout", "_gives_up", "future", "ignores_health", "patience_s", "timer")
 
     def __init__(
-        self, gives_up: Callable[[], bool], ignores_health: Callable[[], bool], cooldown_timeout: float | None
+        self,
+        gives_up: Callable[[], bool],
+        ignores_health: Callable[[], bool],
+        cooldown_timeout: float | None,
+        patience_s: float,
     ) -> None:
         self.future: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
         self.ignores_health = ignores_health
+        self.patience_s = patience_s
         self.timer: asyncio.TimerHandle | None = None
         self._gives_up = gives_up
         self._cooldown_timeout = cooldown_timeout
@@ -91,7 +98,8 @@ class Deployment:
     price
         US dollars of an answer's usage, ``None`` where no price is known.
     patience_s
-        Seconds for which requests wait for a server that cannot be reached; 0 lets them fail as others do.
+        Seconds for which requests wait for a server that cannot be reached, if their model has as much patience; 0 lets
+        them fail as others do.
 
     Raises
     ------
@@ -176,6 +184,10 @@ class Deployment:
     def waited_for(self) -> bool:
         """Whether requests wait for a slot or for the limiter."""
         return bool(self.limiter.waiting or any(waiter.waiting for waiter in self._waiters))
+
+    def waited_for_with(self, patience_s: float) -> bool:
+        """Whether requests with that patience, of one model or of several, wait for a slot."""
+        return any(waiter.waiting and waiter.patience_s == patience_s for waiter in self._waiters)
 
     def can_send(self, now: float) -> bool:
         """Whether a request would be sent at once, as far as can be told."""

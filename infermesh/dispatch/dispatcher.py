@@ -70,8 +70,8 @@ class Dispatcher:
         clock: Callable[[], float] = time.perf_counter,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.router = router
         self.retry = retry or RetryPolicy()
+        self.router = router.with_patience(self.retry.patience_s)
         self._rng = rng or random.Random()
         self._clock = clock
         self._wall = wall

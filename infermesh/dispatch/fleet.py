@@ -72,7 +72,12 @@ class Fleet:
                 strategy=model.routing_strategy,
                 endpoint=model.endpoint,
                 params=model.params,
-                retry=RetryPolicy(max_retries=model.max_retries, max_pause_s=model.max_pause, waits_unasked=True),
+                retry=RetryPolicy(
+                    max_retries=model.max_retries,
+                    max_pause_s=model.max_pause,
+                    waits_unasked=True,
+                    patience_s=self._patience[name],
+                ),
                 timeout=model.timeout,
             )
             for name, model in experiment.models.items()
@@ -162,7 +167,10 @@ class Fleet:
         )
 
     def unreachable(self, now: float) -> str | None:
-        """Why the run is to stop: a model whose deployments have all been away for too long; ``None`` if there is none.
+        """Why the run is to stop: a model whose requests have waited too long for deployments that are away.
+
+        One at least is away, and the others are as well or refuse. ``None``: there is no such model. One without
+        patience lets its requests fail, and stops nobody.
 
         Parameters
         ----------
@@ -170,13 +178,17 @@ class Fleet:
             The event loop's time.
         """
         for name, model in self.models.items():
+            patience = self._patience[name]
             members = [self.deployments[label] for label in model.labels]
-            if not all(member.awaited for member in members) or not any(member.waited_for for member in members):
+            away = [member for member in members if member.awaited]
+            if not patience or not away or not all(member.awaited or member.refuses for member in members):
+                continue
+            if not any(member.waited_for_with(patience) for member in away):
                 continue
             away_s = now - max(member.health.since for member in members)
-            if away_s >= self._patience[name]:
+            if away_s >= patience:
                 each = "; ".join(member.health.why for member in members)
-                return f"models.{name}.max_wait_unreachable is {self._patience[name]:g} s, and nobody answers: {each}"
+                return f"models.{name}.max_wait_unreachable is {patience:g} s, and nobody answers: {each}"
         return None
 
     def _daily(self) -> Iterator[tuple[str, LocalRateLimiter, Sequence[str]]]:

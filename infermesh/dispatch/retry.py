@@ -5,6 +5,7 @@ Pure: no clock, no sleep, no I/O. The dispatcher does the waiting.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -37,6 +38,9 @@ class RetryPolicy:
         answer that anybody got there.
     waits_unasked
         Whether a 429 that does not say how long is waited for as one that does.
+    patience_s
+        Seconds for which requests wait for deployments that cannot be reached, and no longer than each of these is
+        waited for at all; 0: they fail, as others do.
 
     Raises
     ------
@@ -50,9 +54,11 @@ class RetryPolicy:
     jitter_s: float = 0.5
     max_pause_s: float = 60.0
     waits_unasked: bool = False
+    patience_s: float = math.inf
 
     def __post_init__(self) -> None:
-        for name, least in (("max_retries", 0), ("base", 1), ("cap_s", 0), ("jitter_s", 0), ("max_pause_s", 0)):
+        numbers = ("max_retries", "base", "cap_s", "jitter_s", "max_pause_s", "patience_s")
+        for name, least in (dict.fromkeys(numbers, 0) | {"base": 1}).items():
             value = getattr(self, name)
             if not value >= least:  # also catches NaN
                 raise ConfigError(f"{name}: expected a number of at least {least}, got {value!r}")

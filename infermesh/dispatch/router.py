@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Collection, Sequence
 
@@ -35,6 +36,8 @@ class Router:
         One of the three above.
     rng
         Source of the random choices.
+    patience_s
+        Seconds for which this model's requests wait for deployments that cannot be reached; 0: they do not wait.
 
     Raises
     ------
@@ -48,6 +51,7 @@ class Router:
         strategy: RoutingStrategy = "simple-shuffle",
         *,
         rng: random.Random | None = None,
+        patience_s: float = math.inf,
     ) -> None:
         pickers: dict[str, Callable[[list[Deployment], float], Deployment]] = {
             "simple-shuffle": self._shuffle,
@@ -61,6 +65,7 @@ class Router:
             raise ConfigError(f"routing_strategy: expected one of {', '.join(pickers)}, got {strategy!r}")
         self.deployments = tuple(deployments)
         self._only = deployments[0] if len(labels) == 1 else None
+        self.patience_s = patience_s
         self._strategy = strategy
         self._pick = pickers[strategy]
         self._reduced: dict[str, Router] = {}
@@ -118,21 +123,32 @@ class Router:
             others = [deployment for deployment in self.deployments if deployment.label != label]
             if not others:
                 return None
-            reduced = self._reduced[label] = Router(others, self._strategy, rng=self._rng)
+            reduced = self._reduced[label] = Router(others, self._strategy, rng=self._rng, patience_s=self.patience_s)
         return reduced
+
+    def with_patience(self, patience_s: float) -> Router:
+        """A router over the same deployments, for requests that wait so many seconds for those that are away."""
+        if patience_s == self.patience_s:
+            return self
+        return Router(self.deployments, self._strategy, rng=self._rng, patience_s=patience_s)
+
+    def _waits_for(self, deployment: Deployment) -> bool:
+        return deployment.awaited and self.patience_s > 0
 
     def awaited(self, failed: Deployment | None = None) -> bool:
         """Whether requests wait, since no deployment can be reached: some are awaited, and the others refuse.
 
         ``failed`` could not be reached just now: it is awaited, if it has patience, though its circuit may be closed.
         """
+        if not self.patience_s:
+            return False
         awaited = [d.awaited or (d is failed and d.patience_s > 0) for d in self.deployments]
         return any(awaited) and all(waits or d.refuses for waits, d in zip(awaited, self.deployments, strict=True))
 
     def _ignores_health(self) -> bool:
         """Whether nothing is gained by waiting for a healthy deployment: an only one, or all of them refuse."""
         if self._only is not None:
-            return not self._only.awaited
+            return not self._waits_for(self._only)
         return all(deployment.refuses for deployment in self.deployments)
 
     def _gives_up_waiting(self) -> bool:
@@ -145,7 +161,7 @@ class Router:
         In this order: one that would send at once; one with a free slot, whose limiter will make the request wait; and
         where every healthy one is paused, the one whose pause ends first, so that the request waits at its limiter.
         """
-        if self._only is not None and not self._only.awaited:
+        if self._only is not None and not self._waits_for(self._only):
             return self._only if self._only.has_free_slot() else None
         ready = [d for d in self.deployments if d.label not in avoid and d.can_send(now)]
         if ready:
@@ -168,7 +184,7 @@ class Router:
 
     async def _wait(self, avoid: Collection[str], cooldown_timeout: float | None, now: float) -> Lease | None:
         """Wait in the line of every deployment that may serve the request; ``None`` after the cooldown timeout."""
-        waiter = Waiter(self._gives_up_waiting, self._ignores_health, cooldown_timeout)
+        waiter = Waiter(self._gives_up_waiting, self._ignores_health, cooldown_timeout, self.patience_s)
         for deployment in self._preferred(avoid):
             if waiter.waiting:  # the deployment before may have served it at once
                 deployment.add_waiter(waiter, now)

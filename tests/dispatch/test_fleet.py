@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 from typing import Any
@@ -15,21 +16,28 @@ from infermesh.config.schema import DeploymentEntry
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.fleet import Fleet
 from infermesh.dispatch.retry import RetryPolicy
+from infermesh.errors import APIConnectionError, AuthenticationError
 from infermesh.limits import DayUsage, Limits, LocalRateLimiter, OpenLimiter
 from infermesh.limits.composite import CompositeLimiter
+from infermesh.transports.http.failures import NO_ANSWER, connection_failed
 from infermesh.types import LIMITS
-from tests.fakes import virtual
+from tests.fakes import ScriptedTransport, now, request, virtual
 from tests.support import experiment, generate
 
 URL = "http://127.0.0.1:9/v1"
 
 
-def fleet(deployments: dict[str, Any], environ: dict[str, str] | None = None, **sections: Any) -> Fleet:
+def fleet(
+    deployments: dict[str, Any],
+    environ: dict[str, str] | None = None,
+    models: dict[str, Any] | None = None,
+    **sections: Any,
+) -> Fleet:
     mapping = experiment(URL, {"a": generate()}, **sections)
     mapping["deployments"] = {
         label: {"model": "hosted_vllm/x", "api_base": URL} | d for label, d in deployments.items()
     }
-    mapping["models"] = {"m": {"deployments": list(deployments)}}
+    mapping["models"] = models or {"m": {"deployments": list(deployments)}}
     return Fleet(load(mapping), environ=environ or {}, simulator_url="http://127.0.0.1:7/v1")
 
 
@@ -132,3 +140,56 @@ def test_what_is_wrong_names_the_deployment() -> None:
     configs = {"gpu-0": DeploymentConfig("hosted_vllm/x", URL, rpm=-1)}
     with pytest.raises(ConfigError, match=r"deployments\.gpu-0\.rpm: "):
         client_of(configs, Limits())
+
+
+def scripted(found: Fleet, **scripts: Any) -> dict[str, ScriptedTransport]:
+    """Let the deployments play scripts."""
+    played = {label: ScriptedTransport([step] * 10_000, 0.01) for label, step in scripts.items()}
+    for label, transport in played.items():
+        found.deployments[label].transport = transport
+    return played
+
+
+async def stopped_at(found: Fleet, within_s: float) -> tuple[float, str] | None:
+    """When the fleet would stop the run, in seconds from now, and why."""
+    start = now()
+    while now() - start < within_s:
+        await asyncio.sleep(0.25)
+        if reason := found.unreachable(now()):
+            return now() - start, reason
+    return None
+
+
+class TestAway:
+    @virtual
+    async def test_one_that_refuses_beside_one_that_is_away_does_not_keep_the_run_up(self) -> None:
+        models = {"m": {"deployments": ["a", "b"], "max_wait_unreachable": 20.0}}
+        found = fleet({"a": {}, "b": {}}, models=models)
+        scripted(found, a=AuthenticationError("wrong key", status_code=401), b=APIConnectionError("refused"))
+        tasks = [asyncio.create_task(found.models["m"].generate(request())) for _ in range(4)]
+        stopped = await stopped_at(found, 100.0)
+        assert stopped is not None
+        assert stopped[0] == pytest.approx(20, abs=2)
+        assert "wrong key" in stopped[1]
+        assert "refused" in stopped[1]
+        found.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @virtual
+    async def test_each_model_has_its_own_patience_with_a_deployment_that_they_share(self) -> None:
+        patience = {"m": 0.0, "short": 10.0, "long": 40.0}
+        models = {name: {"deployments": ["a"], "max_wait_unreachable": s} for name, s in patience.items()}
+        found = fleet({"a": {}}, models=models)
+        scripted(found, a=connection_failed("a", "http://a", NO_ANSWER, made=False))
+        tasks = {name: asyncio.create_task(found.models[name].generate(request())) for name in ("m", "long")}
+        stopped = await stopped_at(found, 100.0)
+        assert stopped is not None
+        assert stopped[0] == pytest.approx(40, abs=2)
+        assert "models.long.max_wait_unreachable" in stopped[1]
+        assert isinstance(tasks["m"].exception(), APIConnectionError)
+        tasks["short"] = asyncio.create_task(found.models["short"].generate(request()))
+        stopped = await stopped_at(found, 20.0)
+        assert stopped is not None
+        assert "models.short.max_wait_unreachable" in stopped[1]
+        found.stop()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
