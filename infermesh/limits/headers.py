@@ -77,7 +77,7 @@ def parse_reset(text: str | None, now: float) -> float | None:
     Returns
     -------
     float | None
-        Seconds from now; 0 for a time that has passed. ``None``: the text is none of these.
+        Seconds from now; 0 for a time that has passed. ``None``: the text is none of these, or a negative span.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def parse_reset(text: str | None, now: float) -> float | None:
         number = float(text)
     except ValueError:
         return _span(text.lower()) if text[-1] in "sSmMhHdD" else _date(text, now)
-    if not math.isfinite(number):
+    if not (math.isfinite(number) and number >= 0):
         return None
     if number >= EPOCH_MS:
         number = number / 1000 - now
@@ -130,11 +130,17 @@ def _finite(text: str | None) -> float | None:
 
 
 def read(header: Header, families: tuple[Family, ...], now: float) -> list[tuple[Family, Reading]]:
-    """Read those of ``families`` that the reply has. ``now`` is in seconds since the epoch."""
+    """Read those of ``families`` that the reply has. ``now`` is in seconds since the epoch.
+
+    Less than nothing is left (-1), or nothing is ever allowed (a limit of 0): on a success, both say that there is no
+    such quota, or that nobody knows.
+    """
     found = []
     for family in families:
         remaining = _finite(header(family.remaining))
-        if remaining is not None:
-            reset_s, limit = parse_reset(header(family.reset), now), _finite(header(family.limit))
-            found.append((family, Reading(family.unit, max(remaining, 0.0), reset_s, limit)))
+        if remaining is None or remaining < 0:
+            continue
+        limit = _finite(header(family.limit))
+        if limit is None or limit > 0:
+            found.append((family, Reading(family.unit, remaining, parse_reset(header(family.reset), now), limit)))
     return found

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from infermesh.limits import Limits, LocalRateLimiter
+from infermesh.limits import Limits, LocalRateLimiter, OpenLimiter
 from infermesh.limits.headers import parse_reset
 from infermesh.limits.server_gates import LOOK_EVERY, PATIENCE
 from tests.fakes import header, now, virtual
@@ -30,7 +30,6 @@ NOON = dt.datetime(2025, 3, 14, 12, tzinfo=dt.UTC).timestamp()
         ("60", 60),
         ("0.25", 0.25),
         (" 17 ", 17),
-        ("-3", 0),
         (str(NOON + 42), 42),
         (str(int((NOON + 42) * 1000)), 42),
         (str(int(NOON - 42)), 0),
@@ -47,7 +46,8 @@ def test_parse_reset(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", " ", "soon", "s", "1x", "1s2", "nan", "inf", "1h-2m", "2025-99-14T12:00:00Z", "ms", "never"]
+    "text",
+    [None, "", " ", "soon", "s", "1x", "1s2", "nan", "inf", "1h-2m", "-3", "2025-99-14T12:00:00Z", "ms", "never"],
 )
 def test_parse_reset_refuses_the_rest(text: str | None) -> None:
     assert parse_reset(text, NOON) is None
@@ -235,4 +235,16 @@ async def test_absent_headers_are_soon_not_looked_for_but_now_and_then() -> None
 async def test_headers_that_make_no_sense_do_no_harm(value: str) -> None:
     limits = limiter(rpm=60_000)
     limits.observe(header({"x-ratelimit-remaining-requests": value, "x-ratelimit-reset-requests": value}))
-    assert await waited(limits) <= 60.1
+    assert await waited(limits) == 0
+
+
+@pytest.mark.parametrize(
+    ("remaining", "limit", "reset"), [("-1", "-1", ""), ("-1", "1000", "-1"), ("0", "0", "60s"), ("-340", "", "5s")]
+)
+@virtual
+async def test_a_quota_that_is_none_holds_nobody(remaining: str, limit: str, reset: str) -> None:
+    for limits in (limiter(rpd=1000, header_bucket_scope="day"), OpenLimiter()):
+        names = {"remaining": remaining, "limit": limit, "reset": reset}
+        limits.observe(header({f"x-ratelimit-{name}-requests": value for name, value in names.items()}))
+        assert limits.paused_for == 0
+    assert limits.try_acquire() is not None
