@@ -26,6 +26,7 @@ __all__ = ["Blame", "blame", "is_unconnected"]
 
 Blame = Literal["request", "window", "refusal", "away", "failure", "quota"]
 
+_PASSING = (RateLimitError, ServerError, RequestTimeoutError)
 _REFUSALS = (AuthenticationError, PermissionDeniedError, NotFoundError)
 # What a proxy says of a server that is not there, and a server of a model that is still loading: RFC 9110, 15.6, and
 # llama.cpp's and TGI's 503; 521 to 523 are Cloudflare's.
@@ -50,14 +51,14 @@ def blame(error: RequestError, max_pause_s: float) -> Blame:
     """
     if isinstance(error, ContextLengthError):
         return "window"
+    if error.retryable and isinstance(error, _PASSING) and (error.retry_after or 0.0) > max_pause_s:
+        return "refusal"
     if isinstance(error, RateLimitError):
-        if not error.retryable:  # the credit is used up
-            return "refusal"
-        return "refusal" if (error.retry_after or 0.0) > max_pause_s else "quota"
+        return "quota" if error.retryable else "refusal"  # the credit is used up
     if isinstance(error, _REFUSALS):
         return "refusal"
     if isinstance(error, ServerError) and error.status_code in _AWAY and error.retryable:
-        return "refusal" if (error.retry_after or 0.0) > max_pause_s else "away"
+        return "away"
     if isinstance(error, APIConnectionError):
         return "away" if error.retryable else "refusal"  # a certificate that is not trusted
     if isinstance(error, ServerError | RequestTimeoutError | MalformedResponseError):

@@ -132,6 +132,8 @@ class Deployment:
         self.health = Health()
         self.in_flight = 0
         self.answered_at = 0.0  # by the dispatcher's clock, as the next
+        self.answers = 0
+        self.refusals = 0  # requests that were turned away (429)
         self.away_at = 0.0  # when it was last certain that the server, and no request, was the reason of a failure
         self.latency_s: float | None = None
         self._measured_at = 0.0
@@ -161,7 +163,7 @@ class Deployment:
         """
         if self.slots > 1:
             self.slow_starts += 1
-            self._eager_slots = max(2.0, min(self.slots, self.in_flight + 1) / 2)
+            self._eager_slots = max(2.0, min(self.slots, self.in_flight) / 2)
             self.slots = 1.0
 
     def _grow(self) -> None:
@@ -266,10 +268,12 @@ class Deployment:
         """Mean service time in seconds; ``None`` where it was not measured of late."""
         return self.latency_s if now - self._measured_at < LATENCY_LIFE_S else None
 
-    def record_failure(self, now: float, fault: Blame, why: str, *, probe: bool) -> None:
+    def record_failure(self, now: float, fault: Blame, error: RequestError, *, probe: bool) -> None:
         """Count a failure, or a refusal, against the server's health."""
         cause = fault if fault in ("away", "refusal") else "failure"
-        if self.health.failed(now, probe=probe, cause=cause, why=why):
+        # Who refuses for longer than anybody waits is probed all the same: its quota may be raised.
+        asked_s = 0.0 if cause == "refusal" else error.retry_after or 0.0
+        if self.health.failed(now, probe=probe, cause=cause, why=error.message, asked_s=asked_s):
             if cause == "away" and self.patience_s:
                 self.start_slowly()
             for waiter in self._waiters:
@@ -310,7 +314,7 @@ class Lease:
             self._held = False
             deployment, now = self.deployment, asyncio.get_running_loop().time()
             if fault in ("failure", "away", "refusal"):
-                deployment.record_failure(now, fault, error.message, probe=self._probe)
+                deployment.record_failure(now, fault, error, probe=self._probe)
                 if isinstance(error, RequestTimeoutError):  # other failures may be quick, which must not attract load
                     deployment.record_latency(service_s, now)
             elif error.status_code is not None:

@@ -30,6 +30,9 @@ __all__ = ["Dispatcher"]
 
 T = TypeVar("T")
 
+# A request that is turned away so often with a smaller probability than this is not turned away by chance.
+_BY_CHANCE = 1e-4
+
 
 class Dispatcher:
     """Sends the requests of one model; any number at once.
@@ -43,7 +46,8 @@ class Dispatcher:
     - A deployment that refuses everybody, or whose window is too small, is not asked again for this request. The others
       are, at no cost of its retries; only when all have refused is it an error, with each one's word.
     - A 429 pauses its deployment for everybody, for as long as the server asked, and costs the request no retry, within
-      ``RetryPolicy.max_pause_s``. Afterwards requests pass one by one first.
+      ``RetryPolicy.max_pause_s``. Afterwards requests pass one by one first. One that is turned away again and again
+      while others are answered pauses nobody but itself, and loses its retries.
     - While no deployment of the model can be reached, and they have patience, nothing is sent but a probe, and no
       request loses a retry. A connection that was made and then broke costs one.
 
@@ -180,6 +184,7 @@ class _RequestState:
         "_dispatcher",
         "_ended",
         "_failures",
+        "_refusals",
         "_sent",
         "_started",
         "_suspect",
@@ -208,6 +213,7 @@ class _RequestState:
         self._suspect = False
         self._turned_away = 0
         self._turned_away_at = 0.0
+        self._refusals: dict[str, tuple[int, int, int]] = {}  # label → how often, and its counts before the first time
         self.avoid: tuple[str, ...] = ()
 
     async def attempt(
@@ -224,6 +230,7 @@ class _RequestState:
         if usage is not None and self.grant is not None:
             self.grant.settle(usage.prompt_tokens, usage.completion_tokens)
         deployment.answered_at = now
+        deployment.answers += 1
         lease.succeeded(now - self._sent)
         self._record(deployment, now, reply.status_code, None, usage)
         attempts = self._attempts
@@ -251,6 +258,12 @@ class _RequestState:
         error.deployment = deployment.label
         policy = dispatcher.retry
         fault = blame(error, policy.max_pause_s)
+        _tell_long_wait(error, policy.max_pause_s)
+        # Before anything is given back: the next in line is to find the deployment paused.
+        singled_out = fault == "quota" and self._is_singled_out(deployment)
+        if fault == "quota" and not singled_out:
+            deployment.limiter.pause(policy.pause(self._turned_away, error.retry_after, dispatcher._rng))
+            deployment.start_slowly()
         if self.grant is not None and not isinstance(error, InputError):
             status = error.status_code
             if status is None and self.reply is not None:
@@ -266,12 +279,11 @@ class _RequestState:
         if error.rewritten:
             return router, 0.0
         if fault == "quota":
-            return self._turned_away_by(deployment, error, router, now)
+            return router, self._turned_away_by(deployment, error, router, now, singled_out)
         if fault in ("refusal", "window"):
             others = router.without(deployment.label)
             if others is not None:
                 return others, 0.0
-            _tell_long_wait(error, policy.max_pause_s)
             self._give_up(error, now)
         if fault == "away" and router.awaited(deployment) and not self._counts(deployment, error, now):
             self.avoid = ()
@@ -303,22 +315,43 @@ class _RequestState:
         return self._suspect or (deployment.answered_at > deployment.away_at and not deployment.waited_for)
 
     def _turned_away_by(
-        self, deployment: Deployment, error: RequestError, router: Router, now: float
-    ) -> tuple[Router, float]:
-        """Pause the deployment after a 429. The request waits with all others, or goes to another deployment."""
+        self, deployment: Deployment, error: RequestError, router: Router, now: float, singled_out: bool
+    ) -> float:
+        """Seconds to wait after a 429: for its deployment's pause, with all others, or where it is the only one alone.
+
+        Raises
+        ------
+        RequestError
+            It was turned away for too long, or too often while others were answered.
+        """
         policy, rng, asked = self._dispatcher.retry, self._dispatcher._rng, error.retry_after
-        pause = policy.pause(self._turned_away, asked, rng)
-        deployment.limiter.pause(pause)
-        deployment.start_slowly()
         self._turned_away += 1
         self._turned_away_at = self._turned_away_at or now
-        waited = now - max(self._turned_away_at, deployment.answered_at)
-        if not (asked or policy.waits_unasked) or waited > policy.max_pause_s:
-            if policy.decide(error, self._counted, rng) is None:
-                self._give_up(error, now)
+        since = self._turned_away_at if singled_out else max(self._turned_away_at, deployment.answered_at)
+        if now - since + (asked or 0.0) > policy.max_pause_s:
+            self._give_up(error, now)
+        delay = policy.decide(error, self._counted, rng)
+        if singled_out or not (asked or policy.waits_unasked):
             self._counted += 1
-        # The limiter makes the request wait until the pause is over; a back-off would come on top of that.
-        return router, self._next(deployment, router, 0.0)
+            if delay is None:
+                self._give_up(error, now)
+        # In a pause the limiter makes the request wait until it is over; a back-off would come on top of that.
+        return self._next(deployment, router, delay or 0.0 if singled_out else 0.0)
+
+    def _is_singled_out(self, deployment: Deployment) -> bool:
+        """Whether a deployment turns this very request away while it answers the others.
+
+        Of all that was answered or turned away since this request's first refusal, some share was turned away. The
+        request is singled out once it is unlikely that so many refusals have met it by chance.
+        """
+        deployment.refusals += 1
+        times, answers, refusals = self._refusals.get(
+            deployment.label, (0, deployment.answers, deployment.refusals - 1)
+        )
+        self._refusals[deployment.label] = times + 1, answers, refusals
+        refused = deployment.refusals - refusals
+        share = refused / (refused + deployment.answers - answers)
+        return bool(share ** (times + 1) < _BY_CHANCE)
 
     def _next(self, failed: Deployment, router: Router, delay: float) -> float:
         """Choose whom the next attempt avoids; returns the seconds to wait before it."""

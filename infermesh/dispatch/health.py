@@ -59,10 +59,11 @@ class Health:
         self.failures, self.cooldown_s, self.cool_until, self.probing = 0, 0.0, 0.0, False
         self.cause, self.why, self.since = "", "", 0.0
 
-    def failed(self, now: float, *, probe: bool, cause: Cause = "failure", why: str = "") -> bool:
+    def failed(self, now: float, *, probe: bool, cause: Cause = "failure", why: str = "", asked_s: float = 0.0) -> bool:
         """Count a failure; returns whether the circuit opened.
 
-        Failures of requests that were in flight when it opened belong to the same outage, and do not extend it.
+        Failures of requests that were in flight when it opened belong to the same outage, and do not extend it. No
+        probe is sent for ``asked_s`` seconds, where the server has asked for them.
         """
         self.since = self.since or now
         if probe:
@@ -75,7 +76,7 @@ class Health:
             if self.failures < FAILURES_TO_COOL:
                 return False
         self.cooldown_s = min(max(2 * self.cooldown_s, COOLDOWN_S[cause]), LONGEST_COOLDOWN_S[cause])
-        self.cool_until = now + self.cooldown_s
+        self.cool_until = now + max(self.cooldown_s, asked_s)
         return True
 
     def abandoned(self, *, probe: bool) -> None:

@@ -18,9 +18,9 @@ __all__ = ["RetryPolicy"]
 class RetryPolicy:
     """Exponential back-off with jitter.
 
-    The delay after failure ``n`` (from 0) is ``min(base ** n, cap_s) + U(0, jitter_s)`` seconds. Where the server asked
-    for a wait (``Retry-After``), that takes the place of the power, under the same cap. The jitter is added to it, too,
-    so that requests turned away together do not come back together.
+    The delay after failure ``n`` (from 0) is ``min(base ** n, cap_s) + U(0, jitter_s)`` seconds. A wait that the server
+    asked for (``Retry-After``), up to ``max_pause_s``, takes the place of the capped power. The jitter is added to it,
+    too, so that requests turned away together do not come back together.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class RetryPolicy:
     base
         Base of the power, at least 1.
     cap_s
-        Longest wait before jitter, in seconds.
+        Longest wait before jitter where the server asked for none, in seconds.
     jitter_s
         Width of the uniform jitter, in seconds.
     max_pause_s
@@ -100,7 +100,7 @@ class RetryPolicy:
             wait = max(retry_after, 0.0)
         else:
             try:
-                wait = self.base**attempt
+                wait = min(self.base**attempt, self.cap_s)
             except OverflowError:
                 wait = self.cap_s
-        return min(wait, self.cap_s) + rng.random() * self.jitter_s
+        return wait + rng.random() * self.jitter_s
