@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import orjson
 
-__all__ = ["dumps", "loads", "loads_leniently", "read"]
+__all__ = ["dumps", "inexact_members", "loads", "loads_leniently", "read", "read_exactly"]
 
 _LONG_NUMBER = re.compile(r"\d{19}")
 _LONG_NUMBER_IN_BYTES = re.compile(rb"\d{19}")
+_MAYBE_INEXACT = re.compile(r"[\d.]{17}|\d[eE]")
+_BETWEEN = re.compile(r"[\s,:]*")  # what stands between the members of an object
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -52,7 +55,58 @@ def read(text: str | bytes) -> Any:
         return loads_leniently(text)
 
 
-def loads_leniently(text: str | bytes) -> Any:
+def read_exactly(text: str) -> Any:
+    """As :func:`read`, with a ``Decimal`` for each number that a double does not hold.
+
+    Examples
+    --------
+    >>> read_exactly("[0.1, 0.1234567890123456789]")
+    [0.1, Decimal('0.1234567890123456789')]
+    """
+    if _MAYBE_INEXACT.search(text) is None:
+        return read(text)
+    try:
+        orjson.loads(text)
+    except ValueError:  # a number that is too large for a double is one of the reasons
+        return loads_leniently(text, parse_float=_exact)
+    return _decode(text, parse_float=_exact)
+
+
+def inexact_members(text: str) -> dict[str, str]:
+    """Of the members of an object those with a number that a double does not hold, each as it stands there.
+
+    Empty for what is no object, or cannot be read.
+
+    Examples
+    --------
+    >>> inexact_members('{"a": 0.5, "b": [1e400]}')
+    {'b': '[1e400]'}
+    """
+    inexact: list[str] = []
+
+    def number(digits: str) -> float:
+        if isinstance(_exact(digits), Decimal):
+            inexact.append(digits)
+        return 0.0
+
+    decoder = json.JSONDecoder(parse_float=number, parse_int=lambda _: 0, strict=False)
+    found: dict[str, str] = {}
+    try:
+        at = _BETWEEN.match(text, text.index("{") + 1).end()  # type: ignore[union-attr]
+        while text[at] == '"':
+            key, at = decoder.raw_decode(text, at)
+            start = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+            inexact.clear()
+            _, end = decoder.raw_decode(text, start)
+            if inexact:
+                found[key] = text[start:end]
+            at = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
+    except (ValueError, IndexError, RecursionError):
+        return {}
+    return found
+
+
+def loads_leniently(text: str | bytes, *, parse_float: Callable[[str], float | Decimal] | None = None) -> Any:
     """Decode what :func:`loads` refuses, as far as it can be understood.
 
     ``NaN`` and ``Infinity`` become floats; half a surrogate pair, and bytes that are not UTF-8, become U+FFFD. Line
@@ -65,7 +119,7 @@ def loads_leniently(text: str | bytes) -> Any:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    value = _decode(text, strict=False)
+    value = _decode(text, strict=False, parse_float=parse_float)
     if _ESCAPED_SURROGATE.search(text) is None:
         return value
     try:
@@ -108,11 +162,19 @@ def _dumps_any(value: Any, default: Callable[[Any], Any] | None) -> str:
         return write(_finite(value))
 
 
-def _decode(text: str | bytes, *, strict: bool = True) -> Any:
+def _decode(
+    text: str | bytes, *, strict: bool = True, parse_float: Callable[[str], float | Decimal] | None = None
+) -> Any:
     try:
-        return json.loads(text, parse_int=_integer, strict=strict)
+        return json.loads(text, parse_int=_integer, parse_float=parse_float, strict=strict)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _exact(digits: str) -> float | Decimal:
+    """A number as a float where its shortest digits are those that stand there, else as they stand there."""
+    value, exact = float(digits), Decimal(digits)
+    return value if value - value == 0 and Decimal(repr(value)) == exact else exact
 
 
 def _integer(digits: str) -> int | float:

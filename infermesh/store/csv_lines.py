@@ -25,9 +25,9 @@ from infermesh.store.connection import open_duckdb
 from infermesh.store.constants import Constants, select_constants
 from infermesh.store.csv_records import CsvForm, records
 from infermesh.store.plain_files import PlainFile, encoding_by_mark
-from infermesh.store.schema import literal, quoted
+from infermesh.store.schema import listed, literal, quoted
 
-__all__ = ["CsvFile", "Dialect", "Ragged", "csv_relation", "dialect_of", "glob_literal", "read_ragged", "reads_whole"]
+__all__ = ["CsvFile", "Dialect", "Ragged", "csv_relation", "dialect_of", "read_ragged", "reads_whole"]
 
 _DELIMITERS = ",;\t|^~"
 _ONE_COLUMN = "\x1f"  # the delimiter of a file of one column: no text has it
@@ -230,14 +230,8 @@ def csv_relation(files: Sequence[CsvFile], buffer_size: int) -> str:
         else:
             parts.append((shown, options, [file.readable]))
     return " UNION ALL BY NAME ".join(
-        f"SELECT *{shown} FROM read_csv([{', '.join(literal(glob_literal(name)) for name in names)}], {options})"
-        for shown, options, names in parts
+        f"SELECT *{shown} FROM read_csv({listed(names)}, {options})" for shown, options, names in parts
     )
-
-
-def glob_literal(file: str) -> str:
-    """A file's name as a pattern that matches it alone: DuckDB takes each name for a pattern."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in file)
 
 
 def reads_whole(relation: str, limits: Mapping[str, str]) -> bool:

@@ -6,6 +6,7 @@ Rows that are on their way are in no table yet, so they are put into one in memo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,7 @@ import duckdb
 import orjson
 
 from infermesh.errors import ConfigError, InputError
+from infermesh.exact_json import dumps
 from infermesh.hints import nearest, one_line
 from infermesh.store.connection import open_duckdb
 from infermesh.store.schema import Column, StageTable, quoted
@@ -136,4 +138,6 @@ class RowFilter:
 
 
 def _stored(value: Any, column: Column) -> Any:
-    return orjson.dumps(value).decode() if column.type == "JSON" and value is not None else value
+    if column.type != "JSON" or value is None:
+        return value
+    return str(value) if isinstance(value, Decimal) else dumps(value, str).decode()

@@ -17,24 +17,34 @@ import duckdb
 import orjson
 
 from infermesh.errors import ConfigError
+from infermesh.exact_json import inexact_members
 from infermesh.hints import one_line
 from infermesh.inputs.sources import Source
 from infermesh.store.column_types import set_types
+from infermesh.store.connection import open_duckdb
 from infermesh.store.constants import Constants, constant, folder_columns, select_constants, without
 from infermesh.store.csv_lines import (
     CsvFile,
     csv_relation,
     dialect_of,
-    glob_literal,
     read_ragged,
     reads_whole,
     unique_names,
 )
+from infermesh.store.parquet_types import parquet_reader, united_numbers
 from infermesh.store.plain_files import PlainFile, holds_array, plain_files, utf8_copy, workshop
-from infermesh.store.schema import SOURCE, Column, literal, quoted
+from infermesh.store.schema import SOURCE, Column, listed, literal, quoted
 
 _RESERVED = ("row_id", "row_key")
 _MAX_LINE = 32 * 1024 * 1024  # bytes; the JSON reader holds buffers of twice this size
+_BATCH = 1024  # rows
+# Whether a line may have a number that a double does not hold. DuckDB reads doubles, so it writes such a number
+# otherwise, unless it is too large for one.
+_INEXACT = (
+    "(regexp_matches(json, '[0-9.]{17}|[0-9][eE]') AND (regexp_matches(json, '[eE][+]?[0-9]{3}') "
+    "OR replace(json, ' ', '') <> replace(json(json)::VARCHAR, ' ', '')))"
+)
+_NUMBERS = "regexp_extract_all(json, '[-+0-9.eE]{5,}')::VARCHAR"
 _CSV_BUFFER = 4_000_000  # bytes, the least it takes (two lines); the CSV reader holds some for each of the files
 
 
@@ -117,11 +127,13 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequenc
     ]
     relation = " UNION ALL ".join(relations) or f"SELECT NULL::JSON AS json{_folder_values(folders, {})} WHERE false"
     lines = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM (SELECT * FROM ({relation}) {_limit(source)}))"
-    content = "json(json)::VARCHAR"
+    content = f"CASE WHEN {_INEXACT} THEN json(json)::VARCHAR || {_NUMBERS} ELSE json(json)::VARCHAR END"
     if folders:
         content += f" || to_json([{', '.join(f'f{number}' for number in range(len(folders)))}])::VARCHAR"
-    _make_keys(connection, lines, content)
+    _make_keys(connection, lines, content, marked=_INEXACT)
+    inexact = _inexact_values(connection, lines)
     structure, repeated = _json_structure(connection, lines)
+    structure |= {key: "JSON" for key in structure if key in inexact}
     names = unique_names(list(structure))
     columns = ""
     if structure:
@@ -137,6 +149,14 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequenc
     check_names([*names, *added])
     columns += "".join(f", {place} AS {quoted(name)}" for name, place in added.items())
     _create(connection, table, lines, columns)
+    for name, key in zip(names, structure, strict=True):
+        if key in inexact:
+            connection.execute(
+                f"UPDATE {quoted(table)} AS s SET {quoted(name)} = i.value FROM inexact i WHERE i.key = ? AND "
+                "i.row_id = s.row_id",
+                [key],
+            )
+    connection.execute("DROP TABLE inexact")
     connection.execute(
         "INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' "
         "WHEN json_type(json) = 'OBJECT' THEN 'a key stands there twice' "
@@ -149,7 +169,7 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequenc
 
 def _json_reader(paths: Sequence[str], *, array: bool) -> str:
     return (
-        f"read_json_objects({_listed(paths)}, format='{'array' if array else 'newline_delimited'}', "
+        f"read_json_objects({listed(paths)}, format='{'array' if array else 'newline_delimited'}', "
         f"ignore_errors=true, compression='none', maximum_object_size={_MAX_LINE})"
     )
 
@@ -160,15 +180,30 @@ def _folder_values(folders: Mapping[str, str], found: Constants) -> str:
     return "".join(f", {constant(values.get(name))} AS f{number}" for number, name in enumerate(folders))
 
 
-def _listed(files: Sequence[str]) -> str:
-    return f"[{', '.join(literal(glob_literal(file)) for file in files)}]"
-
-
 def _limit(source: Source) -> str:
     return "" if source.limit is None else f"LIMIT {source.limit}"
 
 
-def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str) -> None:
+def _inexact_values(connection: duckdb.DuckDBPyConnection, lines: str) -> set[str]:
+    """Make the table ``inexact`` of the values with a number that a double does not hold, and return their keys.
+
+    DuckDB rounds such numbers as soon as it reads the JSON around them.
+    """
+    connection.execute("CREATE TEMP TABLE inexact (row_id BIGINT, key VARCHAR, value VARCHAR)")
+    keys: set[str] = set()
+    if connection.execute("SELECT 1 FROM __marked LIMIT 1").fetchone() is not None:
+        limits = {name: _setting(connection, name) for name in ("memory_limit", "threads")}
+        with open_duckdb(config=limits) as other, connection.appender("inexact") as appender:
+            found = other.execute(f"SELECT row_id, json FROM {lines} WHERE {_INEXACT}")
+            while rows := found.fetchmany(_BATCH):
+                values = [(row_id, *each) for row_id, text in rows for each in inexact_members(text).items()]
+                keys.update(key for _, key, _ in values)
+                appender.append_rows(values)
+    connection.execute("DROP TABLE __marked")
+    return keys
+
+
+def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str, marked: str | None = None) -> None:
     """Make the table ``__keys``: for each row, in order, the hash of its content and the number of its occurrence.
 
     Parameters
@@ -177,11 +212,16 @@ def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str) -
         A subquery with a ``row_id``.
     content
         SQL over these rows; null for a malformed row.
+    marked
+        A condition over these rows: the ``row_id`` of each that meets it goes into the table ``__marked``.
     """
     # This step takes the most memory, so it comes first: rows that are too long fail here.
     connection.execute(
-        f"CREATE TEMP TABLE __hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash FROM {rows}"
+        f"CREATE TEMP TABLE __hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash"
+        f"{f', {marked} AS marked' if marked else ''} FROM {rows}"
     )
+    if marked:
+        connection.execute("CREATE TEMP TABLE __marked AS SELECT row_id FROM __hashes WHERE marked")
     connection.execute(
         "CREATE TEMP TABLE __repeated AS SELECT row_id, row_number() OVER (PARTITION BY hash ORDER BY row_id) AS "
         "occurrence FROM __hashes WHERE hash IN (SELECT hash FROM __hashes GROUP BY hash HAVING count(*) > 1)"
@@ -317,18 +357,20 @@ def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[PlainFile]) -
 
 
 def _parquet(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[PlainFile], table: str) -> None:
-    parts: list[tuple[Constants, list[str]]] = []
+    replaced = united_numbers(connection, [file.path for file in files])
+    parts: list[tuple[Constants, str, list[str]]] = []
     for file in files:
         constants = folder_columns(file.name) if source.hive else {}
-        if parts and parts[-1][0] == constants:
-            parts[-1][1].append(file.path)
+        replacing = replaced.get(file.path, "")
+        if parts and parts[-1][:2] == (constants, replacing):
+            parts[-1][2].append(file.path)
         else:
-            parts.append((constants, [file.path]))
+            parts.append((constants, replacing, [file.path]))
     relations = []
-    for constants, paths in parts:
-        read = f"read_parquet({_listed(paths)}, union_by_name=true, hive_partitioning=false)"
+    for constants, replacing, paths in parts:
+        read = parquet_reader(paths)
         names = [row[0] for row in connection.execute(f"DESCRIBE FROM {read}").fetchall()] if constants else []
-        relations.append(f"SELECT *{select_constants(without(constants, names))} FROM {read}")
+        relations.append(f"SELECT *{replacing}{select_constants(without(constants, names))} FROM {read}")
     _create_from(connection, table, " UNION ALL BY NAME ".join(relations), _limit(source), SOURCE)
 
 

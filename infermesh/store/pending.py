@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 
 from infermesh.errors import StoreError
-from infermesh.exact_json import read
+from infermesh.exact_json import read, read_exactly
 from infermesh.store.ingest import row_columns
 from infermesh.store.memory import fetch
 from infermesh.store.schema import SOURCE, StageTable, not_retired, quoted
@@ -212,7 +212,7 @@ class PendingRows:
             for number in self._json:
                 if changed[number] is not None:
                     try:
-                        changed[number] = read(changed[number])
+                        changed[number] = read_exactly(changed[number])
                     except ValueError as error:  # nested more deeply than can be read
                         unreadable = f"{self._names[number - 1]}: {error}"
             row = tuple(changed)

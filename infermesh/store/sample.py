@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infermesh.exact_json import read
+from infermesh.exact_json import read_exactly
 from infermesh.inputs.sources import Source
 from infermesh.store.connection import open_duckdb
 from infermesh.store.ingest import ingest, row_columns
@@ -28,7 +28,7 @@ def sample(source: Source) -> list[dict[str, Any]]:
         ).fetchall()
     return [
         {
-            name: read(value) if name in json and value is not None else value
+            name: read_exactly(value) if name in json and value is not None else value
             for name, value in zip(names, row, strict=False)
         }
         for row in found

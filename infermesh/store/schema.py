@@ -5,7 +5,7 @@ Times are UTC timestamps, durations seconds, costs US dollars.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -56,6 +56,12 @@ def quoted(name: str) -> str:
 def literal(text: str) -> str:
     """``text`` as an SQL string."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def listed(files: Iterable[str]) -> str:
+    """Files as a list in SQL, each as a pattern that matches it alone: DuckDB takes each name for a pattern."""
+    patterns = ("".join(f"[{sign}]" if sign in "*?[" else sign for sign in file) for file in files)
+    return f"[{', '.join(map(literal, patterns))}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import gzip
 import sys
 from collections.abc import Callable
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,44 @@ def test_values_of_parquet_are_what_they_are_everywhere(tmp_path: Path) -> None:
         "day": date(2024, 3, 31),
         "none": None,
     }
+
+
+def test_integers_beside_floats_are_never_rounded(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", "SELECT 9007199254740993 AS a, 1 AS b, 12345678901234567.89::DECIMAL(20, 2) AS c")
+    parquet(tmp_path / "b.parquet", "SELECT 0.5::DOUBLE AS A, 0.1::FLOAT AS b, 0.5::DOUBLE AS c, {'a': 0.5} AS s")
+    loaded = load(tmp_path, "*.parquet")
+    assert loaded.types == {"a": "JSON", "b": "DOUBLE", "c": "JSON", "s": "STRUCT(a DECIMAL(2,1))"}
+    assert [row["a"] for row in loaded.rows] == [9007199254740993, 0.5]
+    assert [row["b"] for row in loaded.rows] == [1, 0.1]
+    assert "12345678901234567.89" in str(loaded.rows[0]["c"])
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_numbers_of_json_keep_every_digit(tmp_path: Path, blank: str) -> None:
+    lines = [
+        '{"p":0.1234567890123456789,"o":{"k":[12345678901234567.89]},"z":1}',
+        '{"p":1234567890123456789.5,"o":{"k":[0.5]},"z":2.5}',
+        '{"p":1e400,"o":{},"z":1e5}',
+        '{"p":0.30000000000000004,"o":{},"z":1.50}',
+        '{"p":0.1234567890123456788,"o":{},"z":1}',
+    ]
+    loaded = load_text(tmp_path, "\n".join(lines).replace(":", f":{blank}"), "x.jsonl")
+    assert loaded.types == {"p": "JSON", "o": "JSON", "z": "DOUBLE"}
+    assert [str(row["p"]) for row in loaded.rows] == [
+        "0.1234567890123456789",
+        "1234567890123456789.5",
+        "1E+400",
+        "0.30000000000000004",
+        "0.1234567890123456788",
+    ]
+    assert loaded.rows[0]["o"] == {"k": [Decimal("12345678901234567.89")]}
+    assert [row["z"] for row in loaded.rows] == [1, 2.5, 1e5, 1.5, 1]
+    assert all(type(row["z"]) is float for row in loaded.rows)
+    assert len({key.partition("-")[0] for key in loaded.keys}) == 5
+
+
+def test_a_number_too_large_for_a_double_is_no_infinity(tmp_path: Path) -> None:
+    assert [str(row["a"]) for row in load_text(tmp_path, '{"a":1e400}\n{"a":0.5}\n', "x.jsonl").rows] == [
+        "1E+400",
+        "0.5",
+    ]
