@@ -25,6 +25,9 @@ __all__ = ["Deployment", "Lease", "Waiter"]
 LATENCY_ALPHA = 0.2
 LATENCY_LIFE_S = 60.0
 
+# A server that nobody has asked for so many seconds is not started slowly any more: what it told is no longer true.
+FORGET_S = 60.0
+
 # Slots that count as no bound any more while they grow.
 _MANY_SLOTS = 16_384.0
 
@@ -141,6 +144,7 @@ class Deployment:
         self.slots = self._most_slots  # fewer after a pause, until the server shows that it takes more
         self.slow_starts = 0
         self._eager_slots = math.inf  # up to here the slots double, above they grow by one
+        self._idle_since = math.inf  # while nobody asks for a slot, and they are fewer than they may be
         self._waiters: deque[Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -159,18 +163,23 @@ class Deployment:
         """Let one request through, then twice as many with each round of answers: after a pause, and after an outage.
 
         All that waited would otherwise arrive at once, and most of them be turned away again. From half of what was in
-        flight on, it is one more a round (slow start and congestion avoidance of TCP, RFC 5681).
+        flight on, it is one more a round (slow start and congestion avoidance of TCP, RFC 5681). What was sent alone
+        tells nothing of how many the server takes: it bounds nothing.
         """
         if self.slots > 1:
             self.slow_starts += 1
-            self._eager_slots = max(2.0, min(self.slots, self.in_flight) / 2)
+            if self.in_flight > 1:
+                self._eager_slots = max(2.0, min(self.slots, self.in_flight) / 2)
             self.slots = 1.0
 
     def _grow(self) -> None:
         """Count an answer in favor of more slots."""
         self.slots += 1.0 if self.slots < self._eager_slots else 1.0 / self.slots
         if self.slots >= min(self._most_slots, _MANY_SLOTS):
-            self.slots, self._eager_slots = self._most_slots, math.inf
+            self._start_fully()
+
+    def _start_fully(self) -> None:
+        self.slots, self._eager_slots, self._idle_since = self._most_slots, math.inf, math.inf
 
     def has_free_slot(self) -> bool:
         """Whether a slot is free for which no request waits."""
@@ -204,6 +213,10 @@ class Deployment:
 
     def lease(self, now: float) -> Lease:
         """Take a slot."""
+        if self.slots < self._most_slots:
+            if now - self._idle_since > FORGET_S:
+                self._start_fully()
+            self._idle_since = math.inf
         self.in_flight += 1
         return Lease(self, self.health.begin(now) if self.health.cool_until else False)
 
@@ -212,10 +225,13 @@ class Deployment:
         self.in_flight -= 1
         if self._waiters:
             self._serve_waiters()
+        elif not self.in_flight and self.slots < self._most_slots:
+            self._idle_since = asyncio.get_running_loop().time()
 
     def add_waiter(self, waiter: Waiter, now: float) -> None:
         """Put a waiter at the end of the line."""
         self._drop_served()
+        self._idle_since = math.inf
         self._waiters.append(waiter)
         if self.health.cool_until:
             waiter.start_timeout()

@@ -367,6 +367,43 @@ async def test_a_429_that_does_not_say_how_long_is_waited_for_where_the_policy_s
     assert len(rig.transports["a"].sent_at) == 2
 
 
+async def crowd(rig: Rig, requests: int, window: int) -> float:
+    """Seconds that so many requests take, with so many at once."""
+    start, gate = now(), asyncio.Semaphore(window)
+
+    async def one() -> None:
+        async with gate:
+            await rig.send()
+
+    await asyncio.gather(*(one() for _ in range(requests)))
+    return now() - start
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 120.0])
+@virtual
+async def test_a_429_of_a_lone_request_does_not_bound_those_that_follow(idle_s: float) -> None:
+    rig = Rig({"a": [RateLimitError("slow", status_code=429, retry_after=1.0)]}, service_s=1.0)
+    await rig.send()
+    await asyncio.sleep(idle_s)
+    assert await crowd(rig, 2560, 256) < 20
+
+
+@virtual
+async def test_a_slow_start_is_forgotten_while_nobody_asks_and_not_in_a_pause() -> None:
+    limited = [RateLimitError("slow", status_code=429, retry_after=90.0)] * 2
+    rig = Rig({"a": list(limited)}, service_s=1.0, retry=RetryPolicy(max_pause_s=600, jitter_s=0))
+    start = now()
+    await asyncio.gather(*(rig.send() for _ in range(20)))
+    assert [round(at - start) for at in rig.transports["a"].sent_at[20:]] == [91, 92]
+    rig.transports["a"].script.extend(limited)
+    await asyncio.gather(rig.send(), rig.send())
+    assert await crowd(rig, 2560, 256) > 60
+    rig.transports["a"].script.extend(limited)
+    await asyncio.gather(rig.send(), rig.send())
+    await asyncio.sleep(120)
+    assert await crowd(rig, 2560, 256) < 20
+
+
 REFUSALS = [
     AuthenticationError("wrong key", status_code=401),
     PermissionDeniedError("no credit", status_code=402),
