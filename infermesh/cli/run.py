@@ -31,8 +31,9 @@ from infermesh.config.compose import (
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.exact_json import loads
-from infermesh.hints import command, nearest
+from infermesh.hints import command, nearest, one_line
 from infermesh.query.summary import describe, newest_unfinished
+from infermesh.redaction import redact
 from infermesh.runs.control import Control
 from infermesh.runs.execute import execute
 from infermesh.runs.stats import Observer
@@ -71,8 +72,18 @@ def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
         except InfermeshError as error:
             fail(str(error))
         except Exception as error:
-            fail(composition_error(error, Path.cwd(), config_dir))
+            fail(_before_the_job(error, job, config_dir))
     return sweep.report() if sweep.folder is not None or sweep.interrupted else job.code
+
+
+def _before_the_job(error: Exception, job: _Job, config_dir: Path | None) -> str:
+    """What went wrong in Hydra, on one line. An error of a job itself is raised again."""
+    try:
+        return composition_error(error, job.home, config_dir)
+    except Exception:
+        if job.began:
+            raise
+        return f"Hydra cannot run this: {type(error).__name__}: {redact(one_line(error, 300))}"
 
 
 def _hydra_main(job: _Job) -> Any:
@@ -91,14 +102,16 @@ class _Job:
     def __init__(self, config_dir: Path | None, sweep: Sweep) -> None:
         self._config_dir = config_dir
         self._sweep = sweep
-        self._home = Path.cwd()
+        self.home = Path.cwd()
+        self.began = False
         self.code = 0
 
     def run(self, config: Any) -> int:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        os.chdir(self._home)  # hydra.job.chdir: a declaration's paths are the project's all the same
+        self.began = True
+        os.chdir(self.home)  # hydra.job.chdir: a declaration's paths are the project's all the same
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         with contextlib.suppress(ValueError):

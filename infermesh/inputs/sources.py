@@ -75,6 +75,16 @@ class Source:
         return "\n".join(parts)
 
 
+def _pattern(path: Path) -> str:
+    """A path as a pattern in which the folders that are there stand for themselves: one may be called ``run [x]``."""
+    found = Path(path.anchor)
+    parts = []
+    for part in path.relative_to(path.anchor).parts:
+        found /= part
+        parts.append(glob.escape(part) if found.exists() else part)
+    return os.path.join(glob.escape(path.anchor), *parts)
+
+
 def resolve_source(config: SourceConfig, roots: Sequence[Path]) -> Source:
     """Find the files of a source, or load its dataset.
 
@@ -96,8 +106,8 @@ def resolve_source(config: SourceConfig, roots: Sequence[Path]) -> Source:
         return Source((), None, config.sql, config.limit)
     files: list[str] = []
     for root in roots:
-        pattern = str(root / os.path.expanduser(config.path))
-        matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        path = root / os.path.expanduser(config.path)
+        matches = [str(path)] if path.is_file() else sorted(glob.glob(_pattern(path), recursive=True))
         files = [match for match in matches if os.path.isfile(match)]
         if files:
             break

@@ -417,6 +417,8 @@ def connect(
     StoreError
         The file is no DuckDB database.
     """
+    if "?" in str(path) and not read_only:  # DuckDB puts its write-ahead log into a folder that is not there
+        raise StoreError(f"{path}: DuckDB cannot write where a folder has a ? in its name. Rename it.")
     try:
         return open_duckdb(str(path), config, read_only=read_only)
     except duckdb.Error as error:

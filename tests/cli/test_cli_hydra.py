@@ -172,3 +172,16 @@ def test_a_time_with_a_zone_is_the_same_everywhere(tmp_path: Path, simulator: Si
         found.append((stored, (tmp_path / folder / "s.jsonl").read_text(), asked.stdout))
     assert found[0] == found[1]
     assert found[0][0][0][1] == "done"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-m", SWEPT, "--cfg", "job"), ("-m", "hydra.sweeper.params={stages.a.max_parallel_requests: '1,2'}")],
+)
+def test_what_hydra_cannot_do_is_said_in_one_line(
+    tmp_path: Path, simulator: Simulator, arguments: tuple[str, ...]
+) -> None:
+    project(tmp_path, simulator)
+    ran = infermesh("run", "+experiment=mine", *arguments, cwd=tmp_path)
+    assert "Traceback" not in ran.stderr
+    assert ran.returncode == 0 or len([line for line in ran.stderr.splitlines() if line.startswith("error: ")]) == 1

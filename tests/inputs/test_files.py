@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from infermesh.errors import ConfigError
+from infermesh.errors import ConfigError, StoreError
 from tests.loaded import load, load_text
 
 if sys.version_info >= (3, 14):
@@ -97,6 +97,15 @@ def test_a_file_of_no_bytes_has_no_rows(tmp_path: Path, name: str) -> None:
         text = b"id\n1\n" if format == "csv" else b'{"id": "1"}\n'
         file.write_bytes(PACKED[packing](text) if packing else text)
     assert load(tmp_path, f"*.{name}").rows == [{"id": "1"}]
+
+
+def test_a_glob_below_folders_that_look_like_patterns(tmp_path: Path) -> None:
+    project = tmp_path / "p [1]"
+    (project / "run [x]").mkdir(parents=True)
+    for number in (1, 2):
+        (project / "run [x]" / f"{number}.jsonl").write_text(f'{{"a": {number}}}\n')
+    for path in ("run [x]/*.jsonl", "run [x]/[12].jsonl", "run*/*.jsonl", "**/*.jsonl"):
+        assert fresh(project, path) == [{"a": 1}, {"a": 2}], path
 
 
 def test_each_json_file_is_an_array_or_lines(tmp_path: Path) -> None:
@@ -231,3 +240,9 @@ def test_a_number_too_large_for_a_double_is_no_infinity(tmp_path: Path) -> None:
         "1E+400",
         "0.5",
     ]
+
+
+def test_a_folder_that_duckdb_cannot_write_in_is_told(tmp_path: Path) -> None:
+    (tmp_path / "why?").mkdir()
+    with pytest.raises(StoreError, match=r"why\?.*Rename it"):
+        load_text(tmp_path / "why?", '{"a": 1}\n')
