@@ -178,4 +178,4 @@ def test_the_search_takes_linear_time(part: str) -> None:
     started = time.perf_counter()
     with pytest.raises(ValueError, match="the answer"):
         ResponseFormat.of(CITY).parse("x" + part * 100_000)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 15  # quadratic would take minutes
