@@ -100,15 +100,15 @@ class TestTables:
         with duckdb.connect(tmp_path / "run.duckdb", config={"memory_limit": "50MB", "threads": 1}) as connection:
             connection.execute(
                 "CREATE TABLE a AS SELECT i AS row_id, repeat(chr(97 + (i % 26)::INTEGER), 10000) AS t "
-                "FROM range(6000) t(i)"
+                "FROM range(4500) t(i)"
             )
             query = table_query(connection, "a", None, None, LABELS)
             with pytest.raises(StoreError, match="Out of Memory"):
                 export(connection, query.sql, tmp_path / "x.parquet")
-            assert export(connection, query, tmp_path / "x.parquet") == 6000
+            assert export(connection, query, tmp_path / "x.parquet") == 4500
         with duckdb.connect() as connection:
             found = connection.execute(f"SELECT row_id, t[1], len(t) FROM '{tmp_path}/x.parquet'").fetchall()
-        assert found == [(i, chr(97 + i % 26), 10000) for i in range(6000)]
+        assert found == [(i, chr(97 + i % 26), 10000) for i in range(4500)]
 
     @pytest.mark.parametrize(
         ("table", "columns", "where", "words"),
