@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -22,7 +23,7 @@ from infermesh.errors import (
     RequestError,
     StoppedError,
 )
-from infermesh.limits import Grant
+from infermesh.limits import Grant, HeldError, Patience
 from infermesh.results import Attempt, RequestMetrics, TokenUsage
 from infermesh.types import Reply, Request
 
@@ -32,6 +33,11 @@ T = TypeVar("T")
 
 # A request that is turned away so often with a smaller probability than this is not turned away by chance.
 _BY_CHANCE = 1e-4
+
+# A request that something other than a steady rate holds back for longer looks for another deployment; where there is
+# none, it looks again after so long.
+_HELD_S = 1.0
+_LOOK_AROUND_S = 60.0
 
 
 class Dispatcher:
@@ -142,11 +148,12 @@ class Dispatcher:
                     state.grant = state.reply = None
                     state.grant = limiter.try_acquire(request.prompt_tokens, request.output_tokens)
                     if state.grant is None:
-                        waiting = limiter.acquire(request.prompt_tokens, request.output_tokens)
-                        state.grant = await self._stoppable(waiting, state)
+                        state.grant = await self._stoppable(self._permission(lease, request, router, state), state)
                     return await state.attempt(lease, request, parse)
                 except RequestError as error:
                     router, delay = state.fail(lease, error, router)
+                except HeldError as held:
+                    router, delay = state.send_back(lease, held, router)
             finally:
                 # The attempt, or its failure, has ended the lease, and this does nothing. A cancellation, or an error
                 # that is no RequestError, has not. What the limiter granted then stays charged: nobody knows whether
@@ -157,6 +164,28 @@ class Dispatcher:
                 raise state.stopped()
             if delay > 0:
                 await self._stoppable(asyncio.sleep(delay), state)
+
+    async def _permission(self, lease: Lease, request: Request, router: Router, state: _RequestState) -> Grant:
+        """Wait for the limiter.
+
+        A request that is held back there, as by a day's quota that has ended, goes to another deployment where there is
+        one. Where there is none it waits, and looks around now and then.
+        """
+        asked_s, label = self.retry.max_pause_s, lease.deployment.label
+        acquire = functools.partial(lease.deployment.limiter.acquire, request.prompt_tokens, request.output_tokens)
+        if len(router.deployments) == 1:
+            return await acquire(Patience(asked_s=asked_s))
+        try:
+            return await acquire(Patience(_HELD_S, asked_s))
+        except HeldError as held:
+            if held.asked or router.alternative((*state.avoid, label)):
+                raise
+        try:
+            async with asyncio.timeout(_LOOK_AROUND_S):
+                return await acquire(Patience(asked_s=asked_s))
+        except TimeoutError:
+            state.avoid = ()
+            raise HeldError(0.0, asked=False) from None
 
     async def _stoppable(self, waiting: Coroutine[Any, Any, T], state: _RequestState) -> T:
         """Wait for a slot, a limit or a retry. :meth:`stop` ends the wait, by cancelling the task."""
@@ -313,6 +342,25 @@ class _RequestState:
         before, self._away_at = self._away_at, now
         self._suspect = self._suspect or 0 < before < deployment.answered_at
         return self._suspect or (deployment.answered_at > deployment.away_at and not deployment.waited_for)
+
+    def send_back(self, lease: Lease, held: HeldError, router: Router) -> tuple[Router, float]:
+        """End the lease of a request that its limiter holds back for too long; returns as :meth:`fail` does.
+
+        Raises
+        ------
+        RequestError
+            The server's headers ask for a longer wait than ``max_pause``, and nobody else is left.
+        """
+        deployment = lease.deployment
+        if held.asked:
+            error = RateLimitError(
+                f"{deployment.label}: the rate-limit headers of its last answers leave nothing for this request",
+                retry_after=held.seconds,
+            )
+            return self.fail(lease, error, router)
+        if held.seconds and not deployment.limiter.paused_for:  # others it would take, but not this one
+            self.avoid = (*self.avoid, deployment.label)
+        return router, 0.0
 
     def _turned_away_by(
         self, deployment: Deployment, error: RequestError, router: Router, now: float, singled_out: bool

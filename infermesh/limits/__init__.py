@@ -4,7 +4,7 @@ The load is smooth, requests pass in the order in which they came, and the serve
 :class:`RateLimiter` is the interface; :class:`LocalRateLimiter` implements it within one process.
 """
 
-from infermesh.limits.base import DayUsage, Grant, RateLimiter
+from infermesh.limits.base import DayUsage, Grant, HeldError, Patience, RateLimiter
 from infermesh.limits.bucket import steady_rate
 from infermesh.limits.composite import OpenLimiter, make_limiter
 from infermesh.limits.local import LocalRateLimiter
@@ -13,9 +13,11 @@ from infermesh.types import Limits
 __all__ = [
     "DayUsage",
     "Grant",
+    "HeldError",
     "Limits",
     "LocalRateLimiter",
     "OpenLimiter",
+    "Patience",
     "RateLimiter",
     "make_limiter",
     "steady_rate",

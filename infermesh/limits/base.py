@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-__all__ = ["DayUsage", "Grant", "Header", "RateLimiter"]
+__all__ = ["ENDLESS", "DayUsage", "Grant", "Header", "HeldError", "Patience", "RateLimiter"]
 
 Header = Callable[[str], str | None]
 
@@ -17,6 +18,32 @@ class DayUsage(NamedTuple):
     date: dt.date
     requests: float
     tokens: float
+
+
+class Patience(NamedTuple):
+    """How many seconds a request lets itself be held back by anything but the steady rate of its quotas.
+
+    ``held_s`` is for whatever holds it: a pause, the server's headers, a day's quota. ``asked_s`` is for the server's
+    headers alone, where they do not describe a quota a day that the user has declared.
+    """
+
+    held_s: float = math.inf
+    asked_s: float = math.inf
+
+
+ENDLESS = Patience()
+
+
+class HeldError(Exception):
+    """A request is held back for longer than its :class:`Patience`, and may go elsewhere.
+
+    ``seconds`` is how long; ``asked`` whether the server's headers ask for more than the request's ``asked_s``.
+    """
+
+    def __init__(self, seconds: float, *, asked: bool) -> None:
+        super().__init__(f"held back for {seconds:g} s")
+        self.seconds = seconds
+        self.asked = asked
 
 
 class Grant(Protocol):
@@ -44,7 +71,9 @@ class RateLimiter(Protocol):
         """Return a grant if the request may go out now and no other waits; else ``None``. Takes the same arguments."""
         ...
 
-    async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
+    async def acquire(
+        self, prompt_tokens: int = 0, output_tokens: int | None = None, patience: Patience = ENDLESS
+    ) -> Grant:
         """Wait until a request of this size may go out.
 
         Parameters
@@ -53,6 +82,13 @@ class RateLimiter(Protocol):
             The caller's estimate.
         output_tokens
             The most that the answer may have. ``None``: the request sets no maximum.
+        patience
+            How long it may be held back, now or once it waits.
+
+        Raises
+        ------
+        HeldError
+            It would be held back for longer.
         """
         ...
 

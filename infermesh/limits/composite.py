@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from infermesh.limits.base import Grant, Header, RateLimiter
+from infermesh.limits.base import ENDLESS, Grant, Header, Patience, RateLimiter
 from infermesh.limits.local import LocalRateLimiter
 from infermesh.types import Limits
 
@@ -41,8 +41,10 @@ class OpenLimiter:
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
         return _NULL_GRANT if self._open else self._told.try_acquire(prompt_tokens, output_tokens)
 
-    async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
-        return _NULL_GRANT if self._open else await self._told.acquire(prompt_tokens, output_tokens)
+    async def acquire(
+        self, prompt_tokens: int = 0, output_tokens: int | None = None, patience: Patience = ENDLESS
+    ) -> Grant:
+        return _NULL_GRANT if self._open else await self._told.acquire(prompt_tokens, output_tokens, patience)
 
     def observe(self, header: Header) -> None:
         self._told.observe(header)
@@ -118,8 +120,10 @@ class CompositeLimiter:
             grants.append(grant)
         return _Grants(grants)
 
-    async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant:
-        """Wait until the request fits every member. If it is cancelled, grants it already has are refunded."""
+    async def acquire(
+        self, prompt_tokens: int = 0, output_tokens: int | None = None, patience: Patience = ENDLESS
+    ) -> Grant:
+        """Wait until the request fits every member. If it does not get there, grants it already has are refunded."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._lock, self._waiting = loop, asyncio.Lock(), 0
@@ -128,7 +132,7 @@ class CompositeLimiter:
         try:
             async with self._lock:
                 for member in self._members:
-                    grant = await member.acquire(prompt_tokens, output_tokens)
+                    grant = await member.acquire(prompt_tokens, output_tokens, patience)
                     grants.append(grant)
         except BaseException:
             _Grants(grants).refund()

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from infermesh.limits.base import DayUsage, Header
+from infermesh.limits.base import ENDLESS, DayUsage, Header, HeldError, Patience
 from infermesh.limits.bucket import PIECE_S, Bucket
 from infermesh.limits.day import DayCount
 from infermesh.limits.estimate import TokenEstimate
@@ -22,6 +22,7 @@ __all__ = ["LocalGrant", "LocalRateLimiter"]
 # clock that is set in between is noticed.
 LONGEST_STEP_S = 60.0
 SHORTEST_STEP_S = 0.001
+SHORTEST_HOLD_S = 0.5  # two holds that end within less are one
 
 _ONE_REQUEST = Size(1, 0, 0, 0)
 _SMALLEST = Size(1, 1, 1, 1)
@@ -30,9 +31,11 @@ _SMALLEST = Size(1, 1, 1, 1)
 class LocalGrant:
     """What one request has reserved: a :class:`~infermesh.limits.Grant`."""
 
-    __slots__ = ("_limiter", "day", "estimated", "open_ended", "size", "turn")
+    __slots__ = ("_limiter", "day", "estimated", "open_ended", "patience", "size", "turn")
 
-    turn: asyncio.Future[None]  # only of a request that waits in the line: done when it may go out
+    # Only of a request that waits in the line: done when it may go out, or with the reason why it leaves the line.
+    turn: asyncio.Future[HeldError | None]
+    patience: Patience
 
     def __init__(self, limiter: LocalRateLimiter, size: Size, estimated: int, open_ended: bool) -> None:
         self._limiter: LocalRateLimiter | None = limiter
@@ -84,6 +87,7 @@ class LocalRateLimiter:
         self.counts_tokens = limits.counts_tokens
         self._line: deque[LocalGrant] = deque()
         self._paused_until = 0.0
+        self._looked_until = 0.0  # the end of the last hold for which the line was looked through
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = 0.0  # when the timer rings; stale while there is no timer
@@ -94,22 +98,29 @@ class LocalRateLimiter:
         grant = self._sized(prompt_tokens, output_tokens)
         return grant if self._admit(grant) else None
 
-    async def acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> LocalGrant:
+    async def acquire(
+        self, prompt_tokens: int = 0, output_tokens: int | None = None, patience: Patience = ENDLESS
+    ) -> LocalGrant:
         """Wait until a request of this size fits every quota. If the wait is cancelled, nothing stays reserved."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._move_to(loop)
         grant, line = self._sized(prompt_tokens, output_tokens), self._line
         if line or not self._admit(grant):
+            grant.patience = patience
+            if held := self._held_too_long(grant):
+                raise held
             grant.turn = turn = loop.create_future()
             line.append(grant)
             if self._timer is None:
                 self._set_timer()
             try:
-                await turn
+                held = await turn
             except asyncio.CancelledError:
                 self._leave(grant)
                 raise
+            if held is not None:
+                raise held
         return grant
 
     def _sized(self, prompt_tokens: int, output_tokens: int | None) -> LocalGrant:
@@ -153,16 +164,50 @@ class LocalRateLimiter:
         today = 0.0 if self._day is None else self._day.held_for(size.tokens)
         return max(until - now, today)
 
+    def _held_too_long(self, grant: LocalGrant) -> HeldError | None:
+        """Why a request leaves the line: something other than the steady rate holds it, or the head before it."""
+        if grant.patience == ENDLESS or not (self._paused_until or self._gates.active or self._day is not None):
+            return None
+        now, patience = _now(), grant.patience
+        asked_s = self._gates.held_until(grant.size, now, asked=True) - now
+        if asked_s > patience.asked_s:
+            return HeldError(asked_s, asked=True)
+        held_s = self._held_for(grant.size)
+        if self._line and self._line[0] is not grant:
+            held_s = max(held_s, self._held_for(self._line[0].size))
+        return HeldError(held_s, asked=False) if held_s > patience.held_s else None
+
+    def _send_back(self) -> bool:
+        """Send away who is held for too long; returns whether the head of the line is among them.
+
+        The line is looked through once for each hold: who comes later is looked at when it comes.
+        """
+        head, kept = self._line[0], list[LocalGrant]()
+        until = _now() + self._held_for(head.size)
+        if until < self._looked_until + SHORTEST_HOLD_S:
+            return False
+        self._looked_until = until
+        for grant in self._line:
+            if grant.turn.done() or (held := self._held_too_long(grant)) is None:
+                kept.append(grant)
+            else:
+                grant.turn.set_result(held)
+        if len(kept) < len(self._line):
+            self._line = deque(kept)
+        return not kept or kept[0] is not head
+
     def _serve(self) -> None:
         """Let requests pass from the front of the line while they fit, then set the timer for the next one."""
-        line = self._line
-        while line:
-            grant = line[0]
+        while self._line:
+            grant = self._line[0]
             if not grant.turn.done():  # done: it was cancelled in this turn of the loop, and `_leave` will follow
                 if not self._admit(grant):
+                    if self._send_back():
+                        continue
                     break
                 grant.turn.set_result(None)
-            line.popleft()
+                self._looked_until = 0.0
+            self._line.popleft()
         self._set_timer()
 
     def _tick(self) -> None:
@@ -205,7 +250,8 @@ class LocalRateLimiter:
         """Remove a cancelled request from the line. If it was admitted in the same turn of the loop, refund it."""
         line = self._line
         if not grant.turn.cancelled():
-            self._refund(grant)
+            if grant.turn.result() is None:
+                self._refund(grant)
         elif line and line[0] is not grant:  # the head stays, and so does its timer
             with suppress(ValueError):  # `_serve` may have removed it
                 line.remove(grant)

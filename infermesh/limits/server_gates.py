@@ -47,13 +47,17 @@ class Size(NamedTuple):
 
 @dataclass(slots=True)
 class _Gate:
-    """One quota as the server last described it. ``refill`` is in units per second, times are the event loop's."""
+    """One quota as the server last described it. ``refill`` is in units per second, times are the event loop's.
+
+    ``asked``: the server told when it resets, or it is a day's, and the user has declared no such quota a day.
+    """
 
     unit: str
     left: float
     seen_at: float
     reset_at: float
     refill: float
+    asked: bool
 
     def held_until(self, need: float, now: float) -> float:
         left = self.left + self.refill * (now - self.seen_at)
@@ -110,10 +114,11 @@ class Gates:
         return "0" in [header(family.remaining) for family in self._families]
 
     def _gate(self, seen: Reading, now: float, wall: float) -> _Gate:
-        reset_s, refill = seen.reset_s, 0.0
+        reset_s, refill, asked = seen.reset_s, 0.0, seen.reset_s is not None
         if self._is_day(seen):
             if self._day is not None:
                 self._day.pull(seen.unit, seen.remaining)
+            asked = (self._limits.rpd if seen.unit == "requests" else self._limits.tpd) is None
             if reset_s is None:
                 reset_s = DAY_S - wall % DAY_S
         else:
@@ -122,7 +127,7 @@ class Gates:
             elif self._limits.header_bucket_scope == "minute":
                 reset_s = min(reset_s, MINUTE_S)
             refill = _refill(seen, reset_s)
-        return _Gate(seen.unit, seen.remaining, now, now + reset_s, refill)
+        return _Gate(seen.unit, seen.remaining, now, now + reset_s, refill, asked)
 
     def _is_day(self, seen: Reading) -> bool:
         limits = self._limits
@@ -135,14 +140,18 @@ class Gates:
         minute, day = (limits.rpm, limits.rpd) if seen.unit == "requests" else (limits.tpm, limits.tpd)
         return seen.limit == day != minute
 
-    def held_until(self, size: Size, now: float) -> float:
-        """The event loop's time until which a request of this size must wait; 0 if no gate holds it."""
+    def held_until(self, size: Size, now: float, *, asked: bool = False) -> float:
+        """The event loop's time until which a request of this size must wait; 0 if no gate holds it.
+
+        With ``asked``, only what the server has asked for counts: neither a quota a day that the user has declared, nor
+        a minute that is waited for because the server did not say how long.
+        """
         until = 0.0
         for name, gate in list(self._gates.items()):
             if now >= gate.reset_at:
                 del self._gates[name]
                 self.active = bool(self._gates)
-            else:
+            elif gate.asked or not asked:
                 until = max(until, gate.held_until(getattr(size, gate.unit), now))
         return until
 

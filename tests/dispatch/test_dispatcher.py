@@ -632,6 +632,59 @@ async def test_usage_of_a_failed_answer_is_booked() -> None:
 
 
 @virtual
+async def test_who_waits_for_a_days_quota_goes_to_a_deployment_that_is_free() -> None:
+    rig = Rig({"a": [], "b": []}, service_s=1.0)
+    a, b = rig.deployments.values()
+    start = now()
+    a.limiter = LocalRateLimiter(Limits(rpm=60, rpd=5), wall=lambda: WALL + now() - start)
+    b.slots = 2.0
+    results = await asyncio.gather(*(rig.send() for _ in range(40)))
+    assert [metrics.deployment for metrics in results].count("a") == 5
+    assert now() - start < 30
+
+
+@virtual
+async def test_who_is_too_large_for_the_rest_of_a_day_goes_to_another_deployment() -> None:
+    rig = Rig({"a": [], "b": [], "c": []}, limits=Limits(tpd=1000), service_s=1.0)
+    a, b, c = (deployment.limiter for deployment in rig.deployments.values())
+    for limiter in (a, b, c):
+        assert isinstance(limiter, LocalRateLimiter)
+        assert limiter.used_today is not None
+        limiter.used_today = limiter.used_today._replace(tokens=0.0 if limiter is c else 990.0)
+    start = now()
+    results = await asyncio.gather(*(rig.send(prompt_tokens=50, output_tokens=50) for _ in range(4)))
+    assert {metrics.deployment for metrics in results} == {"c"}
+    assert now() - start < 10
+    last = asyncio.create_task(rig.send(prompt_tokens=900, output_tokens=50))  # nobody takes it: it waits, and looks
+    await asyncio.sleep(300)
+    assert not last.done()
+    assert isinstance(b, LocalRateLimiter)
+    assert b.used_today is not None
+    b.used_today = b.used_today._replace(tokens=0.0)
+    assert (await last).deployment == "b"
+    assert rig.idle
+
+
+@virtual
+async def test_headers_that_ask_for_a_long_wait_are_a_refusal() -> None:
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "12h0m0s"}
+    rig = Rig({"a": [reply(headers=headers)]}, limits=Limits(rpm=600))
+    await rig.send()
+    start = now()
+    for _ in range(3):
+        with pytest.raises(RateLimitError, match=r"It asks to wait 43,[0-9]{3} s, longer than max_pause") as caught:
+            await rig.send()
+        assert caught.value.metrics is not None
+        assert caught.value.metrics.attempts == []
+    assert now() - start < 1
+    assert rig.idle
+    rig = Rig({"a": [reply(headers=headers)], "b": []}, limits=Limits(rpm=6000))
+    rig.deployments["b"].in_flight = 1
+    await rig.send()
+    assert {(await rig.send()).deployment for _ in range(5)} == {"b"}
+
+
+@virtual
 async def test_headers_are_observed() -> None:
     headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "25s"}
     rig = Rig({"a": [reply(headers=headers)]}, limits=Limits(rpm=6000))

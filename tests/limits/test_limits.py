@@ -11,9 +11,11 @@ import pytest
 from infermesh.errors import ConfigError
 from infermesh.limits import (
     DayUsage,
+    HeldError,
     Limits,
     LocalRateLimiter,
     OpenLimiter,
+    Patience,
     RateLimiter,
     make_limiter,
     steady_rate,
@@ -724,3 +726,94 @@ async def test_cancelled_at_the_account_the_own_permission_returns() -> None:
     assert own.used_today is not None
     assert own.used_today.requests == 0
     assert limiter.waiting == 0
+
+
+class TestHeld:
+    """Requests that something other than the steady rate holds back for longer than they let themselves be."""
+
+    @virtual
+    async def test_a_used_up_day_sends_away_who_comes_and_who_is_in_line(self) -> None:
+        limiter = local(rpm=60, rpd=3)
+        choosy = [asyncio.create_task(limiter.acquire(0, None, Patience(1.0))) for _ in range(6)]
+        patient = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(10)
+        assert sum(task.exception() is None for task in choosy) == 3
+        for task in choosy[3:]:
+            held = task.exception()
+            assert isinstance(held, HeldError)
+            assert held.seconds == pytest.approx(12 * 3600, abs=20)
+            assert not held.asked
+        assert limiter.waiting == 1
+        with pytest.raises(HeldError):
+            await limiter.acquire(0, None, Patience(1.0))
+        assert not patient.done()
+        await patient
+
+    @virtual
+    async def test_who_stands_behind_one_that_is_held_is_held(self) -> None:
+        limiter = local(tpd=1000)
+        await limiter.acquire(950, 0)
+        large = asyncio.create_task(limiter.acquire(100, 0))
+        await settle()
+        with pytest.raises(HeldError):
+            await limiter.acquire(10, 0, Patience(1.0))
+        large.cancel()
+        await settle()
+        await limiter.acquire(10, 0, Patience(1.0))
+        with pytest.raises(HeldError):
+            await limiter.acquire(100, 0, Patience(1.0))
+
+    @virtual
+    async def test_a_pause_sends_away_who_is_in_line_unless_it_is_short(self) -> None:
+        for seconds, sent_away in ((30.0, True), (0.5, False)):
+            limiter = local(rpm=60)
+            await limiter.acquire()
+            task = asyncio.create_task(limiter.acquire(0, None, Patience(1.0)))
+            await settle()
+            limiter.pause(seconds + 1.0)
+            await asyncio.sleep(3)
+            assert isinstance(task.exception(), HeldError) is sent_away
+
+    @virtual
+    async def test_the_steady_rate_sends_nobody_away(self) -> None:
+        limiter = local(rpm=2, tpm=100)
+        await asyncio.gather(*(limiter.acquire(40, 0, Patience(1.0, 1.0)) for _ in range(5)))
+
+    @pytest.mark.parametrize(
+        ("limits", "reset", "asked"),
+        [
+            ({"rpm": 600}, "12h0m0s", True),
+            ({"rpm": 600}, "30s", False),
+            ({"rpm": 600}, "", False),
+            ({"rpm": 600, "header_bucket_scope": "day"}, "", True),
+            ({"rpd": 1000}, "12h0m0s", False),
+            ({"tpd": 1000}, "12h0m0s", True),
+        ],
+    )
+    @virtual
+    async def test_what_the_server_asks_for_is_told_from_what_the_user_declared(
+        self, limits: dict[str, Any], reset: str, asked: bool
+    ) -> None:
+        limiter = local(**limits)
+        names = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": reset}
+        limiter.observe(header(names))
+        assert limiter.paused_for > 0
+        waiting = asyncio.create_task(limiter.acquire(1, 0, Patience(asked_s=40.0)))
+        await settle()
+        assert waiting.done() is asked
+        if asked:
+            held = waiting.exception()
+            assert isinstance(held, HeldError)
+            assert held.asked
+        waiting.cancel()
+
+    @virtual
+    async def test_at_an_account_the_own_permission_returns(self) -> None:
+        account = local(rpd=1)
+        both = make_limiter(Limits(rpd=5), account)
+        await both.acquire()
+        with pytest.raises(HeldError):
+            await both.acquire(0, None, Patience(1.0))
+        assert both.waiting == 0
+        own = both._members[0]  # type: ignore[attr-defined]
+        assert own.used_today.requests == 1
