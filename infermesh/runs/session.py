@@ -353,25 +353,30 @@ class RunSession:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Within the block, Ctrl-C, SIGTERM and :meth:`Control.stop` stop the run.
+        """Within the block, Ctrl-C, SIGTERM, a closed terminal and :meth:`Control.stop` stop the run.
 
-        Only a signal can be the second stop, the one that cancels. Signal handlers can be set in the main thread alone;
-        a run in another thread is stopped through its :class:`Control`.
+        Only Ctrl-C and SIGTERM can be the second stop, the one that cancels: shell and kernel may both tell of the same
+        closed terminal. Under nohup, which ignores that signal, it stays ignored. Signal handlers can be set in the
+        main thread alone; a run in another thread is stopped through its :class:`Control`.
         """
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        handlers: dict[int, Callable[[], None]] = {}
 
         def drain() -> None:
             if not self._stops:
                 self._stop()
 
         with self._control.on_stop(functools.partial(loop.call_soon_threadsafe, drain)):
-            for number in numbers:
-                loop.add_signal_handler(number, self._stop)
+            if threading.current_thread() is threading.main_thread():
+                handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop}
+                if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                    handlers[signal.SIGHUP] = drain
+            for number, handler in handlers.items():
+                loop.add_signal_handler(number, handler)
             try:
                 yield
             finally:
-                for number in numbers:
+                for number in handlers:
                     loop.remove_signal_handler(number)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is in flight is finished and kept, and the run can go on later."""
+"""Ctrl-C, SIGTERM and a closed terminal: what is in flight is finished and kept, and the run can go on later."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_project(root: Path, url: str, timeout: float | None = None) -> Path:
     return root / "outputs" / "mine" / "latest"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_drains(
     tmp_path: Path, start_simulator: Start, launch: Launch, number: signal.Signals
 ) -> None:
@@ -68,6 +68,19 @@ def test_the_first_signal_drains(
     assert found.returncode == 0, found.stderr
     assert totals(simulator, "chat")["received"] == ROWS - done
     assert ask(folder, "SELECT count(*), count(DISTINCT row_id) FROM v WHERE status = 'done'") == [(ROWS, ROWS)]
+
+
+def test_a_terminal_that_is_told_of_twice_drains_once(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:
+    simulator = start_simulator(latency_s=0.3)
+    folder = make_project(tmp_path, simulator.url)
+    process = launch("run", "+experiment=mine", cwd=tmp_path)
+    wait_until(lambda: totals(simulator, "chat")["answered"] >= 10, "10 answers")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(COMMAND_S) == 130
+    assert totals(simulator)["abandoned"] == 0
+    ((done,),) = ask(folder, "SELECT count(*) FROM a WHERE status = 'done'")
+    assert done == totals(simulator, "chat")["answered"]
 
 
 def test_the_second_signal_ends_at_once(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:
