@@ -5,15 +5,17 @@ Sources: https://platform.openai.com/docs/guides/rate-limits and https://docs.an
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import re
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Literal
 
 from infermesh.limits.base import Header
 
-__all__ = ["FAMILIES", "Family", "Reading", "parse_reset", "read"]
+__all__ = ["FAMILIES", "SPAN", "Family", "Reading", "parse_reset", "read", "span_in"]
 
 Unit = Literal["requests", "tokens", "input", "output"]
 
@@ -21,7 +23,14 @@ Unit = Literal["requests", "tokens", "input", "output"]
 EPOCH_S = 1e9
 EPOCH_MS = 1e12
 
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|us|µs|ns|d|h|m|s)")
+_NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_UNIT = (
+    r"(?:ns|us|µs|milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)"
+    r"(?![a-zµ])"  # the whole word
+)
+_PART = re.compile(rf"({_NUMBER})\s*({_UNIT})", re.IGNORECASE)
+SPAN = rf"{_NUMBER}\s*{_UNIT}(?:(?:\s|,|and)*{_NUMBER}\s*{_UNIT})*"
+_WHOLE_SPAN = re.compile(SPAN, re.IGNORECASE)
 _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
@@ -64,13 +73,13 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def parse_reset(text: str | None, now: float) -> float | None:
-    """Read when a quota is full again.
+    """Read a span of time or a date, in any of the forms in which servers write when a quota is full again.
 
     Parameters
     ----------
     text
-        A span (``1s``, ``6m0s``, ``1h2m3.5s``, ``120ms``), plain seconds, a Unix time in seconds or milliseconds, or an
-        RFC 3339 date.
+        A span (``1s``, ``6m0s``, ``1h2m3.5s``, ``120ms``, ``5 seconds``), plain seconds, a Unix time in seconds or
+        milliseconds, an RFC 3339 or HTTP date. Of a header that was sent twice (``5, 5``), the longest.
     now
         Seconds since the epoch, for the dates.
 
@@ -90,7 +99,12 @@ def parse_reset(text: str | None, now: float) -> float | None:
     try:
         number = float(text)
     except ValueError:
-        return _span(text.lower()) if text[-1] in "sSmMhHdD" else _date(text, now)
+        if _WHOLE_SPAN.fullmatch(text):
+            return span_in(text)
+        if (date := _date(text, now)) is not None:
+            return date
+        parts = [parse_reset(part, now) for part in text.split(",")] if "," in text else []
+        return max([part for part in parts if part is not None], default=None)
     if not (math.isfinite(number) and number >= 0):
         return None
     if number >= EPOCH_MS:
@@ -100,21 +114,24 @@ def parse_reset(text: str | None, now: float) -> float | None:
     return max(number, 0.0)
 
 
-def _span(text: str) -> float | None:
-    total, at = 0.0, 0
-    while at < len(text):
-        part = _PART.match(text, at)
-        if part is None:
-            return None
-        total += float(part[1]) * _UNIT_S[part[2]]
-        at = part.end()
-    return total
+def span_in(text: str) -> float:
+    """Seconds of a text that is a :data:`SPAN`."""
+    return sum(float(number) * _seconds_of(unit.lower()) for number, unit in _PART.findall(text))
+
+
+def _seconds_of(unit: str) -> float:
+    if unit.startswith(("ms", "mil")):
+        return 1e-3
+    return _UNIT_S.get(unit) or _UNIT_S[unit[0]]
 
 
 def _date(text: str, now: float) -> float | None:
-    try:
-        date = dt.datetime.fromisoformat(text)
-    except ValueError:
+    date = None
+    for read_date in (dt.datetime.fromisoformat, parsedate_to_datetime):
+        with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
+            date = read_date(text)
+            break
+    if date is None:
         return None
     if date.tzinfo is None:  # RFC 3339 requires an offset; a server that leaves it out means UTC
         date = date.replace(tzinfo=dt.UTC)
