@@ -393,6 +393,7 @@ class _RequestState:
         request is singled out once it is unlikely that so many refusals have met it by chance.
         """
         deployment.refusals += 1
+        self._refusals = self._refusals or {}
         times, answers, refusals = self._refusals.get(
             deployment.label, (0, deployment.answers, deployment.refusals - 1)
         )
