@@ -144,7 +144,7 @@ class Deployment:
         self.slots = self._most_slots  # fewer after a pause, until the server shows that it takes more
         self.slow_starts = 0
         self._eager_slots = math.inf  # up to here the slots double, above they grow by one
-        self._idle_since = math.inf  # while nobody asks for a slot, and they are fewer than they may be
+        self._slow_at = 0.0  # of a slow start: its beginning, or its last answer
         self._waiters: deque[Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -166,6 +166,8 @@ class Deployment:
         flight on, it is one more a round (slow start and congestion avoidance of TCP, RFC 5681). What was sent alone
         tells nothing of how many the server takes: it bounds nothing.
         """
+        # It begins when the pause or the outage is over, as far as is known.
+        self._slow_at = max(asyncio.get_running_loop().time(), self.limiter.ready_at, self.health.cool_until)
         if self.slots > 1:
             self.slow_starts += 1
             if self.in_flight > 1:
@@ -174,12 +176,17 @@ class Deployment:
 
     def _grow(self) -> None:
         """Count an answer in favor of more slots."""
+        self._slow_at = asyncio.get_running_loop().time()
         self.slots += 1.0 if self.slots < self._eager_slots else 1.0 / self.slots
         if self.slots >= min(self._most_slots, _MANY_SLOTS):
             self._start_fully()
 
     def _start_fully(self) -> None:
-        self.slots, self._eager_slots, self._idle_since = self._most_slots, math.inf, math.inf
+        self.slots, self._eager_slots = self._most_slots, math.inf
+
+    def _is_forgotten(self, now: float) -> bool:
+        """Whether a slow start is over since nobody has asked for the deployment for a while, nor waits for it."""
+        return now - self._slow_at > FORGET_S and not (self.in_flight or self._waiters)
 
     def has_free_slot(self) -> bool:
         """Whether a slot is free for which no request waits."""
@@ -213,10 +220,8 @@ class Deployment:
 
     def lease(self, now: float) -> Lease:
         """Take a slot."""
-        if self.slots < self._most_slots:
-            if now - self._idle_since > FORGET_S:
-                self._start_fully()
-            self._idle_since = math.inf
+        if self.slots < self._most_slots and self._is_forgotten(now):
+            self._start_fully()
         self.in_flight += 1
         return Lease(self, self.health.begin(now) if self.health.cool_until else False)
 
@@ -225,13 +230,10 @@ class Deployment:
         self.in_flight -= 1
         if self._waiters:
             self._serve_waiters()
-        elif not self.in_flight and self.slots < self._most_slots:
-            self._idle_since = asyncio.get_running_loop().time()
 
     def add_waiter(self, waiter: Waiter, now: float) -> None:
         """Put a waiter at the end of the line."""
         self._drop_served()
-        self._idle_since = math.inf
         self._waiters.append(waiter)
         if self.health.cool_until:
             waiter.start_timeout()

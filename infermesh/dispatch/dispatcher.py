@@ -82,6 +82,7 @@ class Dispatcher:
     ) -> None:
         self.retry = retry or RetryPolicy()
         self.router = router.with_patience(self.retry.patience_s)
+        self._patience = Patience(asked_s=self.retry.max_pause_s)
         self._rng = rng or random.Random()
         self._clock = clock
         self._wall = wall
@@ -171,18 +172,17 @@ class Dispatcher:
         A request that is held back there, as by a day's quota that has ended, goes to another deployment where there is
         one. Where there is none it waits, and looks around now and then.
         """
-        asked_s, label = self.retry.max_pause_s, lease.deployment.label
         acquire = functools.partial(lease.deployment.limiter.acquire, request.prompt_tokens, request.output_tokens)
         if len(router.deployments) == 1:
-            return await acquire(Patience(asked_s=asked_s))
+            return await acquire(self._patience)
         try:
-            return await acquire(Patience(_HELD_S, asked_s))
+            return await acquire(self._patience._replace(held_s=_HELD_S))
         except HeldError as held:
-            if held.asked or router.alternative((*state.avoid, label)):
+            if held.asked or router.alternative((*state.avoid, lease.deployment.label)):
                 raise
         try:
             async with asyncio.timeout(_LOOK_AROUND_S):
-                return await acquire(Patience(asked_s=asked_s))
+                return await acquire(self._patience)
         except TimeoutError:
             state.avoid = ()
             raise HeldError(0.0, asked=False) from None
@@ -202,24 +202,33 @@ class Dispatcher:
             self._waiting.discard(task)
 
 
+class _Trouble:
+    """What is known of a request that has failed before. Most never do, and need none of it."""
+
+    __slots__ = ("away", "away_at", "counted", "failures", "refusals", "suspect", "turned_away", "turned_away_at")
+
+    def __init__(self) -> None:
+        self.failures: dict[str, RequestError] = {}  # label → the last one there
+        self.counted = 0  # failures that cost a retry
+        self.away = 0  # failures that do not, since the server is away
+        self.away_at = 0.0  # the last time that a server answered as if it were, by the dispatcher's clock
+        self.suspect = False  # whether it seems to be the request that such a server cannot take
+        self.turned_away = 0
+        self.turned_away_at = 0.0  # the first time
+        self.refusals: dict[str, tuple[int, int, int]] = {}  # label → how often, and its counts before the first time
+
+
 class _RequestState:
     """What is known of a request that is being sent, over all its attempts."""
 
     __slots__ = (
         "_attempts",
-        "_away",
-        "_away_at",
-        "_counted",
         "_dispatcher",
         "_ended",
-        "_failures",
-        "_refusals",
         "_sent",
         "_started",
-        "_suspect",
         "_timeout",
-        "_turned_away",
-        "_turned_away_at",
+        "_trouble",
         "_wall",
         "avoid",
         "grant",
@@ -235,15 +244,15 @@ class _RequestState:
         self.grant: Grant | None = None
         self.reply: Reply | None = None
         self._attempts: list[Attempt] = []
-        self._failures: dict[str, RequestError] = {}
-        self._counted = 0  # failures that count as attempts
-        self._away = 0  # failures that do not, since the server is away
-        self._away_at = 0.0
-        self._suspect = False
-        self._turned_away = 0
-        self._turned_away_at = 0.0
-        self._refusals: dict[str, tuple[int, int, int]] = {}  # label → how often, and its counts before the first time
+        self._trouble: _Trouble | None = None
         self.avoid: tuple[str, ...] = ()
+
+    @property
+    def trouble(self) -> _Trouble:
+        """What is known of earlier failures."""
+        if self._trouble is None:
+            self._trouble = _Trouble()
+        return self._trouble
 
     async def attempt(
         self, lease: Lease, request: Request, parse: Callable[[Reply], tuple[T, TokenUsage | None]]
@@ -291,7 +300,7 @@ class _RequestState:
         # Before anything is given back: the next in line is to find the deployment paused.
         singled_out = fault == "quota" and self._is_singled_out(deployment)
         if fault == "quota" and not singled_out:
-            deployment.limiter.pause(policy.pause(self._turned_away, error.retry_after, dispatcher._rng))
+            deployment.limiter.pause(policy.pause(self.trouble.turned_away, error.retry_after, dispatcher._rng))
             deployment.start_slowly()
         if self.grant is not None and not isinstance(error, InputError):
             status = error.status_code
@@ -304,7 +313,7 @@ class _RequestState:
             deployment.limiter.observe(error.header)
         error.header = None  # a failed item of a batch need not hold its answer
         lease.failed(error, fault, now - self._sent)
-        self._failures[deployment.label] = error
+        self.trouble.failures[deployment.label] = error
         if error.rewritten:
             return router, 0.0
         if fault == "quota":
@@ -316,12 +325,12 @@ class _RequestState:
             self._give_up(error, now)
         if fault == "away" and router.awaited(deployment) and not self._counts(deployment, error, now):
             self.avoid = ()
-            self._away += 1
+            self.trouble.away += 1
             # An open circuit makes the request wait in line. Before it opens, the request waits by itself.
-            wait = policy.delay(self._away - 1, error.retry_after, dispatcher._rng)
+            wait = policy.delay(self.trouble.away - 1, error.retry_after, dispatcher._rng)
             return router, 0.0 if deployment.awaited else wait
-        delay = policy.decide(error, self._counted, dispatcher._rng)
-        self._counted += 1
+        delay = policy.decide(error, self.trouble.counted, dispatcher._rng)
+        self.trouble.counted += 1
         if delay is None:
             if fault == "away":
                 deployment.away_at = now  # the next request that fails so is not to blame: the server is away
@@ -339,9 +348,9 @@ class _RequestState:
             return False
         if isinstance(error, APIConnectionError):
             return True
-        before, self._away_at = self._away_at, now
-        self._suspect = self._suspect or 0 < before < deployment.answered_at
-        return self._suspect or (deployment.answered_at > deployment.away_at and not deployment.waited_for)
+        before, self.trouble.away_at = self.trouble.away_at, now
+        self.trouble.suspect = self.trouble.suspect or 0 < before < deployment.answered_at
+        return self.trouble.suspect or (deployment.answered_at > deployment.away_at and not deployment.waited_for)
 
     def send_back(self, lease: Lease, held: HeldError, router: Router) -> tuple[Router, float]:
         """End the lease of a request that its limiter holds back for too long; returns as :meth:`fail` does.
@@ -373,14 +382,14 @@ class _RequestState:
             It was turned away for too long, or too often while others were answered.
         """
         policy, rng, asked = self._dispatcher.retry, self._dispatcher._rng, error.retry_after
-        self._turned_away += 1
-        self._turned_away_at = self._turned_away_at or now
-        since = self._turned_away_at if singled_out else max(self._turned_away_at, deployment.answered_at)
+        self.trouble.turned_away += 1
+        self.trouble.turned_away_at = self.trouble.turned_away_at or now
+        since = self.trouble.turned_away_at if singled_out else max(self.trouble.turned_away_at, deployment.answered_at)
         if now - since + (asked or 0.0) > policy.max_pause_s:
             self._give_up(error, now)
-        delay = policy.decide(error, self._counted, rng)
+        delay = policy.decide(error, self.trouble.counted, rng)
         if singled_out or not (asked or policy.waits_unasked):
-            self._counted += 1
+            self.trouble.counted += 1
             if delay is None:
                 self._give_up(error, now)
         # In a pause the limiter makes the request wait until it is over; a back-off would come on top of that.
@@ -393,11 +402,10 @@ class _RequestState:
         request is singled out once it is unlikely that so many refusals have met it by chance.
         """
         deployment.refusals += 1
-        self._refusals = self._refusals or {}
-        times, answers, refusals = self._refusals.get(
+        times, answers, refusals = self.trouble.refusals.get(
             deployment.label, (0, deployment.answers, deployment.refusals - 1)
         )
-        self._refusals[deployment.label] = times + 1, answers, refusals
+        self.trouble.refusals[deployment.label] = times + 1, answers, refusals
         refused = deployment.refusals - refusals
         share = refused / (refused + deployment.answers - answers)
         return bool(share ** (times + 1) < _BY_CHANCE)
@@ -477,12 +485,12 @@ class _RequestState:
         label = error.deployment or ""
         metrics = self._metrics(label, now)
         error.metrics = metrics
-        failures = {name: f"{failure.kind}: {failure.message}" for name, failure in self._failures.items()}
+        failures = {name: f"{failure.kind}: {failure.message}" for name, failure in self.trouble.failures.items()}
         too_long = isinstance(error, ContextLengthError)
         if len(failures) < 2 or (isinstance(error, BadRequestError | InputError) and not too_long):
             raise error
         each = "; ".join(f"{name}: {failure}" for name, failure in failures.items())
-        kinds = {type(failure) for failure in self._failures.values()}
+        kinds = {type(failure) for failure in self.trouble.failures.values()}
         if kinds == {ContextLengthError}:  # all say the same of the request
             error.message = f"every deployment said so: {each}"
             error.args = (error.message,)

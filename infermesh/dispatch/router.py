@@ -132,9 +132,6 @@ class Router:
             return self
         return Router(self.deployments, self._strategy, rng=self._rng, patience_s=patience_s)
 
-    def _waits_for(self, deployment: Deployment) -> bool:
-        return deployment.awaited and self.patience_s > 0
-
     def awaited(self, failed: Deployment | None = None) -> bool:
         """Whether requests wait, since no deployment can be reached: some are awaited, and the others refuse.
 
@@ -148,7 +145,7 @@ class Router:
     def _ignores_health(self) -> bool:
         """Whether nothing is gained by waiting for a healthy deployment: an only one, or all of them refuse."""
         if self._only is not None:
-            return not self._waits_for(self._only)
+            return not (self._only.awaited and self.patience_s)
         return all(deployment.refuses for deployment in self.deployments)
 
     def _gives_up_waiting(self) -> bool:
@@ -161,7 +158,7 @@ class Router:
         In this order: one that would send at once; one with a free slot, whose limiter will make the request wait; and
         where every healthy one is paused, the one whose pause ends first, so that the request waits at its limiter.
         """
-        if self._only is not None and not self._waits_for(self._only):
+        if self._only is not None and not (self._only.awaited and self.patience_s):
             return self._only if self._only.has_free_slot() else None
         ready = [d for d in self.deployments if d.label not in avoid and d.can_send(now)]
         if ready:

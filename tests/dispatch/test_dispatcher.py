@@ -404,6 +404,17 @@ async def test_a_slow_start_is_forgotten_while_nobody_asks_and_not_in_a_pause() 
     assert await crowd(rig, 2560, 256) < 20
 
 
+@virtual
+async def test_a_slow_start_follows_a_long_pause_in_which_others_took_over() -> None:
+    limited = RateLimitError("slow", status_code=429, retry_after=90.0)
+    rig = Rig({"a": [limited], "b": []}, service_s=1.0, retry=RetryPolicy(max_pause_s=600, jitter_s=0))
+    await asyncio.gather(*(rig.send() for _ in range(20)))
+    await asyncio.sleep(95)
+    sent = len(rig.transports["a"].sent_at)
+    await asyncio.gather(*(rig.send() for _ in range(20)))
+    assert len(rig.transports["a"].sent_at) == sent + 1
+
+
 REFUSALS = [
     AuthenticationError("wrong key", status_code=401),
     PermissionDeniedError("no credit", status_code=402),
@@ -633,11 +644,10 @@ async def test_usage_of_a_failed_answer_is_booked() -> None:
 
 @virtual
 async def test_who_waits_for_a_days_quota_goes_to_a_deployment_that_is_free() -> None:
-    rig = Rig({"a": [], "b": []}, service_s=1.0)
-    a, b = rig.deployments.values()
+    rig = Rig({"a": [], "b": []}, service_s=1.0, max_parallel_requests=8)
     start = now()
-    a.limiter = LocalRateLimiter(Limits(rpm=60, rpd=5), wall=lambda: WALL + now() - start)
-    b.slots = 2.0
+    limiter = LocalRateLimiter(Limits(rpm=60, rpd=5), wall=lambda: WALL + now() - start)
+    rig.deployments["a"].limiter = limiter
     results = await asyncio.gather(*(rig.send() for _ in range(40)))
     assert [metrics.deployment for metrics in results].count("a") == 5
     assert now() - start < 30
