@@ -26,18 +26,21 @@ class Health:
     ----------
     cause
         Why it is open, or what failed last; empty after a success.
+    asked_until
+        Until when the server has asked for no request, by the event loop's time; 0 where it has not.
     why
         The message of the last failure.
     since
         The event loop's time of the first failure since the last success, in seconds; 0 while there is none.
     """
 
-    __slots__ = ("cause", "cool_until", "cooldown_s", "failures", "probing", "since", "why")
+    __slots__ = ("asked_until", "cause", "cool_until", "cooldown_s", "failures", "probing", "since", "why")
 
     def __init__(self) -> None:
         self.failures = 0
         self.cooldown_s = 0.0
         self.cool_until = 0.0  # 0 while closed
+        self.asked_until = 0.0
         self.probing = False
         self.cause: Cause = ""
         self.why = ""
@@ -57,7 +60,7 @@ class Health:
     def succeeded(self) -> None:
         """Close the circuit: the server answers."""
         self.failures, self.cooldown_s, self.cool_until, self.probing = 0, 0.0, 0.0, False
-        self.cause, self.why, self.since = "", "", 0.0
+        self.cause, self.why, self.since, self.asked_until = "", "", 0.0, 0.0
 
     def failed(self, now: float, *, probe: bool, cause: Cause = "failure", why: str = "", asked_s: float = 0.0) -> bool:
         """Count a failure; returns whether the circuit opened.
@@ -76,7 +79,8 @@ class Health:
             if self.failures < FAILURES_TO_COOL:
                 return False
         self.cooldown_s = min(max(2 * self.cooldown_s, COOLDOWN_S[cause]), LONGEST_COOLDOWN_S[cause])
-        self.cool_until = now + max(self.cooldown_s, asked_s)
+        self.asked_until = now + asked_s
+        self.cool_until = max(now + self.cooldown_s, self.asked_until)
         return True
 
     def abandoned(self, *, probe: bool) -> None:

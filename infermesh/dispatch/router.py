@@ -149,8 +149,9 @@ class Router:
         return all(deployment.refuses for deployment in self.deployments)
 
     def _gives_up_waiting(self) -> bool:
-        """Whether no deployment is healthy, and none is worth waiting for."""
-        return all(deployment.health.cool_until for deployment in self.deployments) and not self.awaited()
+        """Whether no deployment is healthy, and none is worth waiting for: it is away, or has said how long."""
+        healths, now = [deployment.health for deployment in self.deployments], asyncio.get_running_loop().time()
+        return all(each.cool_until and each.asked_until <= now for each in healths) and not self.awaited()
 
     def _choose(self, avoid: Collection[str], now: float) -> Deployment | None:
         """The deployment to lease from now; ``None`` where the request is to wait in line for a slot.

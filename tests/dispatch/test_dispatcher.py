@@ -346,6 +346,23 @@ async def test_a_wait_that_a_failing_server_asks_for_is_respected(status: int) -
     assert len(rig.transports["a"].sent_at) <= 10
 
 
+@virtual
+async def test_a_wait_that_all_deployments_ask_for_is_respected_by_who_comes_later() -> None:
+    start = now()
+
+    async def answer() -> Reply:
+        if now() < start + 300:
+            raise ServerError("overloaded", status_code=529, retry_after=start + 300 - now())
+        return reply()
+
+    rig = Rig({"a": [answer] * 99, "b": [answer] * 99}, retry=RetryPolicy(max_pause_s=600.0), service_s=1.0)
+    tasks = [asyncio.create_task(rig.send()) for _ in range(6)]
+    await asyncio.sleep(10)
+    await asyncio.gather(*tasks, *(rig.send() for _ in range(6)))
+    sent = [at - start for transport in rig.transports.values() for at in transport.sent_at]
+    assert not [at for at in sent if 5 < at < 300]
+
+
 @pytest.mark.parametrize("kind", [RateLimitError, ServerError])
 @virtual
 async def test_a_wait_that_is_too_long_is_told_whoever_has_the_last_word(kind: type[RequestError]) -> None:
