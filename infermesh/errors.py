@@ -225,10 +225,17 @@ class RequestTimeoutError(RequestError):
 
 
 class APIConnectionError(RequestError):
-    """The connection could not be made, or broke before the answer was complete."""
+    """The connection could not be made, or broke before the answer was complete.
+
+    Attributes
+    ----------
+    connected
+        Whether it had been made, so that the request may be what broke it.
+    """
 
     kind = "connection"
     default_retryable = True
+    connected: bool = True
 
 
 class ServerError(RequestError):

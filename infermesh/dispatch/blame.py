@@ -68,4 +68,4 @@ def blame(error: RequestError, max_pause_s: float) -> Blame:
 
 def is_unconnected(error: RequestError) -> bool:
     """Whether there was no connection to the server at all: the request itself cannot be the reason."""
-    return isinstance(error, APIConnectionError) and not vars(error).get("connected", True)
+    return isinstance(error, APIConnectionError) and not error.connected

@@ -180,11 +180,13 @@ class LocalRateLimiter:
     def _send_back(self) -> bool:
         """Send away who is held for too long; returns whether the head of the line is among them.
 
-        The line is looked through once for each hold: who comes later is looked at when it comes.
+        The line may be long. It is looked through once for each hold, and not for the steady rate: who comes later is
+        looked at when it comes.
         """
         head, kept = self._line[0], list[LocalGrant]()
-        until = _now() + self._held_for(head.size)
-        if until < self._looked_until + SHORTEST_HOLD_S:
+        held_s = self._held_for(head.size)
+        until = _now() + held_s
+        if held_s <= 0 or until < self._looked_until + SHORTEST_HOLD_S:
             return False
         self._looked_until = until
         for grant in self._line:

@@ -30,6 +30,7 @@ import sys
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from socket import gaierror
 from typing import Any, ClassVar
 
 from infermesh.errors import (
@@ -224,17 +225,21 @@ class LiteLLMTransport:
                     url=str(response.url),
                     model=self.model,
                 )
-        if any(isinstance(link, TimeoutError | httpx.TimeoutException) for link in chain):
+        never_made = httpx.ConnectError | httpx.ConnectTimeout | gaierror | ConnectionRefusedError
+        unconnected = any(isinstance(link, never_made) for link in chain)
+        if not unconnected and any(isinstance(link, TimeoutError | httpx.TimeoutException) for link in chain):
             return timed_out(self.label, timeout)
         said = redact(_PREFIXES.sub("", str(error)).partition("Traceback (most recent")[0].strip(), *secrets)[:500]
         network = [link for link in chain if isinstance(link, httpx.TransportError | OSError)]
         if network:
             where = origin(self.api_base) if self.api_base else self.model
             cause = redact(str(network[-1]) or type(network[-1]).__name__, *secrets)[:200]
-            return APIConnectionError(
+            failed = APIConnectionError(
                 f"{self.label}: {where}: {cause}: check that the server is running, api_base and the network",
                 deployment=self.label,
             )
+            failed.connected = not unconnected
+            return failed
         if (hidden := _quoted_error(said)) is not None:  # a success with an error in it
             return error_in_body(200, hidden, _nothing, self.label, secrets=secrets, model=self.model)
         status = getattr(error, "status_code", None)

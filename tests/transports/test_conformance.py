@@ -328,6 +328,8 @@ class TestFailures:
         assert (type(error), error.status_code, error.retryable) == (APIConnectionError, None, True)
         port = loopback.tls_port if kind in ("native-tls", "native-tunnel") else loopback.port
         assert f"127.0.0.1:{port}" in str(error)
+        assert isinstance(error, APIConnectionError)
+        assert error.connected
 
     async def test_refused(self, kind: str, make: Make) -> None:
         if kind == "native-proxy":
@@ -339,6 +341,9 @@ class TestFailures:
         assert (type(error), error.status_code, error.retryable) == (APIConnectionError, None, True)
         assert f"127.0.0.1:{port}" in str(error)
         assert "refused" in str(error).lower() or "connect" in str(error).lower()
+        assert isinstance(error, APIConnectionError)
+        assert not error.connected
+        assert not pickle.loads(pickle.dumps(error)).connected
 
     @pytest.mark.parametrize("operation", list(REQUESTS))
     async def test_timeout(self, kind: str, operation: str, make: Make, loopback: Loopback) -> None:

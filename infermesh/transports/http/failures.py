@@ -97,7 +97,7 @@ def connection_failed(label: str, place: str, cause: Cause, *, made: bool) -> AP
     error = APIConnectionError(
         f"{label}: {place}: {cause.what}: {cause.check}", deployment=label, retryable=cause.retryable
     )
-    error.__dict__["connected"] = made  # for infermesh.dispatch.blame alone
+    error.connected = made
     return error
 
 
