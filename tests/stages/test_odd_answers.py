@@ -103,7 +103,9 @@ def test_numbers_that_a_vector_cannot_hold(lab: Lab, serve: Serve) -> None:
         return {"data": [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]}
 
     odd_first(lab)
-    lab.run(experiment(serve(answer), {"v": embed(micro_batch_size=3)}))
+    mapping = experiment(serve(answer), {"v": embed(micro_batch_size=3)})
+    mapping["models"]["m"]["max_retries"] = 0
+    lab.run(mapping)
     assert lab.statuses("v") == {0: "error", **dict.fromkeys(range(1, 6), "done")}
     assert lab.one("SELECT error_type FROM v WHERE row_id = 0") == "malformed_response"
 
