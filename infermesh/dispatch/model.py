@@ -48,6 +48,7 @@ from infermesh.wire.requests import (
     transcription_request,
 )
 from infermesh.wire.structured import ResponseFormat
+from infermesh.wire.usage import together
 
 logger = logging.getLogger("infermesh")
 
@@ -126,7 +127,7 @@ class LogicalModel:
         self._prices = {deployment.label: deployment.price for deployment in deployments}
         rng = rng or random.Random()
         retry = retry or RetryPolicy()
-        router = Router(deployments, strategy, rng=rng)
+        router = Router(deployments, strategy, rng=rng, patience_s=retry.patience_s)
         self._dispatcher = Dispatcher(router, retry, rng=rng)
         # For the parts of a request that has failed with all its retries.
         self._impatient = Dispatcher(router, replace(retry, max_retries=min(retry.max_retries, 1)), rng=rng)
@@ -466,9 +467,5 @@ def _merged(first: GenerationResult, again: GenerationResult) -> GenerationResul
     """The later answer, with the attempts, tokens and cost of both."""
     again.metrics = _with_earlier(again.metrics, first.metrics)
     again.cost = _cost(again.metrics)
-    if first.token_usage is not None and again.token_usage is not None:
-        mine, theirs = again.token_usage, first.token_usage
-        mine.prompt_tokens += theirs.prompt_tokens
-        mine.completion_tokens += theirs.completion_tokens
-        mine.total_tokens += theirs.total_tokens
+    again.token_usage = together(first.token_usage, again.token_usage)
     return again

@@ -38,11 +38,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from infermesh.results import TokenUsage
 
-__all__ = ["apportion", "count", "shares", "usage_of"]
+__all__ = ["apportion", "count", "shares", "together", "usage_of"]
 
 # The names of each quantity, the commonest first.
 _PROMPT = ("prompt_tokens", "input_tokens", "promptTokenCount", "inputTokens")
@@ -133,9 +134,22 @@ def usage_of(body: dict[str, Any], *, input_only: bool = False) -> TokenUsage | 
             completion += difference
         else:
             completion += reasoning if reasoning > completion else min(reasoning, difference)
+    if max(prompt, completion) > _MOST:  # each count fits, what they add up to does not: nobody knows what is true
+        return None
     plain = usage.keys() <= _PLAIN and "service_tier" not in body
     details = None if plain else _apart(body, usage, inside, answer, written)
     return TokenUsage(prompt, completion, max(total or 0, prompt + completion), reasoning, cached, details)
+
+
+def together(first: TokenUsage | None, second: TokenUsage | None) -> TokenUsage | None:
+    """The tokens of two answers, with the details of the second; ``None`` where the tables could not hold the sum."""
+    if first is None or second is None:
+        return second
+    prompt, completion = first.prompt_tokens + second.prompt_tokens, first.completion_tokens + second.completion_tokens
+    if max(prompt, completion) > _MOST:
+        return None
+    total = first.total_tokens + second.total_tokens
+    return replace(second, prompt_tokens=prompt, completion_tokens=completion, total_tokens=total)
 
 
 def count(value: Any) -> int | None:

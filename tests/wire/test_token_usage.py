@@ -8,7 +8,7 @@ import pytest
 
 from infermesh.dispatch.pricing import Prices
 from infermesh.results import TokenUsage
-from infermesh.wire.usage import count, usage_of
+from infermesh.wire.usage import count, together, usage_of
 
 # Prices of one token, so large that a mistake of one shows.
 IN, OUT = 1.0, 1000.0
@@ -153,3 +153,22 @@ def test_what_qwen_writes_to_its_cache() -> None:
 def test_geminis_own_place() -> None:
     found = usage_of({"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 2}})
     assert found == TokenUsage(7, 2, 9)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"input_tokens": 2**31 - 1, "output_tokens": 1, "cache_read_input_tokens": 2**31 - 1},
+        {"prompt_tokens": 5, "completion_tokens": 3, "reasoning_tokens": 2**31 - 1},
+    ],
+)
+def test_counts_that_fit_alone_and_not_together_are_not_known(usage: dict[str, int]) -> None:
+    assert usage_of({"usage": usage}) is None
+
+
+def test_the_tokens_of_two_answers() -> None:
+    first, second = TokenUsage(3, 4, 7), TokenUsage(10, 1, 11, cached_tokens=2)
+    assert together(first, second) == TokenUsage(13, 5, 18, cached_tokens=2)
+    assert together(None, second) == second
+    assert together(first, None) is None
+    assert together(TokenUsage(2**31 - 1), TokenUsage(1)) is None
