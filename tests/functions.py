@@ -54,6 +54,11 @@ def crowded(row: dict[str, Any]) -> None:
         _inside -= 1
 
 
+class Speechless(BaseException):
+    def __str__(self) -> str:
+        raise SystemExit("even its text")
+
+
 def ending(row: dict[str, Any]) -> Any:
     """Ends as its row says."""
     ends: dict[str, BaseException] = {
@@ -63,6 +68,7 @@ def ending(row: dict[str, Any]) -> Any:
         "stop": StopIteration(1),
         "generator": GeneratorExit(),
         "half": ValueError("half a surrogate \ud83d"),
+        "speechless": Speechless(),
     }
     if row["end"] in ends:
         raise ends[row["end"]]

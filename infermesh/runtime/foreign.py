@@ -22,8 +22,24 @@ class Foreign(Exception):
     """
 
     def __init__(self, ended_in: BaseException) -> None:
-        super().__init__(str(ended_in))
+        super().__init__(type(ended_in).__name__)
         self.ended_in = ended_in
+
+
+def words_of(error: BaseException) -> str:
+    """The name and the message of an error that is not ours: its ``__str__`` may fail as well.
+
+    Examples
+    --------
+    >>> words_of(ValueError("no"))
+    'ValueError: no'
+    """
+    if isinstance(error, Foreign):
+        error = error.ended_in
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:
+        return type(error).__name__
 
 
 def harmless(error: BaseException) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -11,15 +12,33 @@ from infermesh.runtime.garbage import rare_collections
 T = TypeVar("T")
 
 
+logger = logging.getLogger("infermesh")
+
+_LAST_S = 3.0  # seconds that tasks get to end, once they are cancelled
+
+
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a new loop, uvloop's where it is installed, with rare garbage collections meanwhile."""
-    with rare_collections():
-        try:
-            import uvloop
-        except ImportError:
-            return asyncio.run(main)
-        else:
-            return uvloop.run(main)
+    """Run a coroutine on a new loop, uvloop's where it is installed, with rare garbage collections meanwhile.
+
+    Tasks that it leaves are cancelled. One that ignores that, such as a user's function, is left behind after three
+    seconds with a warning: it does not keep the process.
+    """
+    with rare_collections(), asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_with_an_end(main))
+
+
+async def _with_an_end(main: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await main
+    finally:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            _, left = await asyncio.wait(left, timeout=_LAST_S)
+        for task in left:
+            logger.warning("%s ignores its cancellation, and is left behind", task.get_name())
+            asyncio._unregister_task(task)  # or the loop would wait for its end: "Task lifetime support" in its docs
 
 
 def new_loop() -> asyncio.AbstractEventLoop:

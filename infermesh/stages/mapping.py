@@ -12,6 +12,7 @@ from infermesh.config.schema import OWN_FIELDS
 from infermesh.errors import ConfigError, InputError
 from infermesh.exact_json import dumps, loads
 from infermesh.hints import nearest
+from infermesh.runtime.foreign import words_of
 from infermesh.stages.base import import_object, module_hash
 from infermesh.types import Endpoint
 
@@ -75,7 +76,7 @@ class Mapper:
         try:
             made = self._function(row)
         except BaseException as error:
-            raise InputError(f"mapper {self.spec}: {type(error).__name__}: {error}") from error
+            raise InputError(f"mapper {self.spec}: {words_of(error)}") from error
         return self._checked(made)
 
     def _checked(self, made: Any) -> Mapped:

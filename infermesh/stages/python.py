@@ -23,10 +23,11 @@ from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
 from infermesh.limits import make_limiter
 from infermesh.results import FunctionResult
-from infermesh.runtime.foreign import DaemonThreads, Foreign, harmless
+from infermesh.runtime.foreign import DaemonThreads, Foreign, harmless, words_of
 from infermesh.stages.base import Prepared, StageContext, hashed, import_object, module_hash
 from infermesh.store import Column, StageTable
 from infermesh.types import Reply, Request
+from infermesh.wire.answers import FLOAT32_MAX
 
 DEPLOYMENT = "python"
 _OWN = frozenset(column.name for column in StageTable("", ()).columns)
@@ -156,9 +157,6 @@ def _number(largest: float) -> Callable[[Any], bool]:
     return fits
 
 
-_FLOAT32_MAX = 3.4028234663852886e38
-
-
 def _text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
@@ -170,7 +168,7 @@ def _anything(value: Any) -> bool:
 _SCALARS: dict[str, Callable[[Any], bool]] = {
     "VARCHAR": _text,
     "DOUBLE": _number(sys.float_info.max),
-    "FLOAT": _number(_FLOAT32_MAX),
+    "FLOAT": _number(FLOAT32_MAX),
     "BIGINT": _integer(64),
     "INTEGER": _integer(32),
     "BOOLEAN": lambda value: isinstance(value, bool),
@@ -218,7 +216,7 @@ class _Function:
         So a cancellation that comes from within, of something the function awaited, is not one of this row's worker;
         and a function that ignores its cancellation is left behind.
         """
-        task = asyncio.ensure_future(_guarded(self._function, row))
+        task = asyncio.create_task(_guarded(self._function, row), name=self._spec)
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
@@ -228,9 +226,7 @@ class _Function:
         return task.result()
 
     def _failed(self, error: Exception) -> FunctionError:
-        ended_in = error.ended_in if isinstance(error, Foreign) else error
-        text = f"{self._spec}: {type(ended_in).__name__}: {ended_in}"
-        return FunctionError(text, retryable=not isinstance(error, (*_LASTING, Foreign)))
+        return FunctionError(f"{self._spec}: {words_of(error)}", retryable=not isinstance(error, (*_LASTING, Foreign)))
 
     async def aclose(self) -> None:
         """Nothing to close: :meth:`close` ends the threads."""

@@ -30,12 +30,12 @@ from infermesh.results import EmbeddingResult, GenerationResult, ToolCall, Trans
 from infermesh.types import Operation, Reply
 from infermesh.wire.endings import ending
 from infermesh.wire.languages import language_code
-from infermesh.wire.parts import said, thoughts_in, thoughts_of
+from infermesh.wire.parts import read_content, thoughts_in, thoughts_of
 from infermesh.wire.refusals import implied_status, meaning_of, said_by
 from infermesh.wire.usage import count, shares, usage_of
 
 _EXCERPT = 200
-_MOST_FLOAT = 3.4028234663852886e38  # the largest float32, which is what vectors are stored as
+FLOAT32_MAX = 3.4028234663852886e38  # vectors are stored as float32
 
 
 def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
@@ -185,8 +185,8 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         choice = read(reply.data)["choices"][0]
         message = choice["message"]
     try:
-        text, refusal, thoughts = said(message.get("content"))
-        text = text or refusal or said(message.get("refusal")).text or _spoken(message)
+        text, refusal, thoughts = read_content(message.get("content"))
+        text = text or refusal or read_content(message.get("refusal")).text or _spoken(message)
     except TypeError:
         _malformed("choices[0].message.content as text", reply)
     calls = message.get("tool_calls")
@@ -240,11 +240,11 @@ def refusal_of(result: GenerationResult) -> str | None:
     body = result.raw_response or {}
     try:
         if isinstance(body.get("output"), list):
-            found = [said(item["content"]) for item in body["output"] if item.get("type") == "message"]
+            found = [read_content(item["content"]) for item in body["output"] if item.get("type") == "message"]
             refusal = "".join(each.refusal for each in found)
         else:
             message = body["choices"][0]["message"]
-            refusal = said(message.get("content")).refusal or message.get("refusal")
+            refusal = read_content(message.get("content")).refusal or message.get("refusal")
     except (KeyError, IndexError, TypeError, AttributeError):
         return None
     return refusal if refusal and refusal == result.output_text else None
@@ -302,7 +302,7 @@ def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
         for item in output:
             kind = item.get("type")
             if kind == "message":
-                text, refusal, thought = said(item["content"])
+                text, refusal, thought = read_content(item["content"])
                 texts.append(text)
                 refusals.append(refusal)
                 if thought:
@@ -413,7 +413,7 @@ def _vector(value: Any, reply: Reply) -> list[float]:
         else:
             vector = value
         # One pass in C finds what is not a number, not finite, or too large: no number is larger than the length.
-        if not isinstance(vector, list) or not vector or not math.hypot(*vector) <= _MOST_FLOAT:
+        if not isinstance(vector, list) or not vector or not math.hypot(*vector) <= FLOAT32_MAX:
             _malformed("each embedding as a non-empty list of finite numbers within float32", reply)
     except (TypeError, ValueError, OverflowError, binascii.Error):
         _malformed("each embedding as a list of numbers, or base64 of float32", reply)

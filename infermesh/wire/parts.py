@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from infermesh.exact_json import dumps
 
-__all__ = ["Said", "said", "thoughts_in", "thoughts_of"]
+__all__ = ["Content", "read_content", "thoughts_in", "thoughts_of"]
 
 _KINDS = {
     **dict.fromkeys(("text", "output_text"), "text"),
@@ -24,7 +24,7 @@ _FIELDS = ("text", "content", "output_text", "thinking", "reasoning", "summary",
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 
 
-class Said(NamedTuple):
+class Content(NamedTuple):
     """The texts of one content, each empty where there is none."""
 
     text: str
@@ -32,7 +32,7 @@ class Said(NamedTuple):
     thoughts: str
 
 
-def said(content: Any) -> Said:
+def read_content(content: Any) -> Content:
     """Read a content. Some servers send the JSON that was asked for as a value: it becomes text again.
 
     Raises
@@ -41,10 +41,10 @@ def said(content: Any) -> Said:
         It is neither text nor parts nor JSON of its own.
     """
     if _is_value(content):
-        return Said(dumps(content).decode(), "", "")
+        return Content(dumps(content).decode(), "", "")
     found: dict[str, list[str]] = {"text": [], "refusal": [], "thoughts": []}
     _collect(content, found, "text")
-    return Said(*("".join(texts) for texts in found.values()))
+    return Content(*("".join(texts) for texts in found.values()))
 
 
 def thoughts_of(message: dict[str, Any]) -> str | None:

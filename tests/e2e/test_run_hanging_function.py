@@ -12,33 +12,47 @@ from tests.e2e.conftest import Launch
 from tests.support import COMMAND_S, ask, infermesh, wait_until, write_experiment, write_jsonl
 
 FOLDER = "outputs/here"
+FUNCTIONS = """
+import asyncio, threading
+def hangs(row):
+    if row["n"] == 0:
+        threading.Event().wait()
+    return 1
+async def ignores(row):
+    while row["n"] == 0:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+    return 1
+"""
 RUN = ("run", "+experiment=mine", f"hydra.run.dir={FOLDER}")
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    (tmp_path / "fn.py").write_text(
-        "import threading\ndef f(row):\n    if row['n'] == 0:\n        threading.Event().wait()\n    return 1\n"
-    )
+    (tmp_path / "fn.py").write_text(FUNCTIONS)
     write_jsonl(tmp_path / "rows.jsonl", [{"n": n} for n in range(3)])
     return tmp_path
 
 
-def experiment(root: Path, timeout: float | None) -> None:
-    stage: dict[str, Any] = {"kind": "python", "function": "fn:f", "max_retries": 0, "timeout": timeout}
+def experiment(root: Path, name: str, timeout: float | None) -> None:
+    stage: dict[str, Any] = {"kind": "python", "function": f"fn:{name}", "max_retries": 0, "timeout": timeout}
     write_experiment(root, {"source": {"path": "rows.jsonl"}, "stages": {"f": stage}})
 
 
-def test_the_process_ends_with_its_run(project: Path) -> None:
-    experiment(project, 0.5)
+@pytest.mark.parametrize("name", ["hangs", "ignores"])
+def test_the_process_ends_with_its_run(project: Path, name: str) -> None:
+    experiment(project, name, 0.5)
     found = infermesh(*RUN, cwd=project)
     assert found.returncode == 3, found.stderr
     counted = ask(project / FOLDER, "SELECT status, count(*) FROM f GROUP BY ALL ORDER BY ALL")
     assert counted == [("done", 2), ("error", 1)]
 
 
-def test_two_interrupts_end_it(project: Path, launch: Launch) -> None:
-    experiment(project, None)
+@pytest.mark.parametrize("name", ["hangs", "ignores"])
+def test_two_interrupts_end_it(project: Path, launch: Launch, name: str) -> None:
+    experiment(project, name, None)
     process = launch(*RUN, cwd=project)
     wait_until((project / FOLDER / "run.sock").exists, "the socket")
     process.send_signal(signal.SIGINT)

@@ -252,18 +252,18 @@ class TestPythonStages:
 
     @pytest.mark.parametrize("name", ["ending", "ending_async"])
     def test_whatever_a_function_ends_in_costs_its_row(self, lab: Lab, name: str) -> None:
-        ends = ["exit", "interrupt", "cancelled", "stop", "generator", "half", "none"]
+        ends = ["exit", "interrupt", "cancelled", "stop", "generator", "half", "speechless", "none"]
         lab.rows([{"end": end} for end in ends])
         mapping = {"name": "lab", "source": {"path": "rows.jsonl"}, "stages": {"s": python(name, max_retries=0)}}
         outcome = lab.run(mapping)
-        assert (outcome.status, outcome.counts["s"]) == ("failed_rows", {"done": 1, "error": 6})
+        assert (outcome.status, outcome.counts["s"]) == ("failed_rows", {"done": 1, "error": 7})
         assert lab.sql("SELECT \"end\" FROM s JOIN source USING (row_id) WHERE s.status = 'done'") == [("none",)]
 
     def test_whatever_a_mapper_ends_in_costs_its_row(self, lab: Lab, simulator: Simulator) -> None:
-        ends = ["exit", "interrupt", "cancelled", "stop", "generator", "half", "none"]
+        ends = ["exit", "interrupt", "cancelled", "stop", "generator", "half", "speechless", "none"]
         lab.rows([{"end": end} for end in ends])
         outcome = lab.run(experiment(simulator.url, {"a": {"kind": "generate", "mapper": "tests.functions:ending"}}))
-        assert (outcome.status, outcome.counts["a"]) == ("failed_rows", {"done": 1, "error": 6})
+        assert (outcome.status, outcome.counts["a"]) == ("failed_rows", {"done": 1, "error": 7})
 
     def test_calls_that_hang_do_not_keep_others_waiting(self, lab: Lab) -> None:
         lab.rows([{"n": n % 2} for n in range(6)])
