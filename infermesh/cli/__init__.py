@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def _keep_streams() -> None:
 class _Heard(io.FileIO):
     """A stream of messages that goes silent when its reader has gone."""
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:

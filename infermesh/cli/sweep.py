@@ -57,6 +57,12 @@ _UNQUOTED_VALUE = re.compile(r"[\w./:+%@-]+")
 current_sweep: Sweep | None = None  # Hydra creates the callback itself, so this is how the callback finds the sweep
 
 
+def _stopping_signals() -> list[signal.Signals]:
+    """Ctrl-C, SIGTERM, and a closed terminal, unless nohup has that ignored."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 class Sweep:
     """A multirun. It is pickled and sent to the jobs' processes, so it holds only what can be pickled.
 
@@ -100,7 +106,7 @@ class Sweep:
         global current_sweep
         current_sweep = self
         main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        before = {number: signal.getsignal(number) for number in _stopping_signals()} if main else {}
         try:
             yield
         except KeyboardInterrupt:
@@ -129,11 +135,16 @@ class Sweep:
                 self.keys.append(override.key_or_group)
         self.parallel = not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
         if self.parallel and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._stop_jobs)
-            signal.signal(signal.SIGTERM, self._stop_jobs)
+            for number in _stopping_signals():
+                signal.signal(number, self._stop_jobs)
 
     def _stop_jobs(self, number: int, frame: Any) -> None:
-        """Handle the first Ctrl-C or SIGTERM while jobs run elsewhere: ask them to drain. A second one ends at once."""
+        """Handle the first Ctrl-C, SIGTERM or closed terminal while jobs run elsewhere: ask them to drain.
+
+        A second Ctrl-C or SIGTERM ends at once. Shell and kernel may both tell of the same closed terminal.
+        """
+        if number == signal.SIGHUP and self.interrupted:
+            return
         self.interrupted = True
         self.stop_file.parent.mkdir(parents=True, exist_ok=True)
         self.stop_file.touch()

@@ -81,7 +81,7 @@ class Dispatcher:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.retry = retry or RetryPolicy()
-        self.router = router.with_patience(self.retry.patience_s)
+        self.router = router
         self._patience = Patience(asked_s=self.retry.max_pause_s)
         self._rng = rng or random.Random()
         self._clock = clock

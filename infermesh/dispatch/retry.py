@@ -39,8 +39,8 @@ class RetryPolicy:
     waits_unasked
         Whether a 429 that does not say how long is waited for as one that does.
     patience_s
-        Seconds for which requests wait for deployments that cannot be reached, and no longer than each of these is
-        waited for at all; 0: they fail, as others do.
+        Seconds for which requests wait for deployments that cannot be reached, bounded by each deployment's own
+        patience; 0: they fail, as others do. The router has to be made with the same.
 
     Raises
     ------

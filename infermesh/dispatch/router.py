@@ -126,12 +126,6 @@ class Router:
             reduced = self._reduced[label] = Router(others, self._strategy, rng=self._rng, patience_s=self.patience_s)
         return reduced
 
-    def with_patience(self, patience_s: float) -> Router:
-        """A router over the same deployments, for requests that wait so many seconds for those that are away."""
-        if patience_s == self.patience_s:
-            return self
-        return Router(self.deployments, self._strategy, rng=self._rng, patience_s=patience_s)
-
     def awaited(self, failed: Deployment | None = None) -> bool:
         """Whether requests wait, since no deployment can be reached: some are awaited, and the others refuse.
 
