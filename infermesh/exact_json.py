@@ -92,18 +92,23 @@ def inexact_members(text: str) -> dict[str, str]:
     decoder = json.JSONDecoder(parse_float=number, parse_int=lambda _: 0, strict=False)
     found: dict[str, str] = {}
     try:
-        at = _BETWEEN.match(text, text.index("{") + 1).end()  # type: ignore[union-attr]
+        at = _next_member(text, text.index("{") + 1)
         while text[at] == '"':
             key, at = decoder.raw_decode(text, at)
-            start = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+            start = _next_member(text, at)
             inexact.clear()
             _, end = decoder.raw_decode(text, start)
             if inexact:
                 found[key] = text[start:end]
-            at = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
+            at = _next_member(text, end)
     except (ValueError, IndexError, RecursionError):
         return {}
     return found
+
+
+def _next_member(text: str, at: int) -> int:
+    found = _BETWEEN.match(text, at)
+    return found.end() if found else at
 
 
 def loads_leniently(text: str | bytes, *, parse_float: Callable[[str], float | Decimal] | None = None) -> Any:

@@ -77,6 +77,8 @@ class _Code(CodeGenerator):
 class _Environment(ImmutableSandboxedEnvironment):
     """``row.items`` is the column ``items``, not the dict's method: data comes before attributes."""
 
+    code_generator_class = _Code
+
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, Mapping) and attribute in obj:
             return obj[attribute]
@@ -87,8 +89,6 @@ class _Environment(ImmutableSandboxedEnvironment):
             return obj[argument]
         except (AttributeError, TypeError, LookupError):
             return self._data(super().getitem(obj, argument), obj, argument)
-
-    code_generator_class = _Code
 
     def _data(self, found: Any, obj: Any, name: Any) -> Any:
         if not callable(found) or isinstance(found, Undefined) or not _is_data(obj) or not self.is_safe_callable(found):

@@ -77,7 +77,5 @@ def _type_of_all(connection: duckdb.DuckDBPyConnection, table: str, name: str) -
 
 def _all_dates(connection: duckdb.DuckDBPyConnection, table: str, name: str) -> bool:
     times = f"TRY_CAST({quoted(name)} AS TIMESTAMP)"
-    row = connection.execute(f"SELECT bool_and({times} = date_trunc('day', {times})) FROM {quoted(table)}").fetchall()[
-        0
-    ]
-    return bool(row[0])
+    found = connection.execute(f"SELECT bool_and({times} = date_trunc('day', {times})) FROM {quoted(table)}")
+    return bool(found.fetchall()[0][0])

@@ -15,8 +15,9 @@ __all__ = ["open_duckdb"]
 def open_duckdb(
     path: str = ":memory:", config: Mapping[str, Any] | None = None, *, read_only: bool = False
 ) -> duckdb.DuckDBPyConnection:
-    """Open a database, or one in memory, whose times with a zone are UTC's: the same rows give the same answers,
-    prompts and files on every machine.
+    """Open a database, or one in memory. Its times with a zone are UTC's.
+
+    So the same rows give the same answers, prompts and files on every machine.
 
     Raises
     ------

@@ -214,8 +214,8 @@ def csv_relation(files: Sequence[CsvFile], buffer_size: int) -> str:
     buffer_size
         Bytes of the reader's buffer.
     """
-    parts: list[tuple[str, str, list[str]]] = []
-    for file in files:
+
+    def reading(file: CsvFile) -> tuple[str, str]:
         dialect, form = file.dialect, file.dialect.form
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in dialect.names)
         options = (
@@ -224,13 +224,11 @@ def csv_relation(files: Sequence[CsvFile], buffer_size: int) -> str:
             f"skip={dialect.skip}, header={str(dialect.header).lower()}, columns={{{columns}}}, "
             f"compression='none', buffer_size={buffer_size}"
         )
-        shown = select_constants(file.constants)
-        if parts and parts[-1][:2] == (shown, options):
-            parts[-1][2].append(file.readable)
-        else:
-            parts.append((shown, options, [file.readable]))
+        return select_constants(file.constants), options
+
     return " UNION ALL BY NAME ".join(
-        f"SELECT *{shown} FROM read_csv({listed(names)}, {options})" for shown, options, names in parts
+        f"SELECT *{constants} FROM read_csv({listed(file.readable for file in alike)}, {options})"
+        for (constants, options), alike in itertools.groupby(files, reading)
     )
 
 

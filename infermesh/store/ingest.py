@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -115,15 +116,9 @@ def _files(connection: duckdb.DuckDBPyConnection, source: Source, table: str, fo
 def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[PlainFile], table: str) -> None:
     constants = {file: folder_columns(file.name) if source.hive else {} for file in files}
     folders = {name.lower(): name for found in constants.values() for name in found}
-    parts: list[tuple[bool, Constants, list[str]]] = []
-    for file in files:
-        if parts and parts[-1][:2] == (holds_array(file), constants[file]):
-            parts[-1][2].append(file.path)
-        else:
-            parts.append((holds_array(file), constants[file], [file.path]))
     relations = [
-        f"SELECT json{_folder_values(folders, found)} FROM {_json_reader(paths, array=array)}"
-        for array, found, paths in parts
+        f"SELECT json{_folder_values(folders, found)} FROM {_json_reader([file.path for file in alike], array=array)}"
+        for (array, found), alike in itertools.groupby(files, lambda file: (holds_array(file), constants[file]))
     ]
     relation = " UNION ALL ".join(relations) or f"SELECT NULL::JSON AS json{_folder_values(folders, {})} WHERE false"
     lines = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM (SELECT * FROM ({relation}) {_limit(source)}))"
@@ -358,17 +353,13 @@ def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[PlainFile]) -
 
 def _parquet(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[PlainFile], table: str) -> None:
     replaced = united_numbers(connection, [file.path for file in files])
-    parts: list[tuple[Constants, str, list[str]]] = []
-    for file in files:
-        constants = folder_columns(file.name) if source.hive else {}
-        replacing = replaced.get(file.path, "")
-        if parts and parts[-1][:2] == (constants, replacing):
-            parts[-1][2].append(file.path)
-        else:
-            parts.append((constants, replacing, [file.path]))
+
+    def kind(file: PlainFile) -> tuple[Constants, str]:
+        return folder_columns(file.name) if source.hive else {}, replaced.get(file.path, "")
+
     relations = []
-    for constants, replacing, paths in parts:
-        read = parquet_reader(paths)
+    for (constants, replacing), alike in itertools.groupby(files, kind):
+        read = parquet_reader([file.path for file in alike])
         names = [row[0] for row in connection.execute(f"DESCRIBE FROM {read}").fetchall()] if constants else []
         relations.append(f"SELECT *{replacing}{select_constants(without(constants, names))} FROM {read}")
     _create_from(connection, table, " UNION ALL BY NAME ".join(relations), _limit(source), SOURCE)

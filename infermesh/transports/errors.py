@@ -23,6 +23,7 @@ __all__ = ["error_from_status", "error_in_body", "timed_out"]
 Header = Callable[[str], str | None]
 
 _SHOWN = 500
+_SEARCHED = 20_000  # characters or bytes
 _PASSING = (RateLimitError, ServerError, RequestTimeoutError)
 
 
@@ -143,7 +144,8 @@ def error_in_body(
 
 
 def _text(body: Any) -> str:
-    """An error body as text, to look for a wait in it."""
-    if isinstance(body, bytes | bytearray | memoryview):
-        return bytes(body[:20_000]).decode("utf-8", "replace")
-    return body if isinstance(body, str) else orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    """The beginning of an error body as text, to look for a wait in it."""
+    if not isinstance(body, bytes | bytearray | memoryview | str):
+        body = orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS)
+    start = body[:_SEARCHED]
+    return start if isinstance(start, str) else bytes(start).decode("utf-8", "replace")

@@ -85,6 +85,8 @@ def _any(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(patterns), re.IGNORECASE)
 
 
+_NO_CODE = _any(r"(?!)")  # matches nothing: only words say it
+
 _NO_CREDIT = Meaning(
     PermissionDeniedError, None, "The account has no credit left: top it up, or use another deployment"
 )
@@ -235,7 +237,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(
         Meaning(NotFoundError, None, "The server has too little memory for the model {model!r}"),
         404,
-        _any(r"(?!)"),  # no code says it
+        _NO_CODE,
         _any(r"model requires more (\w+ )?memory"),  # Ollama, with 500
     ),
     _Rule(
@@ -251,7 +253,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(
         _NOT_FOUND,
         404,
-        _any(r"(?!)"),
+        _NO_CODE,
         _any(
             r"(invalid|unknown|no such) model\b|is not a valid model|no models? (is |are )?(loaded|found)",
             rf"\bmodel\b{_SOME}\b(does not exist|not found|not exist|is not available|not loaded)",
@@ -260,7 +262,7 @@ _RULES: tuple[_Rule, ...] = (
         ),
         at_5xx=False,  # a 503 "model not loaded" is one that is loading
     ),
-    _Rule(_BUSY, 503, _any(r"(?!)"), _any(r"try again (later|in a (few|moment|minute|while))"), at_5xx=False),
+    _Rule(_BUSY, 503, _NO_CODE, _any(r"try again (later|in a (few|moment|minute|while))"), at_5xx=False),
 )
 _CREDIT_RULE = _RULES[0]
 # Gemini says of a minute what OpenAI says of an empty account; its code, or a wait, tells.
