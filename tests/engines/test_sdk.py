@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import openai
 import pytest
@@ -40,6 +39,11 @@ TOOL = {
 MODELS = {"llamacpp": "smollm2", "vllm": "tiny", "transformers": str(LLAMA), "proxy": "gpt"}
 
 
+def client_of(base: str, model: str, api_key: str = KEY) -> LMClient:
+    deployment = DeploymentConfig(f"openai/{model}", base, api_key=api_key)
+    return LMClient("m", deployments={"d": deployment}, timeout=120, max_retries=0)
+
+
 @dataclass
 class Pair:
     """A client and the SDK at one server."""
@@ -50,9 +54,8 @@ class Pair:
     client: LMClient
     sdk: openai.OpenAI
 
-    def other(self, model: str | None = None, **settings: Any) -> LMClient:
-        deployment = DeploymentConfig(f"openai/{model or self.model}", self.base, api_key=settings.pop("api_key", KEY))
-        return LMClient("m", deployments={"d": deployment}, timeout=120, max_retries=0, **settings)
+    def other(self, model: str | None = None, api_key: str = KEY) -> LMClient:
+        return client_of(self.base, model or self.model, api_key)
 
     def lacks(self, *names: str) -> None:
         if self.name in names:
@@ -62,11 +65,12 @@ class Pair:
 @pytest.fixture(params=MODELS, scope="module")
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     engine: Engine = request.getfixturevalue(request.param)
-    sdk = openai.OpenAI(base_url=engine.base, api_key=KEY, max_retries=0, timeout=120)
-    found = Pair(request.param, MODELS[request.param], engine.base, None, sdk)  # type: ignore[arg-type]
-    found.client = found.other()
-    with sdk, found.client:
-        yield found
+    model = MODELS[request.param]
+    with (
+        openai.OpenAI(base_url=engine.base, api_key=KEY, max_retries=0, timeout=120) as sdk,
+        client_of(engine.base, model) as client,
+    ):
+        yield Pair(request.param, model, engine.base, client, sdk)
 
 
 def test_a_chat(pair: Pair) -> None:
