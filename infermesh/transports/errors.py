@@ -16,7 +16,8 @@ import orjson
 from infermesh.errors import NotFoundError, RateLimitError, RequestError, RequestTimeoutError, ServerError
 from infermesh.limits.waits import wait_asked_for
 from infermesh.redaction import origin, redact
-from infermesh.wire.refusals import Said, implied_status, meaning_of, said_by
+from infermesh.wire.error_bodies import Said, said_by
+from infermesh.wire.refusals import implied_status, meaning_of
 
 __all__ = ["error_from_status", "error_in_body", "timed_out"]
 

@@ -46,7 +46,7 @@ from infermesh.transports.errors import error_from_status, error_in_body, timed_
 from infermesh.transports.http.trust import VARIABLES
 from infermesh.transports.provider_table import split_model
 from infermesh.types import Reply, Request
-from infermesh.wire.refusals import is_error
+from infermesh.wire.error_bodies import is_error
 
 __all__ = ["LiteLLMTransport"]
 

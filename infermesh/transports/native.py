@@ -22,7 +22,7 @@ from infermesh.transports.http.failures import client_closed
 from infermesh.transports.http.form import Form, form
 from infermesh.transports.provider_table import split_model
 from infermesh.types import Operation, Reply, Request
-from infermesh.wire.refusals import is_error
+from infermesh.wire.error_bodies import is_error
 from infermesh.wire.requests import request_body
 
 __all__ = ["NativeTransport"]

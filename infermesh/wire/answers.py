@@ -29,9 +29,10 @@ from infermesh.redaction import redact
 from infermesh.results import EmbeddingResult, GenerationResult, ToolCall, TranscriptionResult
 from infermesh.types import Operation, Reply
 from infermesh.wire.endings import ending
+from infermesh.wire.error_bodies import said_by
 from infermesh.wire.languages import language_code
 from infermesh.wire.parts import read_content, thoughts_in, thoughts_of
-from infermesh.wire.refusals import implied_status, meaning_of, said_by
+from infermesh.wire.refusals import implied_status, meaning_of
 from infermesh.wire.usage import count, shares, usage_of
 
 _EXCERPT = 200
