@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 logger = logging.getLogger("infermesh")
 
-_LAST_S = 3.0  # seconds that tasks get to end, once they are cancelled
+_LAST_S = 1.0  # seconds that tasks get to end, once they are cancelled
 
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a new loop, uvloop's where it is installed, with rare garbage collections meanwhile.
 
-    Tasks that it leaves are cancelled. One that ignores that, such as a user's function, is left behind after three
-    seconds with a warning: it does not keep the process.
+    Tasks that it leaves are cancelled. One that ignores that, such as a user's function, is left behind after one
+    second with a warning: it does not keep the process.
     """
     with rare_collections(), asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(_with_an_end(main))

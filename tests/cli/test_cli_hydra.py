@@ -92,7 +92,7 @@ def test_options_behind_overrides(tmp_path: Path, simulator: Simulator) -> None:
     assert yaml.safe_load(shown.stdout)["name"] == "mine"
 
 
-@pytest.mark.parametrize("name", ["with blanks", "énv", "a#1 +b%20", "it's", "a=b,c [x]"])
+@pytest.mark.parametrize("name", ["é #1 +b%20", "it's", "a=b,c [x]"])
 def test_a_project_in_any_folder(tmp_path: Path, simulator: Simulator, name: str) -> None:
     root = project(tmp_path / name, simulator)
     found = here("run", "+experiment=mine", cwd=root)
