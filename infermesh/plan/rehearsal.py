@@ -20,7 +20,7 @@ from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored
 from infermesh.simulator.answers import Answer, Answers
 from infermesh.simulator.errors import ApiError
 from infermesh.simulator.settings import SimulatorSettings
-from infermesh.stages import Prepared, Stage, answers
+from infermesh.stages import Prepared, Stage, answers, prepare
 from infermesh.stages.base import Result
 from infermesh.stages.graph import StageGraph
 from infermesh.stages.transcribe import Transcribe
@@ -356,7 +356,7 @@ async def _answer(
     found: StageRehearsal,
 ) -> None:
     """Answer the rows that would be sent with stand-ins, for the stages that read this one."""
-    ready = _to_send(stage, requires, samples, gate, outputs, found)
+    ready = await _to_send(stage, requires, samples, gate, outputs, found)
     found.sent += len(ready)
     every = max(1, len(ready) // _MOST_CLIPS) if isinstance(stage, Transcribe) else 1
     first = ready[::every]
@@ -374,7 +374,7 @@ async def _answer(
             sample.row.context[stage.name] = outputs.done((*stage.outputs(result), *item.carried))
 
 
-def _to_send(
+async def _to_send(
     stage: Stage,
     requires: set[str],
     samples: list[_Sample],
@@ -389,7 +389,7 @@ def _to_send(
         row, invented = sample.row, sample.reads_stand_ins(requires)
         found.on_stand_ins |= invented
         try:
-            item = stage.prepare(row.context)
+            item = await prepare(stage, row.context)
         except Exception as error:  # a user's mapper may raise anything
             message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
             found.count_reason(message)

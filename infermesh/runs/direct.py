@@ -13,7 +13,7 @@ from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import RequestError
 from infermesh.runs.assemble import assembled
 from infermesh.runtime.workers import run_window
-from infermesh.stages import Stage, answers
+from infermesh.stages import Stage, answers, prepare
 from infermesh.stages.base import Result
 
 
@@ -30,7 +30,7 @@ class DirectStage:
         If a row cannot be made into a request, every row gets that error and nothing is sent.
         """
         try:
-            prepared = [self.stage.prepare(row) for row in rows]
+            prepared = [await prepare(self.stage, row) for row in rows]
         except RequestError as error:
             return [error] * len(rows)
         return list(await answers(self.stage, prepared))

@@ -8,13 +8,11 @@ from typing import Any
 
 from infermesh.errors import InputError
 from infermesh.runs.row import answered_by_its_state
-from infermesh.stages import Prepared, Stage
+from infermesh.stages import Prepared, Stage, prepare_each
 from infermesh.store import Row
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.reuse import KnownAnswer
-
-_PAUSE = 128  # prepare so many rows, then let other tasks of the event loop run
 
 
 class Gate:
@@ -70,26 +68,19 @@ class Gate:
     ) -> tuple[list[Row], list[tuple[Row, Prepared[Any], KnownAnswer]]]:
         """Split rows into those to send, and those whose answer is known.
 
-        A row that cannot be made into a request is among those to send: the stage's worker meets the same error and
-        stores it. If ``stopping()`` is true after the lookup, both lists are empty: all these rows stay pending.
+        A row that cannot be made into a request is among those to send: the stage's worker stores its error. If
+        ``stopping()`` is true after the lookup, both lists are empty: all these rows stay pending.
         """
         if not self._looks_up:
             return list(rows), []
         left: list[Row] = []
         candidates: list[tuple[Row, Prepared[Any]]] = []
-        for number, row in enumerate(rows):
-            try:
-                item = self._stage.prepare(row.context)
-            except Exception:
-                left.append(row)
-                continue
+        for row, item in zip(rows, await prepare_each(self._stage, [row.context for row in rows]), strict=True):
             row.prepared = {**(row.prepared or {}), self._stage.name: item}
-            if answered_by_its_state(row, self._stage.name, item):
+            if isinstance(item, Exception) or answered_by_its_state(row, self._stage.name, item):
                 left.append(row)
             else:
                 candidates.append((row, item))
-            if number % _PAUSE == _PAUSE - 1:
-                await asyncio.sleep(0)
         # A lookup consumes each answer of a retired row. What marks it as used is the settled row that it was given to
         # (``reused_from``); if these rows stay pending instead, the next session finds the answers free again.
         answers = await asyncio.to_thread(self.known_answers, [item for _, item in candidates])

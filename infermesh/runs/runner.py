@@ -26,7 +26,7 @@ from infermesh.runs.gate import Gate
 from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored
 from infermesh.runs.stats import RunStats
 from infermesh.runtime.workers import Channel, run_window
-from infermesh.stages import BatchStage, Prepared, Stage
+from infermesh.stages import BatchStage, Prepared, Stage, prepare
 from infermesh.stages.base import Result
 from infermesh.stages.graph import StageGraph
 from infermesh.store import GroupWriter, PendingRows, Row
@@ -253,7 +253,7 @@ class Runner:
         if not isinstance(stage, BatchStage) or stage.batch_size == 1:
 
             async def handle_one(row: Row) -> None:
-                if (item := self._prepare(stage, row)) is not None:
+                if (item := await self._prepare(stage, row)) is not None:
                     await self._send(stage, row, item)
 
             await run_window(channel.get, handle_one, stage.window)
@@ -263,19 +263,28 @@ class Runner:
             return await channel.get_batch(stage.batch_size, _BATCH_LINGER_S)
 
         async def handle(rows: Sequence[Row]) -> None:
-            ready = [(row, item) for row in rows if (item := self._prepare(stage, row)) is not None]
+            if stage.mapper is None:
+                items = [await self._prepare(stage, row) for row in rows]
+            else:
+                items = await asyncio.gather(*(self._prepare(stage, row) for row in rows))
+            ready = [(row, item) for row, item in zip(rows, items, strict=True) if item is not None]
             if ready:
                 await self._send_batch(stage, *zip(*ready, strict=True))
 
         await run_window(pull, handle, stage.window)
 
-    def _prepare(self, stage: Stage, row: Row) -> Prepared[Any] | None:
-        """Build a row's request. ``None`` if the row has settled instead: with an error, or by its stored answer."""
+    async def _prepare(self, stage: Stage, row: Row) -> Prepared[Any] | None:
+        """Build a row's request. ``None`` if there is none: it failed, has its stored answer, or the stage stopped."""
         try:
             if row.prepared and stage.name in row.prepared:
-                item: Prepared[Any] = row.prepared.pop(stage.name)
+                made = row.prepared.pop(stage.name)
+                if isinstance(made, Exception):
+                    raise made
+                item: Prepared[Any] = made
             else:
-                item = stage.prepare(row.context)
+                item = await prepare(stage, row.context)
+        except StoppedError:
+            return None
         except InputError as error:
             self._settle(stage, row, "error", error=(error.kind, error.message))
             return None

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import inspect
+import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from infermesh.runtime.loopthread import LoopThread
+
+logger = logging.getLogger("infermesh")
+
+_ANSWERS_S = 1.0  # a loop that does not turn for so long is blocked by a function on it
 _Work = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
 
 
@@ -51,6 +59,107 @@ def harmless(error: BaseException) -> Exception:
     if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
         return error
     return Foreign(error)
+
+
+class NoAnswer(Exception):
+    """A call took longer than it may."""
+
+
+class ForeignFunction:
+    """A function of somebody else's, called away from the caller's event loop, so that it can block neither.
+
+    A plain function runs in a thread of a pool; an async one on an event loop in a thread of its own. Where one async
+    call blocks that loop, later calls get a new loop.
+
+    Parameters
+    ----------
+    name
+        For the threads and for messages, such as ``module:function``.
+    function
+        The function, or any other callable. It gets one argument.
+    threads
+        The most threads of a plain function.
+
+    Raises
+    ------
+    TypeError
+        It is not callable.
+    """
+
+    def __init__(self, name: str, function: Any, threads: int) -> None:
+        if not callable(function):
+            raise TypeError(f"'{name}' is a {type(function).__name__}, not a function")
+        self.name = name
+        self.function = function
+        call = function if inspect.isroutine(function) or isinstance(function, functools.partial) else function.__call__
+        self._is_async = inspect.iscoroutinefunction(call)
+        self._pool = DaemonThreads(threads, f"infermesh-{name}")
+        self._loop: LoopThread | None = None
+
+    async def call(self, argument: Any, timeout: float | None) -> Any:
+        """Call the function once and return what it returns.
+
+        Raises
+        ------
+        NoAnswer
+            It took longer than ``timeout`` seconds. The call goes on unawaited: a thread cannot be cancelled.
+        Exception
+            What the function raises, as :func:`harmless` makes it.
+        """
+        waiting = True
+        while waiting:
+            loop, begun = self._loop, asyncio.Event()
+            try:
+                async with asyncio.timeout(timeout) as limit:
+                    if not self._is_async:
+                        return await self._pool.call(self.function, argument)
+                    loop = self._loop = loop or LoopThread(f"infermesh-{self.name}")
+                    return await _on(loop, _guarded(self.function, argument, begun))
+            except TimeoutError:
+                if not limit.expired():  # the function's own
+                    raise
+            # A call that has not even begun waited behind one that blocks the loop, which is not its own fault.
+            waiting = loop is not None and await self._replaced(loop) and not begun.is_set()
+        raise NoAnswer(f"no answer within {timeout:g} s")
+
+    async def _replaced(self, loop: LoopThread) -> bool:
+        """Whether a call blocks this loop, so that the next ones get another."""
+        try:
+            await asyncio.wait_for(_on(loop, asyncio.sleep(0)), _ANSWERS_S)
+        except TimeoutError:
+            if self._loop is loop:
+                self._loop = None
+                logger.warning("%s blocks its event loop: further calls get another one", self.name)
+            return True
+        return False
+
+    def close(self) -> None:
+        """End the threads. Async calls get a second to end; a call in a thread is left behind."""
+        self._pool.close()
+        if self._loop is not None:
+            self._loop.close(timeout=_ANSWERS_S)
+
+
+async def _on(loop: LoopThread, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Await a coroutine that runs on another loop. Who is cancelled cancels it, and does not wait for its end."""
+    task = loop.submit(coroutine)
+    try:
+        return await asyncio.wrap_future(task.future)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+
+
+async def _guarded(function: Callable[[Any], Awaitable[Any]], argument: Any, begun: asyncio.Event) -> Any:
+    """Await a function. An end that would be more than the call's own (exit, interrupt) is a :class:`Foreign`."""
+    begun.set()
+    try:
+        return await function(argument)
+    except BaseException as raised:
+        error = harmless(raised)
+        if error is raised:
+            raise
+        raise error from None
 
 
 class DaemonThreads:

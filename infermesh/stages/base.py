@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import ast
+import asyncio
 import hashlib
-import importlib
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
-from infermesh.config.schema import ModelStageConfig
+from infermesh.config.schema import OWN_FIELDS, ModelStageConfig
 from infermesh.dispatch.model import LogicalModel
-from infermesh.errors import ConfigError, RequestError
+from infermesh.errors import RequestError
 from infermesh.exact_json import dumps
-from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
 from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
+from infermesh.stages.mapping import FieldReader, Mapped, Mapper, visible
 from infermesh.store import Column, StageTable
 
 R = TypeVar("R")
+_PAUSE = 128  # prepare so many rows, then let other tasks of the event loop run
+_MAPPER_THREADS = 64  # calls of a plain mapper at once, per stage; one that waits for much more may be async
 Result = GenerationResult | EmbeddingResult | TranscriptionResult | FunctionResult
 
 
@@ -74,6 +74,8 @@ class Stage(Protocol):
         Names and values of everything that decides every row's answer, and their hash.
     model
         The model it sends to; ``None`` for a stage that calls a function.
+    mapper
+        The user's function that makes its input; ``None`` if it has none.
     """
 
     name: str
@@ -86,12 +88,19 @@ class Stage(Protocol):
     reads: Sequence[str]
     signature: str
     facts: dict[str, Any]
+    mapper: Mapper | None
 
     @property
     def model(self) -> LogicalModel | None: ...
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared[Any]:
-        """Build a row's request. Raises ``InputError`` if the row does not make one."""
+    def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[Any]:
+        """Build a row's request. Use :func:`prepare`, which awaits what ``mapper`` makes of the row.
+
+        Raises
+        ------
+        InputError
+            The row does not make a request.
+        """
         ...
 
     async def answer(self, prepared: Prepared[Any]) -> Result:
@@ -118,6 +127,40 @@ class BatchStage(Stage, Protocol):
     async def answer_batch(self, prepared: Sequence[Prepared[Any]]) -> Sequence[Result | RequestError]:
         """Send the rows in one request; one result or error per row, in the same order."""
         ...
+
+
+async def prepare(stage: Stage, context: Mapping[str, Any]) -> Prepared[Any]:
+    """Build a row's request.
+
+    Raises
+    ------
+    InputError
+        The row does not make one.
+    StoppedError
+        The stage was stopped while its mapper ran.
+    """
+    mapped = None if stage.mapper is None else await stage.mapper.call(context)
+    return stage.prepare(context, mapped)
+
+
+async def prepare_each(stage: Stage, contexts: Sequence[Mapping[str, Any]]) -> list[Prepared[Any] | Exception]:
+    """Build the requests of several rows: each one's, or the error in place of it.
+
+    A mapper is called with all of them at once.
+    """
+
+    async def one(number: int, context: Mapping[str, Any]) -> Prepared[Any] | Exception:
+        if number % _PAUSE == _PAUSE - 1:
+            await asyncio.sleep(0)
+        try:
+            return await prepare(stage, context)
+        except Exception as error:
+            return error
+
+    work = [one(number, context) for number, context in enumerate(contexts)]
+    if stage.mapper is not None:
+        return await asyncio.gather(*work)
+    return [await item for item in work]
 
 
 async def answers(stage: Stage, prepared: Sequence[Prepared[Any]]) -> Sequence[Result | RequestError]:
@@ -152,6 +195,30 @@ class ModelStage:
         self.templates: list[Template] = []
         self.signature = ""
         self.facts: dict[str, Any] = {}
+        self.mapper: Mapper | None = None
+        self._own_fields: FieldReader | None = None
+
+    def map_rows(self, spec: str, own: FieldReader, hidden: Collection[str]) -> None:
+        """Take the input from a mapper, which ``spec`` names, or from the row's own fields.
+
+        Raises
+        ------
+        ConfigError
+            The mapper does not import, or is not callable.
+        """
+        self._hidden = frozenset(hidden)
+        if spec == OWN_FIELDS:
+            self._own_fields = own
+            return
+        threads = min(_MAPPER_THREADS, self.window * self.batch_size)
+        self.mapper = Mapper(spec, f"stages.{self.name}.mapper", hidden, threads=threads, timeout=self.model.timeout)
+
+    def mapped(self, context: Mapping[str, Any], made: Mapped | None) -> Mapped:
+        """A row's input: what the mapper has made, else what its own fields give. Raises ``InputError``."""
+        if made is not None:
+            return made
+        assert self._own_fields is not None
+        return self._own_fields(visible(context, self._hidden))
 
     def sign(self, **parts: Any) -> None:
         """Set ``facts`` and ``signature`` from the model, the parameters and ``parts``; ``None`` is an absent part.
@@ -161,15 +228,20 @@ class ModelStage:
         """
         model = self.model
         facts = {"kind": self._kind, "where": self.where, "model": model.backends, "endpoint": model.endpoint}
+        if self.mapper is not None:
+            facts["mapper_code"] = self.mapper.code
         facts |= {f"params.{name}": value for name, value in sorted(self.params.items())}
         self.facts = {name: value for name, value in (facts | parts).items() if value is not None}
         self.signature = hashed(sorted(self.facts.items()))
 
     def stop(self) -> None:
         self.model.stop()
+        if self.mapper is not None:
+            self.mapper.stop()
 
     def close(self) -> None:
-        """Nothing to release."""
+        if self.mapper is not None:
+            self.mapper.close()
 
 
 def as_json(value: Any) -> str | None:
@@ -180,38 +252,3 @@ def as_json(value: Any) -> str | None:
 def hashed(parts: object) -> str:
     """A hash of the ``repr`` of values that decide an answer: pass values with a stable ``repr`` and order."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-def module_hash(function: Any) -> str | None:
-    """Hash the module that defines a function, without comments and layout; ``None`` if it has no Python source.
-
-    The whole module, because the function may call others in it.
-    """
-    module = inspect.getmodule(function)
-    try:
-        tree = ast.dump(ast.parse(inspect.getsource(module or function)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    return hashlib.blake2b(tree.encode(), digest_size=8).hexdigest()
-
-
-def import_object(spec: str, path: str) -> Any:
-    """Import ``module:name``.
-
-    Raises
-    ------
-    ConfigError
-        It does not import; the message says why.
-    """
-    module_name, _, name = spec.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything on import
-        raise ConfigError(
-            f"{path}: '{spec}' does not import: {type(error).__name__}: {error}. Expected module:Name, with the module "
-            f"importable from the working directory."
-        ) from None
-    if not hasattr(module, name):
-        public = [item for item in vars(module) if not item.startswith("_")]
-        raise ConfigError(f"{path}: module '{module_name}' has no '{name}'.{nearest(name, public)}")
-    return getattr(module, name)

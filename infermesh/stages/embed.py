@@ -10,7 +10,7 @@ from infermesh.errors import RequestError
 from infermesh.inputs.templates import load_template
 from infermesh.results import EmbeddingResult
 from infermesh.stages.base import ModelStage, Prepared, StageContext
-from infermesh.stages.mapping import METADATA, Mapper, text_row
+from infermesh.stages.mapping import METADATA, Mapped, text_row
 from infermesh.store import Column, StageTable
 from infermesh.wire.requests import embedding_request, request_key
 
@@ -23,27 +23,22 @@ class Embed(ModelStage):
     def __init__(self, name: str, config: EmbedStage, context: StageContext) -> None:
         super().__init__(name, config, context)
         self.batch_size = config.micro_batch_size
-        self._text = self._mapper = None
+        self._text = None
         if config.text is not None:
             self._text = load_template(config.text, f"stages.{name}.text", context.roots)
             self.templates = [self._text]
         elif config.mapper is not None:
-            self._mapper = Mapper(config.mapper, f"stages.{name}.mapper", text_row, context.stages)
+            self.map_rows(config.mapper, text_row, context.stages)
             self.table = StageTable(name, (*self.columns, Column(METADATA, "JSON")))
-        self.sign(
-            text=self._text and self._text.source,
-            mapper=config.mapper,
-            mapper_code=self._mapper and self._mapper.code,
-        )
+        self.sign(text=self._text and self._text.source, mapper=config.mapper)
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared[str]:
+    def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[str]:
         """Render the text. The key is that of a request with this text alone, since batches differ between runs."""
         carried: tuple[str | None, ...] = ()
         if self._text is not None:
             text: Any = self._text.render(context)
         else:
-            assert self._mapper is not None
-            mapped = self._mapper(context)
+            mapped = self.mapped(context, mapped)
             text, carried = mapped.input, (mapped.metadata,)
         return Prepared(text, request_key(embedding_request([text], self.params), self.model.identity), carried)
 

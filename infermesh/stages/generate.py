@@ -14,8 +14,9 @@ from infermesh.errors import ConfigError, InputError
 from infermesh.inputs.paths import find, similar_file
 from infermesh.inputs.templates import Template, load_template
 from infermesh.results import GenerationResult
-from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json, import_object
-from infermesh.stages.mapping import METADATA, Mapper, generation_row
+from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json
+from infermesh.stages.functions import import_object
+from infermesh.stages.mapping import METADATA, Mapped, generation_row
 from infermesh.store import Column, StageTable
 from infermesh.types import Endpoint, Request
 from infermesh.wire.requests import PromptForm, request_key
@@ -41,11 +42,10 @@ class Generate(ModelStage):
         self._on_invalid = config.on_invalid
         self._prompt = load_template(config.prompt, f"{path}.prompt", context.roots) if config.prompt else None
         self._messages = Template(config.messages, f"{path}.messages", expression=True) if config.messages else None
-        self._mapper = None
         self._asks_logprobs = any(self.params.get(key) for key in ("logprobs", "top_logprobs"))
         outputs = (*self.columns, Column("logprobs", "JSON")) if self._asks_logprobs else self.columns
         if config.mapper is not None:
-            self._mapper = Mapper(config.mapper, f"{path}.mapper", generation_row, context.stages)
+            self.map_rows(config.mapper, generation_row, context.stages)
             outputs = (*outputs, Column(METADATA, "JSON"))
         self.table = StageTable(name, outputs)
         self._system = load_template(config.system, f"{path}.system", context.roots) if config.system else None
@@ -64,10 +64,9 @@ class Generate(ModelStage):
             parse_json=config.parse_json or None,
             on_invalid=self._on_invalid,
             mapper=config.mapper,
-            mapper_code=self._mapper and self._mapper.code,
         )
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared[Request]:
+    def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[Request]:
         """Render the prompt and build the request."""
         # The common case, a prompt alone: only the text differs between rows, so a form of the request is built once.
         if self._system is None and self._prompt is not None:
@@ -80,16 +79,15 @@ class Generate(ModelStage):
         carried: tuple[str | None, ...] = ()
         if self._prompt is not None:
             content: Any = self._prompt.render(context)
-        elif self._mapper is not None:
-            mapped = self._mapper(context)
-            content, endpoint, carried = mapped.input, mapped.endpoint, (mapped.metadata,)
-            if not isinstance(content, str | list | dict):
-                raise InputError(f"input: expected a prompt or a list of messages, got {type(content).__name__}.")
-        else:
-            assert self._messages is not None
+        elif self._messages is not None:
             content = self._messages.evaluate(context)
             if not isinstance(content, str | list | dict):
                 raise InputError(f"{self._messages.path}: expected a list of messages, got {type(content).__name__}.")
+        else:
+            mapped = self.mapped(context, mapped)
+            content, endpoint, carried = mapped.input, mapped.endpoint, (mapped.metadata,)
+            if not isinstance(content, str | list | dict):
+                raise InputError(f"input: expected a prompt or a list of messages, got {type(content).__name__}.")
         request = self._request(content, system, endpoint)
         return Prepared(request, request_key(request, self._identity), carried)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import orjson
 
 from infermesh.config.schema import OWN_FIELDS
-from infermesh.errors import ConfigError, InputError
+from infermesh.errors import ConfigError, InputError, StoppedError
 from infermesh.exact_json import dumps, loads
 from infermesh.hints import nearest
-from infermesh.runtime.foreign import words_of
-from infermesh.stages.base import import_object, module_hash
+from infermesh.runtime.foreign import NoAnswer, words_of
+from infermesh.stages.functions import imported_function, module_hash
 from infermesh.types import Endpoint
 
 METADATA = "metadata"
@@ -32,20 +33,25 @@ class Mapped:
     endpoint: Endpoint | None = None
 
 
+FieldReader = Callable[[Mapping[str, Any]], Mapped]
+
+
 class Mapper:
-    """Makes a stage's input from a row.
+    """Makes a stage's input from a row by a function of the user's.
 
     Parameters
     ----------
     spec
-        ``row`` uses the row's own fields, as ``own`` reads them. ``module:function`` names a function that gets the row
-        as a dict and returns ``{"input": …, "metadata": {…}}``; ``metadata`` may be missing.
+        ``module:function`` of a function, sync or async, that gets the row as a dict and returns ``{"input": …,
+        "metadata": {…}}``; ``metadata`` may be missing.
     path
         The config key, for messages.
-    own
-        Reads the input from a row's own fields.
     hidden
         Names in a row's context that are not columns of the source; the function does not get them.
+    threads
+        The most calls of a plain function at once.
+    timeout
+        Seconds that one call may take; ``None`` waits for ever.
 
     Raises
     ------
@@ -54,30 +60,58 @@ class Mapper:
     """
 
     def __init__(
-        self, spec: str, path: str, own: Callable[[Mapping[str, Any]], Mapped], hidden: Collection[str] = ()
+        self,
+        spec: str,
+        path: str,
+        hidden: Collection[str] = (),
+        *,
+        threads: int = 1,
+        timeout: float | None = None,
     ) -> None:
         self.spec = spec
-        self._path = path
-        self._own = own
         self._hidden = frozenset(hidden)
-        self._function: Callable[[dict[str, Any]], Any] | None = None
-        if spec != OWN_FIELDS:
-            if ":" not in spec:
-                raise ConfigError(f"{path}: '{spec}' is neither '{OWN_FIELDS}' nor module:function.")
-            self._function = import_object(spec, path)
-            if not callable(self._function):
-                raise ConfigError(f"{path}: '{spec}' is a {type(self._function).__name__}, not a function.")
+        self._timeout = timeout
+        self._stopped = False
+        self._calls: set[asyncio.Task[Any]] = set()
+        if ":" not in spec:
+            raise ConfigError(f"{path}: '{spec}' is neither '{OWN_FIELDS}' nor module:function.")
+        self._function = imported_function(spec, path, threads)
 
-    def __call__(self, context: Mapping[str, Any]) -> Mapped:
-        """Map a row. Whatever the function ends in, exit, interrupt and cancellation too, becomes an ``InputError``."""
-        row = {name: value for name, value in context.items() if name not in self._hidden}
-        if self._function is None:
-            return self._own(row)
+    async def call(self, context: Mapping[str, Any]) -> Mapped:
+        """Map a row.
+
+        Raises
+        ------
+        InputError
+            Whatever the function ends in, exit, interrupt and cancellation too; or it takes longer than ``timeout``.
+        StoppedError
+            :meth:`stop` was called before it had ended.
+        """
+        if self._stopped:
+            raise StoppedError("stopped before the mapper was called")
+        call = asyncio.create_task(self._function.call(visible(context, self._hidden), self._timeout), name=self.spec)
+        self._calls.add(call)
         try:
-            made = self._function(row)
-        except BaseException as error:
-            raise InputError(f"mapper {self.spec}: {words_of(error)}") from error
-        return self._checked(made)
+            await asyncio.wait([call])
+        finally:
+            self._calls.discard(call)
+            call.cancel()  # without effect, unless the caller was cancelled
+        if call.cancelled():
+            raise StoppedError("stopped before the mapper had ended")
+        if (error := call.exception()) is not None:
+            words = str(error) if isinstance(error, NoAnswer) else words_of(error)
+            raise InputError(f"mapper {self.spec}: {words}") from error
+        return self._checked(call.result())
+
+    def stop(self) -> None:
+        """Call the function no more, and wait for no call: its rows stay pending, since nothing of them was sent."""
+        self._stopped = True
+        for call in self._calls:
+            call.cancel()
+
+    def close(self) -> None:
+        """End the function's threads."""
+        self._function.close()
 
     def _checked(self, made: Any) -> Mapped:
         if not isinstance(made, Mapping):
@@ -101,8 +135,13 @@ class Mapper:
 
     @property
     def code(self) -> str | None:
-        """:func:`module_hash` of the function; ``None`` for ``row``."""
-        return None if self._function is None else module_hash(self._function)
+        """:func:`module_hash` of the function."""
+        return module_hash(self._function.function)
+
+
+def visible(context: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]:
+    """A row's context without what ``hidden`` names."""
+    return {name: value for name, value in context.items() if name not in hidden}
 
 
 def generation_row(row: Mapping[str, Any]) -> Mapped:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
-import functools
-import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +20,10 @@ from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
 from infermesh.limits import make_limiter
 from infermesh.results import FunctionResult
-from infermesh.runtime.foreign import DaemonThreads, Foreign, harmless, words_of
-from infermesh.stages.base import Prepared, StageContext, hashed, import_object, module_hash
+from infermesh.runtime.foreign import Foreign, ForeignFunction, NoAnswer, words_of
+from infermesh.stages.base import Prepared, StageContext, hashed
+from infermesh.stages.functions import imported_function, module_hash
+from infermesh.stages.mapping import Mapped, Mapper
 from infermesh.store import Column, StageTable
 from infermesh.types import Reply, Request
 from infermesh.wire.answers import FLOAT32_MAX
@@ -44,12 +43,11 @@ class Python:
 
     batch_size = 1
     model = None
+    mapper: Mapper | None = None
 
     def __init__(self, name: str, config: PythonStage, context: StageContext) -> None:
         path = f"stages.{name}"
-        function = import_object(config.function, f"{path}.function")
-        if not callable(function):
-            raise ConfigError(f"{path}.function: '{config.function}' is a {type(function).__name__}, not a function.")
+        self._function = imported_function(config.function, f"{path}.function", config.max_parallel_requests)
         self.name = name
         self.rows = config.rows
         self.where = config.where
@@ -68,8 +66,7 @@ class Python:
                 hint = nearest(kind.upper(), _FITS)
                 raise ConfigError(f"{path}.columns.{column}: no column type '{kind}' of a python stage.{hint}")
         self.table = StageTable(name, tuple(Column(column, kind.upper()) for column, kind in columns.items()))
-        self._call = _Function(config.function, function, self.window)
-        deployment = Deployment(DEPLOYMENT, self._call, make_limiter(None))
+        deployment = Deployment(DEPLOYMENT, _Function(self._function), make_limiter(None))
         policy = RetryPolicy(max_retries=config.max_retries)
         self._dispatcher = Dispatcher(Router([deployment], "simple-shuffle"), policy)
         self._timeout = config.timeout
@@ -77,7 +74,7 @@ class Python:
             "kind": "python",
             "where": self.where,
             "function": config.function,
-            "code": module_hash(function),
+            "code": module_hash(self._function.function),
             "reads": list(self.reads),
             "columns": dict(sorted(columns.items())),
         }
@@ -88,9 +85,9 @@ class Python:
         self._dispatcher.stop()
 
     def close(self) -> None:
-        self._call.close()
+        self._function.close()
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared[dict[str, Any]]:
+    def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[dict[str, Any]]:
         """The row as the function gets it. The key is a hash of the row and the stage, with the function's code."""
         row = {name: value for name, value in context.items() if name not in self._hidden}
         try:
@@ -179,73 +176,25 @@ _FITS = {**_SCALARS, "JSON": _anything} | {f"{name}[]": fits for name, fits in _
 
 
 class _Function:
-    """A transport that calls a function: on the event loop if it is async, else in a pool of threads."""
+    """A transport that calls a function."""
 
-    def __init__(self, spec: str, function: Any, threads: int) -> None:
-        self._spec = spec
+    def __init__(self, function: ForeignFunction) -> None:
         self._function = function
-        call = function if inspect.isroutine(function) or isinstance(function, functools.partial) else function.__call__
-        self._is_async = inspect.iscoroutinefunction(call)
-        self._threads = threads
-        self._pool: DaemonThreads | None = None
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
-        """Call the function once. After a timeout, a call in a thread goes unawaited: a thread cannot be cancelled."""
-        row = request.payload
+        """Call the function once."""
         try:
-            async with asyncio.timeout(timeout) as limit:
-                if self._is_async:
-                    value = await self._on_the_loop(row)
-                else:
-                    if self._pool is None:
-                        self._pool = DaemonThreads(self._threads, f"infermesh-{self._spec}")
-                    value = await self._pool.call(self._function, row)
+            value = await self._function.call(request.payload, timeout)
         except RequestError:
             raise
-        except TimeoutError as error:
-            if limit.expired():
-                raise FunctionError(f"{self._spec}: no answer within {timeout:g} s", retryable=True) from None
-            raise self._failed(error) from error
         except Exception as error:
-            raise self._failed(error) from error
+            again = not isinstance(error, (*_LASTING, Foreign))
+            words = str(error) if isinstance(error, NoAnswer) else words_of(error)
+            raise FunctionError(f"{self._function.name}: {words}", retryable=again) from error
         return Reply(None, value, _no_header)
 
-    async def _on_the_loop(self, row: Any) -> Any:
-        """Await the function in a task of its own.
-
-        So a cancellation that comes from within, of something the function awaited, is not one of this row's worker;
-        and a function that ignores its cancellation is left behind.
-        """
-        task = asyncio.create_task(_guarded(self._function, row), name=self._spec)
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
-            task.cancel()
-            raise
-        return task.result()
-
-    def _failed(self, error: Exception) -> FunctionError:
-        return FunctionError(f"{self._spec}: {words_of(error)}", retryable=not isinstance(error, (*_LASTING, Foreign)))
-
     async def aclose(self) -> None:
-        """Nothing to close: :meth:`close` ends the threads."""
-
-    def close(self) -> None:
-        """End the threads, without waiting for calls that are running."""
-        if self._pool is not None:
-            self._pool.close()
-
-
-async def _guarded(function: Any, row: Any) -> Any:
-    """Await a function. An end that would be more than the call's own (exit, interrupt) is a :class:`Foreign`."""
-    try:
-        return await function(row)
-    except BaseException as raised:
-        error = harmless(raised)
-        if error is raised:
-            raise
-        raise error from None
+        """Nothing to close: the stage ends the threads."""
 
 
 def _no_header(name: str) -> str | None:

@@ -16,7 +16,7 @@ from infermesh.inputs.paths import find
 from infermesh.inputs.templates import load_template
 from infermesh.results import TranscriptionResult
 from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json
-from infermesh.stages.mapping import METADATA, Mapper, path_row
+from infermesh.stages.mapping import METADATA, Mapped, path_row
 from infermesh.store import Column, StageTable
 
 
@@ -27,7 +27,7 @@ class Transcribe(ModelStage):
 
     def __init__(self, name: str, config: TranscribeStage, context: StageContext) -> None:
         super().__init__(name, config, context)
-        self._audio = self._mapper = None
+        self._audio = None
         self._asks_times = bool(self.params.get("timestamp_granularities")) or (
             self.params.get("response_format") in ("verbose_json", "diarized_json")
         )
@@ -38,18 +38,14 @@ class Transcribe(ModelStage):
             self._audio = load_template(config.audio, f"stages.{name}.audio", context.roots)
             self.templates = [self._audio]
         elif config.mapper is not None:
-            self._mapper = Mapper(config.mapper, f"stages.{name}.mapper", path_row, context.stages)
+            self.map_rows(config.mapper, path_row, context.stages)
             outputs = (*outputs, Column("path", "VARCHAR"), Column(METADATA, "JSON"))
         self.table = StageTable(name, outputs)
         self._max_bytes = config.max_transcription_bytes
         self._roots = context.roots
-        self.sign(
-            audio=self._audio and self._audio.source,
-            mapper=config.mapper,
-            mapper_code=self._mapper and self._mapper.code,
-        )
+        self.sign(audio=self._audio and self._audio.source, mapper=config.mapper)
 
-    def prepare(self, context: Mapping[str, Any]) -> Prepared[Path]:
+    def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[Path]:
         """Find the audio file. The key covers its path, size and mtime; hashing the content would read it twice."""
         carried: tuple[str | None, ...] = ()
         if self._audio is not None:
@@ -60,8 +56,7 @@ class Transcribe(ModelStage):
                     "where: audio is not null"
                 )
         else:
-            assert self._mapper is not None
-            mapped = self._mapper(context)
+            mapped = self.mapped(context, mapped)
             if not isinstance(mapped.input, str | os.PathLike):
                 raise InputError(f"input: expected the path of a clip, got {type(mapped.input).__name__}")
             written = os.fspath(mapped.input)

@@ -58,7 +58,7 @@ class Row:
     open
         How many stages have not settled the row.
     prepared
-        Stage → its request, if a gate has built it already; ``None`` if none was built.
+        Stage → its request, or why it makes none, if a gate has built it already; ``None`` if none was built.
     """
 
     __slots__ = ("context", "error", "failed", "open", "prepared", "row_id", "states", "waiting")

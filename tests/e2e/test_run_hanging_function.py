@@ -25,6 +25,12 @@ async def ignores(row):
         except asyncio.CancelledError:
             pass
     return 1
+async def blocks(row):
+    return hangs(row)
+def plain(row):
+    return {"input": f"row {hangs(row)}"}
+async def blocking(row):
+    return plain(row)
 """
 RUN = ("run", "+experiment=mine", f"hydra.run.dir={FOLDER}")
 
@@ -41,18 +47,36 @@ def experiment(root: Path, name: str, timeout: float | None) -> None:
     write_experiment(root, {"source": {"path": "rows.jsonl"}, "stages": {"f": stage}})
 
 
-@pytest.mark.parametrize("name", ["hangs", "ignores"])
+def mapped_experiment(root: Path, name: str, timeout: float | None) -> None:
+    write_experiment(
+        root,
+        {
+            "source": {"path": "rows.jsonl"},
+            "deployments": {"sim": {"model": "openai/any", "api_base": "simulator"}},
+            "models": {"m": {"deployments": ["sim"], "timeout": timeout}},
+            "stages": {"f": {"kind": "generate", "model": "m", "mapper": f"fn:{name}"}},
+        },
+    )
+
+
+KINDS = {
+    **dict.fromkeys(("hangs", "ignores", "blocks"), experiment),
+    **dict.fromkeys(("plain", "blocking"), mapped_experiment),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_the_process_ends_with_its_run(project: Path, name: str) -> None:
-    experiment(project, name, 0.5)
+    KINDS[name](project, name, 0.5)
     found = infermesh(*RUN, cwd=project)
     assert found.returncode == 3, found.stderr
     counted = ask(project / FOLDER, "SELECT status, count(*) FROM f GROUP BY ALL ORDER BY ALL")
     assert counted == [("done", 2), ("error", 1)]
 
 
-@pytest.mark.parametrize("name", ["hangs", "ignores"])
+@pytest.mark.parametrize("name", KINDS)
 def test_two_interrupts_end_it(project: Path, launch: Launch, name: str) -> None:
-    experiment(project, name, None)
+    KINDS[name](project, name, None)
     process = launch(*RUN, cwd=project)
     wait_until((project / FOLDER / "run.sock").exists, "the socket")
     process.send_signal(signal.SIGINT)

@@ -1,0 +1,62 @@
+"""Functions and classes of the user's: importing them, and telling whether their code has changed."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+from typing import Any
+
+from infermesh.errors import ConfigError
+from infermesh.hints import nearest
+from infermesh.runtime.foreign import ForeignFunction
+
+
+def imported_function(spec: str, path: str, threads: int) -> ForeignFunction:
+    """Import ``module:name``, a user's function, sync or async, to be called in up to ``threads`` threads.
+
+    Raises
+    ------
+    ConfigError
+        It does not import, or is not callable.
+    """
+    try:
+        return ForeignFunction(spec, import_object(spec, path), threads)
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}.") from None
+
+
+def module_hash(function: Any) -> str | None:
+    """Hash the module that defines a function, without comments and layout; ``None`` if it has no Python source.
+
+    The whole module, because the function may call others in it.
+    """
+    module = inspect.getmodule(function)
+    try:
+        tree = ast.dump(ast.parse(inspect.getsource(module or function)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    return hashlib.blake2b(tree.encode(), digest_size=8).hexdigest()
+
+
+def import_object(spec: str, path: str) -> Any:
+    """Import ``module:name``.
+
+    Raises
+    ------
+    ConfigError
+        It does not import; the message says why.
+    """
+    module_name, _, name = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything on import
+        raise ConfigError(
+            f"{path}: '{spec}' does not import: {type(error).__name__}: {error}. Expected module:Name, with the module "
+            f"importable from the working directory."
+        ) from None
+    if not hasattr(module, name):
+        public = [item for item in vars(module) if not item.startswith("_")]
+        raise ConfigError(f"{path}: module '{module_name}' has no '{name}'.{nearest(name, public)}")
+    return getattr(module, name)
