@@ -127,7 +127,9 @@ class ModelEntry(_Section):
     endpoint: Endpoint = Field("chat_completion", description="Which API generate stages use")
     params: dict[str, Any] = Field(default_factory=dict, description="Wire parameters: temperature, max_tokens, …")
     max_retries: int = Field(3, ge=0, description="Attempts after the first")
-    timeout: float | None = Field(600.0, gt=0, description="Seconds for one attempt, and for one call of a mapper; null waits for ever")
+    timeout: float | None = Field(
+        600.0, gt=0, description="Seconds for one attempt, and for one call of a mapper; null waits for ever"
+    )
     max_pause: float = Field(
         600.0, ge=0, description="Longest wait in seconds that a deployment may ask for; a longer one is a failure"
     )

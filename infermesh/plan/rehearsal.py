@@ -16,7 +16,7 @@ from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import BadRequestError, InputError, RequestError
 from infermesh.limits import OpenLimiter
 from infermesh.runs.gate import Gate
-from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored
+from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored, to_be_redone
 from infermesh.simulator.answers import Answer, Answers
 from infermesh.simulator.errors import ApiError
 from infermesh.simulator.settings import SimulatorSettings
@@ -402,7 +402,9 @@ async def _to_send(
         if not invented and answered_by_its_state(row, stage.name, item):
             row.context[stage.name] = row.states[stage.name].outputs | {"status": "done"}
             found.kept += 1
-        elif not invented and (answer := gate.known_answers([item])[0]) is not None:
+        elif (
+            not invented and not to_be_redone(row, stage.name) and (answer := gate.known_answers([item])[0]) is not None
+        ):
             row.context[stage.name] = outputs.done(answer.outputs)
             found.kept += 1
         else:

@@ -42,7 +42,7 @@ class Survey:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, *, keep_errors: bool) -> None:
         self._connection = connection
-        self._settled = settled_state(keep_errors=keep_errors)
+        self._keep_errors = keep_errors
 
     def pending(self, stage: StageTable, *, stale: bool, where: str | None) -> int | None:
         """How many rows a stage still has to work on, without malformed lines and rows that ``where`` leaves out.
@@ -77,9 +77,8 @@ class Survey:
         if stage.origin == SOURCE:
             parts.append("s.row_id NOT IN (SELECT row_id FROM source_errors)")
         if not stale:
-            parts.append(
-                f"NOT EXISTS (SELECT 1 FROM {quoted(stage.name)} t WHERE t.row_id = s.row_id AND {self._settled})"
-            )
+            settled = settled_state(stage.name, keep_errors=self._keep_errors)
+            parts.append(f"NOT EXISTS (SELECT 1 FROM {quoted(stage.name)} t WHERE t.row_id = s.row_id AND {settled})")
         return " AND ".join(parts)
 
     def _fetch(self, sql: str, where: str | None) -> list[Any] | None:

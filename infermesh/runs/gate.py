@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from infermesh.errors import InputError
-from infermesh.runs.row import answered_by_its_state
+from infermesh.runs.row import answered_by_its_state, to_be_redone
 from infermesh.stages import Prepared, Stage, prepare_each
 from infermesh.store import Row
 from infermesh.store.filter import RowFilter
@@ -77,7 +77,8 @@ class Gate:
         candidates: list[tuple[Row, Prepared[Any]]] = []
         for row, item in zip(rows, await prepare_each(self._stage, [row.context for row in rows]), strict=True):
             row.prepared = {**(row.prepared or {}), self._stage.name: item}
-            if isinstance(item, Exception) or answered_by_its_state(row, self._stage.name, item):
+            name = self._stage.name
+            if isinstance(item, Exception) or to_be_redone(row, name) or answered_by_its_state(row, name, item):
                 left.append(row)
             else:
                 candidates.append((row, item))

@@ -9,7 +9,7 @@ from infermesh.exact_json import read
 from infermesh.stages import Prepared
 from infermesh.store import Row, StageTable
 
-__all__ = ["StageOutputs", "answered_by_its_state", "take_stored"]
+__all__ = ["StageOutputs", "answered_by_its_state", "take_stored", "to_be_redone"]
 
 
 class StageOutputs:
@@ -52,11 +52,12 @@ def take_stored(row: Row, stage: str, outputs: StageOutputs, *, stale: bool, kee
     ----------
     stale
         The stage's declaration has changed since: no stored state holds before the requests are compared.
+        One that is to be done again never does.
     keep_errors
         A failed state holds too.
     """
     state = row.states.get(stage)
-    if state is None or stale:
+    if state is None or stale or state.redo:
         return False
     if state.status == "done":
         row.context[stage] = state.outputs | {"status": "done"}
@@ -72,4 +73,10 @@ def take_stored(row: Row, stage: str, outputs: StageOutputs, *, stale: bool, kee
 def answered_by_its_state(row: Row, stage: str, item: Prepared[Any]) -> bool:
     """Whether the row's stored answer belongs to the same request."""
     state = row.states.get(stage)
-    return state is not None and state.status == "done" and state.request_key == item.key
+    return state is not None and state.status == "done" and state.request_key == item.key and not state.redo
+
+
+def to_be_redone(row: Row, stage: str) -> bool:
+    """Whether the user wants the row to be sent again, whatever answers there are."""
+    state = row.states.get(stage)
+    return state is not None and state.redo

@@ -23,7 +23,7 @@ from typing import Any
 from infermesh.errors import InputError, RequestError, StoppedError
 from infermesh.results import RequestMetrics, TokenUsage
 from infermesh.runs.gate import Gate
-from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored
+from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored, to_be_redone
 from infermesh.runs.stats import RunStats
 from infermesh.runtime.workers import Channel, run_window
 from infermesh.stages import BatchStage, Prepared, Stage, prepare
@@ -362,6 +362,16 @@ class Runner:
         self.stats.kept += 1
         self._advance(stage.name, row)
 
+    def _keep_former(self, stage: Stage, row: Row, error: str) -> None:
+        """The row was to be done again and failed: keep the answer that it has. It stays to be done again."""
+        rows, example = self.stats.not_redone.get(stage.name, (0, error))
+        self.stats.not_redone[stage.name] = (rows + 1, example)
+        self.stats.errors += 1
+        row.context[stage.name] = row.states[stage.name].outputs | {"status": "done"}
+        self.stats.stages[stage.name].failed += 1
+        self.stats.settled += 1
+        self._advance(stage.name, row)
+
     def _settle(
         self,
         stage: Stage,
@@ -378,6 +388,9 @@ class Runner:
         name = stage.name
         message = error[1] if error is not None else None
         stats = self.stats.stages[name]
+        if error is not None and to_be_redone(row, name) and row.states[name].status == "done":
+            self._keep_former(stage, row, ": ".join(error))
+            return
         if status == "done":
             stats.done += 1
             row.context[name] = self._outputs[name].done(outputs or ())

@@ -17,7 +17,7 @@ import orjson
 
 from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
-from infermesh.errors import InfermeshError
+from infermesh.errors import InfermeshError, StoreError
 from infermesh.inputs.sources import Source
 from infermesh.query.reader import ask_run
 from infermesh.query.sinks import check_sinks, write_sinks
@@ -142,9 +142,7 @@ class RunSession:
             rows = store.redo(redo, self._signatures | dict.fromkeys(self._stale, ""))
             self._observer.note(f"retry: {rows} rows of {redo.stage} are sent again")
             edits |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
-        # A user who retries a stage wants new answers, not known ones.
-        lookups = [table for table in tables if redo is None or table.name != redo.stage]
-        self._known = KnownAnswers.for_run(self._experiment, self._folder, store, lookups, self._observer.note)
+        self._known = KnownAnswers.for_run(self._experiment, self._folder, store, tables, self._observer.note)
         for line in opening_lines(store, list(pipeline.stages), edits, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)
         self._control.attach(store.cursor)
@@ -279,13 +277,22 @@ class RunSession:
     def _outcome(self, stats: RunStats, elapsed_s: float) -> RunOutcome:
         store = self._store
         counts = store.counts()
-        # The stats count, not the tables: a row of a stale stage has an old answer there, but is pending until its
-        # request has been compared.
-        pending = not self._complete or any(stage.settled < stage.total for stage in stats.stages.values())
-        failed = any(statuses.get("error") for statuses in counts.values())
+        # The stats count too: a row of a stale stage has an old answer in its table, but is pending until its request
+        # has been compared.
+        unsettled = not self._complete or any(stage.settled < stage.total for stage in stats.stages.values())
+        left = {name: found["pending"] for name, found in counts.items() if found.get("pending")}
+        pending = unsettled or bool(left)
+        failed = any(statuses.get("error") for statuses in counts.values()) or bool(stats.not_redone)
         status: RunStatus = "failed_rows" if failed else "done"
         if pending and self._stops:
             status = "interrupted" if self._stopped_by is None else "stopped"
+        elif unsettled or left != {name: rows for name, (rows, _) in stats.not_redone.items()}:
+            listed = ", ".join(f"{number} of {name}" for name, number in left.items()) or "of a changed stage"
+            reason = f"the run came to its end, but rows are pending: {listed}. This is a bug; resume sends them."
+            store.finish("crashed", elapsed_s, reason=reason)
+            raise StoreError(reason)
+        for name, (rows, example) in stats.not_redone.items():
+            self._observer.note(f"{name}: {rows} rows failed again and keep the answer they had: {example}")
         sinks = {} if status == "interrupted" else self._experiment.sinks
         with store.cursor() as connection:
             files = write_sinks(connection, sinks, self._folder)

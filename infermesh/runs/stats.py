@@ -44,6 +44,8 @@ class RunStats:
         Row states whose request was unchanged, so that the stored answer was kept.
     reused
         Row states that took the answer of a retired row or of an earlier run.
+    not_redone
+        Stage → the rows that were to be done again, failed and keep the answer that they had; and one's error.
     """
 
     stages: dict[str, StageStats]
@@ -59,6 +61,7 @@ class RunStats:
     errors: int = 0
     kept: int = 0
     reused: int = 0
+    not_redone: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 class Observer(Protocol):

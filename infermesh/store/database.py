@@ -33,8 +33,10 @@ from infermesh.store.schema import (
     QueryTable,
     RunStatus,
     StageTable,
+    literal,
     not_retired,
     quoted,
+    redone,
     views,
 )
 from infermesh.store.writer import GroupWriter
@@ -164,6 +166,10 @@ class RunStore:
                 connection.execute(migration)
             for table in tables:
                 fit(connection, table)
+                connection.execute(
+                    f"DELETE FROM redo WHERE stage = {literal(table.name)} AND (row_id, finished_at) NOT IN "
+                    f"(SELECT (row_id, finished_at) FROM {quoted(table.name)})"
+                )
             fingerprint = source.fingerprint
             if self.is_new:
                 ingest(connection, source)
@@ -266,7 +272,9 @@ class RunStore:
         return int(self._one(f"SELECT count(*) FROM {quoted(origin)} s WHERE {not_retired(origin)}"))
 
     def redo(self, redo: Redo, signatures: Mapping[str, str]) -> int:
-        """Make settled rows pending again, and return how many. Their ``attempts`` stay.
+        """Mark settled rows as to be done again, and return how many.
+
+        Each keeps its state until there is another, so that no answer is lost for nothing.
 
         Parameters
         ----------
@@ -283,7 +291,10 @@ class RunStore:
         try:
             rows = redo.count(connection)
             disown(connection, redo.stage, self._origins[redo.stage], redo.where)
-            connection.execute(f"DELETE FROM {quoted(redo.stage)} AS s WHERE ({redo.where}\n)")
+            connection.execute(
+                f"INSERT INTO redo SELECT {literal(redo.stage)}, s.row_id, s.finished_at FROM {quoted(redo.stage)} s "
+                f"WHERE ({redo.where}\n) AND NOT {redone(redo.stage, 's')}"
+            )
             connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])
             connection.commit()
         except BaseException:

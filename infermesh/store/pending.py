@@ -12,31 +12,42 @@ from infermesh.errors import StoreError
 from infermesh.exact_json import read, read_exactly
 from infermesh.store.ingest import row_columns
 from infermesh.store.memory import fetch
-from infermesh.store.schema import SOURCE, StageTable, not_retired, quoted
+from infermesh.store.schema import SOURCE, StageTable, not_retired, quoted, redone
 from infermesh.store.values import python_value
 
 CHUNK = 1024  # row_ids per read
 
 
-def settled_state(*, keep_errors: bool) -> str:
+def settled_state(stage: str, *, keep_errors: bool) -> str:
     """An SQL condition on ``t``, a row of a stage's table: its state stands, and the row is not sent again.
 
     A row that ``where`` left out is settled. One that was skipped because an upstream stage failed has an error_type,
-    and is tried again; with ``keep_errors`` it counts as settled, and so does a failed row.
+    and is tried again; with ``keep_errors`` it counts as settled, and so does a failed row. A row that is to be done
+    again is not settled.
     """
-    if keep_errors:
-        return "t.status IS NOT NULL"
-    return "(t.status = 'done' OR (t.status = 'skipped' AND t.error_type IS NULL))"
+    stands = "t.status IS NOT NULL"
+    if not keep_errors:
+        stands = "(t.status = 'done' OR (t.status = 'skipped' AND t.error_type IS NULL))"
+    return f"({stands} AND NOT {redone(stage, 't')})"
 
 
 @dataclass(slots=True)
 class StoredState:
-    """A row's state in a stage's table, with the output columns that later stages read."""
+    """A row's state in a stage's table.
+
+    Attributes
+    ----------
+    outputs
+        The output columns that later stages read.
+    redo
+        The row is to be done again; the state holds until there is another answer.
+    """
 
     status: str
     error_type: str | None
     request_key: str | None
     outputs: dict[str, Any]
+    redo: bool = False
 
 
 class Row:
@@ -120,13 +131,13 @@ class PendingRows:
             (table.name, column.name) for table in tables for column in table.outputs if column.type == "JSON"
         }
         self._resumed = any(self._has_rows(table) for table in tables)
-        settled = settled_state(keep_errors=keep_errors)
+        self._settled = {table.name: settled_state(table.name, keep_errors=keep_errors) for table in tables}
         if stale or not self._resumed:
             condition = "true" if tables else "false"
         else:
             condition = " OR ".join(
-                f"NOT EXISTS (SELECT 1 FROM {quoted(table.name)} t WHERE t.row_id = s.row_id AND {settled})"
-                for table in tables
+                f"NOT EXISTS (SELECT 1 FROM {quoted(name)} t WHERE t.row_id = s.row_id AND {settled})"
+                for name, settled in self._settled.items()
             )
         query = (
             f"SELECT DISTINCT s.row_id // {CHUNK} AS chunk FROM {self._rows} s WHERE ({condition}) AND {self._live} "
@@ -135,7 +146,6 @@ class PendingRows:
         self.chunks = [chunk for (chunk,) in self._fetch(query)]
         self._sql = self._select()
         self._stale = stale
-        self._settled = settled
 
     @property
     def total(self) -> int:
@@ -154,7 +164,7 @@ class PendingRows:
                 []
                 if table.name in self._stale
                 else self._fetch(
-                    f"SELECT status, count(*) FROM (FROM {quoted(table.name)} t WHERE {self._settled}) s "
+                    f"SELECT status, count(*) FROM (FROM {quoted(table.name)} t WHERE {self._settled[table.name]}) s "
                     f"WHERE {self._live} GROUP BY ALL"
                 )
             )
@@ -178,7 +188,7 @@ class PendingRows:
             for number, table in enumerate(self._tables):
                 alias = f"t{number}"
                 outputs = self._needed.get(table.name, [])
-                select += [f"{alias}.status", f"{alias}.error_type", f"{alias}.request_key"]
+                select += [f"{alias}.status", f"{alias}.error_type", f"{alias}.request_key", redone(table.name, alias)]
                 select += [f"{alias}.{quoted(output)}" for output in outputs]
                 joins.append(
                     f"LEFT JOIN (SELECT * FROM {quoted(table.name)} WHERE row_id >= $low AND row_id < $high) {alias} "
@@ -224,13 +234,13 @@ class PendingRows:
             at = end + 1
             for table in self._tables:
                 outputs = self._needed.get(table.name, [])
-                status, error_type, key = row[at : at + 3]
-                at += 3
+                status, error_type, key, redo = row[at : at + 4]
+                at += 4
                 if status is not None:
                     found = {}
                     for name, value in zip(outputs, row[at : at + len(outputs)], strict=True):
                         parse = value is not None and (table.name, name) in self._json_outputs
                         found[name] = read(value) if parse else value
-                    states[table.name] = StoredState(status, error_type, key, found)
+                    states[table.name] = StoredState(status, error_type, key, found, bool(redo))
                 at += len(outputs)
         return Row(row[0], values, row[end] or unreadable, states)

@@ -190,10 +190,12 @@ CREATE TABLE IF NOT EXISTS sessions (
 )"""
 RETIRED_DDL = "CREATE TABLE IF NOT EXISTS retired (row_id BIGINT, origin VARCHAR DEFAULT 'source')"
 MATERIALIZED_DDL = "CREATE TABLE IF NOT EXISTS materialized (stage VARCHAR, stamp VARCHAR)"
+# Answered rows that are to be done again. An entry is over once the row's state is another, with another finished_at.
+REDO_DDL = "CREATE TABLE IF NOT EXISTS redo (stage VARCHAR, row_id BIGINT, finished_at TIMESTAMP)"
 SOURCE = "source"
 SOURCE_ERRORS_DDL = "CREATE TABLE IF NOT EXISTS source_errors (row_id BIGINT, line BIGINT, error VARCHAR)"
 ATTEMPTS_DDL = f"CREATE TABLE IF NOT EXISTS attempts ({', '.join(column.ddl for column in ATTEMPTS)})"
-COMMON_DDL = (RUN_DDL, SESSIONS_DDL, SOURCE_ERRORS_DDL, RETIRED_DDL, MATERIALIZED_DDL, ATTEMPTS_DDL)
+COMMON_DDL = (RUN_DDL, SESSIONS_DDL, SOURCE_ERRORS_DDL, RETIRED_DDL, MATERIALIZED_DDL, REDO_DDL, ATTEMPTS_DDL)
 MIGRATIONS = (  # from schema 1; without effect on a newer database
     "ALTER TABLE run ADD COLUMN IF NOT EXISTS overrides JSON",
     "ALTER TABLE run ADD COLUMN IF NOT EXISTS facts JSON",
@@ -212,6 +214,14 @@ def not_retired(origin: str) -> str:
 def retired(origin: str) -> str:
     """SQL predicate: row ``s`` is retired; the opposite of :func:`not_retired`."""
     return f"s.row_id IN (SELECT row_id FROM retired WHERE origin = {literal(origin)})"
+
+
+def redone(stage: str, alias: str) -> str:
+    """SQL predicate: row ``alias`` of a stage's table has its answer, and is to be done again."""
+    return (
+        f"({alias}.row_id, {alias}.finished_at) IN (SELECT (row_id, finished_at) FROM redo WHERE "
+        f"stage = {literal(stage)})"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +289,11 @@ def views(origins: Mapping[str, Sequence[Column]], stages: Sequence[StageTable])
                 counts += _counted(position, stage.name, origin, "'pending'", origin, 1)
                 counts += _counted(position, stage.name, stage.name, "'pending'", origin, -1)
                 counts += _counted(position, stage.name, stage.name, "coalesce(s.status, 'pending')", origin, 1)
+                # A row that is to be done again is pending, although it has its answer until there is another.
+                again = f"FROM {quoted(stage.name)} s WHERE {redone(stage.name, 's')} AND {not_retired(origin)}"
+                named = f"SELECT {position} AS position, {literal(stage.name)} AS stage"
+                counts.append(f"{named}, s.status AS status, -count(*) AS rows {again} GROUP BY ALL")
+                counts.append(f"{named}, 'pending' AS status, count(*) AS rows {again} GROUP BY ALL")
                 position += 1
     made.append(
         "CREATE OR REPLACE VIEW progress AS SELECT stage, status, sum(rows)::BIGINT AS rows FROM "

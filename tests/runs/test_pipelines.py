@@ -445,6 +445,39 @@ class TestRetry:
         assert again(lab, mapping, Redo("answers", "row_id < 2")).reused == 0
         assert totals(simulator)["received"] == 2
 
+    def test_an_answer_stays_until_there_is_another(self, lab: Lab, start_simulator: Start) -> None:
+        lab.rows(texts(6))
+        simulator = start_simulator()
+        stages = {"answers": generate(), "vectors": embed("{{ answers.text }}")}
+        lab.run(experiment(simulator.url, stages))
+        before = lab.sql("SELECT row_id, text, finished_at FROM answers ORDER BY ALL")
+        broken = start_simulator(faults={"server_error": 1.0})
+        failing = experiment(broken.url, stages)
+        failing["models"]["m"]["max_retries"] = 0
+        outcome = again(lab, failing, Redo("answers", "row_id < 4"))
+        assert (outcome.status, outcome.exit_code) == ("failed_rows", 3)
+        assert outcome.counts["answers"] == {"done": 2, "pending": 4}
+        assert lab.sql("SELECT row_id, text, finished_at FROM answers ORDER BY ALL") == before
+        assert lab.one("SELECT count(*) FROM attempts WHERE error_type = 'server_error'") == 4
+        # They are still to be done again, which the next session does, and no other row.
+        simulator.reset()
+        assert lab.run(experiment(simulator.url, stages)).status == "done"
+        assert totals(simulator, "chat")["received"] == 4
+        assert lab.one("SELECT count(*) FROM answers") == 6
+        simulator.reset()
+        assert lab.run(experiment(simulator.url, stages)).status == "done"
+        assert totals(simulator)["received"] == 0
+
+    def test_with_errors_kept(self, lab: Lab, start_simulator: Start) -> None:
+        lab.rows(texts(3))
+        broken = start_simulator(faults={"server_error": 1.0})
+        mapping = experiment(broken.url, {"answers": generate()}, keep_errors=True)
+        mapping["models"]["m"]["max_retries"] = 0
+        lab.run(mapping)
+        simulator = start_simulator()
+        mapping = experiment(simulator.url, {"answers": generate()}, keep_errors=True)
+        assert again(lab, mapping, Redo("answers", "row_id = 1")).counts["answers"] == {"done": 1, "error": 2}
+
     def test_a_condition_that_does_not_bind(self, lab: Lab, simulator: Simulator) -> None:
         lab.rows(texts(2))
         mapping = experiment(simulator.url, {"answers": generate()})
