@@ -134,10 +134,10 @@ class LogicalModel:
         self._told_refusal = False
         self._lengths: dict[Any, int] = {}  # `dimensions` as asked for → the length of the vectors
 
-    def stop(self) -> None:
-        """Send nothing more; requests that wait to be sent end with ``StoppedError``."""
-        self._dispatcher.stop()
-        self._impatient.stop()
+    def stop(self, *, drop: bool = False) -> None:
+        """Send nothing more; requests that wait to be sent end with ``StoppedError``, with ``drop`` all of them."""
+        self._dispatcher.stop(drop=drop)
+        self._impatient.stop(drop=drop)
 
     def _seconds(self, timeout: Timeout) -> float | None:
         seconds = self.timeout if timeout is USE_CLIENT_DEFAULT else timeout

@@ -40,7 +40,8 @@ from infermesh.store.usage import used_today
 logger = logging.getLogger("infermesh")
 
 _TICK_S = 0.25  # between two calls of Observer.tick and two checks of the guards
-_DRAIN_S = 30.0  # after a stop, requests that are still in flight then are cancelled
+_DRAIN_S = 30.0  # after a stop, requests that are still in flight then are dropped
+_DROP_S = 5.0  # after that, whatever is not over is cancelled
 
 
 class RunSession:
@@ -329,10 +330,10 @@ class RunSession:
         return self._store.cursor()
 
     def _stop(self, reason: str | None = None) -> None:
-        """Drain at the first call; cancel at a user's second one, or 30 seconds after the first.
+        """Drain at the first call; drop what is in flight at a user's second one, or 30 seconds after the first.
 
-        Draining admits no row, sends no request and waits for those in flight. Cancelling drops those too; their rows
-        stay pending, and the next session sends them again.
+        Draining admits no row, sends no request and waits for those in flight. Dropping ends those too; their attempts
+        are stored, their rows stay pending, and the next session sends them again.
 
         Parameters
         ----------
@@ -341,8 +342,8 @@ class RunSession:
         """
         self._stops += 1
         if self._stops > 1:
-            if self._work is not None and reason is None:
-                self._work.cancel()
+            if reason is None:
+                self._drop()
             return
         self._stopped_by = reason
         waiting = 0
@@ -356,7 +357,13 @@ class RunSession:
         for stage in self._pipeline.stages.values():
             stage.stop()
         if self._loop is not None and self._work is not None:
-            self._loop.call_later(_DRAIN_S, self._work.cancel)
+            self._loop.call_later(_DRAIN_S, self._drop)
+
+    def _drop(self) -> None:
+        for stage in self._pipeline.stages.values():
+            stage.stop(drop=True)
+        if self._loop is not None and self._work is not None:
+            self._loop.call_later(_DROP_S, self._work.cancel)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

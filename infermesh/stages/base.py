@@ -111,8 +111,8 @@ class Stage(Protocol):
         """The values of the table's output columns from an answer, without those of ``carried``."""
         ...
 
-    def stop(self) -> None:
-        """Send no more requests. Those that are not sent yet raise ``StoppedError``."""
+    def stop(self, *, drop: bool = False) -> None:
+        """Send no more requests. Those that are not sent yet raise ``StoppedError``; with ``drop``, all of them."""
         ...
 
     def close(self) -> None:
@@ -234,8 +234,8 @@ class ModelStage:
         self.facts = {name: value for name, value in (facts | parts).items() if value is not None}
         self.signature = hashed(sorted(self.facts.items()))
 
-    def stop(self) -> None:
-        self.model.stop()
+    def stop(self, *, drop: bool = False) -> None:
+        self.model.stop(drop=drop)
         if self.mapper is not None:
             self.mapper.stop()
 

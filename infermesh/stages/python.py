@@ -81,8 +81,8 @@ class Python:
         self.facts = {fact: value for fact, value in self.facts.items() if value is not None}
         self.signature = hashed(sorted(self.facts.items()))
 
-    def stop(self) -> None:
-        self._dispatcher.stop()
+    def stop(self, *, drop: bool = False) -> None:
+        self._dispatcher.stop(drop=drop)
 
     def close(self) -> None:
         self._function.close()
