@@ -19,6 +19,7 @@ import duckdb
 from infermesh.errors import ConfigError, StoreError
 from infermesh.hints import one_line
 from infermesh.inputs.formats import RowFormat, row_file
+from infermesh.query.beside import folder_beside
 from infermesh.query.bound import bind, copy_rows, in_thread
 from infermesh.query.table_query import TableQuery
 from infermesh.store.memory import VECTOR, more_room
@@ -100,8 +101,8 @@ def export(connection: duckdb.DuckDBPyConnection, query: str | TableQuery, path:
     written = _expressions(bound.columns, format)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            whole = Path(folder) / "whole"
+        with folder_beside(path) as folder:
+            whole = folder / "whole"
             if isinstance(query, TableQuery) and query.by_row:
                 rows = _copy_chunks(connection, query, written, whole, options)
             else:

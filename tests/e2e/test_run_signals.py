@@ -99,6 +99,8 @@ def test_the_second_signal_ends_at_once(tmp_path: Path, start_simulator: Start, 
     wait_until(lambda: totals(simulator)["in_flight"] == 0, "the connections' end")
     assert ask(folder, "SELECT count(*) FROM a") == [(0,)]
     assert ask(folder, "SELECT status FROM run") == [("interrupted",)]
+    # What was sent is in attempts all the same.
+    assert ask(folder, "SELECT error_type, count(*) FROM attempts GROUP BY ALL") == [("stopped", 10)]
 
 
 def test_an_interrupted_sweep_starts_no_further_job(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:

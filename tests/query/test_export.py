@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 
 from infermesh.errors import ConfigError, StoreError
 from infermesh.query import export as module
+from infermesh.query.beside import folder_beside
 from infermesh.query.export import export, file_format, stream
 from infermesh.query.table_query import table_query
 
@@ -163,6 +167,19 @@ class TestWholeOrNotAtAll:
             export(connection, "SELECT a_text::INTEGER FROM results", target)
         assert target.read_text() == "old"
         assert [file.name for file in tmp_path.iterdir()] == ["x.csv"]
+
+    def test_what_a_killed_writer_left_is_removed_by_the_next(
+        self, connection: duckdb.DuckDBPyConnection, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "out[1].csv"
+        killed = "import os, pathlib, sys; from infermesh.query.beside import folder_beside as f\n"
+        killed += "with f(pathlib.Path(sys.argv[1])) as half: (half / 'whole').write_text('1'); os.kill(os.getpid(), 9)"
+        assert subprocess.run([sys.executable, "-c", killed, str(file)]).returncode == -signal.SIGKILL
+        assert len(list(tmp_path.iterdir())) == 1
+        with folder_beside(file) as going_on:  # another process may be at it
+            export(connection, "SELECT 1 AS a", file)
+            assert sorted(tmp_path.iterdir()) == sorted([going_on, file])
+        assert list(tmp_path.iterdir()) == [file]
 
     def test_a_folder_in_its_place(self, connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
         (tmp_path / "x.csv").mkdir()
