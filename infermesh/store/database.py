@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -37,6 +38,7 @@ from infermesh.store.schema import (
     not_retired,
     quoted,
     redone,
+    row_instead,
     views,
 )
 from infermesh.store.writer import GroupWriter
@@ -360,6 +362,7 @@ class RunStore:
         return GroupWriter(
             self._connection.cursor(),
             tables,
+            instead=functools.partial(row_instead, tables),
             interval=self._interval,
             on_commit=on_commit,
             on_rows=on_rows,

@@ -5,6 +5,7 @@ Times are UTC timestamps, durations seconds, costs US dollars.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -121,7 +122,7 @@ def state_row(
         status,
         *outputs,
         error_type,
-        None if error is None else error.encode("utf-8", "backslashreplace").decode(),  # half a surrogate is no UTF-8
+        None if error is None else _utf8(error),
         attempts,
         deployment,
         model_id,
@@ -171,6 +172,26 @@ def attempt_row(stage: str, row_id: int, attempt: Attempt) -> tuple[Any, ...]:
         attempt.cost_usd,
         attempt.rows,
     )
+
+
+def row_instead(
+    tables: Mapping[str, Sequence[Column]], table: str, row: tuple[Any, ...], reason: str
+) -> tuple[Any, ...]:
+    """The row to store for one that has a value which its column cannot hold.
+
+    In a stage's table, the row's error; in ``attempts``, the request without what was counted of it.
+    """
+    if table == "attempts":
+        return (*row[:5], *(None for _ in ATTEMPTS[5:]))
+    outputs = len(tables[table]) - len(BEFORE_OUTPUTS) - len(AFTER_OUTPUTS)
+    attempts = row[len(BEFORE_OUTPUTS) + outputs + 2]
+    error = ("internal", f"it could not be stored: {reason}")
+    nothing = (None,) * 8
+    return state_row(row[0], "error", [None] * outputs, *error, attempts, *nothing, None, timestamp(time.time()), None)
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()  # half a surrogate is no UTF-8
 
 
 def timestamp(seconds: float) -> datetime:

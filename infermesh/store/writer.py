@@ -7,10 +7,15 @@ event loop would block every request in flight.
 There is one queue for all tables, so that commits keep the order of :meth:`GroupWriter.put` across tables: if a row is
 committed, everything queued before it is too. The runner queues a request's attempts before the state they led to, and
 a state before the states of the stages that read it. So a kill never leaves a state whose upstream is missing.
+
+Values are checked where they come from. A commit that fails for one all the same is divided until its row is found:
+that one is stored as an error, and the others as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -28,6 +33,11 @@ from infermesh.store.schema import Column, quoted
 _SLICE = 256
 _SLICE_WITH_LISTS = 32
 _WAKE_AT = 4096  # queued rows that start a commit before the interval is over
+# What a value raises that its column cannot hold. No space, a broken file and the like are other classes.
+_UNFIT = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError, ValueError, TypeError, OverflowError)
+
+_Queued = tuple[str, tuple[Any, ...], bool]  # table, row, replaces
+logger = logging.getLogger("infermesh")
 
 
 class GroupWriter:
@@ -41,6 +51,9 @@ class GroupWriter:
         A connection that only the writer uses.
     tables
         Table name → its columns, in the order of the tuples given to :meth:`put`.
+    instead
+        Called with a table's name, a row that its columns cannot hold, and why; returns the row to store in its place.
+        ``None``: such a row makes writing fail.
     interval
         Seconds between commits.
     on_commit
@@ -56,6 +69,7 @@ class GroupWriter:
         connection: duckdb.DuckDBPyConnection,
         tables: Mapping[str, Sequence[Column]],
         *,
+        instead: Callable[[str, tuple[Any, ...], str], tuple[Any, ...]] | None = None,
         interval: float = 0.1,
         on_commit: Callable[[int], None] | None = None,
         on_rows: Callable[[Mapping[str, Sequence[tuple[Any, ...]]]], None] | None = None,
@@ -66,6 +80,7 @@ class GroupWriter:
             name: _SLICE_WITH_LISTS if any(column.type.endswith("[]") for column in columns) else _SLICE
             for name, columns in tables.items()
         }
+        self._instead = instead
         self._interval = interval
         self._on_commit = on_commit
         self._on_rows = on_rows
@@ -76,7 +91,7 @@ class GroupWriter:
         self.failure: Exception | None = None
         self._writing = 0
         # Only the event loop appends, only the thread takes: a deque needs no lock for that.
-        self._queue: deque[tuple[str, tuple[Any, ...], bool]] = deque()
+        self._queue: deque[_Queued] = deque()
         self._thread = threading.Thread(target=self._run, name="infermesh-writer", daemon=True)
         self._thread.start()
 
@@ -134,14 +149,7 @@ class GroupWriter:
         if not count:
             return
         rows: dict[str, list[tuple[Any, ...]]] = {}
-        stale: dict[str, list[int]] = {}
-        take = self._queue.popleft
-        for _ in range(count):
-            table, row, replaces = take()
-            rows.setdefault(table, []).append(row)
-            if replaces:
-                stale.setdefault(table, []).append(row[0])
-        with_room(self._connection, lambda: self._write(rows, stale))  # tries again with more memory where it runs out
+        self._store([self._queue.popleft() for _ in range(count)], rows)
         self._writing = 0
         self._idle.set()
         self._idle.clear()
@@ -149,6 +157,41 @@ class GroupWriter:
             self._on_rows(rows)
         if self._on_commit is not None:
             self._on_commit(count)
+
+    def _store(
+        self, queued: Sequence[_Queued], stored: dict[str, list[tuple[Any, ...]]], *, last: bool = False
+    ) -> None:
+        """Write rows in one transaction; or in several, one after the other, where a value does not fit its column.
+
+        Parameters
+        ----------
+        stored
+            Gets table name → the rows as they were written.
+        last
+            This is a row in place of another: its failure is that of the whole.
+        """
+        rows: dict[str, list[tuple[Any, ...]]] = {}
+        stale: dict[str, list[int]] = {}
+        for table, row, replaces in queued:
+            rows.setdefault(table, []).append(row)
+            if replaces:
+                stale.setdefault(table, []).append(row[0])
+        try:
+            with_room(self._connection, lambda: self._write(rows, stale))  # again, with more memory where it runs out
+        except _UNFIT as error:
+            if last or self._instead is None:
+                raise
+            half = len(queued) // 2
+            if half:
+                self._store(queued[:half], stored)
+                self._store(queued[half:], stored)
+                return
+            table, row, replaces = queued[0]
+            logger.error("a row of %s could not be stored, and is an error now: %s", table, error)
+            self._store([(table, self._instead(table, row, str(error)), replaces)], stored, last=True)
+            return
+        for table, values in rows.items():
+            stored.setdefault(table, []).extend(values)
 
     def _write(self, rows: Mapping[str, Sequence[tuple[Any, ...]]], stale: Mapping[str, Sequence[int]]) -> None:
         connection = self._connection
@@ -171,6 +214,7 @@ class GroupWriter:
                     appender.clear()  # or closing it would flush its rows, which the next try appends again
                     raise
             connection.commit()
-        except duckdb.OutOfMemoryException:
-            connection.rollback()
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):  # an error may have ended the transaction, and must not be hidden
+                connection.rollback()
             raise

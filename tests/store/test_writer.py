@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import duckdb
 import pytest
 
 from infermesh.errors import StoreError
-from infermesh.store import Column, GroupWriter
+from infermesh.results import Attempt
+from infermesh.store import Column, GroupWriter, StageTable
+from infermesh.store.schema import ATTEMPTS, ATTEMPTS_DDL, attempt_row, row_instead, state_row
 from tests.support import DEADLINE_S, wait_until
 
 COLUMNS = (Column("row_id", "BIGINT"), Column("status", "VARCHAR"), Column("tokens", "INTEGER"))
@@ -144,6 +148,46 @@ class TestFailure:
                 return
             stored = connection.execute("SELECT count(*) FROM a").fetchall()
         assert stored == [(1,)]
+
+
+class TestUnfitValues:
+    TABLE = StageTable("g", (Column("text", "VARCHAR"), Column("vector", "FLOAT[]")))
+
+    def state(self, row_id: int, **values: Any) -> tuple[Any, ...]:
+        now = datetime(2026, 1, 1)
+        row = state_row(row_id, "done", ("t", [1.0]), None, None, 1, "d", "m", "r", "k", 1, 1, 0.1, 0.1, 0.1, now, None)
+        return tuple(values.get(column.name, value) for column, value in zip(self.TABLE.columns, row, strict=True))
+
+    def test_they_cost_their_own_rows(self, path: Path) -> None:
+        tables = {"g": self.TABLE.columns, "attempts": ATTEMPTS}
+        seen: list[tuple[Any, ...]] = []
+        unfit: dict[int, dict[str, Any]] = {3: {"text": "\ud800"}, 50: {"vector": ["x"]}, 99: {"prompt_tokens": 2**40}}
+        with duckdb.connect(str(path)) as connection:
+            connection.execute(self.TABLE.ddl)
+            connection.execute(ATTEMPTS_DDL)
+            writer = GroupWriter(
+                connection.cursor(),
+                tables,
+                interval=60,
+                instead=partial(row_instead, tables),
+                on_rows=lambda rows: seen.extend(rows["g"]),
+            )
+            for row in range(100):
+                attempt = Attempt(1, "d", 0.0, 0.1, 0.1, 200, None, 2**40 if row == 8 else 1)
+                writer.put("attempts", attempt_row("g", row, attempt))
+                writer.put("g", self.state(row, **unfit.get(row, {})))
+            writer.close()
+        assert len(seen) == 100
+        assert read(path, "SELECT status, count(*), count(text) FROM g GROUP BY ALL ORDER BY ALL") == [
+            ("done", 97, 97),
+            ("error", 3, 0),
+        ]
+        found = read(path, "SELECT row_id, error_type, error FROM g WHERE status = 'error' ORDER BY ALL")
+        assert [row[:2] for row in found] == [(row, "internal") for row in unfit]
+        assert all("could not be stored" in row[2] for row in found)
+        assert read(path, "SELECT count(*), count(DISTINCT row_id), count(prompt_tokens) FROM attempts") == [
+            (100, 100, 99)
+        ]
 
 
 def test_kill_in_mid_write_leaves_whole_commits(path: Path) -> None:
