@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Any
 
+import pydantic
+
 from infermesh.errors import InputError
 
 calls: list[dict[str, Any]] = []
@@ -95,3 +97,14 @@ def large(row: dict[str, Any]) -> Any:
 
 async def endless(row: dict[str, Any]) -> Any:
     await asyncio.Event().wait()
+
+
+class Fussy(pydantic.BaseModel):
+    """Its check ends as nobody expects."""
+
+    city: str
+
+    @pydantic.field_validator("city")
+    @classmethod
+    def checked(cls, value: str) -> str:
+        raise SystemExit(3)

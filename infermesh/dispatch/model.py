@@ -28,6 +28,7 @@ from infermesh.errors import (
     StoppedError,
 )
 from infermesh.results import EmbeddingResult, GenerationResult, RequestMetrics, TokenUsage, TranscriptionResult
+from infermesh.runtime.foreign import words_of
 from infermesh.types import (
     USE_CLIENT_DEFAULT,
     Audio,
@@ -432,6 +433,8 @@ def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> st
                 result.output_parsed = response_format.parse(result.reasoning)
                 return None
         return str(error)
+    except BaseException as error:  # a validator of the user's may end in anything
+        return words_of(error)
     if result.reasoning is None:
         result.reasoning = thoughts
     return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from infermesh.results import TokenUsage
+from infermesh.runtime.guarded import start_thread
 from infermesh.transports.provider_table import PROVIDERS, named_bare, split_model
 
 __all__ = ["Prices", "reported_cost"]
@@ -57,7 +57,7 @@ class Prices:
         """Load the list in a thread, so that the first answer need not wait a quarter of a second for it."""
         if not self._fetching:
             self._fetching = True
-            threading.Thread(target=_load, name="infermesh-prices", daemon=True).start()
+            start_thread("infermesh-prices", _load)
 
     @staticmethod
     def listed(model: str) -> bool:

@@ -14,6 +14,7 @@ import duckdb
 
 from infermesh.query.bound import BoundQuery, bare, bind, copy_rows, lines_of_query
 from infermesh.query.carried import carried
+from infermesh.runtime.guarded import start_thread
 
 LIMIT_BYTES = 256 << 20
 _CHECK_EVERY_S = 0.1
@@ -120,11 +121,10 @@ class QueryGuard:
         self._file = file
         self._limit_s = limit_s
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="infermesh-live-guard", daemon=True)
 
     def __enter__(self) -> QueryGuard:
         self._client.setblocking(False)
-        self._thread.start()
+        self._thread = start_thread("infermesh-live-guard", self._watch)
         return self
 
     def __exit__(self, *_: object) -> None:

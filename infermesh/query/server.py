@@ -15,6 +15,7 @@ connection stays open until the run has ended. An error is ``{"error": text}``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import queue
@@ -31,6 +32,7 @@ import duckdb
 import orjson
 
 from infermesh.query.live_query import LIMIT_BYTES, QueryGuard, write_answer
+from infermesh.runtime.guarded import start_thread
 
 logger = logging.getLogger("infermesh")
 
@@ -81,8 +83,7 @@ class LiveServer:
             cursor = self._cursor()
             self._all_cursors.append(cursor)
             self._free_cursors.put(cursor)
-        self._thread = threading.Thread(target=self._accept, name="infermesh-live", daemon=True)
-        self._thread.start()
+        self._thread = start_thread("infermesh-live", self._accept)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,9 +127,7 @@ class LiveServer:
                 with client, contextlib.suppress(OSError):
                     _refuse(client, f"{_CONNECTIONS} others are asking this run already: ask again later")
                 return
-            thread = threading.Thread(target=self._serve, args=(client,), name="infermesh-live-answer", daemon=True)
-            self._clients[client] = thread
-            thread.start()
+            self._clients[client] = start_thread("infermesh-live-answer", functools.partial(self._serve, client))
 
     def _serve(self, client: socket.socket) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from infermesh.errors import StoreError
 from infermesh.runs.control import Control
 from infermesh.runs.outcome import RunOutcome
+from infermesh.runtime.guarded import start_thread
 
 _EXIT_S = 35.0  # a drain takes at most 30 s
 _running: dict[Path, RunThread] = {}
@@ -42,8 +44,7 @@ class RunThread:
         return threading.current_thread() is self._thread
 
     def start(self, target: Callable[[], RunOutcome]) -> None:
-        self._thread = threading.Thread(target=self._run, args=(target,), name="infermesh-run", daemon=True)
-        self._thread.start()
+        self._thread = start_thread("infermesh-run", functools.partial(self._run, target), died=self._died)
 
     def _run(self, target: Callable[[], RunOutcome]) -> None:
         error: BaseException | None = None
@@ -59,6 +60,11 @@ class RunThread:
         else:
             self.future.set_result(outcome)
         self.control.ready.set()
+
+    def _died(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.control.ready.set()
 
     def drain(self) -> None:
         """Stop the run and wait for its end, at most 35 seconds."""

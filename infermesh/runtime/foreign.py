@@ -8,10 +8,10 @@ import functools
 import inspect
 import logging
 import queue
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from infermesh.runtime.guarded import start_thread
 from infermesh.runtime.loopthread import LoopThread
 
 logger = logging.getLogger("infermesh")
@@ -216,7 +216,7 @@ class DaemonThreads:
     def _start_threads(self) -> None:
         while self._threads < min(self._busy, self._count):
             self._threads += 1
-            threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+            start_thread(self._name, self._serve)
 
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:

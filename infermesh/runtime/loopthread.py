@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from infermesh.runtime.guarded import start_thread
 from infermesh.runtime.loop import new_loop
+
+logger = logging.getLogger("infermesh")
 
 __all__ = ["LoopThread", "Mailbox", "RemoteTask"]
 
@@ -132,8 +137,7 @@ class LoopThread:
         self._ended: Future[None] = Future()
         self._ended.set_running_or_notify_cancel()
         self._last_task: asyncio.Task[None] | None = None  # a loop holds its tasks weakly
-        self._thread = threading.Thread(target=_serve, args=(self.loop, self._ended), name=name, daemon=True)
-        self._thread.start()
+        self._thread = start_thread(name, partial(_serve, self.loop, self._ended))
 
     @property
     def here(self) -> bool:
@@ -279,9 +283,20 @@ def _settle(answered: _Answer) -> None:
         answer.set_result(done.result())
 
 
-def _serve(loop: asyncio.AbstractEventLoop, ended: Future[None]) -> None:
+def _turned(loop: asyncio.AbstractEventLoop) -> bool:
+    """Run the loop until it is stopped. An exit or an interrupt on it is its task's end, and not the loop's."""
     try:
         loop.run_forever()
+    except (SystemExit, KeyboardInterrupt) as error:
+        logger.error("a call on the client's loop ended in %r", error)
+        return False
+    return True
+
+
+def _serve(loop: asyncio.AbstractEventLoop, ended: Future[None]) -> None:
+    try:
+        while not _turned(loop):
+            pass
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
-from infermesh.runtime.foreign import ForeignFunction
+from infermesh.runtime.foreign import ForeignFunction, words_of
 
 
 def imported_function(spec: str, path: str, threads: int) -> ForeignFunction:
@@ -51,9 +51,11 @@ def import_object(spec: str, path: str) -> Any:
     module_name, _, name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything on import
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's module may raise anything on import, and may exit
         raise ConfigError(
-            f"{path}: '{spec}' does not import: {type(error).__name__}: {error}. Expected module:Name, with the module "
+            f"{path}: '{spec}' does not import: {words_of(error)}. Expected module:Name, with the module "
             f"importable from the working directory."
         ) from None
     if not hasattr(module, name):

@@ -25,6 +25,7 @@ from typing import Any
 import duckdb
 
 from infermesh.errors import StoreError
+from infermesh.runtime.guarded import start_thread
 from infermesh.store.memory import with_room
 from infermesh.store.schema import Column, quoted
 
@@ -92,8 +93,7 @@ class GroupWriter:
         self._writing = 0
         # Only the event loop appends, only the thread takes: a deque needs no lock for that.
         self._queue: deque[_Queued] = deque()
-        self._thread = threading.Thread(target=self._run, name="infermesh-writer", daemon=True)
-        self._thread.start()
+        self._thread = start_thread("infermesh-writer", self._run, died=self._died)
 
     @property
     def backlog(self) -> int:
@@ -132,17 +132,18 @@ class GroupWriter:
             self._wake.wait(self._interval)
             self._wake.clear()
             last = self._closing  # read before the commit: what was put before close() is in it
-            try:
-                self._commit()
-            except Exception as error:  # whatever it is: a thread that ended in silence would lose all that follows
-                self.failure = error
-                if isinstance(error, duckdb.Error):
-                    self.failure = StoreError(f"run.duckdb could not be written: {error}")
-                if self._on_failure is not None:
-                    self._on_failure(self.failure)
-                return
+            self._commit()
             if last:
                 return
+
+    def _died(self, error: BaseException) -> None:
+        """Tell of a failure: a writer that died in silence would lose all that follows."""
+        if isinstance(error, duckdb.Error):
+            self.failure = StoreError(f"run.duckdb could not be written: {error}")
+        else:
+            self.failure = error if isinstance(error, Exception) else RuntimeError(f"the writer ended in {error!r}")
+        if self._on_failure is not None:
+            self._on_failure(self.failure)
 
     def _commit(self) -> None:
         count = self._writing = len(self._queue)  # rows queued from now on are for the next commit

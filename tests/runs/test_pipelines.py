@@ -327,6 +327,7 @@ class TestPythonStages:
         ("stage", "message"),
         [
             ({"kind": "python", "function": "no_such_module:f"}, r"stages\.scores\.function: .*does not import"),
+            ({"kind": "python", "function": "tests.leaves:f"}, r"'tests\.leaves:f' does not import: SystemExit: 0"),
             ({"kind": "python", "function": "tests.functions:calls"}, r"is a list, not a function"),
             (python("length", reads=["answer"]), r"stages\.scores\.reads: no stage 'answer'.*'answers'"),
             (python("length", columns={"a": "DOUBL"}), r"stages\.scores\.columns\.a: no column type 'DOUBL'.*'DOUBLE'"),

@@ -711,6 +711,11 @@ class TestAttempts:
         )  # a text that is certainly good among them
         assert lab.one("SELECT count(*) FROM attempts WHERE status_code = 400") == seen["status"]["400"]
 
+    def test_a_schema_class_whose_check_ends_the_process(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows(texts(3))
+        lab.run(experiment(simulator.url, {"a": generate(response_format="tests.functions:Fussy")}))
+        assert lab.sql("SELECT status, count(*), count(text), count(parsed) FROM a GROUP BY ALL") == [("done", 3, 3, 0)]
+
     def test_requests_that_ask_again_are_all_told(self, lab: Lab, start_simulator: Start) -> None:
         simulator = start_simulator(faults={"invalid_json_content": 1.0})
         lab.rows(texts(2))
