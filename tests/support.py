@@ -21,6 +21,7 @@ import duckdb
 
 from infermesh.config.declaration import declare
 from infermesh.query.reader import ask_run
+from infermesh.query.verify import verify
 from infermesh.runs.execute import execute
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.stats import RunStats
@@ -138,6 +139,12 @@ class Lab:
     def statuses(self, stage: str) -> dict[int, str]:
         """Row number ``n`` → status."""
         return dict(self.sql(f'SELECT n, t.status FROM source s JOIN "{stage}" t USING (row_id) ORDER BY n'))
+
+
+def assert_holds(folder: Path) -> None:
+    """Nothing of a run is lost, doubled or changed."""
+    wrong = [f"{found.about}: {found.words}" for found in verify(folder) if not found.ok]
+    assert not wrong, f"{folder}: {wrong}"
 
 
 def totals(simulator: Any, endpoint: str | None = None) -> dict[str, Any]:

@@ -194,6 +194,17 @@ def status(run: RunArgument = None) -> None:
     show_status(run)
 
 
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh verify outputs/quickstart/latest")
+def verify(run: RunArgument = None) -> None:
+    """Check that nothing of a run is lost, doubled or changed: its tables, its requests, the files that it wrote.
+
+    A line for each thing that was checked; exit code 1 if one is wrong.
+    """
+    from infermesh.cli.verify import verify_run
+
+    verify_run(run)
+
+
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh stop outputs/quickstart/latest")
 def stop(
     run: Annotated[

@@ -39,7 +39,7 @@ def check_sinks(connection: duckdb.DuckDBPyConnection, sinks: Mapping[str, SinkC
         if (other := paths.setdefault(sink.path, name)) != name:
             problems.append(f"sinks.{name}.path: sinks.{other} writes '{sink.path}' already. Give it another name.")
         try:
-            _sink_query(connection, name, sink)
+            sink_query(connection, name, sink)
             file_format(Path(sink.path))
         except ConfigError as error:
             problems.append(_labelled(f"sinks.{name}.path", error))
@@ -59,14 +59,14 @@ def write_sinks(connection: duckdb.DuckDBPyConnection, sinks: Mapping[str, SinkC
     for name, sink in sinks.items():
         path = folder / os.path.expanduser(sink.path)
         try:
-            rows = export(connection, _sink_query(connection, name, sink), path)
+            rows = export(connection, sink_query(connection, name, sink), path)
             report.written.append(WrittenFile(path, rows, path.stat().st_size))
         except (ConfigError, StoreError, OSError) as error:
             report.errors.append(_labelled(f"sinks.{name}", error))
     return report
 
 
-def _sink_query(connection: duckdb.DuckDBPyConnection, name: str, sink: SinkConfig) -> TableQuery:
+def sink_query(connection: duckdb.DuckDBPyConnection, name: str, sink: SinkConfig) -> TableQuery:
     labels = (f"sinks.{name}.table", f"sinks.{name}.columns", f"sinks.{name}.where")
     if sink.columns == []:
         raise ConfigError(f"{labels[1]}: an empty list; leave it out for all columns")

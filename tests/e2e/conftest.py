@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import command, environment
+from infermesh.store.schema import DATABASE
+from tests.support import assert_holds, command, environment
+
+
+@pytest.fixture(autouse=True)
+def _every_run_holds(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check what must hold of every run that a test leaves. One that breaks a run on purpose is marked."""
+    root = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    if root is not None and request.node.get_closest_marker("breaks_runs") is None:
+        for database in sorted(root.rglob(DATABASE)):
+            assert_holds(database.parent)
+
 
 Launch = Callable[..., "subprocess.Popen[str]"]
 

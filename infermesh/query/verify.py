@@ -1,0 +1,321 @@
+"""Check what must hold of every run, whatever has happened to it, from its tables and files alone."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from infermesh.config.declaration import declare
+from infermesh.config.schema import Experiment
+from infermesh.errors import InfermeshError, StoreError
+from infermesh.exact_json import loads
+from infermesh.hints import one_line
+from infermesh.query.export import export
+from infermesh.query.reader import RunReader
+from infermesh.query.sinks import sink_query
+from infermesh.store.output_file import read_record
+from infermesh.store.schema import (
+    SCHEMA_VERSION,
+    SOURCE,
+    literal,
+    not_retired,
+    quoted,
+    redone,
+    results_view,
+)
+
+__all__ = ["Finding", "verify"]
+
+_BLOCK = 1 << 20
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes
+    ----------
+    about
+        What: a table, a stage, a file.
+    words
+        What holds, or what is wrong with examples.
+    """
+
+    about: str
+    ok: bool
+    words: str
+
+
+def verify(folder: Path) -> Iterator[Finding]:
+    """Check a run.
+
+    The tables are read whole, so that DuckDB checks the sum of each of their blocks. A run that is going on is checked
+    as far as it has come; its files are left out.
+
+    Raises
+    ------
+    StoreError
+        The database cannot be opened, or is in use by a process that does not answer.
+    """
+    with RunReader(folder) as reader:
+        try:
+            if not reader.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'run'").fetchall():
+                yield Finding("run.duckdb", True, "it holds no run: its session ended before the source was loaded")
+                return
+            yield from _Tables(reader).findings()
+            if reader.live:
+                yield Finding("files", True, "left out: the run is going on")
+                return
+        except (StoreError, duckdb.Error) as error:
+            yield Finding("run.duckdb", False, f"it cannot be read: {one_line(error, 300)}")
+            return
+        connection, _ = reader.prepare("SELECT 1")
+        yield from _files(connection, folder)
+
+
+class _Tables:
+    """The checks of a run's tables."""
+
+    def __init__(self, reader: RunReader) -> None:
+        self._reader = reader
+        self._run: dict[str, Any] = {}
+
+    def _rows(self, sql: str) -> list[tuple[Any, ...]]:
+        return self._reader.execute(sql).fetchall()
+
+    def findings(self) -> Iterator[Finding]:
+        names = "status, config, config_hash, schema_version, started_at"
+        self._run = dict(zip(names.split(", "), self._rows(f"SELECT {names} FROM run")[0], strict=True))
+        yield from self._record()
+        origins = self._origins()
+        for origin, stages in origins.items():
+            yield self._rows_once(origin)
+            for stage in stages:
+                yield from self._stage(stage, origin, stages)
+        yield from self._attempts(origins)
+        yield from self._end()
+
+    def _record(self) -> Iterator[Finding]:
+        """The run's own row: one, and its declaration unchanged."""
+        ((rows,),) = self._rows("SELECT count(*) FROM run")
+        wrong = [f"{rows} rows, expected one"] if rows != 1 else []
+        if self._run["schema_version"] > SCHEMA_VERSION:
+            wrong.append(f"schema {self._run['schema_version']}, known up to {SCHEMA_VERSION}")
+        try:
+            declared = declare(loads(self._run["config"]), [Path.cwd()])
+        except InfermeshError as error:
+            wrong.append(f"its declaration is refused: {one_line(error, 300)}")
+        else:
+            if declared.hash != self._run["config_hash"]:
+                wrong.append("its declaration is not the one that config_hash was made of")
+        yield _finding("run", wrong, "one, with the declaration that it was made with")
+
+    def _origins(self) -> dict[str, list[str]]:
+        """``source`` and each sql stage → the stages over its rows."""
+        named = [name for (name,) in self._rows("SELECT DISTINCT stage FROM progress")]
+        tables = f"({', '.join(map(literal, [SOURCE, *named]))})"
+        keyed = self._rows(
+            f"SELECT table_name FROM duckdb_columns() WHERE column_name = 'row_key' AND table_name IN {tables}"
+        )
+        found: dict[str, list[str]] = {}
+        for origin in sorted({name for (name,) in keyed} & {SOURCE, *named}, key=lambda name: name != SOURCE):
+            columns = {row[0] for row in self._rows(f"DESCRIBE {quoted(results_view(origin))}")}
+            found[origin] = [name for name in named if name not in found and f"{name}_finished_at" in columns]
+        return found
+
+    def _rows_once(self, origin: str) -> Finding:
+        table = quoted(origin)
+        wrong = [
+            *self._such(f"SELECT row_id FROM {table} GROUP BY ALL HAVING count(*) > 1", "row_ids are there twice"),
+            *self._such(
+                f"SELECT any_value(row_id) FROM {table} GROUP BY row_key HAVING count(*) > 1",
+                "row_keys are there twice",
+            ),
+            *self._such(f"SELECT row_id FROM {table} WHERE row_id IS NULL OR row_key IS NULL", "rows have no key"),
+        ]
+        ((rows, _),) = self._rows(f"SELECT count(*), bit_xor(hash(t)) FROM {table} t")  # reads every block
+        return _finding(origin, wrong, f"{rows} rows, each once")
+
+    def _stage(self, stage: str, origin: str, beside: Sequence[str]) -> Iterator[Finding]:
+        table, rows = quoted(stage), quoted(origin)
+        checks = {
+            "row_ids are there twice": "GROUP BY ALL HAVING count(*) > 1",
+            f"rows are not among those of {origin}": f"WHERE row_id NOT IN (SELECT row_id FROM {rows})",
+            "rows have no known status": "WHERE status IS NULL OR status NOT IN ('done', 'error', 'skipped')",
+            "rows are done and have an error": "WHERE status = 'done' AND coalesce(error_type, error) IS NOT NULL",
+            "rows have failed without an error": "WHERE status = 'error' AND (error_type IS NULL OR error IS NULL)",
+            "rows have no time": "WHERE finished_at IS NULL",
+            "answers come from no request": "WHERE status = 'done' AND reused_from IS NULL AND attempts < 1",
+            "answers have no request_key": (
+                f"WHERE status = 'done' AND request_key IS NULL AND row_id NOT IN (SELECT row_id FROM retired "
+                f"WHERE origin = {literal(origin)})"
+            ),
+        }
+        wrong = [
+            line
+            for words, condition in checks.items()
+            for line in self._such(f"SELECT row_id FROM {table} {condition}", words)
+        ]
+        others = " OR ".join(
+            f"EXISTS (SELECT 1 FROM {quoted(other)} o WHERE o.row_id = s.row_id AND o.status <> 'done')"
+            for other in beside
+            if other != stage
+        )
+        if self._run["status"] in ("done", "failed_rows"):
+            wrong += self._such(
+                f"SELECT row_id FROM {table} s WHERE error_type = 'upstream' AND {not_retired(origin)} AND NOT "
+                f"({others or 'false'})",
+                "rows are skipped for the failure of a stage in which they have not failed",
+            )
+        counted = self._rows(f"SELECT count(*), count(*) FILTER (status = 'done'), bit_xor(hash(s)) FROM {table} s")
+        settled, done, _ = counted[0]
+        yield _finding(stage, wrong, f"{settled} rows have settled, {done} of them done, each once")
+
+    def _attempts(self, origins: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+        """Requests against the states that they led to. A request is stored before its state."""
+        wrong = self._such(
+            "SELECT row_id FROM attempts GROUP BY stage, row_id, attempt, deployment, started_at HAVING count(*) > 1",
+            "requests are there twice",
+        )
+        for origin, stages in origins.items():
+            for stage in stages:
+                mine = f"(SELECT row_id, count(*) AS n FROM attempts WHERE stage = {literal(stage)} GROUP BY row_id)"
+                wrong += [
+                    f"{stage}: {line}"
+                    for line in self._such(
+                        f"SELECT row_id FROM {mine} WHERE row_id NOT IN (SELECT row_id FROM {quoted(origin)})",
+                        "requests are of no row",
+                    )
+                ]
+                own = "s.reused_from IS NULL AND s.attempts > 0"
+                ((together, sent, needed),) = self._rows(
+                    "SELECT count(*) FILTER (request_rows > 1), coalesce(sum(greatest(request_rows, 1)), 0), (SELECT "
+                    f"count(*) FROM {quoted(stage)} s WHERE {own}) FROM attempts WHERE stage = {literal(stage)}"
+                )
+                if sent < needed:
+                    wrong.append(f"{stage}: {needed} rows were sent, by requests for {sent} rows")
+                if not together:
+                    wrong += [
+                        f"{stage}: {line}"
+                        for line in self._such(
+                            f"SELECT s.row_id FROM {quoted(stage)} s LEFT JOIN {mine} a ON a.row_id = s.row_id "
+                            f"WHERE {own} AND coalesce(a.n, 0) < s.attempts",
+                            "rows have fewer requests in attempts than they say",
+                        )
+                    ]
+        ((rows, _),) = self._rows("SELECT count(*), bit_xor(hash(t)) FROM attempts t")
+        yield _finding("attempts", wrong, f"{rows} requests, each once and of a row")
+
+    def _end(self) -> Iterator[Finding]:
+        """What the run says of itself against what its tables say."""
+        counts: dict[str, int] = {}
+        for status, rows in self._rows("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY status"):
+            counts[status] = int(rows)
+        status = self._run["status"]
+        pending, failed = counts.get("pending", 0), counts.get("error", 0)
+        marked = self._marked()
+        wrong = [f"{rows} rows are {name}" for name, rows in counts.items() if rows < 0]
+        if status == "done" and (pending or failed):
+            wrong.append(f"it says done, but {pending} rows are pending and {failed} have failed")
+        if status == "failed_rows" and (pending != marked or not failed + marked):
+            wrong.append(f"it says failed_rows, but {pending} rows are pending and {failed} have failed")
+        sessions = self._rows("SELECT session, status, finished_at IS NULL FROM sessions ORDER BY session")
+        if [number for number, *_ in sessions] != list(range(1, len(sessions) + 1)):
+            wrong.append("its sessions are not numbered from 1")
+        elif sessions and not self._reader.live and sessions[-1][1] != status:
+            wrong.append(f"it says {status}, its last session {sessions[-1][1]}")
+        listed = ", ".join(f"{rows} {name}" for name, rows in sorted(counts.items()) if rows) or "no rows"
+        yield _finding("status", wrong, f"{status}: {listed}")
+
+    def _marked(self) -> int:
+        """How many rows keep the answer that they had, and are still to be done again."""
+        if not self._rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'redo'"):
+            return 0
+        stages = [stage for (stage,) in self._rows("SELECT DISTINCT stage FROM redo")]
+        return sum(
+            int(self._rows(f"SELECT count(*) FROM {quoted(stage)} s WHERE {redone(stage, 's')}")[0][0])
+            for stage in stages
+        )
+
+    def _such(self, sql: str, words: str) -> list[str]:
+        """A line if the query has rows: how many, what is the matter with them, and some of their row_ids."""
+        ((count, some),) = self._rows(
+            f"SELECT count(*), list(row_id ORDER BY row_id)[:{_EXAMPLES}] FROM ({sql}) t(row_id)"
+        )
+        return [f"{count} {words}: row_id {', '.join(map(str, some))}"] if count else []
+
+
+def _finding(about: str, wrong: Sequence[str], words: str) -> Finding:
+    return Finding(about, not wrong, "; ".join(wrong) if wrong else words)
+
+
+def _files(connection: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[Finding]:
+    """The files that the run wrote, against its tables."""
+    record = read_record(connection)
+    if record is not None:
+        known = [(record.bytes, record.digest), (record.next_bytes, record.next_digest)]
+        wrong = _unlike(_found(Path(record.path), connection, folder), known)
+        yield _finding(record.path, wrong, "as the checkpoint has recorded it")
+        return
+    row = connection.execute("SELECT status, config FROM run").fetchone()
+    if row is None or row[0] in ("running", "interrupted", "crashed"):
+        return
+    experiment = declare(loads(row[1]), [Path.cwd()]).experiment
+    for name in experiment.sinks:
+        yield _sink(connection, folder, experiment, name)
+
+
+def _sink(connection: duckdb.DuckDBPyConnection, folder: Path, experiment: Experiment, name: str) -> Finding:
+    """A sink's file against a new one from the same tables."""
+    sink = experiment.sinks[name]
+    path = folder / os.path.expanduser(sink.path)
+    about = f"sinks.{name}"
+    if not path.exists():
+        return Finding(about, False, f"{path} is not there; infermesh export writes it anew")
+    with tempfile.TemporaryDirectory(prefix="infermesh-verify-") as place:
+        again = Path(place) / path.name
+        try:
+            rows = export(connection, sink_query(connection, name, sink), again)
+        except InfermeshError as error:
+            return Finding(about, False, one_line(error, 300))
+        if not filecmp.cmp(path, again, shallow=False):
+            return Finding(about, False, f"{path} differs from the tables: it was edited, or is another session's")
+    return Finding(about, True, f"{path}: {rows} rows, as in the tables")
+
+
+def _found(path: Path, connection: duckdb.DuckDBPyConnection, folder: Path) -> Path:
+    """The output file of a command: its path is relative to where that ran, if it is not beside the checkpoint."""
+    row = connection.execute("SELECT roots FROM run").fetchone()
+    roots = [] if row is None else loads(row[0])
+    places = [path, folder.parent / path.name, *(Path(root) / path for root in roots)]
+    return next((place for place in places if place.exists()), path)
+
+
+def _unlike(path: Path, known: Sequence[tuple[int | None, str | None]]) -> list[str]:
+    """What is wrong with a file of which size and digest are known. It may be longer: the end of it is not recorded."""
+    if known[0] == (0, ""):
+        return []  # nothing was written yet
+    if not path.exists():
+        return ["it is not there; the same command with --resume writes it anew"]
+    for size, digest in known:
+        if size is not None and path.stat().st_size >= size and _digest(path, size) == digest:
+            return []
+    return ["it is not what was written: it was edited or cut; the same command with --resume writes it anew"]
+
+
+def _digest(path: Path, size: int) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while size > 0 and (block := file.read(min(_BLOCK, size))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()

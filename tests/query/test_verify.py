@@ -1,0 +1,128 @@
+"""``infermesh verify``: it finds what is lost, doubled and changed, and nothing where all is well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from infermesh.query.verify import verify
+from infermesh.simulator import Simulator
+from infermesh.store.schema import DATABASE
+from tests.support import Lab, embed, experiment, generate, here, texts, totals
+
+
+@pytest.fixture
+def run(lab: Lab, simulator: Simulator) -> Lab:
+    """Ten rows, of which two fail, through a query and two more stages, with a sink of each format."""
+    lab.rows([*texts(8), {"n": 8}, {"n": 9, "text": 4}])
+    stages: dict[str, Any] = {
+        "a": generate("{{ text.upper() }}"),
+        "v": embed("{{ a.text }}", micro_batch_size=3),
+        "q": {"kind": "sql", "query": "SELECT n, text FROM source WHERE n < 4"},
+        "b": generate("{{ text }}", rows="q"),
+    }
+    declared = experiment(simulator.url, stages)
+    del declared["stages"]["q"]["model"]
+    sinks = {name: {"path": f"{name}.{name}"} for name in ("jsonl", "csv", "parquet")}
+    assert lab.run(declared | {"sinks": sinks}).status == "failed_rows"
+    return lab
+
+
+def wrong(folder: Path) -> dict[str, str]:
+    return {found.about: found.words for found in verify(folder) if not found.ok}
+
+
+def test_a_whole_run(run: Lab) -> None:
+    found = {finding.about: finding.words for finding in verify(run.folder)}
+    assert wrong(run.folder) == {}
+    assert found["source"] == "10 rows, each once"
+    assert found["a"] == "10 rows have settled, 8 of them done, each once"
+    assert found["status"].startswith("failed_rows: ")
+    assert [name for name in found if name.startswith("sinks.")] == ["sinks.jsonl", "sinks.csv", "sinks.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("change", "about", "words"),
+    [
+        ("INSERT INTO a SELECT * FROM a WHERE row_id = 3", "a", "1 row_ids are there twice: row_id 3"),
+        (
+            "INSERT INTO source SELECT * FROM source WHERE row_id < 2",
+            "source",
+            "2 row_ids are there twice",
+        ),
+        ("UPDATE source SET row_key = 'x' WHERE row_id < 2", "source", "row_keys are there twice"),
+        ("DELETE FROM source WHERE row_id = 5", "a", "rows are not among those of source: row_id 5"),
+        ("DELETE FROM a WHERE row_id = 5", "status", "it says failed_rows, but 1 rows are pending"),
+        ("UPDATE a SET status = 'don' WHERE row_id = 1", "a", "rows have no known status"),
+        ("UPDATE a SET error_type = 'x' WHERE row_id = 1", "a", "rows are done and have an error"),
+        ("UPDATE a SET request_key = NULL WHERE row_id = 1", "a", "answers have no request_key"),
+        ("UPDATE a SET attempts = 0 WHERE row_id = 1", "a", "answers come from no request"),
+        ("DELETE FROM attempts WHERE stage = 'a' AND row_id = 2", "attempts", "a: 1 rows have fewer requests"),
+        ("DELETE FROM attempts WHERE stage = 'v'", "attempts", "v: 8 rows were sent, by requests for 0 rows"),
+        ("INSERT INTO attempts SELECT * FROM attempts LIMIT 1", "attempts", "1 requests are there twice"),
+        ("UPDATE attempts SET row_id = 77 WHERE stage = 'a' AND row_id = 2", "attempts", "a: 1 requests are of no row"),
+        ("UPDATE run SET status = 'done'", "status", "it says done, but 0 rows are pending and 2 have failed"),
+        ("UPDATE sessions SET status = 'done'", "status", "it says failed_rows, its last session done"),
+        ("UPDATE run SET config_hash = 'x'", "run", "its declaration is not the one"),
+        ("UPDATE a SET text = 'other' WHERE row_id = 1", "sinks.csv", "differs from the tables"),
+    ],
+)
+def test_what_is_wrong_is_found(run: Lab, change: str, about: str, words: str) -> None:
+    with duckdb.connect(str(run.folder / DATABASE)) as connection:
+        connection.execute(change)
+    assert words in wrong(run.folder)[about]
+
+
+def test_files_that_are_not_what_was_written(run: Lab) -> None:
+    (run.folder / "csv.csv").unlink()
+    (run.folder / "jsonl.jsonl").write_text("{}\n")
+    found = wrong(run.folder)
+    assert "is not there" in found.pop("sinks.csv")
+    assert "was edited" in found.pop("sinks.jsonl")
+    assert found == {}
+
+
+def test_a_damaged_block(run: Lab) -> None:
+    with open(run.folder / DATABASE, "r+b") as file:
+        size = file.seek(0, 2)
+        for place in range(3 * 4096, size, 4096):
+            file.seek(place + 100)
+            file.write(bytes(64))
+    code = here("verify", str(run.folder), cwd=run.root).returncode
+    assert code == 1
+
+
+def test_the_command(run: Lab, simulator: Simulator) -> None:
+    fine = here("verify", str(run.folder), cwd=run.root)
+    assert fine.returncode == 0, fine.stdout
+    assert "  ok     attempts: " in fine.stdout
+    with duckdb.connect(str(run.folder / DATABASE)) as connection:
+        connection.execute("DELETE FROM attempts")
+    broken = here("verify", str(run.folder), cwd=run.root)
+    assert broken.returncode == 1
+    assert "  WRONG  attempts: " in broken.stdout
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, simulator: Simulator) -> Path:
+    (tmp_path / "o").mkdir()
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    done = here(
+        *("generate", "--model", "hosted_vllm/any", "--api-base", simulator.url),
+        *("--input-jsonl", "in.jsonl", "--output-jsonl", "o/out.jsonl", "--checkpoint-dir", "kept"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert totals(simulator)["answered"] == 2
+    return tmp_path
+
+
+def test_the_output_of_a_command(outputs: Path) -> None:
+    (database,) = outputs.rglob(DATABASE)
+    assert wrong(database.parent) == {}
+    output = outputs / "o" / "out.jsonl"
+    output.write_bytes(output.read_bytes()[:-4])
+    assert "it was edited or cut" in wrong(database.parent)["o/out.jsonl"]
