@@ -294,6 +294,8 @@ class _RequestState:
         dispatcher, deployment = self._dispatcher, lease.deployment
         now = dispatcher._clock()
         error.deployment = deployment.label
+        if self.reply is not None and self.reply.secrets:  # it quotes an answer, in which the server may echo its key
+            error.redact(self.reply.secrets)
         policy = dispatcher.retry
         fault = blame(error, policy.max_pause_s)
         _tell_long_wait(error, policy.max_pause_s)
