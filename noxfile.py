@@ -2,12 +2,15 @@
 
 The checks run in the environment that holds nox, the one that ``pip install -e '.[dev]'`` filled, so that nothing is
 installed twice. Only ``tests`` and ``package`` make environments of their own: the suite under every supported Python
-(``nox -s tests``; one that is not installed is skipped), and the built wheel on its own (``nox -s package``).
+(``nox -s tests``; one that is not installed is skipped), and the built wheel on its own (``nox -s package``). So does
+``nox -s audit``, which needs the network and is skipped without it.
 """
 
 from __future__ import annotations
 
 import tempfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import nox
@@ -65,3 +68,14 @@ def package(session: nox.Session) -> None:
         session.install("--force-reinstall", str(next(Path(folder).glob("*.whl"))))
         session.chdir(folder)
         session.run("infermesh", "run", "+experiment=quickstart")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what the package depends on, by pip-audit and the package index's own list."""
+    try:
+        urllib.request.urlopen("https://pypi.org/pypi/pip/json", timeout=10).close()
+    except (urllib.error.URLError, TimeoutError) as error:
+        session.skip(f"https://pypi.org, which lists vulnerabilities, cannot be asked: {error}")
+    session.install("pip-audit")
+    session.run("pip-audit", "--progress-spinner", "off", ".")

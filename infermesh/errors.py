@@ -32,8 +32,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from infermesh.redaction import redact
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from infermesh.results import RequestMetrics, TokenUsage
 
@@ -163,6 +165,12 @@ class RequestError(InfermeshError):
         self.rewritten = False
         self.usage: TokenUsage | None = None
         self.metrics: RequestMetrics | None = None
+
+    def redact(self, secrets: Sequence[str]) -> None:
+        """Take keys out of all that it says."""
+        self.message = redact(self.message, *secrets)
+        self.args = (self.message,)
+        self.request_id = self.request_id and redact(self.request_id, *secrets)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.__dict__))

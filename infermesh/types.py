@@ -185,12 +185,15 @@ class Reply:
         Case-insensitive lookup of a header.
     data
         The JSON that ``body`` was decoded from, if there is one.
+    secrets
+        The deployment's keys, to be kept out of messages that quote the answer.
     """
 
     status_code: int | None
     body: dict[str, Any]
     header: Callable[[str], str | None]
     data: bytes | None = None
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 class Transport(Protocol):

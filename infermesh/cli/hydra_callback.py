@@ -39,8 +39,14 @@ def _let_params_add(config: Any) -> None:
 def _refuse_inline_keys(config: Any) -> None:
     """End the command before Hydra writes the config into the sweep's folder (multirun.yaml)."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
+    sweep_folder, overrides = plain["hydra"]["sweep"], plain["hydra"]["overrides"]["task"]
     try:
         refuse_inline_keys(plain)
+        if "override_dirname" in str(sweep_folder) and any("${oc.env:" in override for override in overrides):
+            raise ConfigError(
+                "hydra.sweep: the folders' names would hold the values of environment variables that overrides name: "
+                "take override_dirname out of them, or put the reference into the experiment's YAML"
+            )
     except ConfigError as error:
         print_error(error)
         raise SystemExit(1) from None  # Hydra turns any other exception of a callback into a warning

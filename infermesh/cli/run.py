@@ -22,6 +22,7 @@ from infermesh.config.compose import (
     addable,
     composition_error,
     experiments,
+    overrides_of,
     plain,
     primary_folder,
     refuse_inline,
@@ -117,7 +118,7 @@ class _Job:
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
         folder = resolve_latest(folder)
-        mapping, overrides = plain(config), list(hydra_config.overrides.task)
+        mapping, overrides = plain(config), overrides_of(hydra_config)
         search_roots = roots(Path.cwd(), self._config_dir)
         if hydra_config.mode == RunMode.MULTIRUN:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)

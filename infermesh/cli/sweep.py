@@ -40,6 +40,7 @@ from infermesh.bench.sweeps import (
 )
 from infermesh.cli.common import print_error
 from infermesh.cli.progress import make_observer
+from infermesh.config.compose import overrides_of
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, StoreError
 from infermesh.hints import command
@@ -130,7 +131,7 @@ class Sweep:
         """
         self.folder = Path(config.hydra.sweep.dir)
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-        for override in _parse_overrides([*params, *config.hydra.overrides.task]):
+        for override in _parse_overrides([*params, *overrides_of(config.hydra)]):
             if override.is_sweep_override():
                 self.keys.append(override.key_or_group)
         self.parallel = not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")

@@ -1,6 +1,6 @@
 """Compose a declaration with Hydra: where configs are found, what overrides mean, what an error says.
 
-Outside the command line, this is the only module that knows Hydra and OmegaConf. The first call imports them.
+Outside the command line, this is the only module that knows Hydra. The first call imports them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infermesh.config.references import keeping_references, restored
 from infermesh.config.schema import Experiment
 from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
@@ -32,8 +33,9 @@ class Composed:
     Attributes
     ----------
     mapping
-        Plain dicts, lists and scalars. Interpolations are resolved, keys without a value (``???``) left out. Not
-        validated yet: see :func:`~infermesh.config.load.load`.
+        Plain dicts, lists and scalars. Interpolations are resolved, except for those of environment variables
+        (:mod:`infermesh.config.references`); keys without a value (``???``) are left out. Not validated yet: see
+        :func:`~infermesh.config.declaration.declare`.
     roots
         The folders that relative paths are looked up in, in this order.
     folder
@@ -111,7 +113,7 @@ def _compose(
                 folder = Path(config.hydra.run.dir)
             except OmegaConfBaseException:  # it names the experiment, which may have no name
                 folder = None
-            task = list(config.hydra.overrides.task)
+            task = overrides_of(config.hydra)
             with open_dict(config):
                 del config["hydra"]
             return plain(config), folder, task
@@ -120,14 +122,23 @@ def _compose(
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """An OmegaConf config as plain values, with interpolations resolved.
+    """An OmegaConf config as plain values, with interpolations resolved but for references to the environment.
 
     Keys that are still ``???`` are left out, so that validation says that they are missing. Raises omegaconf's errors.
     """
     from omegaconf import OmegaConf
 
-    found: dict[str, Any] = _without_missing(OmegaConf.to_container(config, resolve=True))
-    return found
+    found = OmegaConf.to_container(keeping_references(config), resolve=True)
+    plain: dict[str, Any] = restored(_without_missing(found))
+    return plain
+
+
+def overrides_of(hydra_config: Any) -> list[str]:
+    """The overrides of a job as they were written: Hydra's own list resolves the interpolations in them."""
+    from omegaconf import OmegaConf
+
+    written: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    return [*map(str, written)]
 
 
 def _without_missing(node: Any) -> Any:

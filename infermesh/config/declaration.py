@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from infermesh.config.compose import Composed, check_chosen
 from infermesh.config.load import config_hash, load
+from infermesh.config.references import Taken, taken
 from infermesh.config.schema import Experiment
+from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
 
 
@@ -20,19 +23,23 @@ class Declaration:
     Attributes
     ----------
     mapping
-        The config as it was composed: plain dicts, lists and scalars. It is stored with the run.
+        The config as it was composed: plain dicts, lists and scalars. It is stored with the run. What comes from
+        environment variables stands in it by their names.
     experiment
-        The same, validated.
+        The same with the variables' values, validated.
     roots
         The folders that relative paths are relative to; the first one that holds a file wins.
     overrides
         What the caller changed, in Hydra's syntax. ``None`` where nobody said: a resumed run keeps those it has.
+    taken
+        What hides the variables' values in what is stored of the experiment.
     """
 
     mapping: Mapping[str, Any]
     experiment: Experiment
     roots: tuple[Path, ...]
     overrides: tuple[str, ...] | None = None
+    taken: Taken = field(default=Taken({}), repr=False)
 
     @property
     def hash(self) -> str:
@@ -48,15 +55,27 @@ class Declaration:
         return replace(self, mapping={**self.mapping, "source": source}, experiment=experiment)
 
 
-def declare(mapping: Mapping[str, Any], roots: Sequence[Path], overrides: Sequence[str] | None = None) -> Declaration:
+def declare(
+    mapping: Mapping[str, Any],
+    roots: Sequence[Path],
+    overrides: Sequence[str] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+) -> Declaration:
     """Check a composed config, and put it together with what came with it.
 
     This is the one place where a config is validated: whoever holds a :class:`Declaration` need not do it again.
 
+    Parameters
+    ----------
+    environ
+        Where the variables that the config names are looked up.
+
     Raises
     ------
     ConfigError
-        No experiment was chosen, a key stands in the config, or the config is wrong; one line per problem.
+        No experiment was chosen, a key stands in the config, a variable that it names is not set, or the config is
+        wrong; one line per problem.
 
     Examples
     --------
@@ -76,7 +95,10 @@ def declare(mapping: Mapping[str, Any], roots: Sequence[Path], overrides: Sequen
     """
     mapping = _text_keys(mapping, "")
     check_chosen(mapping)
-    return Declaration(mapping, load(mapping), tuple(roots), None if overrides is None else tuple(overrides))
+    refuse_inline_keys(mapping)  # before a missing variable is told
+    values, hides = taken(mapping, environ)
+    experiment = load(values, mapping)
+    return Declaration(mapping, experiment, tuple(roots), None if overrides is None else tuple(overrides), hides)
 
 
 _JSON_NAMES = {True: "true", False: "false", None: "null"}
@@ -102,6 +124,6 @@ def _text_keys(node: Any, path: str) -> Any:
     return node
 
 
-def declared(composed: Composed) -> Declaration:
+def declared(composed: Composed, environ: Mapping[str, str] = os.environ) -> Declaration:
     """What :func:`~infermesh.config.compose.compose` has composed, checked."""
-    return declare(composed.mapping, composed.roots, composed.overrides)
+    return declare(composed.mapping, composed.roots, composed.overrides, environ=environ)

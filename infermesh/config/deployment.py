@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from infermesh.errors import ConfigError
+from infermesh.redaction import shown_url
 from infermesh.types import LIMITS, Limits, TransportKind
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class DeploymentConfig:
     """One replica or account that can serve a model.
 
@@ -76,6 +77,13 @@ class DeploymentConfig:
             raise ConfigError(
                 f"transport: expected one of {', '.join(get_args(TransportKind))}, got {self.transport!r}"
             )
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, without keys: neither ``api_key`` nor headers, nor those in the URL."""
+        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
+        shown["api_base"] = shown_url(self.api_base)
+        given = {each.name for each in fields(self) if getattr(self, each.name) != each.default}
+        return f"DeploymentConfig({', '.join(f'{name}={value!r}' for name, value in shown.items() if name in given)})"
 
     @property
     def limits(self) -> Limits:

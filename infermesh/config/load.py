@@ -29,24 +29,27 @@ from infermesh.hints import nearest
 from infermesh.wire.requests import FOREIGN_PARAMETERS
 
 
-def load(mapping: Mapping[str, Any]) -> Experiment:
+def load(mapping: Mapping[str, Any], written: Mapping[str, Any] | None = None) -> Experiment:
     """Validate a composed config. Pure: it reads no file and no environment variable, and takes some milliseconds.
 
     Parameters
     ----------
     mapping
         Plain dicts, lists and scalars. It is not changed.
+    written
+        The same as it is stored and may be shown, where variables' values stand in ``mapping``.
 
     Raises
     ------
     ConfigError
         One line for each problem: its path in the config, what was expected, the nearest valid name.
     """
-    refuse_inline_keys(mapping)
+    written = mapping if written is None else written
+    refuse_inline_keys(written)
     try:
         experiment = Experiment.model_validate(mapping)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(mapping, detail) for detail in error.errors())) from None
+        raise ConfigError("\n".join(_explain(written, detail) for detail in error.errors())) from None
     problems = list(_references(experiment))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -71,10 +74,21 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"{path}: missing; it is required."
     message = detail["msg"].removeprefix("Value error, ")
-    given = detail.get("input")
+    given = _at(mapping, detail["loc"], detail.get("input"))
     tells = isinstance(given, str | int | float | bool | None) and "headers" not in loc  # a header may hold a key
     shown = f" (got {given!r})" if tells else ""
     return f"{path or 'config'}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _at(mapping: Mapping[str, Any], loc: Sequence[str | int], given: Any) -> Any:
+    """What was given, as it is written: a reference to a variable, and not its value."""
+    node: Any = mapping
+    for part in loc:
+        if isinstance(node, Mapping):
+            node = node.get(str(part), node)  # pydantic's path also names a stage's kind
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+    return node if isinstance(node, str) and "${oc." in node else given
 
 
 def _valid_keys(mapping: Mapping[str, Any], loc: Sequence[str]) -> list[str]:

@@ -12,9 +12,19 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WrapValidator, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from infermesh.config.deployment import DeploymentConfig
+from infermesh.config.references import FromEnvironment
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.types import Endpoint, Limits, RoutingStrategy, TransportKind
 
@@ -72,6 +82,11 @@ class HeaderFromEnv(_Section):
     env: str = Field(min_length=1, description="Environment variable that holds the value")
 
 
+# This one keeps a reference what it is: pydantic would make it plain text.
+def _text_or_reference(given: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    return given if isinstance(given, FromEnvironment) else validate(given)
+
+
 # These two tell the forms of a value apart. Left to itself, pydantic reports a mistake once for each form.
 def _header_value(given: Any, _: Any) -> Any:
     if isinstance(given, Mapping):
@@ -89,6 +104,7 @@ def _limits_or_account(given: Any, _: Any) -> Any:
     return given
 
 
+Text = Annotated[str | None, WrapValidator(_text_or_reference)]
 HeaderValue = Annotated[str | HeaderFromEnv, WrapValidator(_header_value)]
 LimitsOrAccount = Annotated[Limits | str | None, WrapValidator(_limits_or_account)]
 
@@ -97,7 +113,7 @@ class DeploymentEntry(_Section):
     """One replica or account. Limits belong to it, or to an account in ``limits`` that several deployments share."""
 
     model: str = Field(description="provider/model, as LiteLLM writes it")
-    api_base: str | None = Field(None, description="Base URL; null: the provider's own; 'simulator': the embedded one")
+    api_base: Text = Field(None, description="Base URL; null: the provider's own; 'simulator': the embedded one")
     api_key_env: str | None = Field(None, description="Environment variable that holds the key; null: the usual one")
     transport: TransportKind = Field("auto", description="native: OpenAI's wire format; litellm: any other provider")
     weight: float = Field(1.0, gt=0, description="Share of the load")

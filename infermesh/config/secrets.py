@@ -6,12 +6,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from infermesh.config.references import without_references
 from infermesh.errors import ConfigError
 from infermesh.redaction import looks_secret, names_config_secret, names_secret
 
 __all__ = ["refuse_inline_keys"]
 
-_HEADERS = frozenset({"headers", "extra_headers", "default_headers"})
+_HEADERS = frozenset({"headers", "extra_headers", "default_headers", "env_set"})
+_URLS = (("api_base",), ("base_url",), ("proxy",))
+_USER = re.compile(r"://[^/\s@?#]+@")
+# What may stand beside a reference to a variable: how the key is sent, or the name of a cookie.
+_SCHEME = re.compile(r"^\s*(?:bearer|basic|token|digest|negotiate|key|apikey|\w{1,30}=)?\s*;?\s*$", re.IGNORECASE)
 _BEARER = re.compile(r"\s*bearer\s+\S", re.IGNORECASE)
 _WHY = (
     "would end up in files and run folders. Put it in the environment (or a file for --env-file) and name the variable"
@@ -22,8 +27,8 @@ def refuse_inline_keys(mapping: Mapping[str, Any]) -> None:
     """Refuse a config that holds a key.
 
     A key is known by the name that it stands under (``api_key``, a header ``x-goog-api-key``) or by its shape
-    (:func:`~infermesh.redaction.looks_secret`). More names count in headers than elsewhere, because a header's value
-    can be taken from an environment variable.
+    (:func:`~infermesh.redaction.looks_secret`). More names count in headers than elsewhere. A value that comes from an
+    environment variable is none, since only its name is stored; but the literal default of a reference may be one.
 
     Raises
     ------
@@ -48,12 +53,21 @@ def _problems(node: Any, path: tuple[str, ...]) -> Iterator[str]:
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
             yield from _problems(value, (*path, str(index)))
-    elif isinstance(node, str) and looks_secret(node):
+    elif isinstance(node, str) and _looks_secret(node, path):
         yield f"{'.'.join(path)}: this value holds what looks like a key or a password. It {_WHY}: {_remedy(path)}."
+
+
+def _looks_secret(text: str, path: tuple[str, ...]) -> bool:
+    if looks_secret(without_references(text)):
+        return True
+    found = _USER.search(text) if path[-1:] in _URLS else None
+    return found is not None and "${" not in found[0]
 
 
 def _stands_under_secret_name(value: Any, path: tuple[str, ...]) -> bool:
     *parents, name = path
+    if isinstance(value, str):
+        value = _SCHEME.sub("", without_references(value)) if "${" in value else value
     if _is_header(path):
         text = isinstance(value, str) and _BEARER.match(value) is not None
         return text or (names_secret(name) and isinstance(value, str | int | float) and value != "")
@@ -61,7 +75,7 @@ def _stands_under_secret_name(value: Any, path: tuple[str, ...]) -> bool:
         return False
     if parents[:1] == ["stages"] and parents[-1] == "columns":  # a column may be called token; this is its type
         return False
-    return isinstance(value, str) and names_config_secret(name)
+    return isinstance(value, str) and value != "" and names_config_secret(name)
 
 
 def _is_header(path: tuple[str, ...]) -> bool:
@@ -69,8 +83,12 @@ def _is_header(path: tuple[str, ...]) -> bool:
 
 
 def _remedy(path: tuple[str, ...]) -> str:
-    if _is_header(path):
-        return f"{path[-1]}: {{env: NAME}}. A bearer key needs no header: api_key_env: NAME"
-    if path[-1:] == ("api_base",):
-        return "api_key_env: NAME; for a user and password, headers: {authorization: {env: NAME}}"
-    return "api_key_env: NAME"
+    if path[-2:-1] == ("env_set",):
+        return "export it before the command"
+    if _is_header(path) and path[0] == "deployments":
+        return f"{path[-1]}: {{env: NAME}} or ${{oc.env:NAME}}. A bearer key needs no header: api_key_env: NAME"
+    if path[-1:] in _URLS:
+        return "${oc.env:NAME} in the key's place, or api_key_env: NAME"
+    if path[:1] == ("deployments",) or path[-1] == "api_key":
+        return "api_key_env: NAME"
+    return "${oc.env:NAME} in its place. A deployment's own key: api_key_env: NAME"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from infermesh.config.deployment import DeploymentConfig
-from infermesh.config.schema import DeploymentEntry, Experiment, ModelEntry
+from infermesh.config.schema import DeploymentEntry, Experiment, ModelEntry, ModelStageConfig
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.model import LogicalModel
 from infermesh.dispatch.pricing import Prices
@@ -18,7 +18,8 @@ from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
 from infermesh.limits import DayUsage, LocalRateLimiter, RateLimiter, make_limiter
 from infermesh.results import TokenUsage
-from infermesh.transports import make_transport
+from infermesh.transports import LateValues, make_transport
+from infermesh.transports.late_values import references_in
 from infermesh.types import Endpoint, RoutingStrategy
 
 _WORTH_TELLING_S = 5.0  # a shorter pause is not worth a line
@@ -64,6 +65,9 @@ class Fleet:
         }
         configs = {label: _config(entry, experiment, simulator_url) for label, entry in experiment.deployments.items()}
         self.deployments = build_deployments(configs, [*self._accounts.values()], environ=environ, patience=patience)
+        if late := [*references_in([each.params for each in (*experiment.models.values(), *_stages(experiment))])]:
+            for deployment in self.deployments.values():
+                deployment.transport = LateValues(deployment.transport, late, environ)
         self.models = {
             name: build_model(
                 name,
@@ -220,6 +224,10 @@ class Fleet:
     async def aclose(self) -> None:
         for deployment in self.deployments.values():
             await deployment.transport.aclose()
+
+
+def _stages(experiment: Experiment) -> list[ModelStageConfig]:
+    return [stage for stage in experiment.stages.values() if isinstance(stage, ModelStageConfig)]
 
 
 def _patience(model: ModelEntry) -> float:

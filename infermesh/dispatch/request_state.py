@@ -134,6 +134,8 @@ class RequestState:
         terms, deployment = self._terms, lease.deployment
         now = terms.clock()
         error.deployment = deployment.label
+        if self.reply is not None and self.reply.secrets:  # it quotes an answer, in which the server may echo its key
+            error.redact(self.reply.secrets)
         policy = terms.retry
         fault = blame(error, policy.max_pause_s)
         _tell_long_wait(error, policy.max_pause_s)

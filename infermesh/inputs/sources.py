@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,9 @@ class Source:
     @property
     def fingerprint(self) -> str:
         """A text that changes when the rows may have: name, size and time of each file, or the dataset's own."""
-        parts = [f"{self.sql or ''}|{self.limit}|{self.format}"]
+        # It is stored, and a query may hold what came from an environment variable.
+        query = hashlib.blake2b(self.sql.encode(), digest_size=16).hexdigest() if self.sql else ""
+        parts = [f"{query}|{self.limit}|{self.format}"]
         if self.csv != CsvOptions() or self.hive:
             parts.append(repr((self.csv, self.hive)))
         if self.dataset is not None:

@@ -27,7 +27,7 @@ from infermesh.stages.transcribe import Transcribe
 from infermesh.store import Row
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
-from infermesh.transports import NativeTransport
+from infermesh.transports import LateValues, NativeTransport
 from infermesh.types import Operation, Reply, Request, Transport
 from infermesh.wire.requests import estimate_tokens, request_body
 
@@ -147,9 +147,8 @@ class _StandInTransport:
         return _SIMULATED[request.operation](self._answers, {"model": "any", **request.payload})
 
     def _sent(self, request: Request, usage: Mapping[str, Any], decoded: int) -> Sent:
-        real: Any = self._real
-        # The query is cut off: it may contain a key.
-        url = real.url(request.operation).partition("?")[0] if isinstance(real, NativeTransport) else "(by LiteLLM)"
+        real: Any = self._real.transport if isinstance(self._real, LateValues) else self._real
+        url = real.shown_url(request.operation) if isinstance(real, NativeTransport) else "(by LiteLLM)"
         if request.operation == "transcription":
             clip = request.audio
             shown: dict[str, Any] = {"model": real.model, **request.payload}

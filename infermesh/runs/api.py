@@ -65,8 +65,8 @@ def run(
         The run's folder. A folder that holds a run is resumed. ``None`` makes a new one,
         ``outputs/<name>/<time>``, unless the overrides set ``hydra.run.dir``.
     env
-        Variables for ``api_key_env``. A mapping overrides the environment. A path names a file of ``NAME=value``
-        lines, which the environment overrides. ``None`` is the environment alone.
+        Variables for ``api_key_env`` and ``${oc.env:NAME}``. A mapping overrides the environment. A path names a file
+        of ``NAME=value`` lines, which the environment overrides. ``None`` is the environment alone.
     progress
         A function such as ``print``, called with a line of text every five seconds; or an
         :class:`~infermesh.runs.stats.Observer`. Both are called in the run's thread. ``None`` prints nothing.
@@ -111,7 +111,8 @@ def run(
         composed = compose(chosen, config_dir=None if config_dir is None else Path(config_dir))
     if rows is not None:
         composed = replace(composed, mapping={**composed.mapping, "source": {"path": ROWS, "format": "jsonl"}})
-    declaration, observer, environ = declared(composed), _observer(progress), _environment(env)
+    observer, environ = _observer(progress), _environment(env)
+    declaration = declared(composed, environ)
     named = Path(folder or composed.folder or _new_folder(declaration)).absolute()
     fresh = folder is None and not any("hydra.run.dir" in override for override in overrides)
     target = claim_folder(named) if fresh else resolve_latest(named)

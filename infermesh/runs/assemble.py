@@ -46,6 +46,7 @@ def assembled(
         fleet = Fleet(experiment, simulator_url=simulator_url, environ=environ)
         pipeline = build_stages(experiment, StageContext(fleet.models, roots))
         for stage in pipeline.stages.values():
+            stage.facts = declaration.taken.hidden(stage.facts)  # they are stored
             stack.callback(stage.close)
         yield fleet, pipeline
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.transports.dialect import Dialect
+from infermesh.transports.late_values import LateValues
 from infermesh.transports.litellm import LiteLLMTransport
 from infermesh.transports.native import NativeTransport
 from infermesh.transports.provider_table import split_model
@@ -17,6 +18,7 @@ from infermesh.transports.providers import resolve_deployment
 from infermesh.types import Transport
 
 __all__ = [
+    "LateValues",
     "LiteLLMTransport",
     "NativeTransport",
     "make_transport",

@@ -100,7 +100,7 @@ def _error(
         status_code=status,
         retry_after=wait if kind in _PASSING else None,
         deployment=label,
-        request_id=header("x-request-id") or header("request-id") or found.request_id,
+        request_id=redact(header("x-request-id") or header("request-id") or found.request_id or "", *secrets) or None,
         retryable=retryable,
     )
     error.header = header

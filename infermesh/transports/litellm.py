@@ -127,7 +127,7 @@ class LiteLLMTransport:
             self._common["extra_headers"] = dict(headers)
         if ca_bundle is not None:
             self._common["ssl_verify"] = os.path.expanduser(ca_bundle)
-        self._secrets = (self._key, *secret_values(headers or {}), *secrets)
+        self._secrets = tuple(filter(None, (self._key, *secret_values(headers or {}), *secrets)))
         self._invents_ids = model.partition("/")[0] not in _OPENAI_WIRE
         self._litellm: Any = None
         self._closed = False
@@ -161,7 +161,7 @@ class LiteLLMTransport:
         body, header = _body(request, answer), _header_lookup(answer)
         if self._invents_ids and _INVENTED_ID.match(str(body.get("id"))):
             body["id"] = header("request-id") or header("x-request-id")  # what the provider can look up
-        return Reply(200, body, header)
+        return Reply(200, body, header, secrets=self._secrets)
 
     async def aclose(self) -> None:
         """Close LiteLLM's connections with the last transport that uses them: it has one pool for all."""

@@ -13,7 +13,7 @@ import orjson
 
 from infermesh.errors import AuthenticationError, ConfigError, InputError, MalformedResponseError, RequestError
 from infermesh.exact_json import dumps, loads_leniently
-from infermesh.redaction import origin, redact, secret_values
+from infermesh.redaction import origin, redact, secret_values, url_secrets
 from infermesh.transports.dialect import Dialect
 from infermesh.transports.errors import error_from_status, error_in_body
 from infermesh.transports.http.client import HttpClient
@@ -100,7 +100,9 @@ class NativeTransport:
         self._headers = dict(headers or {})
         self._missing_key = missing_key
         self._dialect = dialect or Dialect(label, *split_model(model))
-        self._secrets = tuple(filter(None, (self._key, *secret_values(self._headers), *secrets)))
+        self._secrets = tuple(
+            filter(None, (self._key, *secret_values(self._headers), *url_secrets(api_base), *secrets))
+        )
         self._client: HttpClient | None = None
         self._closed = False
         self._proxied: bool | None = None  # whether LiteLLM's proxy is in front, which its first answer tells
@@ -156,7 +158,7 @@ class NativeTransport:
             )
         if self._proxied is not False:
             self._take_cost(body, header)
-        return Reply(status, body, header, data)
+        return Reply(status, body, header, data, self._secrets)
 
     async def aclose(self) -> None:
         """Close every connection. A request in flight fails."""
@@ -168,6 +170,10 @@ class NativeTransport:
         """Where requests of this kind go."""
         base, _, query = self.api_base.partition("?")
         return base.rstrip("/") + _PATHS[operation] + (f"?{query}" if query else "")
+
+    def shown_url(self, operation: Operation) -> str:
+        """The same to be shown: without a query, a user and what came from a variable."""
+        return redact(self.url(operation).partition("?")[0], *self._secrets)
 
     def _connect(self) -> HttpClient:
         self._check_open()
@@ -232,7 +238,7 @@ class NativeTransport:
             "OpenAI-compatible endpoint",
             status_code=answer.status,
             deployment=self.label,
-            request_id=answer.header("x-request-id"),
+            request_id=redact(answer.header("x-request-id") or "", *self._secrets) or None,
         )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
 from infermesh.config.deployment import DeploymentConfig
+from infermesh.config.references import FromEnvironment
 from infermesh.errors import ConfigError
-from infermesh.redaction import names_secret, secret_parts
+from infermesh.redaction import names_secret, origin, secret_parts, url_secrets
 from infermesh.transports.provider_table import OPENAI, PROVIDERS, Provider, named_bare, split_model
 
 __all__ = ["Resolved", "resolve_deployment"]
@@ -33,12 +34,12 @@ class Resolved:
     headers
         Further headers, with their values.
     secrets
-        Those values that came from variables, to be kept out of messages.
+        The values to be kept out of messages: those that came from variables, and what the URL holds of keys.
     """
 
     kind: Literal["native", "litellm"]
     wire_model: str
-    api_base: str | None
+    api_base: str | None = field(repr=False)
     api_key: str | None = field(default=None, repr=False)
     missing_key: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -75,6 +76,8 @@ def resolve_deployment(config: DeploymentConfig, environ: Mapping[str, str], *, 
     ConfigError
         A variable that ``api_key_env`` or a header names is not set, or a native deployment has no base URL.
     """
+    from_variables = _variables_of(config, environ)
+    config = _with_values(config, environ)
     prefix, name = split_model(config.model)
     if not name:
         raise ConfigError(f"deployment {label!r}: model {config.model!r} has no name behind its provider")
@@ -87,6 +90,7 @@ def resolve_deployment(config: DeploymentConfig, environ: Mapping[str, str], *, 
     api_base = config.api_base or next((environ[n] for n in from_environ if environ.get(n)), None)
     api_key = _explicit_key(config, environ, label)
     headers, secrets = _headers(config, environ, label)
+    secrets = (*secrets, *from_variables, *url_secrets(api_base or ""))
     if kind == "litellm":
         if api_key is None and api_base is not None:
             api_key = _usual_key(prefix, provider, api_base, environ)
@@ -150,6 +154,33 @@ def _headers(
         else:
             raise ConfigError(f"deployment {label!r}: headers.{name}: expected text, or {{env: NAME}}")
     return headers, tuple(secrets)
+
+
+def _with_values(config: DeploymentConfig, environ: Mapping[str, str]) -> DeploymentConfig:
+    """The deployment with the values of the variables that its declaration names."""
+    base, headers = config.api_base, config.headers or {}
+    if isinstance(base, FromEnvironment):
+        config = replace(config, api_base=base.value(environ))
+    if any(isinstance(given, FromEnvironment) for given in headers.values()):
+        values = {
+            name: str(given.value(environ)) if isinstance(given, FromEnvironment) else given
+            for name, given in headers.items()
+        }
+        config = replace(config, headers=values)
+    return config
+
+
+def _variables_of(config: DeploymentConfig, environ: Mapping[str, str]) -> list[str]:
+    """The values of those variables, but for the host's: messages have to tell it."""
+    base, headers = config.api_base, config.headers or {}
+    found: list[str] = []
+    if isinstance(base, FromEnvironment):
+        where = origin(base.value(environ) or "")
+        found += [value for value in base.values(environ) if value not in where and where not in value]
+    for given in headers.values():
+        if isinstance(given, FromEnvironment):
+            found += [part for value in given.values(environ) for part in secret_parts(value)]
+    return found
 
 
 _VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*|[A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]*)+")

@@ -35,6 +35,14 @@ KEYS = [
     "Bearer q8Zt4mX1vB7nK3pL9sD2fG6hJ0wR5yTc",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.q8Zt4mX1vB7nK3pL9sD2fG6hJ0wR5yTc",
     "https://me:s3cretpw@host/v1",
+    "https://:s3cretpw@host/v1",
+    "http://q8Zt4mX1vB7nK3pL9sD2@host/v1",
+    "Basic bWU6czNjcmV0cHc=",
+    "xoxb-1234567890-q8Zt4mX1vB7nK3pL9sD2",
+    "s3://bucket/rows.parquet?s3_secret_access_key=abcdefgh",
+    "-----BEGIN RSA PRIVATE KEY-----\\nMIIabc",
+    "CREATE SECRET one (TYPE s3, KEY_ID 'abc', SECRET 'def')",
+    "set s3_secret_access_key = 'abcdefgh'",
 ]
 
 
@@ -128,7 +136,11 @@ def test_names_that_only_sound_like_keys_are_taken() -> None:
         ("stages.a.prompt='Use AIzaSyFAKEFAKEFAKEFAKEFAKE'", "stages.a.prompt"),
         ("stages.a.prompt='not closed gsk_FAKEFAKEFAKEFAKEFAKE", "stages.a.prompt"),
         ("deployments.d.api_key=abc", "deployments.d.api_key"),
-        ("+deployments.d.headers.authorization=${oc.env:HOME}", "deployments.d.headers.authorization"),
+        ("+deployments.d.headers.authorization=${oc.env:HOME,abc}", "deployments.d.headers.authorization"),
+        ("+deployments.d.headers.x-key='abc ${oc.env:HOME}'", "deployments.d.headers.x-key"),
+        ("+deployments.d.headers.x-a='${oc.env:HOME,gsk_FAKEFAKEFAKEFAKEFAKE}'", "deployments.d.headers.x-a"),
+        ("hydra.job.env_set.ANY_API_KEY=abc", "hydra.job.env_set.ANY_API_KEY"),
+        ("models.m.params.extra_body.azure_ad_token=abc", "models.m.params.extra_body.azure_ad_token"),
     ],
 )
 def test_overrides_and_what_they_sweep_over(override: str, path: str) -> None:
@@ -136,12 +148,15 @@ def test_overrides_and_what_they_sweep_over(override: str, path: str) -> None:
         refuse_inline([override])
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
-    assert not [part for part in ("abc", "FAKE", "oc.env") if part in text]
+    assert not [part for part in ("abc", "FAKE", "oc.env") if part in text.replace("${oc.env:NAME}", "")]
 
 
 @pytest.mark.parametrize(
     "override",
     [
+        *("+deployments.d.headers.authorization=${oc.env:ANY}", "+deployments.d.headers.x-key='Bearer ${oc.env:ANY}'"),
+        *("models.m.params.aws_secret_access_key=${oc.env:ANY}", "deployments.d.api_base='http://${oc.env:A}@host/v1'"),
+        *("deployments.d.headers.cookie='session=${oc.env:ANY}'", "deployments.d.headers.x-key=${limits.any}"),
         *("deployments.d.headers.x-api-key.env=MY_KEY", "deployments.d.headers={x-api-key:{env:MY_KEY}}", "-m"),
         *("stages.a.max_parallel_requests=1,2", "a=range(1,5)", "a=glob(*)", "--cfg", "job", "+experiment=a,b"),
     ],

@@ -85,6 +85,7 @@ def is_template(text: str) -> bool:
 
 def literal(text: str) -> str:
     """A template that gives exactly this text, braces included. A file's name is left as it is."""
+    text = text.replace("${oc.", "\\${oc.")  # which would name a variable in a declaration
     return text if "{" not in text or names_template(text) else f"{{% raw %}}{text}{{% endraw %}}"
 
 
