@@ -56,6 +56,7 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
             missing_key=found.missing_key,
             dialect=dialect,
             ca_bundle=config.ca_bundle,
+            max_response_bytes=config.max_response_bytes,
         )
     return LiteLLMTransport(
         label=label,
@@ -66,4 +67,5 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         secrets=found.secrets,
         dialect=dialect,
         ca_bundle=config.ca_bundle,
+        max_response_bytes=config.max_response_bytes,
     )

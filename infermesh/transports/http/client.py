@@ -11,6 +11,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 
+from infermesh.config.deployment import MAX_RESPONSE_BYTES
 from infermesh.errors import APIConnectionError, InputError, MalformedResponseError
 from infermesh.redaction import origin
 from infermesh.transports.http.connection import Connection, Response
@@ -22,6 +23,7 @@ from infermesh.transports.http.failures import (
     client_closed,
     connection_failed,
     no_connection,
+    too_long,
 )
 from infermesh.transports.http.form import Form
 from infermesh.transports.http.message import head, origin_of
@@ -59,6 +61,9 @@ class HttpClient:
         Sent with each request.
     ca_bundle
         A file or a folder with further authorities for TLS.
+    most
+        The most bytes that an answer may have, decoded. One that has more is not read to its end: of an error, what
+        was read of it is the answer, and anything else fails.
 
     Raises
     ------
@@ -73,8 +78,10 @@ class HttpClient:
         urls: Mapping[Operation, str],
         headers: Mapping[str, str],
         ca_bundle: str | None = None,
+        most: int = MAX_RESPONSE_BYTES,
     ) -> None:
         self._ca_bundle = ca_bundle
+        self.most = most
         self.label = label
         self.api_base = api_base
         self.loop = asyncio.get_running_loop()
@@ -206,6 +213,10 @@ class HttpClient:
             "port, and any proxy between here and the server",
             deployment=self.label,
         )
+
+    def too_long(self) -> MalformedResponseError:
+        """The error for an answer of more than ``most`` bytes."""
+        return too_long(self.label, origin(self.api_base), self.most)
 
     def released(self, connection: Connection) -> None:
         """Take back a connection whose answer is complete."""

@@ -6,13 +6,13 @@ import asyncio
 import re
 import zlib
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from infermesh.errors import RequestError
 from infermesh.transports.errors import timed_out
+from infermesh.transports.http.coding import Inflater, inflater_for
 from infermesh.transports.http.failures import BROKE_OFF, NO_ANSWER, Cause, cause_of
 
 __all__ = ["Connection", "Response"]
@@ -22,6 +22,7 @@ __all__ = ["Connection", "Response"]
 _KEEP_ALIVE_S = 5.0
 _KEEP_ALIVE_USED = 0.8
 _IDLE_S = 60.0  # at most, whatever the server says
+_MOST_BESIDE = 1 << 20  # bytes in a row that are no body: headers, interim answers, trailers
 _PIECE = 262_144  # of a large message: what TLS encrypts at once, in a fifth of a millisecond
 
 _ANNOUNCED = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
@@ -40,6 +41,7 @@ class Owner(Protocol):
 
     label: str
     loop: asyncio.AbstractEventLoop
+    most: int  # bytes that the body of an answer may have, decoded
 
     def made(self, connection: Connection) -> None:
         """It is open."""
@@ -61,6 +63,10 @@ class Owner(Protocol):
         """The error for an answer that cannot be read."""
         ...
 
+    def too_long(self) -> RequestError:
+        """The error for an answer of more than ``most`` bytes."""
+        ...
+
 
 class Connection(asyncio.Protocol):
     """One connection, which serves one request at a time."""
@@ -73,10 +79,14 @@ class Connection(asyncio.Protocol):
         self._parser: Any = HttpResponseParser(self)
         self._answer: asyncio.Future[Response] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._parts: list[bytes] = []
+        self._body: bytes | bytearray = b""  # a bytearray from the second piece on
+        self._inflater: Inflater | None = None  # has the body, if that is encoded
+        self._refused: RequestError | None = None  # why no more of the answer is read
+        self._beside = 0  # bytes since the last that were body
         self._headers: list[tuple[bytes, bytes]] = []
         self._unsent: list[memoryview] = []  # the last piece first
         self._paused = self._ended = False
+        self._headed = False  # whether the head of the answer is complete
         self._begun = self._complete = self._reusable = False
 
     def ask(self, start: bytes, rest: tuple[bytes, ...] = ()) -> asyncio.Future[Response]:
@@ -129,6 +139,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._begun = True
+        self._beside += len(data)
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -138,6 +149,11 @@ class Connection(asyncio.Protocol):
             self._reusable = False
         if self._complete:
             self._finish()
+        elif self._refused is not None:
+            self._reusable = False
+            self._finish()
+        elif self._beside > _MOST_BESIDE:
+            self.fail(self._owner.malformed(f"has headers of more than {_MOST_BESIDE >> 20} MiB"))
 
     def pause_writing(self) -> None:
         """Called by the event loop: enough waits to be sent."""
@@ -181,29 +197,57 @@ class Connection(asyncio.Protocol):
         """A header line."""
         self._headers.append((name, value))
 
+    def on_headers_complete(self) -> None:
+        """The end of a head: what it says of the body that follows."""
+        self._headed = True
+        for name, value in self._headers:
+            if len(name) == 14 and name.lower() == b"content-length":
+                if int(value) > self._owner.most and self._parser.get_status_code() < 300:
+                    self._refused = self._owner.too_long()
+            elif len(name) == 16 and name.lower() == b"content-encoding":
+                try:
+                    self._inflater = inflater_for(value.decode("latin-1"), self._owner.most)
+                except ValueError as error:
+                    self._refused = self._owner.malformed(f"cannot be decoded ({error})")
+
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
-        self._parts.append(body)
+        self._beside = 0
+        if self._refused is not None:
+            return
+        if self._inflater is not None:
+            self._inflate(self._inflater, body)
+            return
+        room = self._owner.most - len(self._body)
+        if len(body) > room:
+            self._refused = self._owner.too_long()
+            body = body[:room]
+        if not self._body:
+            self._body = body
+        else:  # one buffer: a million small chunks would take many times their length as objects of their own
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
+
+    def _inflate(self, inflater: Inflater, body: bytes) -> None:
+        try:
+            if not inflater.add(body):
+                self._refused = self._owner.too_long()
+        except zlib.error as error:
+            self._refused = self._owner.malformed(f"cannot be decoded ({error})")
 
     def on_message_complete(self) -> None:
         """The end of an answer, or of an interim one (RFC 9110, section 15.2)."""
         if self._parser.get_status_code() < 200:
-            self._headers = []
+            self._headers, self._headed = [], False
             return
         self._complete = True
         self._reusable = self._parser.should_keep_alive()
 
     def _ends_with_connection(self) -> bool:
         """Whether this is the end of a body of unknown length (RFC 9112, section 6.3), which may be empty."""
-        if any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers):
-            return False
-        if self._parts:
-            return True
-        with suppress(HttpParserError):
-            self._parser.feed_data(b"-")  # part of a body, if the head is complete
-        complete = bool(self._parts)
-        self._parts = []
-        return complete
+        framed = any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+        return self._headed and not framed
 
     def _end(self) -> asyncio.Future[Response] | None:
         """The request there may be is over."""
@@ -216,9 +260,8 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         """Hand over the answer, and the connection for the next request if it can be used again."""
         answer = self._end()
-        parts, header = self._parts, _Headers(self._headers).get
-        self._parts, self._headers = [], []  # an idle connection holds nobody's answer
-        status = self._parser.get_status_code()
+        header, status = _Headers(self._headers).get, self._parser.get_status_code()
+        body, refused = self._taken()
         if self.kept_s < 0:
             self.kept_s = _keeps(header("keep-alive"))
         sent = not self._unsent and not self._transport.get_write_buffer_size()
@@ -228,12 +271,21 @@ class Connection(asyncio.Protocol):
             self.close()
         if answer is None or answer.done():
             return
-        try:
-            data = _decoded(parts[0] if len(parts) == 1 else b"".join(parts), header("content-encoding"))
-        except (ValueError, zlib.error) as error:
-            answer.set_exception(self._owner.malformed(f"cannot be decoded ({error})"))
-        else:
-            answer.set_result(Response(status, data, header))
+        if refused is not None and 200 <= status < 300:
+            answer.set_exception(refused)
+        else:  # of an error, what could be read of it is enough
+            answer.set_result(Response(status, body if isinstance(body, bytes) else bytes(body), header))
+
+    def _taken(self) -> tuple[bytes | bytearray, RequestError | None]:
+        """The body, as far as it was read, and why it is no answer; an idle connection holds nobody's."""
+        body, inflater, refused = self._body, self._inflater, self._refused
+        if inflater is not None:
+            body = inflater.data
+            if refused is None and not inflater.complete:
+                refused = self._owner.malformed("cannot be decoded (it is cut short)")
+        self._body, self._inflater, self._refused = b"", None, None
+        self._headers, self._headed, self._beside = [], False, 0
+        return body, refused
 
     def _expire(self, timeout: float | None) -> None:
         self.fail(timed_out(self._owner.label, timeout))
@@ -261,12 +313,3 @@ def _keeps(announced: str | None) -> float:
     """How many seconds a connection may be idle and still be used, by what the server announced."""
     found = _ANNOUNCED.search(announced or "")
     return min((float(found[1]) if found else _KEEP_ALIVE_S) * _KEEP_ALIVE_USED, _IDLE_S)
-
-
-def _decoded(data: bytes, encoding: str | None) -> bytes:
-    """The body without its content coding: none was asked for, a gateway may have chosen one anyway."""
-    if not data or encoding is None or encoding.lower() == "identity":
-        return data
-    if encoding.lower() in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompress(data, 32 + zlib.MAX_WBITS)
-    raise ValueError(f"content-encoding {encoding!r}")
