@@ -236,7 +236,7 @@ async def test_a_row_whose_answer_is_too_long_is_not_tried_again(trusted: Author
     async with scripted(BOMBS["gzip"]()) as server:
         async with LMClient("hosted_vllm/m", api_base=server.url, max_response_bytes=MOST) as client:
             batch = await client.agenerate_batch(["a"] * 8)
-        deployments: dict[str, Any] = {"a": DeploymentConfig("m", server.url), "b": {"model": "m", "api_base": server.url}}
+        deployments: dict[str, Any] = {label: {"model": "m", "api_base": server.url} for label in "ab"}
         async with LMClient("m", deployments=deployments, max_response_bytes=MOST) as client:
             with pytest.raises(MalformedResponseError, match=r"100,000"):
                 await client.agenerate("a")

@@ -62,8 +62,8 @@ class HttpClient:
     ca_bundle
         A file or a folder with further authorities for TLS.
     most
-        The most bytes that an answer may have, decoded. One that has more is not read to its end: of an error, what
-        was read of it is the answer, and anything else fails.
+        The most bytes that an answer may have, decoded. One that has more is not read to its end, and fails. Of the
+        body of an error, a mebibyte is read at most, and is the answer.
 
     Raises
     ------

@@ -23,6 +23,7 @@ _KEEP_ALIVE_S = 5.0
 _KEEP_ALIVE_USED = 0.8
 _IDLE_S = 60.0  # at most, whatever the server says
 _MOST_BESIDE = 1 << 20  # bytes in a row that are no body: headers, interim answers, trailers
+_MOST_OF_AN_ERROR = 1 << 20  # bytes that are read of the body: what there is to know stands at its beginning
 _PIECE = 262_144  # of a large message: what TLS encrypts at once, in a fifth of a millisecond
 
 _ANNOUNCED = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
@@ -81,6 +82,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._body: bytes | bytearray = b""  # a bytearray from the second piece on
         self._inflater: Inflater | None = None  # has the body, if that is encoded
+        self._most = 0  # bytes that the body may have
         self._refused: RequestError | None = None  # why no more of the answer is read
         self._beside = 0  # bytes since the last that were body
         self._headers: list[tuple[bytes, bytes]] = []
@@ -200,13 +202,15 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The end of a head: what it says of the body that follows."""
         self._headed = True
+        good, most = self._parser.get_status_code() < 300, self._owner.most
+        self._most = most if good else min(most, _MOST_OF_AN_ERROR)
         for name, value in self._headers:
             if len(name) == 14 and name.lower() == b"content-length":
-                if int(value) > self._owner.most and self._parser.get_status_code() < 300:
+                if good and int(value) > most:
                     self._refused = self._owner.too_long()
             elif len(name) == 16 and name.lower() == b"content-encoding":
                 try:
-                    self._inflater = inflater_for(value.decode("latin-1"), self._owner.most)
+                    self._inflater = inflater_for(value.decode("latin-1"), self._most)
                 except ValueError as error:
                     self._refused = self._owner.malformed(f"cannot be decoded ({error})")
 
@@ -218,7 +222,7 @@ class Connection(asyncio.Protocol):
         if self._inflater is not None:
             self._inflate(self._inflater, body)
             return
-        room = self._owner.most - len(self._body)
+        room = self._most - len(self._body)
         if len(body) > room:
             self._refused = self._owner.too_long()
             body = body[:room]
