@@ -15,6 +15,7 @@ Where it differs from the native transport
 - LiteLLM returns zeros for an answer without usage. They are reported as unknown, as the native transport does, so the
   usage of an answer that really took no tokens is unknown too.
 - ``raw_response`` is LiteLLM's reading of the answer, not the body as it came.
+- A kept connection that the server ends under a request costs a retry: LiteLLM does not tell it from a new one.
 - It serves two orders of magnitude fewer requests a second.
 """
 

@@ -121,6 +121,8 @@ class NativeTransport:
         try:
             return await self._send(request, timeout, edition)
         except RequestError as error:
+            if error.rewritten:
+                request.fresh = True  # it is sent again once, since a new connection is not a kept one
             if (learned := self._dialect.learn(request, error, edition)) is not error:
                 raise learned from None
             raise
@@ -129,9 +131,10 @@ class NativeTransport:
         operation = request.operation
         client = self._client or self._connect()
         if operation == "transcription":
-            answer = await client.post_form(operation, self._form(request), timeout)
+            answer = await client.post_form(operation, self._form(request), timeout, fresh=request.fresh)
         else:
-            answer = await client.post(operation, request_body(self._dialect.written(request), self.model), timeout)
+            content = request_body(self._dialect.written(request), self.model)
+            answer = await client.post(operation, content, timeout, fresh=request.fresh)
         status, data, header = answer
         if not 200 <= status < 300:
             raise error_from_status(

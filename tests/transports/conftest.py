@@ -398,5 +398,5 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The client that lives on the loop itself is tested on every loop it may find."""
-    on_all = item.path.name in ("test_http_client.py", "test_proxies.py", "test_tls.py")
+    on_all = item.path.name in ("test_http_client.py", "test_kept_connections.py", "test_proxies.py", "test_tls.py")
     return LOOPS if on_all else {"asyncio": asyncio.new_event_loop}

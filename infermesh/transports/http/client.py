@@ -36,6 +36,8 @@ __all__ = ["HttpClient"]
 _CONNECT_TIMEOUT_S = 30.0
 _REAP_S = 0.25
 _COPIED = 65_536  # a body up to this size is sent in one piece with its head
+_CROSSINGS = 3  # in a row: the server keeps no connection, though it does not say so
+_NONE_KEPT_S = 5.0  # from then on; after that it is given another chance
 _CONNECTING = 64  # at once: thousands would hold up the event loop
 
 
@@ -44,8 +46,14 @@ class HttpClient:
 
     Redirects are not followed, and each request goes out once. A cancelled request's connection is closed. An idle
     connection is used again only while the server surely keeps it: for four fifths of the time that its ``Keep-Alive``
-    header announces, or of 5 s. One that the server closes under a request all the same fails that request, which is
-    not sent a second time here: the server may have worked on it (RFC 9110, section 9.2.2).
+    header announces, or of 5 s, and not after its end has arrived.
+
+    The server may close one all the same as the next request is on the way to it (RFC 9112, section 9.3.1). Whether it
+    has read that request cannot be known from here: a process that took it and died looks alike. So it is not sent a
+    second time here, where nobody would count it. It fails, and the error says that it is to be sent again
+    (``rewritten``), ``fresh`` then, on a new connection: whoever keeps the books has an attempt for each time that the
+    server may have seen it, and what breaks a new connection is a failure like any other. Where that happens again and
+    again, no connection is kept for a while.
 
     Made in the event loop that it works in.
 
@@ -93,6 +101,8 @@ class HttpClient:
         self._open: set[Connection] = set()
         self._connecting = asyncio.Semaphore(_CONNECTING)
         self._waiting: set[asyncio.Timeout] = set()
+        self._crossings = 0  # since a kept connection was answered last
+        self._none_kept_until = 0.0
         self._reaper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -109,8 +119,10 @@ class HttpClient:
         self._heads = {operation: head(url, headers, forwarded=self._forwarded) for operation, url in urls.items()}
         self._way = Route(self.loop, host, port, secure=secure, proxy=proxy, ca_bundle=self._ca_bundle)
 
-    async def post(self, operation: Operation, content: bytes, timeout: float | None) -> Response:
-        """Post JSON, and wait ``timeout`` seconds at most for the whole answer.
+    async def post(
+        self, operation: Operation, content: bytes, timeout: float | None, *, fresh: bool = False
+    ) -> Response:
+        """Post JSON, and wait ``timeout`` seconds at most for the whole answer; ``fresh``: on a new connection.
 
         Raises
         ------
@@ -119,22 +131,23 @@ class HttpClient:
         """
         start = b"%b%d\r\n\r\n" % (self._heads[operation], len(content))
         if len(content) <= _COPIED:
-            return await self._ask(start + content, (), timeout)
-        return await self._ask(start, (content,), timeout)
+            return await self._ask(start + content, (), timeout, fresh)
+        return await self._ask(start, (content,), timeout, fresh)
 
-    async def post_form(self, operation: Operation, form: Form, timeout: float | None) -> Response:
+    async def post_form(
+        self, operation: Operation, form: Form, timeout: float | None, *, fresh: bool = False
+    ) -> Response:
         """Post a form, as :meth:`post` does JSON."""
         headers = {**self._headers, "content-type": form.content_type}
         start = head(self._urls[operation], headers, forwarded=self._forwarded)
-        return await self._ask(b"%b%d\r\n\r\n" % (start, sum(map(len, form.pieces))), form.pieces, timeout)
+        return await self._ask(b"%b%d\r\n\r\n" % (start, sum(map(len, form.pieces))), form.pieces, timeout, fresh)
 
-    async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None) -> Response:
+    async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None, fresh: bool) -> Response:
         left = timeout
-        if self._idle:
-            connection, _ = self._idle.popitem()
-        else:
+        connection = None if fresh else self._kept()
+        if connection is None:
             started = self.loop.time()
-            connection = await self._connect(timeout)
+            connection = await self._connect(timeout, fresh)
             if timeout is not None:
                 left = max(timeout - (self.loop.time() - started), 0.001)
         answer = connection.ask(start, rest)
@@ -157,7 +170,16 @@ class HttpClient:
         if self._reaper is not None:
             self._reaper.cancel()
 
-    async def _connect(self, timeout: float | None) -> Connection:
+    def _kept(self) -> Connection | None:
+        """The idle connection that was used last, if there is one that the server has not ended."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if connection.quiet:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, timeout: float | None, fresh: bool) -> Connection:
         if self._closed:
             raise client_closed(self.label)
         patience = _CONNECT_TIMEOUT_S if timeout is None else min(timeout, _CONNECT_TIMEOUT_S)
@@ -165,8 +187,9 @@ class HttpClient:
         self._waiting.add(limit)
         try:
             async with limit, self._connecting:
-                # One may have come back by now.
-                connection = self._idle.popitem()[0] if self._idle else await self._open_another()
+                connection = None if fresh else self._kept()  # one may have come back by now
+                if connection is None:
+                    connection = await self._open_another()
         except (OSError, ValueError, RuntimeError, ProxyRefusedError) as error:
             if self._closed:
                 raise client_closed(self.label, "was") from None
@@ -197,6 +220,11 @@ class HttpClient:
         """A connection was made."""
         self._open.add(connection)
 
+    def crossed(self) -> None:
+        """The server has ended a kept connection under a request."""
+        self._crossings += 1
+        self._none_kept_until = self.loop.time() + _NONE_KEPT_S
+
     def lost(self, connection: Connection) -> None:
         """A connection is closed."""
         self._open.discard(connection)
@@ -220,7 +248,14 @@ class HttpClient:
 
     def released(self, connection: Connection) -> None:
         """Take back a connection whose answer is complete."""
-        connection.kept_until = self.loop.time() + connection.kept_s
+        now = self.loop.time()
+        if self._crossings:
+            if connection.kept_until:
+                self._crossings = 0
+            elif self._crossings >= _CROSSINGS and now < self._none_kept_until:
+                connection.close()
+                return
+        connection.kept_until = now + connection.kept_s
         self._idle[connection] = None
         if self._reaper is None:
             self._reaper = self.loop.call_later(_REAP_S, self._reap)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -22,6 +24,7 @@ __all__ = ["Connection", "Response"]
 _KEEP_ALIVE_S = 5.0
 _KEEP_ALIVE_USED = 0.8
 _IDLE_S = 60.0  # at most, whatever the server says
+_CROSSED_S = 1.0  # the end of an idle connection and the next request cross on the way; later, the request is to blame
 _MOST_BESIDE = 1 << 20  # bytes in a row that are no body: headers, interim answers, trailers
 _MOST_OF_AN_ERROR = 1 << 20  # bytes that are read of the body: what there is to know stands at its beginning
 _PIECE = 262_144  # of a large message: what TLS encrypts at once, in a fifth of a millisecond
@@ -52,6 +55,10 @@ class Owner(Protocol):
         """It can serve the next request."""
         ...
 
+    def crossed(self) -> None:
+        """It was kept, and its end and a request have crossed on the way."""
+        ...
+
     def lost(self, connection: Connection) -> None:
         """It is closed."""
         ...
@@ -74,7 +81,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, owner: Owner) -> None:
         self.kept_s = -1.0  # until the first answer has said
-        self.kept_until = 0.0
+        self.kept_until = 0.0  # by the event loop's time; 0 for one that has not been idle yet
         self._owner = owner
         self._transport: Any = None
         self._parser: Any = HttpResponseParser(self)
@@ -87,6 +94,8 @@ class Connection(asyncio.Protocol):
         self._beside = 0  # bytes since the last that were body
         self._headers: list[tuple[bytes, bytes]] = []
         self._unsent: list[memoryview] = []  # the last piece first
+        self._poll: Callable[[], object] = bool
+        self._asked_at = 0.0
         self._paused = self._ended = False
         self._headed = False  # whether the head of the answer is complete
         self._begun = self._complete = self._reusable = False
@@ -96,13 +105,20 @@ class Connection(asyncio.Protocol):
 
         ``rest`` is what follows ``start`` where it is large: it is sent as the network takes it, and not copied.
         """
-        self._answer = answer = self._owner.loop.create_future()
+        loop = self._owner.loop
+        self._answer = answer = loop.create_future()
+        self._asked_at = loop.time()
         self._begun = self._complete = False
         self._transport.write(start)
         if rest:
             self._unsent = _pieces(rest)[::-1]
             self._send_on()
         return answer
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has come since the last answer, which could only be the end that the loop has yet to see."""
+        return not self._poll() and not self._transport.is_closing()
 
     def expect_within(self, left: float, timeout: float | None) -> None:
         """End the request in ``left`` seconds; the error says ``timeout``."""
@@ -133,6 +149,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         self._transport = transport
+        self._poll = _poll_of(transport.get_extra_info("socket"))
         self._owner.made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -178,8 +195,18 @@ class Connection(asyncio.Protocol):
             self._finish()
         else:
             cause = cause_of(exc) if exc else NO_ANSWER
-            self.fail(self._owner.broken(BROKE_OFF if self._begun else cause))
+            error = self._owner.broken(BROKE_OFF if self._begun else cause)
+            if self._crossed:
+                error.rewritten = True
+                self._owner.crossed()
+            self.fail(error)
         self._parser = None  # it refers to this object, and would leave both to the garbage collector
+
+    @property
+    def _crossed(self) -> bool:
+        """Whether a kept connection ended as its next request was on the way: not a byte of an answer has come."""
+        asked = self._answer is not None and not self._begun
+        return asked and self.kept_until > 0 and self._owner.loop.time() - self._asked_at < _CROSSED_S
 
     def _send_on(self) -> None:
         """Send the next piece, unless the network is to catch up first; others have their turn in between."""
@@ -305,6 +332,15 @@ class _Headers(list[tuple[bytes, bytes]]):
             if found.lower() == wanted:
                 return value.decode("latin-1")
         return None
+
+
+def _poll_of(opened: Any) -> Callable[[], object]:
+    """What tells, when it is called, whether a socket has something to read. It takes a third of a microsecond."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda: select.select([opened], [], [], 0)[0]
+    poller = select.poll()
+    poller.register(opened.fileno(), select.POLLIN)
+    return partial(poller.poll, 0)
 
 
 def _pieces(parts: Iterable[bytes]) -> list[memoryview]:
