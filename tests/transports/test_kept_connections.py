@@ -87,8 +87,9 @@ async def test_it_costs_no_retry(way: str, scheme: str, trusted: Authority) -> N
     assert {each[0].error_type for each in attempts if len(each) == 2} <= {"connection"}
 
 
-async def test_a_connection_that_has_ended_is_not_used() -> None:
-    """The end has arrived, and the event loop has not seen it yet."""
+async def test_a_connection_that_has_ended_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end has arrived, and the event loop, which was busy, has not seen it yet."""
+    monkeypatch.setattr("infermesh.transports.http.client._TRUSTED_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         client = of(f"http://127.0.0.1:{listening.getsockname()[1]}/v1")

@@ -36,6 +36,7 @@ __all__ = ["HttpClient"]
 _CONNECT_TIMEOUT_S = 30.0
 _REAP_S = 0.25
 _COPIED = 65_536  # a body up to this size is sent in one piece with its head
+_TRUSTED_S = 0.1
 _CROSSINGS = 3  # in a row: the server keeps no connection, though it does not say so
 _NONE_KEPT_S = 5.0  # from then on; after that it is given another chance
 _CONNECTING = 64  # at once: thousands would hold up the event loop
@@ -144,12 +145,15 @@ class HttpClient:
 
     async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None, fresh: bool) -> Response:
         left = timeout
-        connection = None if fresh else self._kept()
+        now = self.loop.time()
+        connection = None if fresh else self._kept(now)
         if connection is None:
-            started = self.loop.time()
+            started = now
             connection = await self._connect(timeout, fresh)
+            now = self.loop.time()
             if timeout is not None:
-                left = max(timeout - (self.loop.time() - started), 0.001)
+                left = max(timeout - (now - started), 0.001)
+        connection.asked_at = now
         answer = connection.ask(start, rest)
         if left is not None:
             connection.expect_within(left, timeout)
@@ -170,11 +174,15 @@ class HttpClient:
         if self._reaper is not None:
             self._reaper.cancel()
 
-    def _kept(self) -> Connection | None:
-        """The idle connection that was used last, if there is one that the server has not ended."""
+    def _kept(self, now: float) -> Connection | None:
+        """The idle connection that was used last, if there is one whose end has not arrived.
+
+        The event loop may have yet to see that end. To look takes as long as a twentieth of a request, so one that was
+        idle for a moment is trusted, until the server has ended one.
+        """
         while self._idle:
             connection, _ = self._idle.popitem()
-            if connection.quiet:
+            if (now - connection.idle_since < _TRUSTED_S and not self._crossings) or not connection.poll():
                 return connection
             connection.close()
         return None
@@ -187,7 +195,7 @@ class HttpClient:
         self._waiting.add(limit)
         try:
             async with limit, self._connecting:
-                connection = None if fresh else self._kept()  # one may have come back by now
+                connection = None if fresh else self._kept(self.loop.time())  # one may have come back by now
                 if connection is None:
                     connection = await self._open_another()
         except (OSError, ValueError, RuntimeError, ProxyRefusedError) as error:
@@ -250,12 +258,12 @@ class HttpClient:
         """Take back a connection whose answer is complete."""
         now = self.loop.time()
         if self._crossings:
-            if connection.kept_until:
+            if connection.idle_since:
                 self._crossings = 0
             elif self._crossings >= _CROSSINGS and now < self._none_kept_until:
                 connection.close()
                 return
-        connection.kept_until = now + connection.kept_s
+        connection.idle_since = now
         self._idle[connection] = None
         if self._reaper is None:
             self._reaper = self.loop.call_later(_REAP_S, self._reap)
@@ -263,6 +271,6 @@ class HttpClient:
     def _reap(self) -> None:
         """Close the connections that the server may close soon. Who asks need not look at the clock then."""
         now = self.loop.time()
-        for connection in [one for one in self._idle if one.kept_until <= now]:
+        for connection in [one for one in self._idle if one.idle_since + one.kept_s <= now]:
             connection.close()
         self._reaper = self.loop.call_later(_REAP_S, self._reap) if self._idle else None

@@ -81,7 +81,9 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, owner: Owner) -> None:
         self.kept_s = -1.0  # until the first answer has said
-        self.kept_until = 0.0  # by the event loop's time; 0 for one that has not been idle yet
+        self.idle_since = 0.0  # by the event loop's time, as the next; 0 for one that has not been idle yet
+        self.asked_at = 0.0
+        self.poll: Callable[[], object] = bool  # tells whether something has come: while idle, only its end can
         self._owner = owner
         self._transport: Any = None
         self._parser: Any = HttpResponseParser(self)
@@ -89,13 +91,10 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._body: bytes | bytearray = b""  # a bytearray from the second piece on
         self._inflater: Inflater | None = None  # has the body, if that is encoded
-        self._most = 0  # bytes that the body may have
         self._refused: RequestError | None = None  # why no more of the answer is read
-        self._beside = 0  # bytes since the last that were body
+        self._beside = 0  # bytes in a row that are none
         self._headers: list[tuple[bytes, bytes]] = []
         self._unsent: list[memoryview] = []  # the last piece first
-        self._poll: Callable[[], object] = bool
-        self._asked_at = 0.0
         self._paused = self._ended = False
         self._headed = False  # whether the head of the answer is complete
         self._begun = self._complete = self._reusable = False
@@ -105,20 +104,13 @@ class Connection(asyncio.Protocol):
 
         ``rest`` is what follows ``start`` where it is large: it is sent as the network takes it, and not copied.
         """
-        loop = self._owner.loop
-        self._answer = answer = loop.create_future()
-        self._asked_at = loop.time()
+        self._answer = answer = self._owner.loop.create_future()
         self._begun = self._complete = False
         self._transport.write(start)
         if rest:
             self._unsent = _pieces(rest)[::-1]
             self._send_on()
         return answer
-
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing has come since the last answer, which could only be the end that the loop has yet to see."""
-        return not self._poll() and not self._transport.is_closing()
 
     def expect_within(self, left: float, timeout: float | None) -> None:
         """End the request in ``left`` seconds; the error says ``timeout``."""
@@ -149,7 +141,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         self._transport = transport
-        self._poll = _poll_of(transport.get_extra_info("socket"))
+        self.poll = _poll_of(transport.get_extra_info("socket"))
         self._owner.made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -158,7 +150,6 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._begun = True
-        self._beside += len(data)
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -168,11 +159,9 @@ class Connection(asyncio.Protocol):
             self._reusable = False
         if self._complete:
             self._finish()
-        elif self._refused is not None:
-            self._reusable = False
-            self._finish()
-        elif self._beside > _MOST_BESIDE:
-            self.fail(self._owner.malformed(f"has headers of more than {_MOST_BESIDE >> 20} MiB"))
+        else:
+            self._beside += len(data)
+            self._go_on()
 
     def pause_writing(self) -> None:
         """Called by the event loop: enough waits to be sent."""
@@ -206,7 +195,7 @@ class Connection(asyncio.Protocol):
     def _crossed(self) -> bool:
         """Whether a kept connection ended as its next request was on the way: not a byte of an answer has come."""
         asked = self._answer is not None and not self._begun
-        return asked and self.kept_until > 0 and self._owner.loop.time() - self._asked_at < _CROSSED_S
+        return asked and self.idle_since > 0 and self._owner.loop.time() - self.asked_at < _CROSSED_S
 
     def _send_on(self) -> None:
         """Send the next piece, unless the network is to catch up first; others have their turn in between."""
@@ -214,6 +203,24 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._unsent.pop())
             if self._unsent and not self._paused:  # else resume_writing goes on
                 self._owner.loop.call_soon(self._send_on)
+
+    def _go_on(self) -> None:
+        """Read more, unless there is too much of it, or it cannot be read."""
+        most = self._owner.most
+        if self._headed and self._good and any(int(value) > most for value in self._said(b"content-length")):
+            self._refused = self._owner.too_long()
+        if self._refused is not None:
+            self._reusable = False
+            self._finish()
+        elif self._beside > _MOST_BESIDE:
+            self.fail(self._owner.malformed(f"has headers of more than {_MOST_BESIDE >> 20} MiB"))
+
+    @property
+    def _good(self) -> bool:
+        return bool(self._parser.get_status_code() < 300)
+
+    def _said(self, name: bytes) -> list[bytes]:
+        return [value for found, value in self._headers if found.lower() == name]
 
     # What llhttp has found.
 
@@ -227,15 +234,10 @@ class Connection(asyncio.Protocol):
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The end of a head: what it says of the body that follows."""
+        """The end of a head."""
         self._headed = True
-        good, most = self._parser.get_status_code() < 300, self._owner.most
-        self._most = most if good else min(most, _MOST_OF_AN_ERROR)
         for name, value in self._headers:
-            if len(name) == 14 and name.lower() == b"content-length":
-                if good and int(value) > most:
-                    self._refused = self._owner.too_long()
-            elif len(name) == 16 and name.lower() == b"content-encoding":
+            if len(name) == 16 and name.lower() == b"content-encoding":
                 try:
                     self._inflater = inflater_for(value.decode("latin-1"), self._most)
                 except ValueError as error:
@@ -244,21 +246,29 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         self._beside = 0
+        if self._body or self._inflater is not None or self._refused is not None or len(body) > self._owner.most:
+            self._add(body)
+        else:
+            self._body = body
+
+    @property
+    def _most(self) -> int:
+        """Bytes that the body may have."""
+        return self._owner.most if self._good else min(self._owner.most, _MOST_OF_AN_ERROR)
+
+    def _add(self, body: bytes) -> None:
+        """Add to the body, or drop what nobody will see."""
         if self._refused is not None:
             return
         if self._inflater is not None:
             self._inflate(self._inflater, body)
             return
+        if isinstance(self._body, bytes):  # one buffer: small chunks would take many times their length as objects
+            self._body = bytearray(self._body)
         room = self._most - len(self._body)
+        self._body += body[:room]
         if len(body) > room:
             self._refused = self._owner.too_long()
-            body = body[:room]
-        if not self._body:
-            self._body = body
-        else:  # one buffer: a million small chunks would take many times their length as objects of their own
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += body
 
     def _inflate(self, inflater: Inflater, body: bytes) -> None:
         try:
@@ -277,8 +287,7 @@ class Connection(asyncio.Protocol):
 
     def _ends_with_connection(self) -> bool:
         """Whether this is the end of a body of unknown length (RFC 9112, section 6.3), which may be empty."""
-        framed = any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
-        return self._headed and not framed
+        return self._headed and not self._said(b"content-length") and not self._said(b"transfer-encoding")
 
     def _end(self) -> asyncio.Future[Response] | None:
         """The request there may be is over."""
@@ -292,7 +301,11 @@ class Connection(asyncio.Protocol):
         """Hand over the answer, and the connection for the next request if it can be used again."""
         answer = self._end()
         header, status = _Headers(self._headers).get, self._parser.get_status_code()
-        body, refused = self._taken()
+        body, refused = self._body, self._refused
+        if self._inflater is not None:
+            body, refused = self._decoded(self._inflater)
+        self._body, self._headers, self._headed = b"", [], False  # an idle connection holds nobody's answer
+        self._inflater, self._refused, self._beside = None, None, 0
         if self.kept_s < 0:
             self.kept_s = _keeps(header("keep-alive"))
         sent = not self._unsent and not self._transport.get_write_buffer_size()
@@ -307,16 +320,10 @@ class Connection(asyncio.Protocol):
         else:  # of an error, what could be read of it is enough
             answer.set_result(Response(status, body if isinstance(body, bytes) else bytes(body), header))
 
-    def _taken(self) -> tuple[bytes | bytearray, RequestError | None]:
-        """The body, as far as it was read, and why it is no answer; an idle connection holds nobody's."""
-        body, inflater, refused = self._body, self._inflater, self._refused
-        if inflater is not None:
-            body = inflater.data
-            if refused is None and not inflater.complete:
-                refused = self._owner.malformed("cannot be decoded (it is cut short)")
-        self._body, self._inflater, self._refused = b"", None, None
-        self._headers, self._headed, self._beside = [], False, 0
-        return body, refused
+    def _decoded(self, inflater: Inflater) -> tuple[bytearray, RequestError | None]:
+        if self._refused is None and not inflater.complete:
+            self._refused = self._owner.malformed("cannot be decoded (it is cut short)")
+        return inflater.data, self._refused
 
     def _expire(self, timeout: float | None) -> None:
         self.fail(timed_out(self._owner.label, timeout))
@@ -335,7 +342,7 @@ class _Headers(list[tuple[bytes, bytes]]):
 
 
 def _poll_of(opened: Any) -> Callable[[], object]:
-    """What tells, when it is called, whether a socket has something to read. It takes a third of a microsecond."""
+    """What tells, when it is called, whether a socket has something to read."""
     if not hasattr(select, "poll"):  # Windows
         return lambda: select.select([opened], [], [], 0)[0]
     poller = select.poll()
