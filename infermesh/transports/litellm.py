@@ -16,6 +16,7 @@ Where it differs from the native transport
   usage of an answer that really took no tokens is unknown too.
 - ``raw_response`` is LiteLLM's reading of the answer, not the body as it came.
 - A kept connection that the server ends under a request costs a retry: LiteLLM does not tell it from a new one.
+- Interim answers (1xx) without end are read, and kept in memory, until the timeout.
 - It serves two orders of magnitude fewer requests a second.
 """
 
@@ -74,7 +75,7 @@ _MALFORMED = re.compile(
     re.IGNORECASE,
 )
 # What LiteLLM's own code raises at an answer of another shape.
-_READING_ERRORS = (ValueError, AttributeError, KeyError, TypeError, IndexError)
+_READING_ERRORS = (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError)
 _PREFIXES = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception|Timeout)(?::| -) )+")
 
 
@@ -244,6 +245,12 @@ class LiteLLMTransport:
                     url=str(response.url),
                     model=self.model,
                 )
+        if (not_http := _not_http(chain)) is not None:
+            return MalformedResponseError(
+                f"{self.label}: the answer of {self._place} is not HTTP ({redact(not_http, *secrets)}): check that "
+                "api_base has the right scheme and port, and any proxy between here and the server",
+                deployment=self.label,
+            )
         never_made = httpx.ConnectError | httpx.ConnectTimeout | gaierror | ConnectionRefusedError
         unconnected = any(isinstance(link, never_made) for link in chain)
         if not unconnected and any(isinstance(link, TimeoutError | httpx.TimeoutException) for link in chain):
@@ -251,7 +258,10 @@ class LiteLLMTransport:
         said = redact(_PREFIXES.sub("", str(error)).partition("Traceback (most recent")[0].strip(), *secrets)[:500]
         network = [link for link in chain if isinstance(link, httpx.TransportError | OSError)]
         if network:
-            cause = redact(str(network[-1]) or type(network[-1]).__name__, *secrets)[:200]
+            why = str(network[-1])
+            if not why or why.startswith("<RawResponseMessage"):  # aiohttp's, with all headers in it
+                why = type(network[-1]).__name__
+            cause = redact(why, *secrets)[:200]
             failed = APIConnectionError(
                 f"{self.label}: {self._place}: {cause}: check that the server is running, api_base and the network",
                 deployment=self.label,
@@ -325,6 +335,17 @@ def _refused_here(error: Exception, chain: Sequence[BaseException]) -> str | Non
             "`allowed_openai_params: [NAME]` it is sent all the same"
         )
     return None
+
+
+def _not_http(chain: Sequence[BaseException]) -> str | None:
+    """What is wrong with an answer that is not HTTP; ``None`` where it is, or only ended too early."""
+    from aiohttp import ClientPayloadError
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    found = [link for link in chain if isinstance(link, HttpProcessingError)]
+    if not found or any(isinstance(link, ClientPayloadError) for link in chain):
+        return None
+    return " ".join(str(found[-1].message).split())[:200]
 
 
 def _content(response: Any, error: Exception) -> Any:
