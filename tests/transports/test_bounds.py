@@ -177,6 +177,23 @@ async def test_an_answer_within_the_bound(kind: str, coding: str, trusted: Autho
     assert reply.body["choices"][0]["message"]["content"] == "Hello there."
 
 
+@pytest.mark.parametrize("bomb", ["announced", "until it closes", "gzip"])
+async def test_what_litellm_asks_in_a_thread_is_bounded_too(bomb: str) -> None:
+    from litellm.llms.custom_httpx.http_handler import HTTPHandler
+
+    from infermesh.transports.litellm_clients import BOUND, Bound
+
+    handler: Any = HTTPHandler()
+    BOUND.set(Bound(MOST, "gpu-0", "http://host"))
+    async with scripted(BOMBS[bomb]()) as server:
+        with pytest.raises(MalformedResponseError, match="longer than 100,000 bytes"):
+            await asyncio.to_thread(handler.post, server.url, json={})
+    async with scripted(says(answer(gzip.compress(b"{}"), b"content-encoding: gzip"))) as server:
+        found = await asyncio.to_thread(handler.post, server.url, json={})
+    assert found.content == b"{}"
+    handler.close()
+
+
 @pytest.mark.parametrize("most", [0, 1, 63, 64, 65])
 @pytest.mark.parametrize("step", [1, 7, 1000])
 @pytest.mark.parametrize("wbits", [31, 15])
