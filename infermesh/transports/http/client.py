@@ -36,7 +36,7 @@ __all__ = ["HttpClient"]
 _CONNECT_TIMEOUT_S = 30.0
 _REAP_S = 0.25
 _COPIED = 65_536  # a body up to this size is sent in one piece with its head
-_TRUSTED_S = 0.1
+_TRUSTED_S = 0.1  # idle for less, a connection is used without asking the system whether it has ended
 _CROSSINGS = 3  # in a row: the server keeps no connection, though it does not say so
 _NONE_KEPT_S = 5.0  # from then on; after that it is given another chance
 _CONNECTING = 64  # at once: thousands would hold up the event loop
@@ -53,8 +53,8 @@ class HttpClient:
     has read that request cannot be known from here: a process that took it and died looks alike. So it is not sent a
     second time here, where nobody would count it. It fails, and the error says that it is to be sent again
     (``rewritten``), ``fresh`` then, on a new connection: whoever keeps the books has an attempt for each time that the
-    server may have seen it, and what breaks a new connection is a failure like any other. Where that happens again and
-    again, no connection is kept for a while.
+    server may have seen it, and what breaks a new connection is a failure like any other. Where one kept
+    connection after the other ends so, none is kept for a while.
 
     Made in the event loop that it works in.
 
