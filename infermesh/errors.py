@@ -126,7 +126,8 @@ class RequestError(InfermeshError):
     metrics
         Where the time went, over all attempts; ``None`` where nothing was sent.
     rewritten
-        Whether the transport has learned from this refusal to write the request in another way: it is sent again.
+        Whether the transport will send the request in another way, so that it is sent again at once and costs no retry:
+        written anew after a refusal from which it has learned, or on a new connection after the end of a kept one.
 
     Examples
     --------

@@ -161,6 +161,8 @@ class Request:
         The estimate that token limits reserve; 0 if no limit counts tokens.
     output_tokens
         The most tokens that the answer may have. ``None``: the request sets no maximum.
+    fresh
+        Whether it is to go out on a new connection, since it was lost on one that had been kept.
     """
 
     operation: Operation
@@ -168,6 +170,7 @@ class Request:
     audio: Audio | None = None
     prompt_tokens: int = 0
     output_tokens: int | None = None
+    fresh: bool = field(default=False, init=False, compare=False)
     encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)  # cache of wire.payload_bytes
 
 

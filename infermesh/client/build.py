@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infermesh.config.deployment import DeploymentConfig
+from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.fleet import Account, build_deployments, build_model
 from infermesh.dispatch.model import LogicalModel
@@ -22,11 +22,13 @@ def deployment_configs(
     api_base: str | Sequence[str] | None,
     api_key: str | None,
     deployments: Mapping[str, DeploymentConfig | Mapping[str, Any]] | None,
+    max_response_bytes: int = MAX_RESPONSE_BYTES,
 ) -> dict[str, DeploymentConfig]:
     """The deployments that a client's arguments describe, by label.
 
     Without ``deployments`` there is one for each ``api_base``: a single one has the model's name for a label, several
-    have ``replica-0``, ``replica-1`` and so on. ``api_key`` is given to those that have none of their own.
+    have ``replica-0``, ``replica-1`` and so on. ``api_key`` is given to those that have none of their own, and so is
+    ``max_response_bytes``.
 
     Raises
     ------
@@ -35,10 +37,13 @@ def deployment_configs(
     """
     if deployments is None:
         if api_base is None or isinstance(api_base, str):
-            return {model: DeploymentConfig(model, api_base, api_key)}
+            return {model: DeploymentConfig(model, api_base, api_key, max_response_bytes=max_response_bytes)}
         if not api_base:
             raise ConfigError("api_base: the list is empty: give at least one URL")
-        return {f"replica-{i}": DeploymentConfig(model, base, api_key) for i, base in enumerate(api_base)}
+        return {
+            f"replica-{i}": DeploymentConfig(model, base, api_key, max_response_bytes=max_response_bytes)
+            for i, base in enumerate(api_base)
+        }
     if api_base is not None:
         raise ConfigError("give either api_base or deployments: each of the deployments has its own api_base")
     if not deployments:
@@ -48,6 +53,9 @@ def deployment_configs(
         for label, config in configs.items():
             if config.api_key is None and config.api_key_env is None:
                 configs[label] = dataclasses.replace(config, api_key=api_key)
+    for label, config in configs.items():
+        if config.max_response_bytes == MAX_RESPONSE_BYTES:
+            configs[label] = dataclasses.replace(config, max_response_bytes=max_response_bytes)
     return configs
 
 

@@ -14,7 +14,7 @@ from infermesh.client.batches import Callbacks, Inputs, abatch, astream, batch, 
 from infermesh.client.build import client_model, deployment_configs, spread_slots
 from infermesh.client.lifetime import ClientLoop
 from infermesh.client.operations import AudioInput, Operations, check_choice, default_timeout
-from infermesh.config.deployment import DeploymentConfig
+from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
 from infermesh.dispatch.model import OnInvalid
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.inputs.audio import DEFAULT_MAX_BYTES
@@ -78,6 +78,9 @@ class LMClient:
         ``simple-shuffle``, ``least-busy`` or ``latency-based-routing``.
     max_transcription_bytes
         Largest clip that is sent. ``None`` sends any, and reads it into memory whole.
+    max_response_bytes
+        The most bytes that an answer may have, once it is decompressed, for deployments that do not set their own. A
+        longer one is not read to its end, and fails with a ``MalformedResponseError``.
     input_cost_per_token, output_cost_per_token
         US dollars, for deployments that do not set their own. ``None`` goes by the price list.
 
@@ -129,13 +132,14 @@ class LMClient:
         default_request_kwargs: Mapping[str, Any] | None = None,
         routing_strategy: RoutingStrategy = "simple-shuffle",
         max_transcription_bytes: int | None = DEFAULT_MAX_BYTES,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         input_cost_per_token: float | None = None,
         output_cost_per_token: float | None = None,
     ) -> None:
         self.model = model
         defaults = dict(default_request_kwargs or {})
         configs, slots, window = spread_slots(
-            deployment_configs(model, api_base, api_key, deployments), max_parallel_requests
+            deployment_configs(model, api_base, api_key, deployments, max_response_bytes), max_parallel_requests
         )
         logical_model, deployed = client_model(
             model,

@@ -9,6 +9,9 @@ from infermesh.errors import ConfigError
 from infermesh.redaction import shown_url
 from infermesh.types import LIMITS, Limits, TransportKind
 
+MAX_RESPONSE_BYTES = 64 << 20
+"""The most bytes that an answer may have where a deployment does not say: hundreds of long vectors as JSON."""
+
 
 @dataclass(slots=True, repr=False)
 class DeploymentConfig:
@@ -39,11 +42,14 @@ class DeploymentConfig:
         US dollars per token, instead of the price list's.
     ca_bundle
         A file (PEM) or folder with further authorities, for a server whose certificate the system does not know.
+    max_response_bytes
+        The most bytes that an answer may have, once it is decompressed, at least 1. A longer one is not read to its
+        end, and fails.
 
     Raises
     ------
     ConfigError
-        An unknown transport.
+        An unknown transport, or a bound below 1.
 
     Examples
     --------
@@ -71,12 +77,16 @@ class DeploymentConfig:
     input_cost_per_token: float | None = None
     output_cost_per_token: float | None = None
     ca_bundle: str | None = None
+    max_response_bytes: int = MAX_RESPONSE_BYTES
 
     def __post_init__(self) -> None:
         if self.transport not in get_args(TransportKind):
             raise ConfigError(
                 f"transport: expected one of {', '.join(get_args(TransportKind))}, got {self.transport!r}"
             )
+        most = self.max_response_bytes
+        if not isinstance(most, int) or most < 1:
+            raise ConfigError(f"max_response_bytes: expected a number of bytes, at least 1, got {most!r}")
 
     def __repr__(self) -> str:
         """What differs from the defaults, without keys: neither ``api_key`` nor headers, nor those in the URL."""

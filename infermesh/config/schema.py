@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from infermesh.config.deployment import DeploymentConfig
+from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
 from infermesh.config.references import FromEnvironment
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.types import Endpoint, Limits, RoutingStrategy, TransportKind
@@ -125,6 +125,9 @@ class DeploymentEntry(_Section):
     input_cost_per_token: float | None = Field(None, ge=0, description="US dollars, instead of the price list's")
     output_cost_per_token: float | None = Field(None, ge=0, description="US dollars, instead of the price list's")
     ca_bundle: str | None = Field(None, description="A PEM file or folder with further authorities for TLS")
+    max_response_bytes: int = Field(
+        MAX_RESPONSE_BYTES, ge=1, description="The most bytes that an answer may have, once it is decompressed"
+    )
 
     def deployment_config(self) -> DeploymentConfig:
         """The same deployment as ``LMClient`` takes it. Limits of its own stand beside the other fields there.

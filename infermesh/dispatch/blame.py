@@ -49,6 +49,8 @@ def blame(error: RequestError, max_pause_s: float) -> Blame:
         ``refusal``: this deployment serves nobody. ``window``: it may be too small for this request. ``quota``: later.
         ``away``: there is no server, or it has no model yet. ``failure``: the server failed. ``request``: the rest.
     """
+    if error.rewritten:  # the transport knows what to do about it
+        return "request"
     if isinstance(error, ContextLengthError):
         return "window"
     if error.retryable and isinstance(error, _PASSING) and (error.retry_after or 0.0) > max_pause_s:
@@ -61,7 +63,9 @@ def blame(error: RequestError, max_pause_s: float) -> Blame:
         return "away"
     if isinstance(error, APIConnectionError):
         return "away" if error.retryable else "refusal"  # a certificate that is not trusted
-    if isinstance(error, ServerError | RequestTimeoutError | MalformedResponseError):
+    if isinstance(error, MalformedResponseError):
+        return "failure" if error.retryable else "request"  # an answer that is too long
+    if isinstance(error, ServerError | RequestTimeoutError):
         return "failure"
     return "request"
 

@@ -9,7 +9,9 @@ import os
 from collections.abc import Mapping
 
 from infermesh.config.deployment import DeploymentConfig
+from infermesh.redaction import secret_values
 from infermesh.transports.dialect import Dialect
+from infermesh.transports.exposure import warn_of_exposed_keys
 from infermesh.transports.late_values import LateValues
 from infermesh.transports.litellm import LiteLLMTransport
 from infermesh.transports.native import NativeTransport
@@ -46,6 +48,7 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
     """
     dialect = Dialect(label, *split_model(config.model))
     found = resolve_deployment(config, os.environ if environ is None else environ, label=label)
+    warn_of_exposed_keys(label, found.api_base, (found.api_key, *secret_values(found.headers), *found.secrets))
     if found.kind == "native":
         assert found.api_base is not None
         return NativeTransport(
@@ -58,6 +61,7 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
             missing_key=found.missing_key,
             dialect=dialect,
             ca_bundle=config.ca_bundle,
+            max_response_bytes=config.max_response_bytes,
         )
     return LiteLLMTransport(
         label=label,
@@ -68,4 +72,5 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         secrets=found.secrets,
         dialect=dialect,
         ca_bundle=config.ca_bundle,
+        max_response_bytes=config.max_response_bytes,
     )

@@ -15,6 +15,8 @@ Where it differs from the native transport
 - LiteLLM returns zeros for an answer without usage. They are reported as unknown, as the native transport does, so the
   usage of an answer that really took no tokens is unknown too.
 - ``raw_response`` is LiteLLM's reading of the answer, not the body as it came.
+- A kept connection that the server ends under a request costs a retry: LiteLLM does not tell it from a new one.
+- Interim answers (1xx) without end are read, and kept in memory, until the timeout.
 - It serves two orders of magnitude fewer requests a second.
 """
 
@@ -28,11 +30,12 @@ import os
 import re
 import sys
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import cache
 from socket import gaierror
 from typing import Any, ClassVar
 
+from infermesh.config.deployment import MAX_RESPONSE_BYTES
 from infermesh.errors import (
     APIConnectionError,
     AuthenticationError,
@@ -72,7 +75,7 @@ _MALFORMED = re.compile(
     re.IGNORECASE,
 )
 # What LiteLLM's own code raises at an answer of another shape.
-_READING_ERRORS = (ValueError, AttributeError, KeyError, TypeError, IndexError)
+_READING_ERRORS = (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError)
 _PREFIXES = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception|Timeout)(?::| -) )+")
 
 
@@ -97,6 +100,8 @@ class LiteLLMTransport:
         What it takes under other names; by default what the model's name tells.
     ca_bundle
         A file with authorities for TLS, in place of the system's.
+    max_response_bytes
+        The most bytes that an answer may have, decoded.
     """
 
     _open: ClassVar[int] = 0
@@ -112,6 +117,7 @@ class LiteLLMTransport:
         secrets: Sequence[str] = (),
         dialect: Dialect | None = None,
         ca_bundle: str | None = None,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         self.label = label
         self.model = model
@@ -128,6 +134,7 @@ class LiteLLMTransport:
         if ca_bundle is not None:
             self._common["ssl_verify"] = os.path.expanduser(ca_bundle)
         self._secrets = tuple(filter(None, (self._key, *secret_values(headers or {}), *secrets)))
+        self._most = max_response_bytes
         self._invents_ids = model.partition("/")[0] not in _OPENAI_WIRE
         self._litellm: Any = None
         self._closed = False
@@ -151,6 +158,9 @@ class LiteLLMTransport:
         call = getattr(litellm, _FUNCTIONS[request.operation])
         arguments = self._arguments(request)
         arguments["timeout"] = _FOREVER_S if timeout is None else timeout
+        from infermesh.transports.litellm_clients import BOUND, Bound
+
+        BOUND.set(Bound(self._most, self.label, self._place))
         try:
             # LiteLLM's own timeout is for each read, this one for the whole request.
             async with asyncio.timeout(timeout):
@@ -177,8 +187,13 @@ class LiteLLMTransport:
             if session is not None:
                 await session.aclose()
             await litellm.close_litellm_async_clients()
-            # LiteLLM caches the closed clients and would use them again.
+            # LiteLLM keeps the closed clients and would use them again.
             litellm.in_memory_llm_clients_cache.flush_cache()
+            litellm.base_llm_aiohttp_handler.client_session = None
+
+    @property
+    def _place(self) -> str:
+        return origin(self.api_base) if self.api_base else self.model
 
     async def _load(self) -> Any:
         if "litellm" not in sys.modules:
@@ -189,7 +204,9 @@ class LiteLLMTransport:
             LiteLLMTransport._open += 1
             if litellm.aclient_session is None:
                 # One HTTP client for all. Without it LiteLLM makes one for each text completion and closes none.
-                litellm.aclient_session = _without_redirects(litellm.OpenAIChatCompletion.get_async_http_client())
+                from infermesh.transports.litellm_clients import guarded
+
+                litellm.aclient_session = guarded(litellm.OpenAIChatCompletion.get_async_http_client())
         return litellm
 
     def _arguments(self, request: Request) -> dict[str, Any]:
@@ -210,6 +227,9 @@ class LiteLLMTransport:
         import httpx
 
         chain = _chain(error)
+        ours = next((link for link in chain if isinstance(link, RequestError)), None)
+        if ours is not None:  # of litellm_clients
+            return ours
         secrets = (*self._secrets, *secret_values(os.environ))
         if (why := _refused_here(error, chain)) is not None:
             return InputError(f"{self.label}: nothing was sent: {redact(why, *secrets)[:500]}", deployment=self.label)
@@ -225,6 +245,12 @@ class LiteLLMTransport:
                     url=str(response.url),
                     model=self.model,
                 )
+        if (not_http := _not_http(chain)) is not None:
+            return MalformedResponseError(
+                f"{self.label}: the answer of {self._place} is not HTTP ({redact(not_http, *secrets)}): check that "
+                "api_base has the right scheme and port, and any proxy between here and the server",
+                deployment=self.label,
+            )
         never_made = httpx.ConnectError | httpx.ConnectTimeout | gaierror | ConnectionRefusedError
         unconnected = any(isinstance(link, never_made) for link in chain)
         if not unconnected and any(isinstance(link, TimeoutError | httpx.TimeoutException) for link in chain):
@@ -232,10 +258,12 @@ class LiteLLMTransport:
         said = redact(_PREFIXES.sub("", str(error)).partition("Traceback (most recent")[0].strip(), *secrets)[:500]
         network = [link for link in chain if isinstance(link, httpx.TransportError | OSError)]
         if network:
-            where = origin(self.api_base) if self.api_base else self.model
-            cause = redact(str(network[-1]) or type(network[-1]).__name__, *secrets)[:200]
+            why = str(network[-1])
+            if not why or why.startswith("<RawResponseMessage"):  # aiohttp's, with all headers in it
+                why = type(network[-1]).__name__
+            cause = redact(why, *secrets)[:200]
             failed = APIConnectionError(
-                f"{self.label}: {where}: {cause}: check that the server is running, api_base and the network",
+                f"{self.label}: {self._place}: {cause}: check that the server is running, api_base and the network",
                 deployment=self.label,
             )
             failed.connected = not unconnected
@@ -272,43 +300,10 @@ def _import_litellm() -> Any:
     litellm.DEFAULT_MAX_RETRIES = 0  # OpenAI embeddings take this where max_retries is 0
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    _stop_redirects()
+    from infermesh.transports.litellm_clients import guard_clients
+
+    guard_clients()
     return litellm
-
-
-@cache
-def _stop_redirects() -> None:
-    """Make LiteLLM's clients follow no redirect.
-
-    httpx takes ``Authorization`` out of what it sends to another host (``Client._redirect_headers``), and nothing else:
-    ``x-api-key`` and ``x-goog-api-key`` would go wherever an endpoint points.
-    """
-    from litellm.llms.custom_httpx import aiohttp_handler, http_handler
-
-    handlers: tuple[Any, ...] = (http_handler.AsyncHTTPHandler, http_handler.HTTPHandler)
-    for handler in handlers:
-        handler.create_client = _making(handler.create_client, _without_redirects)
-    sessions: Any = aiohttp_handler.BaseLLMAIOHTTPHandler
-    sessions._create_client_session_with_transport = _making(
-        sessions._create_client_session_with_transport, _session_without_redirects
-    )
-
-
-def _making(make: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
-    def made(*args: Any, **kwargs: Any) -> Any:
-        return change(make(*args, **kwargs))
-
-    return made
-
-
-def _without_redirects(client: Any) -> Any:
-    client.follow_redirects = False
-    return client
-
-
-def _session_without_redirects(session: Any) -> Any:
-    session._request = partial(session._request, allow_redirects=False)  # aiohttp has no setting for it
-    return session
 
 
 @cache
@@ -340,6 +335,17 @@ def _refused_here(error: Exception, chain: Sequence[BaseException]) -> str | Non
             "`allowed_openai_params: [NAME]` it is sent all the same"
         )
     return None
+
+
+def _not_http(chain: Sequence[BaseException]) -> str | None:
+    """What is wrong with an answer that is not HTTP; ``None`` where it is, or only ended too early."""
+    from aiohttp import ClientPayloadError
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    found = [link for link in chain if isinstance(link, HttpProcessingError)]
+    if not found or any(isinstance(link, ClientPayloadError) for link in chain):
+        return None
+    return " ".join(str(found[-1].message).split())[:200]
 
 
 def _content(response: Any, error: Exception) -> Any:

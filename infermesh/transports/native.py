@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from infermesh.config.deployment import MAX_RESPONSE_BYTES
 from infermesh.errors import AuthenticationError, ConfigError, InputError, MalformedResponseError, RequestError
 from infermesh.exact_json import dumps, loads_leniently
 from infermesh.redaction import origin, redact, secret_values, url_secrets
@@ -72,6 +73,8 @@ class NativeTransport:
         What it takes under other names; by default what the model's name tells.
     ca_bundle
         A file or a folder with further authorities for TLS.
+    max_response_bytes
+        The most bytes that an answer may have, decoded.
 
     Raises
     ------
@@ -91,8 +94,10 @@ class NativeTransport:
         missing_key: str | None = None,
         dialect: Dialect | None = None,
         ca_bundle: str | None = None,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         self._ca_bundle = ca_bundle
+        self._most = max_response_bytes
         self.label = label
         self.model = model
         self.api_base = api_base
@@ -118,6 +123,8 @@ class NativeTransport:
         try:
             return await self._send(request, timeout, edition)
         except RequestError as error:
+            if error.rewritten:
+                request.fresh = True  # it is sent again once, since a new connection is not a kept one
             if (learned := self._dialect.learn(request, error, edition)) is not error:
                 raise learned from None
             raise
@@ -126,9 +133,10 @@ class NativeTransport:
         operation = request.operation
         client = self._client or self._connect()
         if operation == "transcription":
-            answer = await client.post_form(operation, self._form(request), timeout)
+            answer = await client.post_form(operation, self._form(request), timeout, fresh=request.fresh)
         else:
-            answer = await client.post(operation, request_body(self._dialect.written(request), self.model), timeout)
+            content = request_body(self._dialect.written(request), self.model)
+            answer = await client.post(operation, content, timeout, fresh=request.fresh)
         status, data, header = answer
         if not 200 <= status < 300:
             raise error_from_status(
@@ -178,7 +186,7 @@ class NativeTransport:
     def _connect(self) -> HttpClient:
         self._check_open()
         urls = {operation: self.url(operation) for operation in _PATHS}
-        self._client = HttpClient(self.label, self.api_base, urls, self._all_headers(), self._ca_bundle)
+        self._client = HttpClient(self.label, self.api_base, urls, self._all_headers(), self._ca_bundle, self._most)
         return self._client
 
     def _check_open(self) -> None:

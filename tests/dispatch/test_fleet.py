@@ -56,6 +56,7 @@ def test_every_field_arrives() -> None:
         **{"model": "openai/x", "api_base": URL, "api_key_env": "KEY", "transport": "litellm", "weight": 2.0},
         **{"max_parallel_requests": 3, "headers": {"x-a": "b", "x-key": {"env": "KEY"}}},
         **{"input_cost_per_token": 0.1, "output_cost_per_token": 0.2, "ca_bundle": "ca.pem"},
+        "max_response_bytes": 1000,
     }
     limits = {"rpm": 1, "tpm": 2, "rpd": 3, "tpd": 4, "max_request_burst": 5, "max_token_burst": 6}
     rest = {"header_bucket_scope": "day", "default_output_tokens": 7}

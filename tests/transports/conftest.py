@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import re
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -332,8 +333,70 @@ async def serving(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]
         await runner.cleanup()
 
 
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def scripted(
+    script: Script, context: ssl.SSLContext | None = None, bodies: list[bytes] | None = None
+) -> AsyncIterator[Scripted]:
+    """A server that writes to the wire what ``script`` says, once a request was read; then it hangs up.
+
+    What was asked goes to ``bodies``, just before.
+    """
+    seen = Scripted()
+    writers: set[asyncio.StreamWriter] = set()
+    idle = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.add(writer)
+        idle.clear()
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head, body = await read_request(reader)
+            seen.requests.append(head)
+            if bodies is not None:
+                bodies.append(body)
+            await script(reader, writer)
+        writer.close()
+        writers.discard(writer)
+        if not writers:
+            idle.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**22, ssl=context)
+    seen.port = server.sockets[0].getsockname()[1]
+    try:
+        yield seen
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        if writers:
+            await idle.wait()
+        await server.wait_closed()
+
+
+@dataclass
+class Scripted:
+    """Where it listens, and the heads of what was asked."""
+
+    port: int = 0
+    requests: list[bytes] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Read a request, up to its end; gives its head and its body."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    if (length := re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)) is not None:
+        return head, await reader.readexactly(int(length[1]))
+    return head, await reader.readuntil(b"0\r\n\r\n")  # LiteLLM's form of a clip
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The client that lives on the loop itself is tested on every loop it may find."""
-    on_all = item.path.name in ("test_http_client.py", "test_proxies.py", "test_tls.py")
+    on_all = item.path.name in ("test_http_client.py", "test_kept_connections.py", "test_proxies.py", "test_tls.py")
     return LOOPS if on_all else {"asyncio": asyncio.new_event_loop}

@@ -11,6 +11,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 
+from infermesh.config.deployment import MAX_RESPONSE_BYTES
 from infermesh.errors import APIConnectionError, InputError, MalformedResponseError
 from infermesh.redaction import origin
 from infermesh.transports.http.connection import Connection, Response
@@ -22,6 +23,7 @@ from infermesh.transports.http.failures import (
     client_closed,
     connection_failed,
     no_connection,
+    too_long,
 )
 from infermesh.transports.http.form import Form
 from infermesh.transports.http.message import head, origin_of
@@ -34,6 +36,9 @@ __all__ = ["HttpClient"]
 _CONNECT_TIMEOUT_S = 30.0
 _REAP_S = 0.25
 _COPIED = 65_536  # a body up to this size is sent in one piece with its head
+_TRUSTED_S = 0.1  # idle for less, a connection is used without asking the system whether it has ended
+_CROSSINGS = 3  # in a row: the server keeps no connection, though it does not say so
+_NONE_KEPT_S = 5.0  # from then on; after that it is given another chance
 _CONNECTING = 64  # at once: thousands would hold up the event loop
 
 
@@ -42,8 +47,14 @@ class HttpClient:
 
     Redirects are not followed, and each request goes out once. A cancelled request's connection is closed. An idle
     connection is used again only while the server surely keeps it: for four fifths of the time that its ``Keep-Alive``
-    header announces, or of 5 s. One that the server closes under a request all the same fails that request, which is
-    not sent a second time here: the server may have worked on it (RFC 9110, section 9.2.2).
+    header announces, or of 5 s, and not after its end has arrived.
+
+    The server may close one all the same as the next request is on the way to it (RFC 9112, section 9.3.1). Whether it
+    has read that request cannot be known from here: a process that took it and died looks alike. So it is not sent a
+    second time here, where nobody would count it. It fails, and the error says that it is to be sent again
+    (``rewritten``), ``fresh`` then, on a new connection: whoever keeps the books has an attempt for each time that the
+    server may have seen it, and what breaks a new connection is a failure like any other. Where one kept
+    connection after the other ends so, none is kept for a while.
 
     Made in the event loop that it works in.
 
@@ -59,6 +70,9 @@ class HttpClient:
         Sent with each request.
     ca_bundle
         A file or a folder with further authorities for TLS.
+    most
+        The most bytes that an answer may have, decoded. One that has more is not read to its end, and fails. Of the
+        body of an error, a mebibyte is read at most, and is the answer.
 
     Raises
     ------
@@ -73,8 +87,10 @@ class HttpClient:
         urls: Mapping[Operation, str],
         headers: Mapping[str, str],
         ca_bundle: str | None = None,
+        most: int = MAX_RESPONSE_BYTES,
     ) -> None:
         self._ca_bundle = ca_bundle
+        self.most = most
         self.label = label
         self.api_base = api_base
         self.loop = asyncio.get_running_loop()
@@ -86,6 +102,8 @@ class HttpClient:
         self._open: set[Connection] = set()
         self._connecting = asyncio.Semaphore(_CONNECTING)
         self._waiting: set[asyncio.Timeout] = set()
+        self._crossings = 0  # since a kept connection was answered last
+        self._none_kept_until = 0.0
         self._reaper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -102,8 +120,10 @@ class HttpClient:
         self._heads = {operation: head(url, headers, forwarded=self._forwarded) for operation, url in urls.items()}
         self._way = Route(self.loop, host, port, secure=secure, proxy=proxy, ca_bundle=self._ca_bundle)
 
-    async def post(self, operation: Operation, content: bytes, timeout: float | None) -> Response:
-        """Post JSON, and wait ``timeout`` seconds at most for the whole answer.
+    async def post(
+        self, operation: Operation, content: bytes, timeout: float | None, *, fresh: bool = False
+    ) -> Response:
+        """Post JSON, and wait ``timeout`` seconds at most for the whole answer; ``fresh``: on a new connection.
 
         Raises
         ------
@@ -112,24 +132,28 @@ class HttpClient:
         """
         start = b"%b%d\r\n\r\n" % (self._heads[operation], len(content))
         if len(content) <= _COPIED:
-            return await self._ask(start + content, (), timeout)
-        return await self._ask(start, (content,), timeout)
+            return await self._ask(start + content, (), timeout, fresh)
+        return await self._ask(start, (content,), timeout, fresh)
 
-    async def post_form(self, operation: Operation, form: Form, timeout: float | None) -> Response:
+    async def post_form(
+        self, operation: Operation, form: Form, timeout: float | None, *, fresh: bool = False
+    ) -> Response:
         """Post a form, as :meth:`post` does JSON."""
         headers = {**self._headers, "content-type": form.content_type}
         start = head(self._urls[operation], headers, forwarded=self._forwarded)
-        return await self._ask(b"%b%d\r\n\r\n" % (start, sum(map(len, form.pieces))), form.pieces, timeout)
+        return await self._ask(b"%b%d\r\n\r\n" % (start, sum(map(len, form.pieces))), form.pieces, timeout, fresh)
 
-    async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None) -> Response:
+    async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None, fresh: bool) -> Response:
         left = timeout
-        if self._idle:
-            connection, _ = self._idle.popitem()
-        else:
-            started = self.loop.time()
-            connection = await self._connect(timeout)
+        now = self.loop.time()
+        connection = None if fresh else self._kept(now)
+        if connection is None:
+            started = now
+            connection = await self._connect(timeout, fresh)
+            now = self.loop.time()
             if timeout is not None:
-                left = max(timeout - (self.loop.time() - started), 0.001)
+                left = max(timeout - (now - started), 0.001)
+        connection.asked_at = now
         answer = connection.ask(start, rest)
         if left is not None:
             connection.expect_within(left, timeout)
@@ -150,7 +174,20 @@ class HttpClient:
         if self._reaper is not None:
             self._reaper.cancel()
 
-    async def _connect(self, timeout: float | None) -> Connection:
+    def _kept(self, now: float) -> Connection | None:
+        """The idle connection that was used last, if there is one whose end has not arrived.
+
+        The event loop may have yet to see that end. To look takes as long as a twentieth of a request, so one that was
+        idle for a moment is trusted, until the server has ended one.
+        """
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if (now - connection.idle_since < _TRUSTED_S and not self._crossings) or not connection.poll():
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, timeout: float | None, fresh: bool) -> Connection:
         if self._closed:
             raise client_closed(self.label)
         patience = _CONNECT_TIMEOUT_S if timeout is None else min(timeout, _CONNECT_TIMEOUT_S)
@@ -158,8 +195,9 @@ class HttpClient:
         self._waiting.add(limit)
         try:
             async with limit, self._connecting:
-                # One may have come back by now.
-                connection = self._idle.popitem()[0] if self._idle else await self._open_another()
+                connection = None if fresh else self._kept(self.loop.time())  # one may have come back by now
+                if connection is None:
+                    connection = await self._open_another()
         except (OSError, ValueError, RuntimeError, ProxyRefusedError) as error:
             if self._closed:
                 raise client_closed(self.label, "was") from None
@@ -190,6 +228,11 @@ class HttpClient:
         """A connection was made."""
         self._open.add(connection)
 
+    def crossed(self) -> None:
+        """The server has ended a kept connection under a request."""
+        self._crossings += 1
+        self._none_kept_until = self.loop.time() + _NONE_KEPT_S
+
     def lost(self, connection: Connection) -> None:
         """A connection is closed."""
         self._open.discard(connection)
@@ -207,9 +250,20 @@ class HttpClient:
             deployment=self.label,
         )
 
+    def too_long(self) -> MalformedResponseError:
+        """The error for an answer of more than ``most`` bytes."""
+        return too_long(self.label, origin(self.api_base), self.most)
+
     def released(self, connection: Connection) -> None:
         """Take back a connection whose answer is complete."""
-        connection.kept_until = self.loop.time() + connection.kept_s
+        now = self.loop.time()
+        if self._crossings:
+            if connection.idle_since:
+                self._crossings = 0
+            elif self._crossings >= _CROSSINGS and now < self._none_kept_until:
+                connection.close()
+                return
+        connection.idle_since = now
         self._idle[connection] = None
         if self._reaper is None:
             self._reaper = self.loop.call_later(_REAP_S, self._reap)
@@ -217,6 +271,6 @@ class HttpClient:
     def _reap(self) -> None:
         """Close the connections that the server may close soon. Who asks need not look at the clock then."""
         now = self.loop.time()
-        for connection in [one for one in self._idle if one.kept_until <= now]:
+        for connection in [one for one in self._idle if one.idle_since + one.kept_s <= now]:
             connection.close()
         self._reaper = self.loop.call_later(_REAP_S, self._reap) if self._idle else None

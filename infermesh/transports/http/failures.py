@@ -8,7 +8,7 @@ import socket
 import ssl
 from typing import NamedTuple
 
-from infermesh.errors import APIConnectionError
+from infermesh.errors import APIConnectionError, MalformedResponseError
 
 __all__ = [
     "BROKE_OFF",
@@ -19,6 +19,7 @@ __all__ = [
     "client_closed",
     "connection_failed",
     "no_connection",
+    "too_long",
 ]
 
 
@@ -112,3 +113,14 @@ def no_connection(seconds: float) -> Cause:
 def client_closed(label: str, when: str = "is") -> APIConnectionError:
     """The error for a request of a closed client."""
     return APIConnectionError(f"{label}: the client {when} closed", deployment=label, retryable=False)
+
+
+def too_long(label: str, place: str, most: int) -> MalformedResponseError:
+    """The error for an answer of more than ``most`` bytes. Another try would be as long, and cost as much."""
+    return MalformedResponseError(
+        f"{label}: the answer of {place} is longer than {most:,} bytes, and was not read to its end: if it is to be so "
+        "long, raise max_response_bytes of the deployment; else ask for less at once",
+        status_code=200,
+        deployment=label,
+        retryable=False,
+    )
