@@ -180,6 +180,8 @@ class Template:
         The names that it takes from outside: columns of the row, and stages.
     columns
         ``(stage, column)`` for each ``stage.column`` that it names.
+    start, is_text
+        The text before the first value or block, and whether that is all.
 
     Raises
     ------
@@ -209,6 +211,7 @@ class Template:
             raise ConfigError(f"{path}: line {error.lineno} of the template: {error.message}") from None
         self.names: set[str] = meta.find_undeclared_variables(tree)
         self.columns: set[tuple[str, str]] = set(self._attributes(tree))
+        self.start, self.is_text = _leading_text(tree)
 
     def _attributes(self, tree: nodes.Template) -> list[tuple[str, str]]:
         """``(name, attribute)`` of each ``name.attribute`` and ``name["attribute"]`` with a name from outside."""
@@ -283,6 +286,15 @@ def _substitution(tree: nodes.Template) -> tuple[str, list[tuple[str, ...]]] | N
             else:
                 return None
     return "".join(form), paths
+
+
+def _leading_text(tree: nodes.Template) -> tuple[str, bool]:
+    """The text before the first expression or block, and whether it is all that there is."""
+    first = tree.body[0] if tree.body else None
+    text = first.nodes[0] if isinstance(first, nodes.Output) else None
+    if not isinstance(first, nodes.Output) or not isinstance(text, nodes.TemplateData):
+        return "", not tree.body
+    return text.data, len(tree.body) == len(first.nodes) == 1
 
 
 def _dotted(node: nodes.Node) -> tuple[str, ...]:

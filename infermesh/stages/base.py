@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -16,6 +16,7 @@ from infermesh.dispatch.model import LogicalModel
 from infermesh.errors import ConfigError, RequestError
 from infermesh.exact_json import dumps
 from infermesh.hints import nearest
+from infermesh.inputs.row_files import RowFiles
 from infermesh.inputs.templates import Template
 from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
 from infermesh.store import Column, StageTable
@@ -26,11 +27,12 @@ Result = GenerationResult | EmbeddingResult | TranscriptionResult | FunctionResu
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """What building a stage needs: the models, the folders to look up paths in, and the names of all stages."""
+    """What building a stage needs: models, the folders to look up paths in, all stages' names, files for rows."""
 
     models: Mapping[str, LogicalModel]
     roots: Sequence[Path]
     stages: Collection[str] = ()
+    files: RowFiles = field(default_factory=RowFiles)
 
 
 @dataclass(slots=True)
