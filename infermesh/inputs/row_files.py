@@ -41,6 +41,7 @@ class RowFiles:
         self._source = source
         self._given_roots = tuple(roots)
         self._named: list[Path] = []
+        self._beginning: str | None = None
         for entry in allowed:
             path = find(entry, self._given_roots)
             if path is None:
@@ -54,7 +55,8 @@ class RowFiles:
 
     @cached_property
     def _allowed(self) -> frozenset[str]:
-        return frozenset(os.path.realpath(path) for path in (*self.roots, *self._named))
+        begun = () if self._beginning is None else [root / os.path.expanduser(self._beginning) for root in self.roots]
+        return frozenset(os.path.realpath(path) for path in (*self.roots, *self._named, *begun))
 
     def beginning(self, text: str, *, whole: bool) -> RowFiles:
         """The same, and what a template's own text names: the folder before its first value, or the ``whole`` file.
@@ -66,7 +68,7 @@ class RowFiles:
         if not name.strip("/"):
             return self
         found = RowFiles(self._given_roots, self._source)
-        found._named = [*self._named, *(root / os.path.expanduser(name) for root in self._given_roots)]
+        found._named, found._beginning = self._named, name
         return found
 
     def find(self, written: str) -> Path | None:

@@ -157,6 +157,14 @@ def test_clips_beside_the_source(lab: Lab, simulator: Simulator, pattern: str, n
     assert lab.sql("SELECT status, text FROM t") == [("done", "Elsewhere.")]
 
 
+def test_a_template_may_name_a_folder_beside_the_source(lab: Lab, simulator: Simulator) -> None:
+    folder = outside(lab)
+    write_jsonl(folder / "rows" / "rows.jsonl", [{"name": "there"}])
+    source = {"path": f"{folder}/rows/rows.jsonl"}
+    lab.run(experiment(simulator.url, {"t": transcribe("../{{ name }}.wav")}, source=source))
+    assert lab.sql("SELECT status, text FROM t") == [("done", "Elsewhere.")]
+
+
 def test_what_is_no_file_is_never_opened(lab: Lab, simulator: Simulator) -> None:
     """A pipe would be waited for, a file of /proc says that it is empty and is not."""
     os.mkfifo(lab.root / "pipe.wav")
