@@ -316,6 +316,10 @@ class Experiment(_Section):
     )
     guards: GuardsConfig = Field(default_factory=lambda: GuardsConfig())
     sinks: dict[str, SinkConfig] = Field(default_factory=dict, description="Files to write when the run ends")
+    allow_paths: list[str] = Field(
+        default_factory=list,
+        description="Further folders that rows may name files in, besides the project's and the source's",
+    )
     keep_errors: bool = Field(False, description="On resume, leave failed rows as they are")
     store: StoreConfig = Field(default_factory=lambda: StoreConfig())
     simulator: SimulatorSettings = Field(default_factory=SimulatorSettings)

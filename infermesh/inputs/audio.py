@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from infermesh.errors import InputError
-from infermesh.inputs.formats import sniff
+from infermesh.inputs.formats import CLIPS, SNIFFED, is_clip, sniff
+from infermesh.inputs.paths import opened
 from infermesh.types import Audio
+
+if TYPE_CHECKING:
+    from infermesh.inputs.row_files import RowFiles
 
 __all__ = ["DEFAULT_MAX_BYTES", "read_audio"]
 
@@ -16,7 +20,10 @@ DEFAULT_MAX_BYTES = 25 * 1024 * 1024  # OpenAI's limit
 
 
 def read_audio(
-    source: str | os.PathLike[str] | bytes | BinaryIO, *, max_bytes: int | None = DEFAULT_MAX_BYTES
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    *,
+    max_bytes: int | None = DEFAULT_MAX_BYTES,
+    files: RowFiles | None = None,
 ) -> Audio:
     """Read one clip.
 
@@ -26,6 +33,9 @@ def read_audio(
         A path, the bytes, or an open binary file, which is read from its present position.
     max_bytes
         The largest clip allowed, in bytes. ``None``: no limit. No more than that is ever read.
+    files
+        The files that a row may name, if a row names this one. It is then refused elsewhere, and if it holds neither
+        sound nor a film. ``None``: the path is trusted.
 
     Returns
     -------
@@ -36,13 +46,13 @@ def read_audio(
     Raises
     ------
     InputError
-        Missing, not a file, empty, too large, or not bytes.
+        Missing, not a file, empty, too large, not bytes, or not for a row to name.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         data, filename = bytes(source), ""
         _check_size(len(data), max_bytes, "the clip")
     elif isinstance(source, str | os.PathLike):
-        data, filename = _from_path(source, max_bytes)
+        data, filename = _from_path(source, max_bytes, files)
     elif hasattr(source, "read"):
         data, filename = _from_file(source, max_bytes)
     else:
@@ -55,21 +65,27 @@ def read_audio(
     return Audio(data, filename)
 
 
-def _from_path(source: str | os.PathLike[str], max_bytes: int | None) -> tuple[bytes, str]:
+def _from_path(source: str | os.PathLike[str], max_bytes: int | None, files: RowFiles | None) -> tuple[bytes, str]:
     name = os.fspath(source)
-    if name.startswith(("http://", "https://")):
-        raise InputError(f"{name[:200]!r} is a URL: download the clip first and pass its path or bytes")
-    try:
-        path = Path(name).expanduser()
-        if not path.is_file():  # a pipe or a device has no size
-            raise InputError(f"audio file {name!r:.300} {'is not a file' if path.exists() else 'does not exist'}")
-        _check_size(path.stat().st_size, max_bytes, repr(name))
-        with path.open("rb") as file:
-            data = file.read() if max_bytes is None else file.read(max_bytes + 1)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"audio file {name!r:.300} cannot be read: {error}") from None
+    refuse_url(name)
+    path = Path(os.path.expanduser(name))
+    label = f"audio file {name!r:.300}"
+    with opened(path, label) as (file, stat):
+        trusted = files is None or files.judge(path, stat)
+        _check_size(stat.st_size, max_bytes, repr(name))
+        if not trusted and not is_clip(file.peek(SNIFFED)):
+            raise InputError(
+                f"{label} is not sent, since a row names it and it is neither sound nor a film: expected {CLIPS}"
+            )
+        data = file.read() if max_bytes is None else file.read(max_bytes + 1)
     _check_size(len(data), max_bytes, repr(name))
     return data, path.name
+
+
+def refuse_url(name: str) -> None:
+    """Raise ``InputError`` for a URL: nothing is fetched."""
+    if "://" in name[:12]:
+        raise InputError(f"{name[:200]!r} is a URL, and nothing is fetched: download the clip first and give its path")
 
 
 def _from_file(source: Any, max_bytes: int | None) -> tuple[bytes, str]:

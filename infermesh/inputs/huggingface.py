@@ -97,7 +97,7 @@ def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     name = config.dataset or ""
-    folder = next((path for root in roots if (path := root / os.path.expanduser(name)).is_dir()), None)
+    folder = _local_folder(name, roots)
     saved = folder is not None and any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
     if folder is not None and config.revision is not None:
         raise ConfigError(f"source.revision: {folder} is a local folder, which has no revisions. Leave it out.")
@@ -116,6 +116,20 @@ def open_dataset(config: SourceConfig, roots: Sequence[Path]) -> HubDataset:
         raise ConfigError(f"source.dataset: {what} could not be loaded: {_one_line(error)}") from None
     fingerprint = f"{name}|{config.subset}|{config.split}|{config.revision}|{rows._fingerprint}|{len(rows)}"
     return HubDataset(name, fingerprint, rows, Path(datasets.config.HF_DATASETS_CACHE) / "infermesh-media")
+
+
+def dataset_folders(name: str, roots: Sequence[Path]) -> list[Path]:
+    """Where the clips and pictures of a dataset are: its own folder, and the library's caches."""
+    import datasets
+    import huggingface_hub.constants
+
+    folder = _local_folder(name, roots)
+    caches = [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]
+    return caches if folder is None else [folder, *caches]
+
+
+def _local_folder(name: str, roots: Sequence[Path]) -> Path | None:
+    return next((path for root in roots if (path := root / os.path.expanduser(name)).is_dir()), None)
 
 
 def _saved_split(found: Any, config: SourceConfig) -> Any:

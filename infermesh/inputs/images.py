@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 from infermesh.errors import InputError
-from infermesh.inputs.formats import sniff
+from infermesh.inputs.formats import SNIFFED, sniff
+from infermesh.inputs.paths import opened
 
 __all__ = ["image_block"]
+
+_SENT = ("image/png", "image/jpeg", "image/gif", "image/webp")  # what every provider takes
+_MAX_BYTES = 64 * 1024 * 1024  # more than any provider takes
 
 
 def image_block(source: str | Path | bytes, *, detail: str | None = None, mime: str | None = None) -> dict[str, Any]:
@@ -28,7 +33,7 @@ def image_block(source: str | Path | bytes, *, detail: str | None = None, mime: 
     Raises
     ------
     InputError
-        The file is missing, unreadable, or not an image of a known type.
+        The file is missing, unreadable, larger than 64 MiB, or not an image of a known type.
 
     Examples
     --------
@@ -52,27 +57,28 @@ def _url(source: str | Path | bytes, mime: str | None) -> str:
         if head.startswith("data:"):
             raise InputError(f"the data URL is not an image: it begins {source[:40]!r}, expected data:image/…")
     if isinstance(source, str | Path):
-        name = f"the image {str(source)!r:.300}"
-        data = _read(Path(source), name)
+        data, mime = _read(Path(source), f"the image {str(source)!r:.300}", mime)
     elif isinstance(source, bytes | bytearray | memoryview):
-        name = "the image"
         data = bytes(source)
+        mime = mime or _mime(data, "the image")
     else:
         raise InputError(f"cannot make an image from {type(source).__name__}: pass a path, bytes or a URL")
-    if mime is None and (found := sniff(data)) is not None and found.mime.startswith("image/"):
-        mime = found.mime
-    if mime is None:
-        raise InputError(
-            f"{name} is not a PNG, JPEG, GIF or WebP (it begins {data[:12]!r}): convert it, or pass its mime type"
-        )
     return f"data:{mime};base64,{b64encode(data).decode()}"
 
 
-def _read(path: Path, name: str) -> bytes:
-    try:
-        path = path.expanduser()
-        if not path.is_file():
-            raise InputError(f"{name} {'is not a file' if path.exists() else 'does not exist'}: check the path")
-        return path.read_bytes()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be read: {error}") from None
+def _read(path: Path, name: str, mime: str | None) -> tuple[bytes, str]:
+    """A file's bytes and its media type. A file that is no image is not read."""
+    with opened(Path(os.path.expanduser(path)), name) as (file, stat):
+        mime = mime or _mime(file.peek(SNIFFED), name)
+        data = file.read(_MAX_BYTES + 1) if stat.st_size <= _MAX_BYTES else b""
+    if not 0 < len(data) <= _MAX_BYTES:
+        raise InputError(f"{name} has more than {_MAX_BYTES:,} bytes: make it smaller, no provider takes that")
+    return data, mime
+
+
+def _mime(data: bytes, name: str) -> str:
+    found = sniff(data)
+    if found is None or found.mime not in _SENT:
+        what = "" if found is None else f" but {found.mime}"
+        raise InputError(f"{name} is not a PNG, JPEG, GIF or WebP{what}: convert it, or pass its mime type")
+    return found.mime

@@ -1,11 +1,16 @@
-"""Find the files that a declaration names."""
+"""Find the files that a declaration names, and open a file that may be anything."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from stat import S_ISREG
+
+from infermesh.errors import InputError
 
 
 def find(path: str, roots: Sequence[Path]) -> Path | None:
@@ -26,3 +31,35 @@ def similar_file(path: str, roots: Sequence[Path]) -> str:
             if close:
                 return f" Did you mean '{Path(path).parent / close[0]}'?"
     return f" Looked in: {', '.join(str(root) for root in roots)}."
+
+
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[tuple[BufferedReader, os.stat_result]]:
+    """Open a regular file to read, with what the system says of the very file that is open.
+
+    Parameters
+    ----------
+    name
+        What messages call it: ``the image 'a.png'``.
+
+    Raises
+    ------
+    InputError
+        It is missing, cannot be read, has no bytes, or is a folder, a pipe or a device. A pipe is never waited for.
+    """
+    try:
+        if not path.is_file():  # to open a device may do something
+            raise InputError(f"{name} {'is not a file' if path.exists() else 'does not exist'}: check the path")
+        with open(path, "rb", opener=_without_waiting) as file:
+            stat = os.fstat(file.fileno())
+            if not S_ISREG(stat.st_mode):
+                raise InputError(f"{name} is not a file: check the path")
+            if not stat.st_size:  # all of /proc, too, whatever there is to read in it
+                raise InputError(f"{name} is empty")
+            yield file, stat
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be read: {error}") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -2,164 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Mapping, Sequence
+from decimal import DecimalException
 from pathlib import Path
 from typing import Any
 
-from jinja2 import (
-    Environment,
-    StrictUndefined,
-    TemplateSyntaxError,
-    Undefined,
-    UndefinedError,
-    meta,
-    nodes,
-    pass_environment,
-)
-from jinja2.compiler import CodeGenerator, Frame
-from jinja2.filters import make_attrgetter
-from jinja2.runtime import TemplateReference
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateSyntaxError, Undefined, meta, nodes
 
 from infermesh.errors import ConfigError, InputError
-from infermesh.exact_json import dumps, loads
+from infermesh.inputs.bounds import BUDGET
 from infermesh.inputs.formats import names_template
 from infermesh.inputs.paths import find, similar_file
+from infermesh.inputs.sandbox import ENVIRONMENT, PLAIN, count_turns, is_plain, refuse_missing
 
 _ABSENT: Any = object()
 ROW = "row"  # names the whole row in a template, for columns whose name is no identifier
-
-
-class _Missing(StrictUndefined):
-    """What is not there: an error of the row in every use, also within a list or a mapping that becomes text."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)  # raises what it is
-
-
-class _Method(_Missing):
-    """A method of a value: it can be called, and is no value in any other way.
-
-    ``{% for key, value in order.items() %}`` is what it says. ``{{ order.items }}``, of an order without that key, is
-    an error of the row and not the text ``<built-in method items …>`` (pallets/jinja#1554).
-    """
-
-    __slots__ = ("_method",)
-
-    def __init__(self, method: Any, hint: str, obj: Any, name: str) -> None:
-        super().__init__(hint, obj, name)
-        self._method = method
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._method(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:  # what Jinja asks of what it calls is not there
-        if name.startswith("jinja_") or name[:2] == "__" or name in ("unsafe_callable", "alters_data"):
-            raise AttributeError(name)
-        return super().__getattr__(name)
-
-
-class _Code(CodeGenerator):
-    """``{{ a ~ b }}`` has of each value what ``{{ a }}{{ b }}`` has of it: nothing of a null."""
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("str_join(map(environment.finalize, (")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write(")))")
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """``row.items`` is the column ``items``, not the dict's method: data comes before attributes."""
-
-    code_generator_class = _Code
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, Mapping) and attribute in obj:
-            return obj[attribute]
-        return self._data(super().getattr(obj, attribute), obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        try:
-            return obj[argument]
-        except (AttributeError, TypeError, LookupError):
-            return self._data(super().getitem(obj, argument), obj, argument)
-
-    def _data(self, found: Any, obj: Any, name: Any) -> Any:
-        if not callable(found) or isinstance(found, Undefined) or not _is_data(obj) or not self.is_safe_callable(found):
-            return found
-        kind = "object" if isinstance(obj, Mapping) else type(obj).__name__
-        return _Method(found, f"this {kind} has no key {str(name)!r}", obj, str(name))
-
-
-def _is_data(value: Any) -> bool:
-    """Whether a value is one of a row, and none of Jinja's own."""
-    return not type(value).__module__.startswith("jinja2")
-
-
-def _empty_for_null(value: Any) -> Any:
-    """A value as text has it. Null becomes nothing: a model would read ``None`` as a word."""
-    if value is None:
-        return ""
-    if (callable(value) and not isinstance(value, Undefined)) or isinstance(value, TemplateReference):
-        raise UndefinedError(f"{getattr(value, '__name__', 'this')} is a function or a template, and no text")
-    return value
-
-
-@pass_environment
-def _join(environment: Environment, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
-    """The filter ``join``, with nothing in the place of a null."""
-    items = value if attribute is None else map(make_attrgetter(environment, attribute), value)
-    return str(d).join(str(_empty_for_null(item)) for item in items)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """The filter ``tojson``: UTF-8, keys in their order, nothing escaped for HTML, NaN as ``null``."""
-    try:
-        text = dumps(value, _json_form).decode()
-    except TypeError:
-        _refuse_missing(value)  # says more than that it is no JSON
-        raise
-    return text if indent is None else json.dumps(loads(text), ensure_ascii=False, indent=indent)
-
-
-def _refuse_missing(value: Any) -> None:
-    """Raise what a value is that is not there, wherever it stands in the one given."""
-    if isinstance(value, Undefined):
-        str(value)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            _refuse_missing(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_missing(item)
-
-
-def _json_form(value: Any) -> Any:
-    """What JSON has of a value that it has not: exact numbers, dates and ids as text, bytes as hexadecimal digits."""
-    if isinstance(value, Decimal):
-        if value == value.to_integral_value():
-            return int(value)
-        return float(value) if Decimal(repr(float(value))) == value else str(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).hex()
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset | tuple):
-        return list(value)
-    return str(value)
-
-
-_ENVIRONMENT = _Environment(
-    undefined=_Missing, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_empty_for_null
-)
-_ENVIRONMENT.filters["tojson"] = _to_json
-_ENVIRONMENT.filters["join"] = _join
 
 
 class Template:
@@ -178,8 +35,12 @@ class Template:
     ----------
     names
         The names that it takes from outside: columns of the row, and stages.
+    functions
+        Jinja's own functions that it names: ``range``, ``dict`` and the like. A column or a stage of that name wins.
     columns
         ``(stage, column)`` for each ``stage.column`` that it names.
+    start, is_text
+        The text before the first value or block, and whether that is all.
 
     Raises
     ------
@@ -200,22 +61,26 @@ class Template:
                 inner = source.strip()
                 if inner.startswith("{{") and inner.endswith("}}"):
                     inner = inner[2:-2].strip()
-                tree = _ENVIRONMENT.parse(f"{{{{ {inner} }}}}")
-                self._evaluate = _ENVIRONMENT.compile_expression(inner, undefined_to_none=False)
+                tree = ENVIRONMENT.parse(f"{{{{ {inner} }}}}")
+                self._evaluate = ENVIRONMENT.compile_expression(inner, undefined_to_none=False)
             else:
-                tree = _ENVIRONMENT.parse(source)
-                self._render = _renderer(source, meta.find_undeclared_variables(tree))
+                tree = ENVIRONMENT.parse(source)
+                self._render = _renderer(tree)
         except TemplateSyntaxError as error:
             raise ConfigError(f"{path}: line {error.lineno} of the template: {error.message}") from None
+        except (RecursionError, SyntaxError, MemoryError) as error:  # of Python's compiler
+            raise ConfigError(f"{path}: the template is nested too deeply: {error}") from None
         self.names: set[str] = meta.find_undeclared_variables(tree)
+        self.functions = _functions(tree)
         self.columns: set[tuple[str, str]] = set(self._attributes(tree))
+        self.start, self.is_text = _leading_text(tree)
 
     def _attributes(self, tree: nodes.Template) -> list[tuple[str, str]]:
         """``(name, attribute)`` of each ``name.attribute`` and ``name["attribute"]`` with a name from outside."""
         found = []
         for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
             base = node.node  # type: ignore[attr-defined]
-            if isinstance(base, nodes.Name) and base.name in self.names:
+            if isinstance(base, nodes.Name) and base.name in self.names | self.functions:
                 if isinstance(node, nodes.Getattr):
                     found.append((base.name, node.attr))
                 elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
@@ -231,10 +96,11 @@ class Template:
 
     def evaluate(self, context: Mapping[str, Any]) -> Any:
         """Give the value for one row, of a template made with ``expression``. Raises ``InputError``."""
+        BUDGET.begin()
         try:
             value = self._evaluate(self._with_row(context))  # not by keyword: a column may be called ``self``
             if not isinstance(value, Undefined):
-                _refuse_missing(value)
+                refuse_missing(value)
         except Exception as error:
             raise self._failed(error) from error
         if isinstance(value, Undefined):
@@ -246,24 +112,38 @@ class Template:
         return {**context, ROW: context} if ROW in self.names and ROW not in context else context
 
     def _failed(self, error: Exception) -> InputError:
-        return InputError(f"{self.path}: the template could not be rendered for this row: {error}")
+        words = "" if isinstance(error, DecimalException) else str(error)  # it has but a list of classes
+        words = words or type(error).__name__
+        return InputError(f"{self.path}: the template could not be rendered for this row: {words[:1000]}")
 
 
-def _renderer(source: str, names: set[str]) -> Callable[[Mapping[str, Any]], str]:
+def _functions(tree: nodes.Template) -> set[str]:
+    """The names of Jinja's own functions in a template."""
+    return {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"} & ENVIRONMENT.globals.keys()
+
+
+def _renderer(tree: nodes.Template) -> Callable[[Mapping[str, Any]], str]:
     """Compile a template to a function of a row's context.
 
     Most templates only put values into text: they become a format with ``%s`` and never reach Jinja, unless a value is
-    missing. Others, if they use none of Jinja's global functions, share the row with Jinja instead of copying it twice.
+    missing. The others share the row with Jinja instead of copying it twice.
     """
-    template = _ENVIRONMENT.from_string(source)
-    if names & _ENVIRONMENT.globals.keys():
-        return template.render
-    root, new_context, join = template.root_render_func, template.new_context, _ENVIRONMENT.concat
+    substitution = _substitution(tree)
+    plain = is_plain(tree)
+    functions = {name: ENVIRONMENT.globals[name] for name in _functions(tree)}
+    template = (PLAIN if plain else ENVIRONMENT).from_string(tree if plain else count_turns(tree))
+    root, new_context = template.root_render_func, template.new_context
+    begin, bounded_join = BUDGET.begin, ENVIRONMENT.concat
 
-    def render(context: Mapping[str, Any]) -> str:
-        return join(root(new_context(context, shared=True)))  # type: ignore[arg-type]
+    def render_plain(context: Mapping[str, Any]) -> str:
+        return "".join(root(new_context(context, shared=True)))  # type: ignore[arg-type]
 
-    substitution = _substitution(_ENVIRONMENT.parse(source))
+    def render_bounded(context: Mapping[str, Any]) -> str:
+        begin()
+        shared = {**functions, **context} if functions else context
+        return bounded_join(root(new_context(shared, shared=True)))  # type: ignore[arg-type]
+
+    render = render_plain if plain and not functions else render_bounded
     return render if substitution is None else _substitute(*substitution, render)
 
 
@@ -283,6 +163,15 @@ def _substitution(tree: nodes.Template) -> tuple[str, list[tuple[str, ...]]] | N
             else:
                 return None
     return "".join(form), paths
+
+
+def _leading_text(tree: nodes.Template) -> tuple[str, bool]:
+    """The text before the first expression or block, and whether it is all that there is."""
+    first = tree.body[0] if tree.body else None
+    text = first.nodes[0] if isinstance(first, nodes.Output) else None
+    if not isinstance(first, nodes.Output) or not isinstance(text, nodes.TemplateData):
+        return "", not tree.body
+    return text.data, len(tree.body) == len(first.nodes) == 1
 
 
 def _dotted(node: nodes.Node) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -13,6 +13,7 @@ from infermesh.config.schema import OWN_FIELDS, ModelStageConfig
 from infermesh.dispatch.model import LogicalModel
 from infermesh.errors import RequestError
 from infermesh.exact_json import dumps
+from infermesh.inputs.row_files import RowFiles
 from infermesh.inputs.templates import Template
 from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
 from infermesh.stages.mapping import FieldReader, Mapped, Mapper, visible
@@ -26,11 +27,12 @@ Result = GenerationResult | EmbeddingResult | TranscriptionResult | FunctionResu
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """What building a stage needs: the models, the folders to look up paths in, and the names of all stages."""
+    """What building a stage needs: models, the folders to look up paths in, all stages' names, files for rows."""
 
     models: Mapping[str, LogicalModel]
     roots: Sequence[Path]
     stages: Collection[str] = ()
+    files: RowFiles = field(default_factory=RowFiles)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from infermesh.config.schema import EmbedStage, Experiment, GenerateStage, PythonStage, RowStageConfig, SqlStage
 from infermesh.errors import ConfigError
 from infermesh.inputs.paths import find, similar_file
+from infermesh.inputs.row_files import RowFiles
 from infermesh.stages.base import Stage, StageContext
 from infermesh.stages.embed import Embed
 from infermesh.stages.generate import Generate
@@ -23,13 +24,14 @@ def build_stages(experiment: Experiment, context: StageContext) -> Pipeline:
     Raises
     ------
     ConfigError
-        A file or schema that a stage names does not exist, a template does not parse, the stages form a cycle, or a
+        A file, folder or schema that is named does not exist, a template does not parse, the stages form a cycle, or a
         stage reads stages over different rows. All stages' problems are reported at once, one per line.
     """
     problems: list[str] = []
     stages: dict[str, Stage] = {}
     queries: dict[str, QueryTable] = {}
-    context = replace(context, stages=tuple(experiment.stages))
+    files = RowFiles(context.roots, experiment.source, experiment.allow_paths)
+    context = replace(context, stages=tuple(experiment.stages), files=files)
     for name, config in experiment.stages.items():
         try:
             if isinstance(config, SqlStage):

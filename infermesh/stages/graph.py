@@ -267,7 +267,7 @@ def references(stage: Stage) -> set[tuple[str, ...]]:
     """``(name,)`` and ``(name, column)`` for everything that the stage's templates, ``where`` and ``reads`` mention."""
     found: set[tuple[str, ...]] = {(name,) for name in stage.reads}
     for template in stage.templates:
-        found |= {(name,) for name in template.names}
+        found |= {(name,) for name in template.names | template.functions}
         found |= template.columns
     if stage.where is not None:
         found |= column_references(stage.where, f"stages.{stage.name}.where")

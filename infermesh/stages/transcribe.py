@@ -11,8 +11,7 @@ from typing import Any
 
 from infermesh.config.schema import TranscribeStage
 from infermesh.errors import InputError
-from infermesh.inputs.audio import read_audio
-from infermesh.inputs.paths import find
+from infermesh.inputs.audio import read_audio, refuse_url
 from infermesh.inputs.templates import load_template
 from infermesh.results import TranscriptionResult
 from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json
@@ -28,6 +27,7 @@ class Transcribe(ModelStage):
     def __init__(self, name: str, config: TranscribeStage, context: StageContext) -> None:
         super().__init__(name, config, context)
         self._audio = None
+        self._files = context.files
         self._asks_times = bool(self.params.get("timestamp_granularities")) or (
             self.params.get("response_format") in ("verbose_json", "diarized_json")
         )
@@ -36,16 +36,16 @@ class Transcribe(ModelStage):
         )
         if config.audio is not None:
             self._audio = load_template(config.audio, f"stages.{name}.audio", context.roots)
+            self._files = context.files.beginning(self._audio.start, whole=self._audio.is_text)
             self.templates = [self._audio]
         elif config.mapper is not None:
             self.map_rows(config.mapper, path_row, context.stages)
             outputs = (*outputs, Column("path", "VARCHAR"), Column(METADATA, "JSON"))
         self.table = StageTable(name, outputs)
         self._max_bytes = config.max_transcription_bytes
-        self._roots = context.roots
         self.sign(audio=self._audio and self._audio.source, mapper=config.mapper)
 
-    def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[Path]:
+    def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[Path | InputError]:
         """Find the audio file. The key covers its path, size and mtime; hashing the content would read it twice."""
         carried: tuple[str | None, ...] = ()
         if self._audio is not None:
@@ -61,20 +61,31 @@ class Transcribe(ModelStage):
                 raise InputError(f"input: expected the path of a clip, got {type(mapped.input).__name__}")
             written = os.fspath(mapped.input)
             carried = (written, mapped.metadata)
-        with suppress(OSError, ValueError):  # the text may be no valid file name
-            path = find(written, self._roots) if written else None
-            if path is not None and path.is_file():
-                stat = path.stat()
-                facts = (written, stat.st_size, stat.st_mtime_ns, sorted(self.params.items()))
-                return Prepared(path, self.model.key(*facts), carried)
-        if self._audio is None:
-            return Prepared(Path(written), self.model.key(written), carried)  # reading it raises the error
-        looked = ", ".join(str(root) for root in self._roots)
-        raise InputError(f"{self._audio.path}: no audio file '{written}' (looked in {looked}).")
+        try:
+            path, *facts = self._found(written)
+        except InputError as error:
+            if self._audio is not None:
+                raise InputError(f"{self._audio.path}: {error}") from None
+            return Prepared(error, self.model.key(written), carried)  # the carried values are stored with it
+        return Prepared(path, self.model.key(written, *facts, sorted(self.params.items())), carried)
 
-    async def answer(self, prepared: Prepared[Path]) -> TranscriptionResult:
+    def _found(self, written: str) -> tuple[Path, int, int]:
+        """The file of that name, its size and its time of change."""
+        refuse_url(written)
+        with suppress(OSError, ValueError):  # the text may be no valid file name
+            path = self._files.find(written) if written else None
+            if path is not None and path.is_file():
+                self._files.judge(path)
+                stat = path.stat()
+                return path, stat.st_size, stat.st_mtime_ns
+        looked = ", ".join(str(root) for root in self._files.roots)
+        raise InputError(f"no audio file '{written:.300}': it does not exist, or is a folder (looked in {looked}).")
+
+    async def answer(self, prepared: Prepared[Path | InputError]) -> TranscriptionResult:
         """Read the audio file in a thread, then send it."""
-        audio = await asyncio.to_thread(read_audio, prepared.request, max_bytes=self._max_bytes)
+        if isinstance(prepared.request, InputError):
+            raise prepared.request
+        audio = await asyncio.to_thread(read_audio, prepared.request, max_bytes=self._max_bytes, files=self._files)
         return await self.model.transcribe(audio, self.params)
 
     def outputs(self, result: TranscriptionResult) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,6 +47,28 @@ class TestOneAnswer:
         first, second = rows(done.stdout)
         assert (first["path"], first["text"], first["language"]) == ("recording.wav", "Good morning.", "en")
         assert "does not exist" in str(second["error"])
+
+    def test_files_of_the_command_line_may_be_anywhere(
+        self, shell: Shell, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Those that rows name may not, unless their folder is allowed."""
+        clip = tmp_path_factory.mktemp("elsewhere") / "there.wav"
+        clip.write_bytes(wav("Elsewhere."))
+        write_jsonl(shell.folder / "in.jsonl", [{"path": str(clip)}])
+        for given in (str(clip), os.path.relpath(clip, shell.folder)):
+            assert shell.here("transcribe", given).stdout == "Elsewhere.\n"
+        bench = ("bench", "transcribe", "--requests", "2", "--warmup", "0", "--concurrency", "1")
+        assert shell.here(*bench, str(clip)).returncode == 0
+        for command in (("transcribe",), bench):
+            done = shell.here(*command, "--input-jsonl", "in.jsonl")
+            assert done.returncode != 0
+            assert f"allow_paths: ['{clip.parent}']" in done.stdout + done.stderr
+            done = shell.here(*command, "--input-jsonl", "in.jsonl", "--allow-path", str(clip.parent))
+            assert done.returncode == 0, done.stderr
+        write_jsonl(clip.parent / "beside.jsonl", [{"path": "there.wav"}])
+        for command in (("transcribe",), bench):
+            done = shell.here(*command, "--input-jsonl", str(clip.parent / "beside.jsonl"))
+            assert done.returncode == 0, done.stderr
 
     def test_parsed_json(self, shell: Shell) -> None:
         (shell.folder / "shape.json").write_text(

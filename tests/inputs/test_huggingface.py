@@ -10,7 +10,8 @@ import duckdb
 import pytest
 
 from infermesh.config.schema import SourceConfig
-from infermesh.errors import ConfigError
+from infermesh.errors import ConfigError, InputError
+from infermesh.inputs.row_files import RowFiles
 from infermesh.inputs.sources import resolve_source
 from infermesh.simulator import Simulator
 from infermesh.store.ingest import ingest, row_columns
@@ -133,6 +134,10 @@ class TestDatasets:
         assert types == {"audio": "VARCHAR", "n": "BIGINT"}
         assert paths[3] is None
         assert [Path(path).read_bytes() for path in paths[:3]] == [wav("hello"), wav("bye"), wav("bye")]
+        files = RowFiles([tmp_path / "project"], SourceConfig(dataset=str(tmp_path / "saved")))
+        files.judge(Path(paths[1]))  # the library's cache is no strange place
+        with pytest.raises(InputError, match="allow_paths"):
+            files.judge(clip)
         assert paths[1] == paths[2]
         assert Path(paths[1]).suffix == ".wav"
         assert paths == [path for path, _ in load(tmp_path, dataset="saved")[1]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ def test_mime_for_other_kinds() -> None:
 def test_what_is_no_image(bad: Any) -> None:
     with pytest.raises(InputError):
         image_block(bad)
+
+
+def test_what_is_no_image_is_not_read(tmp_path: Path) -> None:
+    """Nor shown in the message: it may be a key. A pipe is not waited for."""
+    (tmp_path / "key.png").write_bytes(b"secret=planted")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "large.png").write_bytes(PNG)
+    os.truncate(tmp_path / "large.png", 2**36)
+    for name, says in {"key": "not a PNG", "pipe": "is not a file", "large": "67,108,864"}.items():
+        with pytest.raises(InputError, match=says) as caught:
+            image_block(tmp_path / f"{name}.png")
+        assert "secret" not in str(caught.value)
 
 
 WAV = b"RIFF\0\0\0\0WAVEfmt "

@@ -12,6 +12,8 @@ import pytest
 
 from infermesh.errors import InputError
 from infermesh.inputs.templates import Template
+from infermesh.simulator import Simulator
+from tests.support import Lab, experiment, generate
 
 
 def rendered(source: str, **context: Any) -> str:
@@ -73,6 +75,56 @@ def test_data_and_calls(source: str, expected: str) -> None:
         "1st": "one",
     }
     assert Template(source, "p").render(context) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{% for i in range(n) %}{{ i }} {% endfor %}", "0 1 2 "),
+        ("{{ range(n) | sum }}{{ range(2, 8, 2) | list }}", "3[2, 4, 6]"),
+        ("{% set ns = namespace(t=0) %}{% for i in [1, 2] %}{% set ns.t = ns.t + i %}{% endfor %}{{ ns.t }}", "3"),
+        ("{{ dict(a=n).a }}{{ dict(a=n) | tojson }}", '3{"a":3}'),
+        ("{% set c = cycler('x', 'y') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}", "xyx"),
+        ("{% set j = joiner(', ') %}{% for i in [1, 2] %}{{ j() }}{{ i }}{% endfor %}", "1, 2"),
+        ("{% macro m(k) %}{% for i in range(k) %}{{ i }}{% endfor %}{% endmacro %}{{ m(n) }}", "012"),
+    ],
+)
+def test_jinjas_own_functions(source: str, expected: str) -> None:
+    assert rendered(source, n=3) == expected
+
+
+@pytest.mark.parametrize("value", ["mine", None, 0, [], {"a": 1}])
+@pytest.mark.parametrize("name", ["range", "dict", "namespace", "cycler", "joiner", "lipsum"])
+def test_a_column_is_before_a_function(name: str, value: Any) -> None:
+    """Also where the row has nothing in it."""
+    for source in (
+        f"{{{{ {name} }}}}",
+        f"{{% for i in [1] %}}{{{{ {name} }}}}{{% endfor %}}",
+        f"{{{{ row['{name}'] }}}}",
+    ):
+        assert rendered(source, **{name: value}) == ("" if value is None else str(value))
+    assert Template(f"[{name}]", "p", expression=True).evaluate({name: value}) == [value]
+    with pytest.raises(InputError):
+        rendered(f"{{{{ {name}(3) }}}}", **{name: value})
+
+
+def test_functions_are_no_text_and_no_random_words() -> None:
+    for source in ("{{ range }}", "{{ dict }}", "{{ lipsum() }}", "{{ [range] | join }}", "{{ range ~ 'x' }}"):
+        with pytest.raises(InputError):
+            rendered(source)
+    assert Template("{{ lipsum(3) }}", "p").names == {"lipsum"}  # so it is told before the run
+
+
+def test_stages_and_columns_called_as_functions(lab: Lab, simulator: Simulator) -> None:
+    lab.rows([{"n": 0, "dict": "a word"}])
+    stages = {
+        "range": generate("{{ dict }}"),
+        "g": generate("{{ range.text }}|{{ dict }}"),
+        "h": generate("{% for i in cycler(1).items %}{{ i }}{% endfor %}{{ range['text'] }}"),
+    }
+    lab.run(experiment(simulator.url, stages))
+    assert lab.one("SELECT text FROM g") == "a word|a word"
+    assert lab.one("SELECT text FROM h") == "1a word"
 
 
 def test_a_column_called_row_is_that_column() -> None:

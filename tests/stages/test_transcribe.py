@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infermesh.errors import ConfigError, InputError
+from infermesh.inputs.audio import read_audio
+from infermesh.inputs.row_files import RowFiles
 from infermesh.simulator import Simulator
-from tests.support import Lab, experiment, totals, transcribe, wav
+from tests.support import Lab, experiment, totals, transcribe, wav, write_jsonl
 
 
 def clips(lab: Lab, *names: Any) -> None:
@@ -58,6 +63,137 @@ def test_a_clip_that_cannot_be_read_costs_its_row(lab: Lab, simulator: Simulator
     assert (kind, attempts) == ("input", 0)
     assert "stages.t.audio" in error
     assert totals(simulator)["received"] == 1
+
+
+SECRET = b"OPENAI_API_KEY=planted\n"
+
+
+def outside(lab: Lab) -> Path:
+    """A folder beside the project with a clip in it."""
+    folder = lab.root.parent / f"{lab.root.name}-elsewhere"
+    folder.mkdir()
+    (folder / "there.wav").write_bytes(wav("Elsewhere."))
+    return folder
+
+
+def refused(lab: Lab, simulator: Simulator, stage: dict[str, Any], **sections: Any) -> str:
+    """Run one row, of which nothing may be sent, and return its error."""
+    lab.run(experiment(simulator.url, {"t": stage}, **sections))
+    ((status, kind, error),) = lab.sql("SELECT status, error_type, error FROM t")
+    assert (status, kind) == ("error", "input")
+    assert totals(simulator)["received"] == 0
+    return str(error)
+
+
+@pytest.mark.parametrize("data", [SECRET, b"ID3_KEY=x", "text".encode("utf-16"), b"\x89PNG\r\n\x1a\n", b"%PDF-1.7"])
+@pytest.mark.parametrize("name", [".env", "clip.wav"])
+def test_only_sound_is_sent_for_a_row(lab: Lab, simulator: Simulator, name: str, data: bytes) -> None:
+    (lab.root / name).write_bytes(data)
+    lab.rows([{"audio": name}])
+    error = refused(lab, simulator, transcribe())
+    assert "neither sound nor a film" in error
+    assert "flac" in error
+    assert "planted" not in error
+
+
+@pytest.mark.parametrize("way", ["absolute", "dots", "link", "linked folder", "home", "link of a link"])
+@pytest.mark.parametrize("stage", [transcribe(), {"kind": "transcribe", "mapper": "row"}], ids=["template", "mapper"])
+def test_a_file_elsewhere_is_refused(
+    lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, way: str, stage: dict[str, Any]
+) -> None:
+    folder = outside(lab)
+    monkeypatch.setenv("HOME", str(folder))
+    (lab.root / "link.wav").symlink_to(folder / "there.wav")
+    (lab.root / "again.wav").symlink_to("link.wav")
+    (lab.root / "linked").symlink_to(folder)
+    name = {
+        "absolute": str(folder / "there.wav"),
+        "dots": f"../{folder.name}/there.wav",
+        "link": "link.wav",
+        "linked folder": "linked/there.wav",
+        "home": "~/there.wav",
+        "link of a link": "again.wav",
+    }[way]
+    lab.rows([{"audio": name, "path": name}])
+    error = refused(lab, simulator, stage)
+    assert f"allow_paths: ['{folder}']" in error
+    lab.run(experiment(simulator.url, {"t": stage}, allow_paths=[str(folder)]))
+    assert lab.sql("SELECT status, text FROM t") == [("done", "Elsewhere.")]
+
+
+def test_what_the_declaration_names_is_sent(lab: Lab, simulator: Simulator) -> None:
+    folder = outside(lab)
+    (folder / "raw.pcm").write_bytes(b"no known format")
+    lab.rows([{"name": "there"}])
+    lab.run(
+        experiment(
+            simulator.url,
+            {
+                "folder": transcribe(f"{folder}/{{{{ name }}}}.wav"),
+                "file": transcribe(str(folder / "raw.pcm")),
+                "dots": transcribe(f"../{folder.name}/{{{{ name }}}}.wav"),
+                "other": transcribe(f"{folder}/../{{{{ name }}}}.wav"),
+            },
+        )
+    )
+    assert totals(simulator)["received"] == 3
+    assert lab.one("SELECT status FROM file") == "done"
+    assert lab.one("SELECT error_type FROM other") == "input"
+
+
+def test_a_row_does_not_leave_the_folder_of_its_template(lab: Lab, simulator: Simulator) -> None:
+    folder = outside(lab)
+    (folder / "clips").mkdir()
+    lab.rows([{"name": "../there"}])
+    assert "allow_paths" in refused(lab, simulator, transcribe(f"{folder}/clips/{{{{ name }}}}.wav"))
+
+
+@pytest.mark.parametrize("pattern", ["rows.jsonl", "*.jsonl", "**/*.jsonl"])
+@pytest.mark.parametrize("name", ["there.wav", "{folder}/there.wav"])
+def test_clips_beside_the_source(lab: Lab, simulator: Simulator, pattern: str, name: str) -> None:
+    folder = outside(lab)
+    write_jsonl(folder / "rows.jsonl", [{"audio": name.format(folder=folder)}])
+    lab.run(experiment(simulator.url, {"t": transcribe()}, source={"path": f"{folder}/{pattern}"}))
+    assert lab.sql("SELECT status, text FROM t") == [("done", "Elsewhere.")]
+
+
+def test_a_template_may_name_a_folder_beside_the_source(lab: Lab, simulator: Simulator) -> None:
+    folder = outside(lab)
+    write_jsonl(folder / "rows" / "rows.jsonl", [{"name": "there"}])
+    source = {"path": f"{folder}/rows/rows.jsonl"}
+    lab.run(experiment(simulator.url, {"t": transcribe("../{{ name }}.wav")}, source=source))
+    assert lab.sql("SELECT status, text FROM t") == [("done", "Elsewhere.")]
+
+
+def test_what_is_no_file_is_never_opened(lab: Lab, simulator: Simulator) -> None:
+    """A pipe would be waited for, a file of /proc says that it is empty and is not."""
+    os.mkfifo(lab.root / "pipe.wav")
+    (lab.root / "environ.wav").symlink_to("/proc/self/environ")
+    (lab.root / "null.wav").symlink_to("/dev/zero")
+    (lab.root / "round.wav").symlink_to("round.wav")
+    lab.rows([{"n": n, "audio": f"{name}.wav"} for n, name in enumerate(("pipe", "environ", "null", "round"))])
+    lab.run(experiment(simulator.url, {"t": transcribe()}, allow_paths=["/proc", "/dev"]))
+    assert set(lab.statuses("t").values()) == {"error"}
+    assert "empty" in lab.one("SELECT error FROM t WHERE row_id = 1")
+    assert totals(simulator)["received"] == 0
+
+
+def test_a_file_that_is_exchanged_for_a_link_is_not_sent(lab: Lab) -> None:
+    """Between the look at the row and the reading of its file."""
+    folder = outside(lab)
+    files = RowFiles([lab.root])
+    (lab.root / "clip.wav").write_bytes(wav())
+    files.judge(lab.root / "clip.wav")
+    (lab.root / "clip.wav").unlink()
+    (lab.root / "clip.wav").symlink_to(folder / "there.wav")
+    with pytest.raises(InputError, match="allow_paths"):
+        read_audio(lab.root / "clip.wav", files=files)
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_run(lab: Lab, simulator: Simulator) -> None:
+    lab.rows([{"audio": "x.wav"}])
+    with pytest.raises(ConfigError, match="allow_paths: no folder 'nowhere'"):
+        lab.run(experiment(simulator.url, {"t": transcribe()}, allow_paths=["nowhere"]))
 
 
 def test_a_clip_that_is_too_large(lab: Lab, simulator: Simulator) -> None:

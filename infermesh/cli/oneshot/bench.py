@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from infermesh.cli.oneshot.commands import audio_stage
+from infermesh.cli.oneshot.commands import allow_paths, audio_stage
 from infermesh.cli.oneshot.options import (
     AudioOption,
     GenerateOptions,
@@ -65,4 +65,6 @@ def transcribe(
     """Measure transcription at several concurrencies."""
     from infermesh.cli.oneshot.bench_run import Bench
 
-    Bench("transcribe", sweep, rows, model, limits, given=ask.paths or None, stage=audio_stage(ask)).run()
+    bench = Bench("transcribe", sweep, rows, model, limits, given=ask.paths or None, stage=audio_stage(ask))
+    bench.allow_paths = allow_paths(ask)
+    bench.run()

@@ -42,6 +42,7 @@ class Bench:
     request: GenerateOptions | None = None
     given: str | list[str] | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
+    allow_paths: list[str] = field(default_factory=list)
 
     def run(self) -> NoReturn:
         """Measure, then exit: 0; 1 if every request failed; 3 if some failed or no level is acceptable."""
@@ -71,11 +72,12 @@ class Bench:
             limits = replace(limits, max_retries=0)  # a retried request would count as one slow answer
         mapping = flags_mapping(
             self.kind,
-            {"sql": "select 1"},
+            {"path": self.rows.input} if self.rows.input else {"sql": "select 1"},
             self.model,
             limits,
             request=self.request,
             stage={**self.stage, **row_input(self.kind, self.rows, self.given)},
+            allow_paths=self.allow_paths,
         )
         requests, warmup = self.sweep.requests, self.sweep.warmup
         print(f"{len(levels)} levels × {requests} requests, after {warmup} warm-up requests", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from infermesh.cli.oneshot.options import (
@@ -73,7 +75,14 @@ def transcribe(
     """Transcribe audio files, or each row of a file (field: path)."""
     from infermesh.cli.oneshot.run import Command
 
-    Command("transcribe", rows, out, model, limits, window, given=ask.paths or None, stage=audio_stage(ask)).run()
+    command = Command("transcribe", rows, out, model, limits, window, given=ask.paths or None, stage=audio_stage(ask))
+    command.allow_paths = allow_paths(ask)
+    command.run()
+
+
+def allow_paths(ask: AudioOption) -> list[str]:
+    """What may be sent besides files in the input's and the working folder: those that the command line names."""
+    return [*(path for path in ask.paths or () if os.path.exists(os.path.expanduser(path))), *(ask.allow_path or ())]
 
 
 def audio_stage(ask: AudioOption) -> dict[str, int | None]:

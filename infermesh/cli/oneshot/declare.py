@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ _FLAGS = {
     r"stages\.(?:generate|embed|transcribe)\.params\.": "--",
     r"stages\.(?:generate|embed|transcribe)\.": "--",
     r"source\.path\b": "--input_jsonl",
+    r"allow_paths?\b": "--allow-path",
 }
 
 
@@ -39,6 +40,7 @@ def flags_mapping(
     request: GenerateOptions | None = None,
     stage: Mapping[str, Any] | None = None,
     keep_errors: bool = False,
+    allow_paths: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The declaration that the flags mean.
 
@@ -75,6 +77,7 @@ def flags_mapping(
         "models": {_MODEL: _without_none(entry)},
         "stages": {kind: {"kind": kind, "model": _MODEL, **_without_none(own), **_without_none(stage or {})}},
         "keep_errors": keep_errors,
+        "allow_paths": list(allow_paths),
     }
 
 

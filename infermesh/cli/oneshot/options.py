@@ -72,6 +72,10 @@ class AudioOption:
     max_transcription_bytes: Annotated[
         int | None, _number_option(REQUEST, "--max-transcription-bytes", "Larger clips are refused; 0: none.", min=0)
     ] = None
+    allow_path: Annotated[
+        list[str] | None,
+        _option(FILES, "--allow-path", help="Folder that rows may name files in; repeat it.", metavar="DIR"),
+    ] = None
 
 
 @dataclass

@@ -60,6 +60,7 @@ class Command:
     request: GenerateOptions | None = None
     given: str | list[str] | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
+    allow_paths: list[str] = field(default_factory=list)
 
     def run(self) -> NoReturn:
         """Send the requests, then exit with the command's exit code."""
@@ -94,6 +95,7 @@ class Command:
             request=self.request,
             stage={"max_parallel_requests": self.window.max_parallel_requests, **self.stage, **stage},
             keep_errors=self.out.keep_errors,
+            allow_paths=self.allow_paths,
         )
         return declare(mapping, [Path.cwd()])
 
