@@ -20,6 +20,8 @@ from typing import Any
 import duckdb
 
 from infermesh.errors import StoreError
+from infermesh.hints import cured
+from infermesh.store.connection import shortened
 from infermesh.store.memory import with_room
 from infermesh.store.schema import Column, quoted
 
@@ -122,7 +124,7 @@ class GroupWriter:
             except Exception as error:  # whatever it is: a thread that ended in silence would lose all that follows
                 self.failure = error
                 if isinstance(error, duckdb.Error):
-                    self.failure = StoreError(f"run.duckdb could not be written: {error}")
+                    self.failure = StoreError(f"run.duckdb could not be written: {cured(shortened(error))}")
                 if self._on_failure is not None:
                     self._on_failure(self.failure)
                 return
