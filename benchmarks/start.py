@@ -58,7 +58,7 @@ def nearly_done(folder: Path, url: str, rows: int) -> None:
 
     It is begun as any run, interrupted, and its tables filled up with SQL instead of a million requests.
     """
-    from infermesh.store.database import connect
+    from infermesh.store.connection import connect
 
     project(folder, url, rows)
     begin = command("run", "+experiment=benchmark", f"hydra.run.dir={RUN}")

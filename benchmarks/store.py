@@ -62,7 +62,7 @@ def attempt(row_id: int) -> tuple[Any, ...]:
 def open_tables(path: Path) -> Any:
     """A database with a generate stage's table and ``attempts``; gives the connection and the tables' columns."""
     from infermesh.stages.generate import Generate
-    from infermesh.store.database import connect
+    from infermesh.store.connection import connect
     from infermesh.store.schema import ATTEMPTS, ATTEMPTS_DDL, StageTable
 
     stage = StageTable("s0", Generate.columns)

@@ -2,57 +2,49 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
-from typing import Any
+
+from infermesh.cli.terminal import discard_stdout, guard_streams
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    _keep_streams()
+    guard_streams()
     try:
-        if sys.argv[1:2] == ["-sc"]:
-            _complete()
-            return
-        from infermesh.cli.app import app
-
-        app(prog_name="infermesh")
+        try:
+            _run()
+        except SystemExit as ended:
+            if ended.code:  # it has said why
+                _end_with_what_is_written()
+            raise
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone (| head): end quietly, and keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()  # the reader has gone (| head): end quietly
         sys.exit(0)
+    except OSError as error:
+        from infermesh.hints import system_words
+
+        discard_stdout()
+        print(f"error: {system_words(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
-def _keep_streams() -> None:
-    """Let nobody's work end because nobody reads its messages: a closed terminal, ``2>&1 | head -1``, ``2>&-``.
-
-    A closed descriptor 0, 1 or 2 is given to the null device first, or the next file that is opened would take its
-    place and get the messages.
-    """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    if sys.stderr is None:
-        sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.devnull, "wb")))
-    elif isinstance(sys.stderr, io.TextIOWrapper):
-        raw = _Heard(sys.stderr.fileno(), "wb", closefd=False)
-        sys.stderr = io.TextIOWrapper(
-            io.BufferedWriter(raw), sys.stderr.encoding, "backslashreplace", line_buffering=True
-        )
+def _end_with_what_is_written() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard_stdout()
 
 
-class _Heard(io.FileIO):
-    """A stream of messages that goes silent when its reader has gone."""
+def _run() -> None:
+    if sys.argv[1:2] == ["-sc"]:
+        _complete()
+        return
+    from infermesh.cli.app import app
 
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            return len(data)
+    app(prog_name="infermesh")
 
 
 def _complete() -> None:

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from infermesh.cli.common import PROJECT, RUNS, EnvFile, FormatOption, OutputsOption, RunArgument, load_env
+from infermesh.cli.common import PROJECT, RUNS, Commands, EnvFile, FormatOption, OutputsOption, RunArgument, load_env
 from infermesh.cli.oneshot import bench
 from infermesh.cli.oneshot import commands as oneshot
 
 app = typer.Typer(
     name="infermesh",
+    cls=Commands,
     help="Run large LLM jobs from a YAML file. Every row's state is kept in DuckDB.",
     no_args_is_help=True,
     add_completion=False,

@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
+
+from infermesh.errors import InfermeshError
+from infermesh.hints import one_line, system_words
 
 RUNS = "Runs"
 PROJECT = "Project"
 EnvFile = Annotated[
-    Path | None, typer.Option("--env-file", help="Read API keys from this file of NAME=value lines.", exists=True)
+    Path | None,
+    typer.Option("--env-file", help="Read API keys from this file of NAME=value lines.", exists=True, dir_okay=False),
 ]
 FormatOption = Annotated[
     str | None,
@@ -22,6 +27,37 @@ OutputsOption = Annotated[Path, typer.Option("--outputs", help="The folder that 
 RunArgument = Annotated[
     str | None, typer.Argument(help="A run's folder or id, or an experiment's name; default: the newest.")
 ]
+
+
+class Commands(TyperGroup):
+    """The commands. An error that their surroundings make ends them in words; a bug of ours keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # whoever read has enough
+        except Exception as error:
+            if (words := words_of(error)) is None:
+                raise
+            fail(words)
+
+
+def words_of(error: BaseException, place: Path | None = None) -> str | None:
+    """What to print for an error that is no bug of ours: one of our own, the system's, or DuckDB's. Else ``None``.
+
+    Parameters
+    ----------
+    place
+        The path to name where the error names none.
+    """
+    if isinstance(error, InfermeshError):
+        return str(error)
+    if isinstance(error, OSError):
+        return system_words(error, place)
+    from infermesh.store.connection import DatabaseError  # late: DuckDB takes its time, and most errors are none of its
+
+    return one_line(error, 600) if isinstance(error, DatabaseError) else None
 
 
 def print_error(error: object) -> None:
@@ -79,4 +115,7 @@ def load_env(env_file: Path | None) -> None:
     if env_file is not None:
         from dotenv import load_dotenv
 
-        load_dotenv(env_file, override=False)
+        try:
+            load_dotenv(env_file, override=False)
+        except UnicodeDecodeError:
+            fail(f"--env-file {env_file}: it is no text in UTF-8")

@@ -17,6 +17,7 @@ from infermesh.errors import StoreError
 from infermesh.hints import nearest, one_line
 from infermesh.query.diff import SIDES, RunDiff, StageDiff, StageTotals
 from infermesh.query.union import RunUnion
+from infermesh.store.connection import damage
 from infermesh.store.folders import run_folders
 from infermesh.store.schema import DATABASE
 
@@ -57,7 +58,7 @@ def sql_across(
                 _say_left_out(union.left_out[said:])
                 write_query(union.connection, query, chosen)
         except duckdb.Error as error:
-            fail(f"{one_line(error, 2000)} (in {len(union.runs)} runs)")
+            fail(f"{damage(error) or one_line(error, 2000)} (in {len(union.runs)} runs)")
 
 
 def _say_left_out(lines: Sequence[str]) -> int:
@@ -102,7 +103,7 @@ def diff_runs(run_a: str, run_b: str, stage: str | None, limit: int, format: str
     except StoreError as error:
         fail(str(error))
     except duckdb.Error as error:
-        fail(one_line(error, 2000))
+        fail(str(damage(error) or one_line(error, 2000)))
 
 
 def _chosen_stages(diff: RunDiff, stage: str | None, first: Path, second: Path) -> list[str]:
@@ -140,9 +141,10 @@ _MEASURES: tuple[_Measure, ...] = (
 
 def _print_summary(first: Path, second: Path, stages: Sequence[StageDiff]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from infermesh.cli.console import SafeConsole
 
     print(f"A  {first}\nB  {second}", file=sys.stderr)
     for found in stages:
@@ -161,4 +163,4 @@ def _print_summary(first: Path, second: Path, stages: Sequence[StageDiff]) -> No
             a, b = measure(found.a), measure(found.b)
             shown = ("–" if value is None else format(value, form) for value in (a, b))
             table.add_row(title, *shown, Text(f"{b / a:.2f}" if a and b is not None else "", style="dim"))
-        Console(stderr=True, highlight=False).print(table)
+        SafeConsole(stderr=True).print(table)

@@ -30,6 +30,8 @@ def find_run(name: str | None) -> Path:
         return (
             path.parent / path.readlink() if path.is_symlink() else path
         )  # show the run's folder, not the link "latest"
+    if (path / DATABASE).is_dir():
+        fail(f"{path / DATABASE} is a folder: a run keeps its database in a file of that name. Move the folder away")
     for folder in run_folders():
         if folder.name == name or describe(folder).run_id == name:
             return folder

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
 from infermesh.cli.common import fail
 from infermesh.config.compose import shipped_project
+from infermesh.hints import named
 
 _EXPERIMENT = """\
 # @package _global_
@@ -132,12 +132,18 @@ def init_project(folder: Path) -> None:
         if target.exists():
             print(f"kept    {target}", file=sys.stderr)
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        _write(target, text.encode())
         print(f"wrote   {target}", file=sys.stderr)
     for group in ("source", "limits", "deployment", "model", "stage"):
         target = folder / "conf" / group
         if not target.exists():
-            shutil.copytree(shipped_project() / "conf" / group, target)
+            for file in sorted((shipped_project() / "conf" / group).glob("*.yaml")):
+                _write(target / file.name, file.read_bytes())
             print(f"wrote   {target}/", file=sys.stderr)
     print(f"\ncd {folder} && infermesh run +experiment={name}", file=sys.stderr)
+
+
+def _write(target: Path, content: bytes) -> None:
+    with named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)

@@ -188,15 +188,16 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print a table on a terminal, aligned lines elsewhere."""
     if sys.stdout.isatty():
         from rich import box
-        from rich.console import Console
         from rich.table import Table
+
+        from infermesh.cli.console import SafeConsole
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, heading in enumerate(rows[0]):
             table.add_column(heading, justify="right" if number else "left")
         for number, row in enumerate(rows[1:], 2):
             table.add_row(*row, end_section=number == len(rows) - 1)
-        Console(highlight=False).print(table)
+        SafeConsole().print(table)
         return
     widths = [max(len(row[number]) for row in rows) for number in range(len(rows[0]))]
     for row in rows:

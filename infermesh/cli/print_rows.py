@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 
 from infermesh.cli.common import fail
-from infermesh.hints import nearest
+from infermesh.hints import named, nearest, visible
 from infermesh.query.bound import bind, in_thread, lines_of_query, select_from
 from infermesh.query.export import stream
 from infermesh.store.values import csv_value
@@ -34,29 +34,28 @@ def write_query(connection: duckdb.DuckDBPyConnection, query: str, format: str) 
     if format == "table":
         _print_table(connection, query)
         return
-    try:
+    with named("stdout"):
         sys.stdout.flush()
         stream(connection, query, format, sys.stdout.buffer)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise  # whoever read has enough: the command ends quietly
-    except OSError as error:
-        fail(f"stdout could not be written: {error.strerror}")
 
 
 def _print_table(connection: duckdb.DuckDBPyConnection, query: str) -> None:
     """Print the first rows; long cells are cut."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from infermesh.cli.console import SafeConsole
 
     bound = bind(connection, query)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, kind in bound.columns:
         shown = str(kind)
         right = any(number in shown for number in _NUMBERS) and "[" not in shown
-        table.add_column(Text.assemble(name, "\n", (shown.lower(), "dim")), justify="right" if right else "left")
+        table.add_column(
+            Text.assemble(visible(name), "\n", (shown.lower(), "dim")), justify="right" if right else "left"
+        )
     # Floats are rounded here; all other values are the text that CSV has.
     cells = [
         f"c{number}" if kind.id in _FLOATS else f"({csv_value(kind, f'c{number}')})::VARCHAR"
@@ -67,7 +66,7 @@ def _print_table(connection: duckdb.DuckDBPyConnection, query: str) -> None:
         rows = found.result()
     for row in rows[:_TABLE_ROWS]:
         table.add_row(*(Text(_cell(value), style="dim" if value is None else "") for value in row))
-    Console().print(table)
+    SafeConsole().print(table)
     if len(rows) > _TABLE_ROWS:
         print(f"the first {_TABLE_ROWS} rows; --format csv, json, jsonl or parquet gives all", file=sys.stderr)
 
@@ -75,5 +74,5 @@ def _print_table(connection: duckdb.DuckDBPyConnection, query: str) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "NULL"
-    text = f"{value:.6g}" if isinstance(value, float) else str(value).replace("\n", "⏎")
+    text = f"{value:.6g}" if isinstance(value, float) else visible(str(value).replace("\n", "⏎"))
     return text if len(text) <= _CELL else text[: _CELL - 1] + "…"

@@ -21,16 +21,17 @@ class LiveTable:
     """Each stage's progress bar and counts on a terminal, redrawn in place."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(stderr=True)
+        from infermesh.cli.console import SafeConsole
+
+        self._console = SafeConsole(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._rates = Rates()
 
     def note(self, text: str) -> None:
         """Print a line above the table."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text)
 
     def start(self, stats: RunStats) -> None:
         self._rates.update(stats)

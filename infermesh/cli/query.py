@@ -45,10 +45,12 @@ def show_status(run: str | None) -> None:
             print(
                 "a process has opened its database and does not answer: it is loading the source, or ending. Try again"
             )
+        elif info.problem is not None:
+            fail(info.problem)
         return
     with _open(folder) as reader:
         stages: dict[str, dict[str, int]] = {}
-        for stage, status, rows in reader.execute("SELECT * FROM progress").fetchall():
+        for stage, status, rows in reader.rows("SELECT * FROM progress"):
             stages.setdefault(stage, {})[status] = rows
         for stage, counts in stages.items():
             total = sum(counts.values())
@@ -56,17 +58,16 @@ def show_status(run: str | None) -> None:
                 f"{counts[key]} {key}" for key in ("done", "error", "skipped", "pending") if key in counts
             )
             print(f"  {stage}: {words} of {total}" if total or "pending" not in counts else f"  {stage}: not asked yet")
-        row = reader.execute(
+        for requests, asked, answered, cost_usd in reader.rows(
             "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost_usd) FROM attempts"
-        ).fetchone()
-        if row is not None:
-            cost = "" if row[3] is None else f", ${row[3]:.4f}"
-            print(f"  {row[0]} requests, {(row[1] or 0) + (row[2] or 0)} tokens{cost}")
+        ):
+            cost = "" if cost_usd is None else f", ${cost_usd:.4f}"
+            print(f"  {requests} requests, {(asked or 0) + (answered or 0)} tokens{cost}")
         for stage in (name for name, counts in stages.items() if "error" in counts):
-            found = reader.execute(
+            found = reader.rows(
                 f"SELECT error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} WHERE status = 'error' "
                 "GROUP BY ALL ORDER BY rows DESC LIMIT 5"
-            ).fetchall()
+            )
             for kind, rows, example in found:
                 print(f"  failed: {rows} × {stage}: {kind}: {one_line(example or '', 160)}")
     if info.status == "running":

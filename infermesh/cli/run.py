@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from infermesh.cli.closing import run_closing
-from infermesh.cli.common import fail, options_first, print_error, split_config_dir
+from infermesh.cli.common import fail, options_first, print_error, split_config_dir, words_of
 from infermesh.cli.find_run import find_run
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob
+from infermesh.cli.terminal import guard_streams
 from infermesh.config.compose import (
     addable,
     composition_error,
@@ -32,13 +33,14 @@ from infermesh.config.compose import (
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.exact_json import loads
-from infermesh.hints import command, nearest, one_line
+from infermesh.hints import command, named, nearest, one_line
 from infermesh.query.summary import describe, newest_unfinished
 from infermesh.redaction import redact
 from infermesh.runs.control import Control
 from infermesh.runs.execute import execute
 from infermesh.runs.stats import Observer
-from infermesh.store.database import Redo, connect
+from infermesh.store.connection import connect, in_words
+from infermesh.store.database import Redo
 from infermesh.store.folders import CONFIG_FOLDER, claim_folder, discard, resolve_latest
 from infermesh.store.output_file import read_record
 from infermesh.store.schema import DATABASE
@@ -70,10 +72,11 @@ def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
         try:
             with sweep.announced():
                 _hydra_main(job)()
-        except InfermeshError as error:
-            fail(str(error))
+        except InfermeshError:
+            raise
         except Exception as error:
-            fail(_before_the_job(error, job, config_dir))
+            with named(sweep.folder):
+                fail(_before_the_job(error, job, config_dir))
     return sweep.report() if sweep.folder is not None or sweep.interrupted else job.code
 
 
@@ -82,7 +85,7 @@ def _before_the_job(error: Exception, job: _Job, config_dir: Path | None) -> str
     try:
         return composition_error(error, job.home, config_dir)
     except Exception:
-        if job.began:
+        if job.began or isinstance(error, OSError):  # Hydra makes the folder; what the system says is said as it is
             raise
         return f"Hydra cannot run this: {type(error).__name__}: {redact(one_line(error, 300))}"
 
@@ -104,6 +107,7 @@ class _Job:
         self._config_dir = config_dir
         self._sweep = sweep
         self.home = Path.cwd()
+        self._process = os.getpid()
         self.began = False
         self.code = 0
 
@@ -112,6 +116,8 @@ class _Job:
         from hydra.types import RunMode
 
         self.began = True
+        if os.getpid() != self._process:
+            guard_streams()
         os.chdir(self.home)  # hydra.job.chdir: a declaration's paths are the project's all the same
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
@@ -173,8 +179,10 @@ def run_job(
     except KeyboardInterrupt:
         print("interrupted before the first request", file=sys.stderr)
         return 130
-    except InfermeshError as error:
-        print_error(error)
+    except Exception as error:  # said here, since a sweep goes on with its next job
+        if (words := words_of(error, folder)) is None:
+            raise
+        print_error(words)
         return 1
     print(run_closing(outcome, brief=brief), file=sys.stderr)
     for problem in outcome.files.errors:
@@ -229,16 +237,16 @@ def _stored_declaration(folder: Path) -> Declaration:
 
     Relative paths in it are looked up below the working directory first, then where the run looked them up.
     """
-    try:
-        with connect(folder / DATABASE, read_only=True) as connection:
+    path = folder / DATABASE
+    row, output = None, None
+    with connect(path, read_only=True) as connection, in_words(path):
+        if connection.execute("SELECT 1 FROM duckdb_tables()").fetchone() is not None:
             row = connection.execute("SELECT config, roots FROM run").fetchone()
             output = read_record(connection)
-    except InfermeshError as error:
-        fail(str(error))
     if output is not None:
         fail(f"{folder} is the checkpoint of {output.path}: run the command that made it again, with --resume")
     if row is None:
-        fail(f"{folder / DATABASE} holds no run: it ended before its source was loaded. Run it again.")
+        fail(f"{path} holds no run: it ended before its source was loaded. Run it again.")
     kept = [Path(root) for root in loads(row[1])]
     try:
         return declare(loads(row[0]), [Path.cwd(), *(root for root in kept if root != Path.cwd())])

@@ -415,11 +415,12 @@ def _read_record(file: Path, sweep: str) -> JobRecord | None:
 def print_table(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
     """Print the sweep's table to stderr, one row for each job."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
+    from infermesh.cli.console import SafeConsole
+
     stage = measured_stage(keys)
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+    console = SafeConsole(stderr=True, width=None if sys.stderr.isatty() else 200)
     scope = "the whole run" if stage is None else f"stage {stage}"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     has_cost = any(job.figures is not None and job.figures.cost_usd is not None for job in jobs)

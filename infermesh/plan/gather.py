@@ -27,7 +27,9 @@ from infermesh.runs.assemble import assembled
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
+from infermesh.store.connection import in_words
 from infermesh.store.folders import outputs_of
+from infermesh.store.schema import DATABASE
 from infermesh.store.usage import used_today
 from infermesh.types import LIMITS
 
@@ -109,7 +111,7 @@ def make_plan(
         The run's database cannot be read, or a process is running it.
     """
     experiment, options = declaration.experiment, options or Options()
-    with ExitStack() as stack:
+    with in_words(folder / DATABASE), ExitStack() as stack:
         fleet, pipeline = stack.enter_context(assembled(declaration, environ, simulator_url=SIMULATOR_URL))
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infermesh-plan-")))
         rows, notes = PlannedRows(experiment, pipeline, folder, place), list[str]()

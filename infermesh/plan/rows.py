@@ -13,12 +13,14 @@ from pathlib import Path
 import orjson
 
 from infermesh.config.schema import Experiment
+from infermesh.errors import StoreError
 from infermesh.inputs.sources import resolve_source
 from infermesh.query.survey import Survey
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
 from infermesh.store import SOURCE, Column, Connection, Row, RunStore
-from infermesh.store.database import connect, utcnow
+from infermesh.store.connection import connect
+from infermesh.store.database import utcnow
 from infermesh.store.filter import RowFilter, column_references
 from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
@@ -49,7 +51,10 @@ class PlannedRows:
                 for name in (DATABASE, f"{DATABASE}.wal"):
                     if (folder / name).exists():
                         shutil.copyfile(folder / name, place / name)
-        self._store = RunStore(place / DATABASE, experiment.store)
+        try:
+            self._store = RunStore(place / DATABASE, experiment.store)
+        except StoreError as error:  # of the copy: the file is named that the user knows
+            raise type(error)(str(error).replace(str(place), str(folder))) from None
         self._made = {SOURCE}
         self.filters: dict[str, RowFilter] = {}
         self.stale: set[str] = set()

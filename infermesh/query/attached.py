@@ -9,7 +9,7 @@ import duckdb
 
 from infermesh.errors import StoreInUseError
 from infermesh.query.reader import RunReader, is_live
-from infermesh.store.database import unusable
+from infermesh.store.connection import check_log, log_of, unusable
 from infermesh.store.schema import DATABASE, literal, quoted
 
 _COLUMNS = (  # of all tables and views
@@ -39,7 +39,7 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> L
     try:
         _attach_file(connection, path, catalog)
     except duckdb.Error as error:
-        problem = unusable(path, error)
+        problem = unusable(path, error, done="opened")
         if not (isinstance(problem, StoreInUseError) and path.name == DATABASE and is_live(path.parent)):
             raise problem from None
     else:
@@ -48,6 +48,7 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> L
 
 
 def _attach_file(connection: duckdb.DuckDBPyConnection, path: Path, catalog: str) -> None:
+    check_log(log_of(path))
     connection.execute(f"ATTACH {literal(str(path))} AS {quoted(catalog)} (READ_ONLY)")
 
 
@@ -76,7 +77,7 @@ class LiveTables:
         self._reader = RunReader(path.parent)
         try:
             tables: dict[str, list[str]] = {}
-            for table, column, kind in self._reader.execute(_COLUMNS).fetchall():
+            for table, column, kind in self._reader.rows(_COLUMNS):
                 tables.setdefault(table, []).append(f"{quoted(column)} {kind}")
             self._tables = {table.lower(): table for table in tables}
             connection.execute(f"ATTACH ':memory:' AS {quoted(catalog)}")
@@ -126,7 +127,7 @@ class LiveTables:
         try:
             _attach_file(self._connection, self._path, self._catalog)
         except duckdb.Error as error:
-            raise unusable(self._path, error) from None
+            raise unusable(self._path, error, done="opened") from None
 
     def _name(self, table: str) -> str:
         return f"{quoted(self._catalog)}.{quoted(table)}"

@@ -17,11 +17,12 @@ from typing import Any, BinaryIO
 import duckdb
 
 from infermesh.errors import ConfigError, StoreError
-from infermesh.hints import one_line
+from infermesh.hints import cured, one_line, system_words
 from infermesh.inputs.formats import RowFormat, row_file
 from infermesh.query.beside import folder_beside
 from infermesh.query.bound import bind, copy_rows, in_thread
 from infermesh.query.table_query import TableQuery
+from infermesh.store.connection import damage, shortened
 from infermesh.store.memory import VECTOR, more_room
 from infermesh.store.schema import literal, quoted
 from infermesh.store.values import csv_value, json_value, parquet_value
@@ -109,10 +110,9 @@ def export(connection: duckdb.DuckDBPyConnection, query: str | TableQuery, path:
                 rows = copy_rows(connection, bound.sql, written, whole, options)
             whole.replace(path)
     except duckdb.Error as error:
-        raise StoreError(f"{path} could not be written: {one_line(error)}") from None
+        raise damage(error) or StoreError(f"{path} could not be written: {cured(shortened(error))}") from None
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        raise StoreError(f"{path} could not be written: {error.strerror or error}{where}") from None
+        raise StoreError(f"{path} could not be written: {system_words(error)}") from None
     return rows
 
 

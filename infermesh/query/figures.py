@@ -12,8 +12,7 @@ import duckdb
 import orjson
 
 from infermesh.query.percentile import percentile
-from infermesh.store.connection import open_duckdb
-from infermesh.store.database import connect
+from infermesh.store.connection import connect, in_words, open_duckdb
 from infermesh.store.schema import Column, literal, quoted
 
 # One request with its retries: the attempts of a row, from number 1 on. A later session begins with 1 again.
@@ -110,7 +109,7 @@ def read_figures(path: Path, stage: str | None = None) -> Figures | None:
     StoreError
         Another process holds the database, or it is damaged.
     """
-    with connect(path, read_only=True) as connection:
+    with connect(path, read_only=True) as connection, in_words(path):
         tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
         if not {"run", "sessions"} <= tables:  # the run ended before its source was loaded, or is of schema 1
             return None
@@ -188,7 +187,7 @@ class StoredRun:
 
 def read_stored(path: Path) -> StoredRun | None:
     """Read a run's declaration; ``None`` if the database holds no run. Raises ``StoreError``."""
-    with connect(path, read_only=True) as connection:
+    with connect(path, read_only=True) as connection, in_words(path):
         try:
             row = connection.execute(
                 "SELECT status, config_hash, source_fingerprint, signatures, overrides FROM run"

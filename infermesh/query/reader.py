@@ -17,8 +17,7 @@ import orjson
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.query.carried import restored
 from infermesh.query.server import SOCKET, TIME_LIMIT_S, short_name
-from infermesh.store.connection import open_duckdb
-from infermesh.store.database import connect
+from infermesh.store.connection import connect, damage, open_duckdb, unusable
 from infermesh.store.schema import DATABASE, literal, quoted
 
 _OPENING_S = 0.5  # a run locks its file a moment before its socket answers, and unlocks it a moment after
@@ -91,7 +90,22 @@ class RunReader:
         try:
             return connection.execute(query)
         except duckdb.Error as error:
-            raise StoreError(_message(error, timeout)) from None
+            raise self._refused(error, timeout) from None
+
+    def rows(self, sql: str, *, timeout: float | None = None) -> list[tuple[Any, ...]]:
+        """All rows of a query of ours over tables that every run has.
+
+        Parameters and errors are those of :meth:`execute`; it raises no others.
+        """
+        connection, query = self.prepare(sql, timeout=timeout)
+        try:
+            return connection.execute(query).fetchall()
+        except duckdb.CatalogException as error:
+            raise unusable(self.folder / DATABASE, error) from None
+        except duckdb.Error as error:
+            raise self._refused(error, timeout) from None
+        finally:
+            self._stop_timer()
 
     def prepare(self, sql: str, *, timeout: float | None = None) -> tuple[duckdb.DuckDBPyConnection, str]:
         """A connection and the query that gives the result there, for a larger query around it.
@@ -121,7 +135,7 @@ class RunReader:
         try:
             yield self.prepare(sql, timeout=timeout)
         except duckdb.Error as error:
-            raise StoreError(_message(error, timeout)) from None
+            raise self._refused(error, timeout) from None
         finally:
             self._stop_timer()
 
@@ -133,6 +147,13 @@ class RunReader:
                 connection.close()
         if self._answers is not None:
             self._answers.cleanup()
+
+    def _refused(self, error: duckdb.Error, timeout: float | None) -> StoreError:
+        if isinstance(error, duckdb.InterruptException) and timeout is not None:
+            return StoreError(
+                f"the query took longer than {timeout:g} s: ask for less, or give it more time (--timeout SECONDS)"
+            )
+        return damage(error, self.folder / DATABASE) or StoreError(str(error))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -182,7 +203,7 @@ def ask_run(folder: Path, sql: str) -> list[tuple[Any, ...]] | None:
     """The rows of a small query on a run, live or not; ``None`` if it cannot be answered within five seconds."""
     try:
         with RunReader(folder) as reader:
-            return reader.execute(sql, timeout=_CONNECT_S).fetchall()
+            return reader.rows(sql, timeout=_CONNECT_S)
     except StoreError:
         return None
 
@@ -273,9 +294,3 @@ def _read_header(stream: Any) -> dict[str, Any]:
     if "error" in header:
         raise StoreError(header["error"])
     return header
-
-
-def _message(error: duckdb.Error, timeout: float | None) -> str:
-    if isinstance(error, duckdb.InterruptException) and timeout is not None:
-        return f"the query took longer than {timeout:g} s: ask for less, or give it more time (--timeout SECONDS)"
-    return str(error)

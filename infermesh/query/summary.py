@@ -9,7 +9,7 @@ from pathlib import Path
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.query.reader import RunReader
 from infermesh.store.folders import run_folders
-from infermesh.store.schema import UNFINISHED, status_now
+from infermesh.store.schema import SOURCE, UNFINISHED, status_now
 
 
 @dataclass(slots=True)
@@ -25,6 +25,8 @@ class RunInfo:
         Counts of rows over all stages.
     answers
         Whether the database could be read; if not, all else is unknown.
+    problem
+        Why it could not; ``None`` if it could.
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class RunInfo:
     pending: int = 0
     cost_usd: float | None = None
     answers: bool = True
+    problem: str | None = None
 
     @property
     def unfinished(self) -> bool:
@@ -53,25 +56,25 @@ def describe(folder: Path) -> RunInfo:
     except StoreError as error:
         info.status = "running" if isinstance(error, StoreInUseError) else "damaged"
         info.answers = False
+        info.problem = str(error)
         info.experiment = folder.parent.name  # a guess: that is how runs' folders are laid out
     return info
 
 
 def _fill(info: RunInfo, reader: RunReader) -> None:
-    tables = {name for (name,) in reader.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-    row = None
-    if "run" in tables:
-        row = reader.execute("SELECT run_id, experiment, status, started_at FROM run").fetchone()
-    if row is None:
+    tables = {name for (name,) in reader.rows("SELECT table_name FROM duckdb_tables()")}
+    found = []
+    if tables & {"run", SOURCE}:
+        found = reader.rows("SELECT run_id, experiment, status, started_at FROM run")
+    if not found:
         info.status = "empty"
         return
-    info.run_id, info.experiment, stored, info.started_at = row
+    info.run_id, info.experiment, stored, info.started_at = found[0]
     info.status = status_now(stored, held=reader.live)
-    counts = dict(reader.execute("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY ALL").fetchall())
+    counts = dict(reader.rows("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY ALL"))
     info.done, info.failed = counts.get("done", 0), counts.get("error", 0)
     info.pending = counts.get("pending", 0)
-    cost = reader.execute("SELECT sum(cost_usd) FROM attempts").fetchone()
-    info.cost_usd = cost[0] if cost else None
+    ((info.cost_usd,),) = reader.rows("SELECT sum(cost_usd) FROM attempts")
 
 
 def newest_unfinished() -> Path | None:

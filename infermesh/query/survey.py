@@ -12,7 +12,7 @@ import duckdb
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.exact_json import loads
 from infermesh.query.percentile import percentile
-from infermesh.store.database import connect
+from infermesh.store.connection import connect
 from infermesh.store.folders import run_folders
 from infermesh.store.pending import settled_state
 from infermesh.store.schema import DATABASE, SOURCE, StageTable, not_retired, quoted

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from infermesh.config.declaration import Declaration
 from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.errors import InfermeshError
+from infermesh.hints import visible
 from infermesh.inputs.sources import resolve_source
 from infermesh.query.server import LiveServer
 from infermesh.runs.assemble import assembled
@@ -24,6 +27,7 @@ from infermesh.runs.session import RunSession
 from infermesh.runs.stats import Observer
 from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
+from infermesh.store.connection import in_words
 from infermesh.store.database import Redo
 from infermesh.store.folders import CONFIG_FOLDER, LOG, discard, outputs_of, point_latest
 from infermesh.store.schema import DATABASE
@@ -69,6 +73,8 @@ def execute(
         The declaration names something that does not exist; nothing was sent.
     StoreError
         The database cannot be opened or written.
+    OSError
+        The folder or a file in it cannot be written.
     KeyboardInterrupt
         Ctrl-C before the first request. Later, Ctrl-C drains the run and raises nothing.
     """
@@ -80,18 +86,22 @@ def execute(
     try:
         if sink is None:
             _write_config(folder, declaration)
-        with _session(declaration, folder, observer, environ, sink, redo, control or Control()) as session:
+        with (
+            in_words(folder / DATABASE),
+            _session(declaration, folder, observer, environ, sink, redo, control or Control()) as session,
+        ):
             outcome: RunOutcome = run_loop(session.run())
             return outcome
-    except (InfermeshError, KeyboardInterrupt) as error:
+    except (InfermeshError, OSError, KeyboardInterrupt) as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        if fresh:
-            # What a checkpoint has kept of stdin stays after Ctrl-C, for --resume: it may not come a second time.
-            kept = sink is not None and interrupted
-            discard(folder, () if kept else written, with_parent=sink is None)
-        elif not interrupted:
-            for file, content in before.items():
-                file.write_bytes(content)
+        with contextlib.suppress(OSError):  # a full disk, say: what is told is why the run ended
+            if fresh:
+                # What a checkpoint has kept of stdin stays after Ctrl-C, for --resume: it may not come a second time.
+                kept = sink is not None and interrupted
+                discard(folder, () if kept else written, with_parent=sink is None)
+            elif not interrupted:
+                for file, content in before.items():
+                    _put(file, content)
         raise
 
 
@@ -146,9 +156,22 @@ def _write_config(folder: Path, declaration: Declaration) -> None:
     target = folder / CONFIG_FOLDER
     target.mkdir(parents=True, exist_ok=True)
     config = yaml.safe_dump(dict(declaration.mapping), sort_keys=False, allow_unicode=True)
-    (target / "config.yaml").write_text(config, encoding="utf-8")
+    _put(target / "config.yaml", config.encode())
     if declaration.overrides is not None:
-        (target / "overrides.yaml").write_text(yaml.safe_dump(list(declaration.overrides)), encoding="utf-8")
+        _put(target / "overrides.yaml", yaml.safe_dump(list(declaration.overrides)).encode())
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Write a small file; the one that is there stays whole where the disk is full."""
+    arriving = file.with_name(f".{file.name}.part")
+    try:
+        arriving.write_bytes(content)
+        arriving.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            arriving.unlink(missing_ok=True)
+        error.filename = str(file)
+        raise
 
 
 def _remove_database(folder: Path) -> None:
@@ -157,10 +180,24 @@ def _remove_database(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+class _OneLine(logging.Formatter):
+    """A message is one line, and a traceback is indented: a server's words forge no line and steer no terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).replace("\n", "\\n")
+
+    def formatException(self, ei: Any) -> str:
+        return textwrap.indent(super().formatException(ei), "    ")
+
+
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")  # opened now: connections may use up the descriptors later
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # Opened now: connections may use up the descriptors later.
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     before = logger.disabled, logger.level
     logger.disabled = False  # Hydra's logging config may have disabled every existing logger
     logger.setLevel(logging.INFO)

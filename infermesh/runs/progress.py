@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from infermesh.hints import visible
 from infermesh.runs.stats import RunStats
 
 _LINE_EVERY_S = 5.0
@@ -72,7 +73,7 @@ def summary(stats: RunStats, rates: Rates) -> str:
 
 
 def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 class PlainLines:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,9 +14,9 @@ import duckdb
 import orjson
 
 from infermesh.config.schema import StoreConfig
-from infermesh.errors import ConfigError, StoreError, StoreInUseError
+from infermesh.errors import ConfigError, StoreError
 from infermesh.inputs.sources import Source
-from infermesh.store.connection import open_duckdb
+from infermesh.store.connection import connect_to_write, half_made
 from infermesh.store.ingest import ingest, query_rows, row_columns
 from infermesh.store.memory import drop_cache, fetch, set_limit, with_room
 from infermesh.store.output_file import OutputTable
@@ -46,7 +44,6 @@ from infermesh.store.writer import GroupWriter
 Connection = duckdb.DuckDBPyConnection
 Check = Callable[[Connection, Mapping[str, Sequence[Column]]], None]
 
-_READERS_S = 1.0  # a starting run waits so long for other processes that read the database
 # On closing, DuckDB would also vacuum all row groups that are not full: for a million rows that took 130 MB and 4 s,
 # and left the file larger. One task each time is enough.
 _CHECKPOINT: Mapping[str, Any] = {"max_vacuum_tasks": 1}
@@ -97,7 +94,7 @@ class RunStore:
         self.path = path
         self._memory_limit = config.memory_limit
         limits = {"memory_limit": config.memory_limit, "threads": config.threads}
-        self._connection = _connect_to_write(path, {**limits, **_CHECKPOINT})
+        self._connection = connect_to_write(path, {**limits, **_CHECKPOINT})
         self._interval = config.commit_interval
         self._tables: list[StageTable] = []
         self._origins: dict[str, str] = {}
@@ -106,9 +103,12 @@ class RunStore:
         self.is_new = "source" not in existing
         if not self.is_new:
             version = self._one("SELECT max(schema_version) FROM run")
-            if version is None or version > SCHEMA_VERSION:
+            if version is None:
+                raise half_made(path, "its table run has no row")
+            if version > SCHEMA_VERSION:
                 raise StoreError(
-                    f"{path} was written by a newer infermesh (schema {version}, known up to {SCHEMA_VERSION})."
+                    f"{path} was written by a newer infermesh (schema {version}, known up to {SCHEMA_VERSION}). "
+                    f"pip install --upgrade infermesh"
                 )
 
     def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -417,47 +417,3 @@ class RunStore:
         """Close the database. DuckDB then merges its write-ahead log into the file."""
         drop_cache(self._connection)  # the merge needs memory too
         self._connection.close()
-
-
-def connect(
-    path: Path, config: Mapping[str, Any] | None = None, *, read_only: bool = False
-) -> duckdb.DuckDBPyConnection:
-    """Open a run's database.
-
-    Raises
-    ------
-    StoreInUseError
-        Another process, or this one, has it open.
-    StoreError
-        The file is no DuckDB database.
-    """
-    if "?" in str(path) and not read_only:  # DuckDB puts its write-ahead log into a folder that is not there
-        raise StoreError(f"{path}: DuckDB cannot write where a folder has a ? in its name. Rename it.")
-    try:
-        return open_duckdb(str(path), config, read_only=read_only)
-    except duckdb.Error as error:
-        raise unusable(path, error) from None
-
-
-def _connect_to_write(path: Path, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
-    """Open for writing. Wait up to a second for processes that read it; do not wait for one that writes."""
-    until = time.monotonic() + _READERS_S
-    while True:
-        try:
-            return connect(path, config)
-        except StoreInUseError:
-            # Readers share the file. If another process writes, this raises StoreInUseError too, with the same message.
-            connect(path, read_only=True).close()
-            if time.monotonic() > until:
-                raise
-        time.sleep(0.02)
-
-
-def unusable(path: Path, error: duckdb.Error) -> StoreError:
-    """The error for a database that DuckDB cannot open."""
-    text = " ".join(str(error).split())
-    holder = re.search(r"\(PID (\d+)\)", text)
-    if "lock" in text.lower() or "different configuration" in text:  # the latter: this process has it open
-        who = f"process {holder[1]}" if holder else "another process"
-        return StoreInUseError(f"{path} is in use by {who}: a run that is still going? Wait for it, or stop it.")
-    return StoreError(f"{path} cannot be opened: {text[:400]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import orjson
 from infermesh.config.schema import Experiment
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.limits import DayUsage
-from infermesh.store.database import connect
+from infermesh.store.connection import connect, in_words
 from infermesh.store.folders import run_folders, written_at
 from infermesh.store.schema import DATABASE
 
@@ -86,7 +87,12 @@ def used_today(
     midnight = dt.datetime.combine(today, dt.time(), dt.UTC).timestamp()
     counts = {label: [0, 0] for label in labels}
     for query in _readable_runs(own, outputs, own_folder, midnight, note, live):
-        for label, requests, tokens in _used_in_run(query, experiment, today):
+        try:
+            used = list(_used_in_run(query, experiment, today))
+        except StoreError as error:
+            note(f"not counted against today's quotas: {error}")
+            continue
+        for label, requests, tokens in used:
             if label in counts:
                 counts[label][0] += requests
                 counts[label][1] += tokens
@@ -112,7 +118,7 @@ def _readable_runs(
             continue
         try:
             with connect(folder / DATABASE, read_only=True) as connection:
-                yield lambda sql, connection=connection: connection.execute(sql).fetchall()  # type: ignore[misc]
+                yield functools.partial(_rows, connection, folder / DATABASE)
         except StoreError as error:
             if not isinstance(error, StoreInUseError):
                 note(f"{folder}: not counted against today's quotas: {error}")
@@ -120,6 +126,11 @@ def _readable_runs(
                 yield lambda sql, folder=folder: live(folder, sql) or ()  # type: ignore[misc]
             else:
                 note(f"{folder} is running: what it uses of today's quotas is not counted here")
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, path: Path, sql: str) -> Rows:
+    with in_words(path):
+        return connection.execute(sql).fetchall()
 
 
 def _used_in_run(query: _Query, experiment: Experiment, today: dt.date) -> Iterable[tuple[str, int, int]]:

@@ -25,7 +25,9 @@ from typing import Any
 import duckdb
 
 from infermesh.errors import StoreError
+from infermesh.hints import cured
 from infermesh.runtime.guarded import start_thread
+from infermesh.store.connection import shortened
 from infermesh.store.memory import with_room
 from infermesh.store.schema import Column, quoted
 
@@ -139,7 +141,7 @@ class GroupWriter:
     def _died(self, error: BaseException) -> None:
         """Tell of a failure: a writer that died in silence would lose all that follows."""
         if isinstance(error, duckdb.Error):
-            self.failure = StoreError(f"run.duckdb could not be written: {error}")
+            self.failure = StoreError(f"run.duckdb could not be written: {cured(shortened(error))}")
         else:
             self.failure = error if isinstance(error, Exception) else RuntimeError(f"the writer ended in {error!r}")
         if self._on_failure is not None:

@@ -16,7 +16,7 @@ import pytest
 from infermesh.config.schema import SinkConfig
 from infermesh.query.server import LiveServer
 from infermesh.query.sinks import write_sinks
-from infermesh.store.database import connect
+from infermesh.store.connection import connect
 from infermesh.store.schema import DATABASE, RUN_DDL, quoted
 from tests.support import COMMAND_S, command, environment, here_bytes
 

@@ -52,6 +52,17 @@ class TestJsonl:
             [type(value) for value in values] if kind == "JSON" else []
         )
 
+    def test_each_of_many_keys_has_its_type(self, tmp_path: Path) -> None:
+        row = {f"k{n}": "x" if n % 3 == 0 else 10 ** (n % 25) for n in range(400)}
+        write_jsonl(tmp_path / "rows.jsonl", [row])
+        loaded = load(tmp_path)
+        assert loaded.rows == [row]
+        for name, value in row.items():
+            kind = "VARCHAR"
+            if isinstance(value, int):
+                kind = "BIGINT" if value < 10**18 else "HUGEINT" if value < 2**64 else "JSON"
+            assert loaded.types[name] == kind, name
+
     def test_large_integers_among_fractions_keep_every_digit(self, tmp_path: Path) -> None:
         values = [9007199254740993, 0.5]
         write_jsonl(tmp_path / "rows.jsonl", [{"x": value} for value in values])

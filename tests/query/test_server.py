@@ -22,7 +22,7 @@ from infermesh.query import live_query as answer
 from infermesh.query import server as live
 from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.server import SOCKET, LiveServer
-from infermesh.store.database import connect
+from infermesh.store.connection import connect
 from infermesh.store.schema import DATABASE
 from tests.support import ask, wait_until
 

@@ -231,7 +231,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from infermesh.query import server
-from infermesh.store.database import connect
+from infermesh.store.connection import connect
 folder = Path(sys.argv[1])
 server.LIMIT_BYTES = int(sys.argv[2])
 connection = connect(folder / "run.duckdb")

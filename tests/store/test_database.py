@@ -18,8 +18,9 @@ from infermesh.config.schema import SourceConfig, StoreConfig
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.inputs.sources import resolve_source
 from infermesh.results import Attempt
-from infermesh.store import Column, RunStore, StageTable, database
-from infermesh.store.database import connect
+from infermesh.store import Column, RunStore, StageTable
+from infermesh.store import connection as opening
+from infermesh.store.connection import connect
 from infermesh.store.schema import AFTER_OUTPUTS, ATTEMPTS, BEFORE_OUTPUTS, attempt_row, state_row
 from tests.support import DEADLINE_S, RECORD, texts, write_jsonl
 
@@ -299,8 +300,8 @@ class Tries:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.writing = self.reading = 0
         self.before: Any = lambda: None
-        self._connect = database.connect
-        monkeypatch.setattr(database, "connect", self)
+        self._connect = opening.connect
+        monkeypatch.setattr(opening, "connect", self)
 
     def __call__(self, path: Path, config: Any = None, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
         self.reading += read_only
@@ -311,7 +312,7 @@ class Tries:
 
 def test_a_reader_that_ends_soon_is_waited_for(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.close()
-    monkeypatch.setattr(database, "_READERS_S", DEADLINE_S)
+    monkeypatch.setattr(opening, "_READERS_S", DEADLINE_S)
     tries = Tries(monkeypatch)
     with open_elsewhere(store.path, read_only=True) as process:
 
@@ -329,7 +330,7 @@ def test_a_reader_that_ends_soon_is_waited_for(store: RunStore, monkeypatch: pyt
 
 def test_a_reader_that_stays_is_not_waited_for_for_ever(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.close()
-    monkeypatch.setattr(database, "_READERS_S", 0.1)
+    monkeypatch.setattr(opening, "_READERS_S", 0.1)
     with (
         open_elsewhere(store.path, read_only=True) as process,
         pytest.raises(StoreInUseError, match=f"process {process.pid}"),

@@ -16,7 +16,8 @@ from infermesh.config.load import load
 from infermesh.config.schema import Experiment
 from infermesh.dispatch.fleet import Fleet
 from infermesh.limits import LocalRateLimiter
-from infermesh.store import database, usage
+from infermesh.store import connection as opening
+from infermesh.store import usage
 from infermesh.store.schema import ATTEMPTS_DDL, RUN_DDL
 from infermesh.store.usage import used_today
 from tests.support import experiment, generate
@@ -87,7 +88,7 @@ def test_a_run_not_written_since_midnight_is_not_opened(runs: Runs, monkeypatch:
     runs.add("old", declared(), [("d", NOON, None, 1, 1)], NOON.replace(day=5))
     fresh = runs.add("new", declared(), [("d", NOON, None, 1, 1)], NOON)
     opened: list[Path] = []
-    connect = database.connect
+    connect = opening.connect
 
     def watched(path: Path, **options: Any) -> duckdb.DuckDBPyConnection:
         opened.append(path)

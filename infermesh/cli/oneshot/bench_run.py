@@ -21,6 +21,7 @@ from infermesh.cli.oneshot.run import ONE_ANSWER, exit_quietly, row_input
 from infermesh.config.declaration import declare
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError, InfermeshError
+from infermesh.hints import system_words
 from infermesh.inputs.sources import resolve_source
 from infermesh.runs.direct import open_stage
 from infermesh.runtime.loop import run_loop
@@ -60,7 +61,7 @@ class Bench:
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 exit_quietly()
-            fail(str(error))
+            fail(system_words(error, self.sweep.output_json or self.sweep.plot))
         raise typer.Exit(code)
 
     def _measure(self, levels: Sequence[int]) -> int:

@@ -34,8 +34,10 @@ from infermesh.cli.oneshot.options import (
     OutputOptions,
     WindowOption,
 )
+from infermesh.cli.terminal import discard_stdout
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import InfermeshError
+from infermesh.hints import system_words
 from infermesh.inputs.formats import row_file
 
 # Kind → the option that asks for one answer, the row's field it fills, the stage's key for a template.
@@ -83,6 +85,8 @@ class Command:
             fail(as_flags(str(error)))
         except BrokenPipeError:
             exit_quietly()
+        except OSError as error:
+            fail(system_words(error, self.out.output or self.out.checkpoint_dir or "stdout"))
         raise typer.Exit(code)
 
     def declaration(self, source: Mapping[str, Any], **stage: Any) -> Declaration:
@@ -250,9 +254,6 @@ def _keep_stdin(path: Path, *, resume: bool) -> Path:
 
 
 def exit_quietly() -> NoReturn:
-    """Exit with 0 after the reader of stdout has gone (``| head``).
-
-    stdout is pointed to /dev/null, so that the interpreter's last flush does not fail on the closed pipe.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Exit with 0 after the reader of stdout has gone (``| head``)."""
+    discard_stdout()
     raise typer.Exit(0)

@@ -1,0 +1,41 @@
+"""Words for messages."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+import pytest
+
+from infermesh.hints import cure, cured, system_words, visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;owned\x07\x1b[2J", r"\x1b]0;owned\x07\x1b[2J"),
+        ("over\rwritten", r"over\rwritten"),
+        ("\x9b31m\x7f\x00", r"\x9b31m\x7f\x00"),
+        ("left\u202eright\u2066", r"left\u202eright\u2066"),
+        ("half \ud83d", r"half \ud83d"),
+        ("a\tb\nc\r\nd – 日本 😀 مرحبا", "a\tb\nc\r\nd – 日本 😀 مرحبا"),
+    ],
+)
+def test_what_a_terminal_obeys_is_written_out(text: str, shown: str) -> None:
+    assert visible(text) == shown
+    assert visible(shown) == shown
+
+
+def test_an_error_of_the_system_says_path_reason_and_cure() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert system_words(full, "out.json").startswith("out.json: no space left on device: make room")
+    named = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), b"in\xff.jsonl")
+    assert system_words(named, "out.json").startswith("in\udcff.jsonl: no such file")
+    assert system_words(shutil.Error("of its own")) == "of its own"
+
+
+def test_only_the_systems_words_have_a_cure() -> None:
+    assert cure("Binder Error: no such column") is None
+    assert cured("Binder Error: no such column") == "Binder Error: no such column"
+    assert cured("write: File too large").startswith("write: File too large: raise the limit")
