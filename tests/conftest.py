@@ -43,5 +43,6 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave the real engines out unless they are asked for: ``pytest -m engines tests/engines``."""
-    return True if collection_path.name == "engines" and "engines" not in config.option.markexpr else None
+    """Leave out what takes long unless it is asked for: ``pytest -m engines tests/engines``, the same with chaos."""
+    name = collection_path.name
+    return True if name in ("engines", "chaos") and name not in config.option.markexpr else None
