@@ -8,6 +8,7 @@ installed twice. Only ``tests`` and ``package`` make environments of their own: 
 
 from __future__ import annotations
 
+import json
 import tempfile
 import urllib.error
 import urllib.request
@@ -77,5 +78,17 @@ def audit(session: nox.Session) -> None:
         urllib.request.urlopen("https://pypi.org/pypi/pip/json", timeout=10).close()
     except (urllib.error.URLError, TimeoutError) as error:
         session.skip(f"https://pypi.org, which lists vulnerabilities, cannot be asked: {error}")
-    session.install("pip-audit")
-    session.run("pip-audit", "--progress-spinner", "off", ".")
+    found = Path(session.create_tmp()) / "audit.json"
+    try:
+        session.install("pip-audit")
+        session.run("pip-audit", "--progress-spinner", "off", "-f", "json", "-o", str(found), ".", success_codes=[0, 1])
+        report = json.loads(found.read_text())["dependencies"]
+    except (nox.command.CommandFailed, OSError, ValueError) as error:
+        session.skip(f"pip-audit could not ask the index: {error}")
+    known = [(each["name"], each["version"], one["id"]) for each in report for one in each.get("vulns", ())]
+    looked_up = sum("vulns" in each for each in report)
+    if not looked_up:
+        session.skip(f"the index has no list for any of the {len(report)} packages")
+    session.log(f"{looked_up} of {len(report)} packages looked up, {len(known)} known vulnerabilities")
+    if known:
+        session.error("; ".join(f"{name} {version}: {one}" for name, version, one in known))
