@@ -21,6 +21,7 @@ from infermesh.simulator.errors import ApiError
 from infermesh.simulator.quota import Quota, format_duration
 from infermesh.simulator.service import FaultPlan, Service
 from infermesh.simulator.settings import Faults, SimulatorSettings
+from tests.support import wait_until
 
 Start = Callable[..., Any]
 Ask = Callable[..., Any]
@@ -87,20 +88,22 @@ def test_capacity_makes_others_wait(start: Start, chat: Ask) -> None:
 
 
 def test_a_client_that_leaves_frees_its_place(start: Start, chat: Ask) -> None:
-    simulator = start(latency_s=0.05, capacity=1, faults={"hang": 1, "endpoints": ["completions"]})
+    simulator = start(latency_s=0.3, capacity=1)
+
+    def counts() -> dict[str, Any]:
+        found: dict[str, Any] = simulator.stats()["endpoints"]["chat"]
+        return found
 
     async def leave() -> None:
         body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
         async with aiohttp.ClientSession() as session:
-            with pytest.raises(TimeoutError):
-                await session.post(
-                    f"{simulator.url}/chat/completions", json=body, timeout=aiohttp.ClientTimeout(total=0.01)
-                )
+            asking = asyncio.create_task(session.post(f"{simulator.url}/chat/completions", json=body))
+            await asyncio.to_thread(wait_until, lambda: counts()["in_flight"] == 1, "the request")
+            asking.cancel()
 
     asyncio.run(leave())
     assert chat(simulator).status == 200
-    counts = simulator.stats()["endpoints"]["chat"]
-    assert (counts["received"], counts["answered"], counts["abandoned"]) == (2, 1, 1)
+    assert (counts()["received"], counts()["answered"], counts()["abandoned"]) == (2, 1, 1)
 
 
 def test_durations() -> None:
