@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import textwrap
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -88,6 +90,7 @@ def execute(
             _write_config(folder, declaration)
         with (
             in_words(folder / DATABASE),
+            _ends_interrupt(),
             _session(declaration, folder, observer, environ, sink, redo, control or Control()) as session,
         ):
             outcome: RunOutcome = run_loop(session.run())
@@ -103,6 +106,22 @@ def execute(
                 for file, content in before.items():
                     _put(file, content)
         raise
+
+
+@contextlib.contextmanager
+def _ends_interrupt() -> Iterator[None]:
+    """While the source is loaded, take SIGTERM and a closed terminal for Ctrl-C. A run that goes on drains at each."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -70,6 +70,21 @@ def test_the_first_signal_drains(
     assert ask(folder, "SELECT count(*), count(DISTINCT row_id) FROM v WHERE status = 'done'") == [(ROWS, ROWS)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_while_the_source_is_loaded(
+    tmp_path: Path, start_simulator: Start, launch: Launch, number: signal.Signals
+) -> None:
+    simulator = start_simulator()
+    make_project(tmp_path, simulator.url)
+    write_jsonl(tmp_path / "rows.jsonl", texts(100_000))
+    process = launch("run", "+experiment=mine", "hydra.run.dir=here", cwd=tmp_path)
+    wait_until((tmp_path / "here" / "run.duckdb").exists, "the database")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=COMMAND_S)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+
+
 def test_a_terminal_that_is_told_of_twice_drains_once(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:
     simulator = start_simulator(latency_s=0.3)
     folder = make_project(tmp_path, simulator.url)
