@@ -104,16 +104,18 @@ class _Reader:
 
     def _ask(self) -> None:
         from infermesh.errors import StoreError
-        from infermesh.query.reader import RunReader
+        from infermesh.query.reader import RunReader, is_live
 
         while not self._over.wait(0.2):
             began = time.monotonic()
+            if not is_live(self._folder):  # it starts, or was just killed; who reads the file would be in its way
+                self.refusals += 1
+                continue
             try:
                 with RunReader(self._folder) as reader:
-                    if reader.live:  # one who holds the file would keep the next session from it
-                        reader.execute("SELECT status, count(*), avg(attempts) FROM a GROUP BY ALL").fetchall()
-                        self.answers += 1
-            except StoreError:  # it starts, or was just killed
+                    reader.execute("SELECT status, count(*), avg(attempts) FROM a GROUP BY ALL").fetchall()
+                    self.answers += 1
+            except StoreError:
                 self.refusals += 1
             self.worst_s = max(self.worst_s, time.monotonic() - began)
 

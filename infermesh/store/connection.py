@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 DatabaseError = duckdb.Error
-_READERS_S = 1.0  # a starting run waits so long for other processes that read the database
+_READERS_S = 5.0  # a starting run waits so long for other processes that read the database
 
 # What DuckDB says of a database that it cannot use. It has one class of errors for most of it, so its words decide.
 # "different configuration" and "Unique file handle": this process has it open.
@@ -145,16 +145,20 @@ def log_of(path: Path) -> Path:
 
 
 def connect_to_write(path: Path, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
-    """Open for writing. Wait up to a second for processes that read it; do not wait for one that writes."""
-    until = time.monotonic() + _READERS_S
+    """Open for writing. Wait up to five seconds for processes that read it; do not wait for one that writes."""
+    until = None
     while True:
         try:
             return connect(path, config)
-        except StoreInUseError:
-            # Readers share the file. If another process writes, this raises StoreInUseError too, with the same message.
-            connect(path, read_only=True).close()
-            if time.monotonic() > until:
-                raise
+        except StoreInUseError as error:
+            if until is None:
+                # Readers share the file. If another process writes, this raises StoreInUseError too, with the same
+                # message. Once is enough: it reads the log, which takes a second if it is long.
+                connect(path, read_only=True).close()
+                until = time.monotonic() + _READERS_S
+            elif time.monotonic() > until:
+                asks = "another process is asking it, again and again or for long. End that, and run this again"
+                raise StoreInUseError(f"{str(error).partition(': a run')[0]}: {asks}.") from None
         time.sleep(0.02)
 
 
