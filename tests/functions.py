@@ -107,4 +107,6 @@ class Fussy(pydantic.BaseModel):
     @pydantic.field_validator("city")
     @classmethod
     def checked(cls, value: str) -> str:
+        if value == "nowhere":
+            time.sleep(1000)
         raise SystemExit(3)

@@ -5,7 +5,6 @@ The client, the runner and the benchmarks all send their requests through here.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import math
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args
 from infermesh.dispatch import Deployment, Router
 from infermesh.dispatch.blame import blame
 from infermesh.dispatch.dispatcher import Dispatcher
+from infermesh.dispatch.reasking import asked_again, cost, merged, parse_into, parsed, with_earlier, with_failed_reask
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import (
     BadRequestError,
@@ -28,7 +28,7 @@ from infermesh.errors import (
     StoppedError,
 )
 from infermesh.results import EmbeddingResult, GenerationResult, RequestMetrics, TokenUsage, TranscriptionResult
-from infermesh.runtime.foreign import words_of
+from infermesh.runtime.foreign import ForeignFunction, NoAnswer
 from infermesh.types import (
     USE_CLIENT_DEFAULT,
     Audio,
@@ -49,14 +49,15 @@ from infermesh.wire.requests import (
     transcription_request,
 )
 from infermesh.wire.structured import ResponseFormat
-from infermesh.wire.usage import together
 
 logger = logging.getLogger("infermesh")
 
 OnInvalid = Literal["null", "retry"]
 MAX_REASKS = 2
 _HARMLESS = "text"
-_REASK = "That answer could not be used: {problem}. Answer again with nothing but JSON that satisfies the schema."
+
+
+_CHECKS = 8  # answers at once that a user's validators look at
 
 
 @dataclass(slots=True)
@@ -132,6 +133,7 @@ class LogicalModel:
         self._dispatcher = Dispatcher(router, retry, rng=rng)
         # For the parts of a request that has failed with all its retries.
         self._impatient = Dispatcher(router, replace(retry, max_retries=min(retry.max_retries, 1)), rng=rng)
+        self._checks: ForeignFunction | None = None
         self._told_refusal = False
         self._lengths: dict[Any, int] = {}  # `dimensions` as asked for → the length of the vectors
 
@@ -195,7 +197,7 @@ class LogicalModel:
         result = await self._generate(request, timeout)
         reasks = MAX_REASKS if on_invalid == "retry" else 0
         while True:
-            problem = _parse_into(result, response_format)
+            problem = await self._parse_into(result, response_format)
             if problem is None:
                 return result
             if ending(result.finish_reason) == "cut":  # the same limit would cut it again
@@ -211,9 +213,9 @@ class LogicalModel:
                 return result
             reasks -= 1
             try:
-                again = await self._generate(_asked_again(request, result, problem), timeout)
+                again = await self._generate(asked_again(request, result, problem), timeout)
             except StoppedError as error:
-                error.metrics = _with_earlier(error.metrics, result.metrics)
+                error.metrics = with_earlier(error.metrics, result.metrics)
                 raise
             except RequestError as error:
                 # The first answer is paid for, and better than none.
@@ -223,8 +225,26 @@ class LogicalModel:
                     problem,
                     error,
                 )
-                return _with_failed_reask(result, error)
-            result = _merged(result, again)
+                return with_failed_reask(result, error)
+            result = merged(result, again)
+
+    async def _parse_into(self, result: GenerationResult, response_format: ResponseFormat) -> str | None:
+        """Fill ``output_parsed``; in a thread, with a bound in time, where validators of the user's have to be called.
+
+        Returns what is wrong where the text does not satisfy the format.
+        """
+        if not response_format.runs_code:
+            return parse_into(result, response_format)
+        if self._checks is None:
+            self._checks = ForeignFunction(f"the validators of {self.name}", parsed, _CHECKS)
+        try:
+            problem, result.output_parsed, result.reasoning = await self._checks.call(
+                (replace(result), response_format), self.timeout
+            )
+        except NoAnswer as error:
+            return f"its validators: {error}"
+        found: str | None = problem
+        return found
 
     async def _generate(self, request: Request, timeout: Timeout) -> GenerationResult:
         if self._counts_tokens:
@@ -232,7 +252,7 @@ class LogicalModel:
         parse = _PARSERS[request.operation]
         result, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
         result.metrics = metrics
-        result.cost = _cost(metrics)
+        result.cost = cost(metrics)
         return result
 
     async def embed(
@@ -266,7 +286,7 @@ class LogicalModel:
         if fault == "away" or (split is not None and not split.probed):
             said, probe = await self._try_harmless(params, timeout)
             _set_rows(probe, 0)
-            failure.metrics = _with_earlier(probe, failure.metrics)
+            failure.metrics = with_earlier(probe, failure.metrics)
             if fault == "away" and said is not None:
                 if isinstance(said, StoppedError):  # nobody knows whose fault it is: the texts wait for another run
                     said.metrics, failure = failure.metrics, said
@@ -284,7 +304,7 @@ class LogicalModel:
             else:
                 results += await self._embed_split(part, params, timeout, split)
         if results[0] is not failure:
-            results[0].metrics = _with_earlier(results[0].metrics, failure.metrics)
+            results[0].metrics = with_earlier(results[0].metrics, failure.metrics)
         return results
 
     async def _try_harmless(
@@ -362,7 +382,7 @@ class LogicalModel:
         request = transcription_request(audio, params)
         result, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
         result.metrics = metrics
-        result.cost = _cost(metrics)
+        result.cost = cost(metrics)
         return result
 
 
@@ -375,15 +395,6 @@ def _parser(operation: Operation) -> Callable[[Reply], tuple[GenerationResult, T
 
 
 _PARSERS = {operation: _parser(operation) for operation in get_args(Endpoint)}
-
-
-def _cost(metrics: RequestMetrics | None) -> float | None:
-    """What all attempts cost together, failures that are billed included."""
-    attempts = metrics.attempts if metrics is not None else []
-    if len(attempts) == 1:
-        return attempts[0].cost_usd
-    costs = [attempt.cost_usd for attempt in attempts if attempt.cost_usd is not None]
-    return sum(costs) if costs else None
 
 
 def _suspect(error: RequestError) -> Literal["text", "away"] | None:
@@ -406,69 +417,3 @@ def _set_rows(metrics: RequestMetrics | None, rows: int) -> None:
     if metrics is not None:
         for attempt in metrics.attempts:
             attempt.rows = rows
-
-
-def _with_earlier(later: RequestMetrics | None, earlier: RequestMetrics | None) -> RequestMetrics | None:
-    """The metrics of a request and of the one that was sent before it for the same answer, as one."""
-    if later is None or earlier is None:
-        return later or earlier
-    attempts = [*earlier.attempts, *later.attempts]
-    for number, attempt in enumerate(attempts, 1):
-        attempt.attempt = number
-    later.attempts = attempts
-    later.retries = len(attempts) - 1
-    later.queue_s += earlier.queue_s
-    later.end_to_end_s += earlier.end_to_end_s
-    return later
-
-
-def _parse_into(result: GenerationResult, response_format: ResponseFormat) -> str | None:
-    """Fill ``output_parsed``. Returns what is wrong where the text does not satisfy the format."""
-    try:
-        result.output_parsed, thoughts = response_format.parse_apart(result.output_text)
-    except ValueError as error:
-        if result.reasoning and not (result.output_text or result.tool_calls or ending(result.finish_reason) == "cut"):
-            # A server's reasoning parser takes an answer without thoughts for thoughts (vLLM).
-            with contextlib.suppress(ValueError):
-                result.output_parsed = response_format.parse(result.reasoning)
-                return None
-        return str(error)
-    except BaseException as error:  # a validator of the user's may end in anything
-        return words_of(error)
-    if result.reasoning is None:
-        result.reasoning = thoughts
-    return None
-
-
-def _with_failed_reask(result: GenerationResult, error: RequestError) -> GenerationResult:
-    """The answer that there is, with the attempts and cost of the one that was asked for in vain."""
-    answered = result.metrics.deployment if result.metrics is not None else ""
-    result.metrics = _with_earlier(error.metrics, result.metrics)
-    if result.metrics is not None:
-        result.metrics.deployment = answered
-    result.cost = _cost(result.metrics)
-    return result
-
-
-def _asked_again(request: Request, result: GenerationResult, problem: str) -> Request:
-    """The same request, followed by the model's answer and by what was wrong with it."""
-    note = _REASK.format(problem=problem)
-    payload = dict(request.payload)
-    turns = [{"role": "assistant", "content": result.output_text}, {"role": "user", "content": note}]
-    if request.operation == "chat_completion":
-        payload["messages"] = [*payload["messages"], *turns]
-    elif request.operation == "responses":
-        first = payload["input"]
-        start = [{"role": "user", "content": first}] if isinstance(first, str) else list(first)
-        payload["input"] = [*start, *turns]
-    else:
-        payload["prompt"] = f"{payload['prompt']}{result.output_text}\n\n{note}\n"
-    return Request(request.operation, payload, output_tokens=request.output_tokens)
-
-
-def _merged(first: GenerationResult, again: GenerationResult) -> GenerationResult:
-    """The later answer, with the attempts, tokens and cost of both."""
-    again.metrics = _with_earlier(again.metrics, first.metrics)
-    again.cost = _cost(again.metrics)
-    again.token_usage = together(first.token_usage, again.token_usage)
-    return again

@@ -8,6 +8,7 @@ import functools
 import inspect
 import logging
 import queue
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -189,6 +190,7 @@ class DaemonThreads:
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._threads = 0
         self._busy = 0  # calls that somebody waits for
+        weakref.finalize(self, self._work.put, None).atexit = False
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the function in a thread and return what it returns.
@@ -210,31 +212,32 @@ class DaemonThreads:
                 self._start_threads()  # for the calls behind it
 
     def close(self) -> None:
-        """End the threads, without waiting for calls that are running."""
+        """End the threads, without waiting for calls that are running. Nobody has to call it: its end does."""
         self._work.put(None)
 
     def _start_threads(self) -> None:
         while self._threads < min(self._busy, self._count):
             self._threads += 1
-            start_thread(self._name, self._serve)
+            start_thread(self._name, functools.partial(_serve, self._work))
 
-    def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            loop, future, function, arguments = work
-            if future.cancelled():  # before it began: this thread is not lost, but was counted so
-                return
-            value: Any = None
-            error: Exception | None = None
-            try:
-                value = function(*arguments)
-            except BaseException as raised:
-                error = harmless(raised)
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(_settle, future, value, error)
-            del work, function, arguments, value, error
-            if future.cancelled():
-                return
-        self._work.put(None)  # for the next thread
+
+def _serve(waiting: queue.SimpleQueue[_Work | None]) -> None:
+    while (work := waiting.get()) is not None:
+        loop, future, function, arguments = work
+        if future.cancelled():  # before it began: this thread is not lost, but was counted so
+            return
+        value: Any = None
+        error: Exception | None = None
+        try:
+            value = function(*arguments)
+        except BaseException as raised:
+            error = harmless(raised)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(_settle, future, value, error)
+        del work, function, arguments, value, error
+        if future.cancelled():
+            return
+    waiting.put(None)  # for the next thread
 
 
 def _settle(future: asyncio.Future[Any], value: Any, error: Exception | None) -> None:

@@ -46,6 +46,8 @@ class ResponseFormat:
         The JSON schema, ``None`` for ``json_object``.
     model
         The pydantic class, ``None`` where a dict was given.
+    runs_code
+        Whether the class has validators of its own, in Python, which may take any time.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ResponseFormat:
         self.wire = wire
         self.schema = schema
         self.model = model
+        self.runs_code = model is not None and _runs_code(model)
 
     @classmethod
     def of(cls, spec: object) -> ResponseFormat:
@@ -250,6 +253,24 @@ def stored_json(parsed: Any) -> str:
             elif isinstance(value, list | tuple | set | frozenset):
                 waiting.extend(value)
     return text
+
+
+def _runs_code(model: type[BaseModel]) -> bool:
+    """Whether a validator that is not pydantic's is called somewhere in a class or in the classes of its fields."""
+    waiting: list[Any] = [model.__pydantic_core_schema__]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            function = part.get("function")
+            called = function.get("function") if isinstance(function, Mapping) else function
+            if callable(called) and not str(getattr(called, "__module__", "")).startswith("pydantic"):
+                return True
+            if part.get("custom_init") or part.get("post_init") not in (None, "init_private_attributes"):
+                return True
+            waiting.extend(value for key, value in part.items() if key not in ("metadata", "serialization"))
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
+    return False
 
 
 class _NotJSONError(ValueError):

@@ -133,3 +133,12 @@ def test_an_answer_that_cannot_be_written_costs_its_row_and_is_paid_for(
     assert (kind, attempts) == ("internal", 1)
     assert error.startswith("TypeError: no such value")
     assert lab.one("SELECT sum(prompt_tokens) FROM v") == 30
+
+
+def test_a_schema_class_whose_check_never_ends(lab: Lab, serve: Serve) -> None:
+    lab.rows([{"text": "nowhere"}, {"text": "somewhere"}])
+    url = serve(lambda asked: chat(json.dumps({"city": asked["messages"][-1]["content"]})))
+    mapping = experiment(url, {"a": generate(response_format="tests.functions:Fussy"), "b": generate()})
+    mapping["models"]["m"]["timeout"] = 0.5
+    assert lab.run(mapping).status == "done"
+    assert lab.sql("SELECT status, count(*), count(text), count(parsed) FROM a GROUP BY ALL") == [("done", 2, 2, 0)]

@@ -3,10 +3,11 @@ from __future__ import annotations
 import logging
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from infermesh.errors import ConfigError
 from infermesh.wire.structured import ResponseFormat, stored_json, to_json
@@ -234,3 +235,33 @@ def test_what_json_has_no_name_for_is_not_stored_as_something_else(number: str) 
 def test_what_json_has_is_stored() -> None:
     assert stored_json({"x": None, "y": ["NaN", 1.5]}) == '{"x":null,"y":["NaN",1.5]}'
     assert stored_json(Loaded(x=None)) == '{"x":null,"text":"null"}'
+
+
+def test_whether_a_class_runs_code_of_its_own() -> None:
+    class Plain(BaseModel):
+        city: str
+        at: Decimal
+        kind: Enum
+        place: Path
+
+    class Checked(BaseModel):
+        city: str
+
+        @field_validator("city")
+        @classmethod
+        def check(cls, value: str) -> str:
+            return value
+
+    class Around(BaseModel):
+        places: list[Checked | None]
+
+    class Late(BaseModel):
+        city: str
+
+        def model_post_init(self, context: Any) -> None:
+            self.city = "x"
+
+    models: list[type[BaseModel]] = [Checked, Around, Late]
+    assert [ResponseFormat.of(model).runs_code for model in models] == [True, True, True]
+    assert not ResponseFormat(wire={}, model=Plain).runs_code
+    assert not ResponseFormat.of({"type": "object"}).runs_code
