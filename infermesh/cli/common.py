@@ -38,6 +38,8 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             raise  # whoever read has enough
         except Exception as error:
+            if isinstance(error, RuntimeError) and str(error) == "Query interrupted":  # DuckDB's word for Ctrl-C
+                raise KeyboardInterrupt from None
             if (words := words_of(error)) is None:
                 raise
             fail(words)

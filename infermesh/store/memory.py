@@ -35,10 +35,16 @@ def with_room(connection: duckdb.DuckDBPyConnection, operation: Callable[[], _Re
     ------
     StoreError
         The memory is not enough, and the limit is as high as this machine allows.
+    KeyboardInterrupt
+        Ctrl-C was pressed meanwhile.
     """
     while True:
         try:
             return operation()
+        except RuntimeError as error:
+            if str(error) == "Query interrupted":  # that is how DuckDB tells of Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
         except duckdb.OutOfMemoryException as error:
             if not more_room(connection):
                 short = one_line(str(error).split("Possible solutions:")[0], 300)
