@@ -50,7 +50,14 @@ def changes(session: nox.Session) -> None:
 @nox.session(python=False)
 def coverage(session: nox.Session) -> None:
     """The tests under this Python, and how much of the package they run; the floor is in pyproject.toml."""
-    session.run("pytest", "--cov", "--cov-report=term:skip-covered", *session.posargs)
+    session.run("pytest", "-m", "long or not long", "--cov", "--cov-report=term:skip-covered", *session.posargs)
+
+
+@nox.session(python=False)
+def long(session: nox.Session) -> None:
+    """The tests that ``pytest`` leaves out, since they take seconds each; and the trials with kills at random."""
+    session.run("pytest", "-m", "long", *session.posargs)
+    session.run("pytest", "-m", "chaos", "tests/chaos", "-n", "0", "-s", "-o", "faulthandler_timeout=900")
 
 
 @nox.session(python=PYTHONS)

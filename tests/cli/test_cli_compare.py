@@ -257,6 +257,7 @@ class TestExport:
             ).fetchall()
         assert rows == [(n, n, f"Parcel number {n} came late.", 2) for n in range(10)]
 
+    @pytest.mark.long
     def test_every_table_in_every_format(self, project: Path, tmp_path: Path) -> None:
         for table in ("results", "a", "v", "attempts", "run", "source", "progress", "sessions"):
             for ending in ("parquet", "csv", "jsonl"):

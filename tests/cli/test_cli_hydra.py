@@ -104,6 +104,7 @@ def test_a_project_in_any_folder(tmp_path: Path, simulator: Simulator, name: str
     assert done(root) == [2]
 
 
+@pytest.mark.long
 def test_a_printed_command_can_be_pasted(tmp_path: Path, simulator: Simulator) -> None:
     project(tmp_path, simulator)
     found = here("run", "+experiment=mine", "hydra.run.dir='my runs/1'", cwd=tmp_path)
@@ -128,6 +129,7 @@ def test_a_nested_experiment_is_listed_and_found(tmp_path: Path, simulator: Simu
     assert here("run", "+experiment=deep/one", cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.long
 def test_installed_below_a_folder_with_a_blank(tmp_path: Path, simulator: Simulator) -> None:
     project(tmp_path, simulator)
     library = tmp_path / "my lib"
@@ -153,6 +155,7 @@ def test_numbers_as_keys_of_parameters(tmp_path: Path, simulator: Simulator) -> 
     assert "logit_bias" in refused.stderr
 
 
+@pytest.mark.long
 def test_a_time_with_a_zone_is_the_same_everywhere(tmp_path: Path, simulator: Simulator) -> None:
     """In prompts, in conditions, in the source's own SQL, in keys of maps, in files and in queries."""
     mapping = experiment(

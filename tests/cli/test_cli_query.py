@@ -187,6 +187,7 @@ class TestSql:
         assert (process.returncode, said) == (130, b"")
 
     @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads a process's memory in /proc")
+    @pytest.mark.long
     def test_rows_are_not_held(self, tmp_path: Path) -> None:
         """More text comes out of the command than it takes memory, also where nobody is in a hurry to read it."""
         with duckdb.connect(str(tmp_path / "run.duckdb")) as connection:

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from infermesh.simulator import Simulator
 from tests.e2e.conftest import Launch
 from tests.support import ask, experiment, generate, infermesh, totals, wait_until, write_experiment, write_jsonl
@@ -22,6 +24,7 @@ def rows(count: int, **fields: Any) -> list[dict[str, Any]]:
     return [{"n": n, "text": f"Parcel number {n} came late.", **fields} for n in range(count)]
 
 
+@pytest.mark.long
 def test_an_added_column_and_five_new_prompts(tmp_path: Path, simulator: Simulator) -> None:
     write_experiment(tmp_path, experiment(simulator.url, {"answers": generate()}))
     write_jsonl(tmp_path / "rows.jsonl", rows(ROWS))
@@ -49,6 +52,7 @@ def test_an_added_column_and_five_new_prompts(tmp_path: Path, simulator: Simulat
     assert ask(tmp_path / FOLDER, "SELECT count(*) FROM attempts") == [(ROWS + 5,)]
 
 
+@pytest.mark.long
 def test_no_answer_is_given_twice_by_a_run_that_was_killed(
     tmp_path: Path, simulator: Simulator, launch: Launch
 ) -> None:

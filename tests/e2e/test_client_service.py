@@ -66,6 +66,7 @@ def test_a_strict_server_never_says_no_and_the_pace_is_kept() -> None:
     assert took <= count / (RPM / 60) / 0.7
 
 
+@pytest.mark.long
 def test_two_clients_deployments_keep_their_own_limits_and_the_accounts() -> None:
     with start() as service:
         deployments = {
@@ -88,6 +89,7 @@ def service() -> Iterator[SimulatorProcess]:
         yield running
 
 
+@pytest.mark.long
 def test_through_litellm_results_and_errors_are_the_same(service: SimulatorProcess) -> None:
     def client(key: str) -> LMClient:
         config = DeploymentConfig(MODEL, api_base=service.url, api_key=key, transport="litellm")

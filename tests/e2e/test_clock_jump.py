@@ -25,6 +25,7 @@ time.time = jumping
 
 
 @pytest.mark.parametrize("days", [1, -1])
+@pytest.mark.long
 def test_a_run_ends_as_ever(tmp_path: Path, simulator: Simulator, days: int) -> None:
     (tmp_path / "shim").mkdir()
     (tmp_path / "shim" / "sitecustomize.py").write_text(SHIM.format(at=120, seconds=days * 86400))

@@ -38,6 +38,7 @@ def taken(project: Path) -> float:
         (100, 32, {"rpm": 2000}, "rpm of deployment d"),
     ],
 )
+@pytest.mark.long
 def test_the_estimate_is_near_the_truth(
     tmp_path: Path, rows: int, window: int, limits: dict[str, Any], binding: str
 ) -> None:

@@ -71,6 +71,7 @@ class Notes:
         return self.process.returncode
 
 
+@pytest.mark.long
 def test_the_total_of_a_day_holds_over_restarts_and_experiments(
     project: Path, service: Simulator, launch: Launch
 ) -> None:
@@ -100,6 +101,7 @@ def test_the_total_of_a_day_holds_over_restarts_and_experiments(
     assert totals(service)["received"] == RPD
 
 
+@pytest.mark.long
 def test_a_killed_run_loses_no_more_than_was_in_flight(project: Path, service: Simulator, launch: Launch) -> None:
     """What was on its way, or answered within the last commit, when the process was killed is not in its tables."""
     process = launch("run", "+experiment=mine", "hydra.run.dir=outputs/mine/a", cwd=project)

@@ -88,6 +88,7 @@ def test_every_row_is_settled(
         assert ask(folder, "SELECT count(*) FROM results WHERE a_status = 'done' AND v_status = 'done'") == [(ROWS,)]
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_and_comes_back_costs_no_row(tmp_path: Path) -> None:
     port = free_port()
 

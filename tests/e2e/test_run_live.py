@@ -165,6 +165,7 @@ def test_it_is_exported(project: Path, service: Simulator, launch: Launch) -> No
     assert run.wait(COMMAND_S) == 130
 
 
+@pytest.mark.long
 def test_it_is_one_of_many_and_one_of_two(project: Path, service: Simulator, launch: Launch) -> None:
     done = here("run", "+experiment=mine", "hydra.run.dir=outputs/whole", cwd=project)
     assert done.returncode == 0, done.stderr

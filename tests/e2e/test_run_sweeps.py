@@ -120,6 +120,7 @@ def test_run_again_it_sends_nothing(tmp_path: Path, simulator: Simulator) -> Non
     assert table(tmp_path, "* EXCLUDE (status)") == before
 
 
+@pytest.mark.long
 def test_an_edited_prompt_file_is_no_complete_job(tmp_path: Path, simulator: Simulator) -> None:
     make_project(tmp_path, simulator.url)
     (tmp_path / "p.jinja").write_text("{{ text }}")
@@ -130,6 +131,7 @@ def test_an_edited_prompt_file_is_no_complete_job(tmp_path: Path, simulator: Sim
     assert totals(simulator, "chat")["received"] == 2 * ROWS
 
 
+@pytest.mark.long
 def test_failed_rows_are_unfinished_unless_they_are_kept(tmp_path: Path, start_simulator: Start) -> None:
     simulator = start_simulator(filter_marker="number 3 ")
     make_project(tmp_path, simulator.url)
@@ -206,6 +208,7 @@ def test_a_killed_job_is_resumed(tmp_path: Path, start_simulator: Start, launch:
     assert all(0 < elapsed < 30 for (elapsed,) in table(tmp_path, "elapsed_s"))
 
 
+@pytest.mark.long
 def test_several_keys_are_measured_over_the_whole_run(tmp_path: Path, simulator: Simulator) -> None:
     make_project(tmp_path, simulator.url)
     found = sweep(tmp_path, f"{KEY}=2,4", "models.m.routing_strategy=simple-shuffle,least-busy")

@@ -73,6 +73,7 @@ def results(folder: Path) -> int:
     return int(found)
 
 
+@pytest.mark.long
 def test_only_what_an_edit_touches_is_sent(project: Path, simulator: Simulator) -> None:
     folder = project / ONE
 
@@ -125,6 +126,7 @@ def test_only_what_an_edit_touches_is_sent(project: Path, simulator: Simulator) 
     assert sent(simulator) == (0, 0, 0)
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_gone_on_with_sends_only_the_rest(tmp_path: Path, simulator: Simulator, launch: Launch) -> None:
     count = 120
     write_jsonl(tmp_path / "rows.jsonl", rows(count))

@@ -69,6 +69,7 @@ def test_nonsense_is_refused(fields: dict[str, Any]) -> None:
     ("rpm", "n", "least"), [(600, 1000, 0.95), (60, 200, 0.95), (30_000, 36_000, 0.98), (7, 30, 0.9)]
 )
 @virtual
+@pytest.mark.long
 async def test_a_strict_sliding_minute_is_never_overrun(rpm: float, n: int, least: float) -> None:
     limiter = local(rpm=rpm)
     rng = random.Random(3)
@@ -219,6 +220,7 @@ class CoarseLoop(VirtualLoop):
 
 
 @pytest.mark.parametrize("rpm", [601, 30_011, 601_007])
+@pytest.mark.long
 def test_whole_milliseconds_make_no_timer_ring_in_vain(rpm: float) -> None:
     timers = 0
 

@@ -99,6 +99,7 @@ class TestTables:
         assert (tmp_path / "x.jsonl").read_text() == ""
         assert read(tmp_path / "x.parquet") == []
 
+    @pytest.mark.long
     def test_memory_stays_bounded_by_smaller_chunks(self, tmp_path: Path) -> None:
         """Rows of which a whole chunk does not fit into DuckDB's memory."""
         with duckdb.connect(tmp_path / "run.duckdb", config={"memory_limit": "50MB", "threads": 1}) as connection:

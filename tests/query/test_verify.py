@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,23 @@ from infermesh.store.schema import DATABASE
 from tests.support import Lab, embed, experiment, generate, here, texts, totals
 
 
-@pytest.fixture
-def run(lab: Lab, simulator: Simulator) -> Lab:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten rows, of which two fail, through a query and two more stages, with a sink of each format."""
+    lab = Lab(tmp_path_factory.mktemp("whole"))
+    with Simulator() as simulator:
+        _run(lab, simulator)
+    return lab.root
+
+
+@pytest.fixture
+def run(lab: Lab, whole: Path) -> Lab:
+    """A copy of that run, to be damaged."""
+    shutil.copytree(whole, lab.root, dirs_exist_ok=True)
+    return lab
+
+
+def _run(lab: Lab, simulator: Simulator) -> None:
     lab.rows([*texts(8), {"n": 8}, {"n": 9, "text": 4}])
     stages: dict[str, Any] = {
         "a": generate("{{ text.upper() }}"),
@@ -28,7 +43,6 @@ def run(lab: Lab, simulator: Simulator) -> Lab:
     del declared["stages"]["q"]["model"]
     sinks = {name: {"path": f"{name}.{name}"} for name in ("jsonl", "csv", "parquet")}
     assert lab.run(declared | {"sinks": sinks}).status == "failed_rows"
-    return lab
 
 
 def wrong(folder: Path) -> dict[str, str]:

@@ -382,6 +382,7 @@ def test_a_script_that_ends_drains_its_run(project: Path, start_simulator: Start
     assert run.status == "interrupted"
 
 
+@pytest.mark.long
 def test_a_run_of_another_process_is_asked_and_stopped(project: Path, start_simulator: Start) -> None:
     simulator = start_simulator(latency_s=0.4)
     write_experiment(project, experiment(simulator.url, {"a": generate(max_parallel_requests=1)}))

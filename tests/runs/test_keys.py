@@ -117,6 +117,7 @@ def test_another_key_is_no_edit_and_another_prompt_is_one(project: Path, server:
     assert "models.m.params.user: the environment variable PLANTED is not set" in found.stderr
 
 
+@pytest.mark.long
 def test_a_sweep_and_a_plan_write_and_show_none(project: Path) -> None:
     sweep = ("-m", "+experiment=mine", "deployments.d.headers.X-Sub='${oc.env:PLANTED}'")
     for found in (

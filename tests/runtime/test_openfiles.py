@@ -77,6 +77,7 @@ def test_a_client_raises_it(tmp_path: Path, service: Simulator) -> None:
     assert totals(service)["max_in_flight"] > 128
 
 
+@pytest.mark.long
 def test_a_hard_limit_that_is_too_low_is_told_once(tmp_path: Path, service: Simulator) -> None:
     found = run(tmp_path, service, soft=128, hard=300)
     assert (

@@ -110,6 +110,7 @@ def test_reading_a_source_leaves_the_stores_settings_as_they_were(tmp_path: Path
     store.close()
 
 
+@pytest.mark.long
 def test_a_run_over_rows_far_longer_than_its_memory(simulator: Simulator, tmp_path: Path) -> None:
     """Reading, sending, writing, resuming and the sinks, with a limit that is enough for none of them."""
     lab = Lab(tmp_path)
@@ -136,6 +137,7 @@ def test_a_run_over_rows_far_longer_than_its_memory(simulator: Simulator, tmp_pa
     assert lab.one("SELECT count(*) FROM attempts") == 1100 + 11 + 1
 
 
+@pytest.mark.long
 def test_a_run_that_can_have_no_more_memory_ends_in_words_and_goes_on_elsewhere(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,6 +204,7 @@ async def test_what_nobody_asked_for_is_not_an_answer(server: Server, client: Ht
     assert server.connections == 2
 
 
+@pytest.mark.long
 async def test_closed_connections_leave_no_garbage(server: Server, client: HttpClient) -> None:
     server.answers = [OK.replace(b"content", b"connection: close\r\ncontent")]
     gc.collect()

@@ -26,6 +26,7 @@ def test_prices_are_those_of_a_provider_in_the_list(provider: object) -> None:
     assert getattr(provider, "prices", None) in {listed.id for listed in get_snapshot().providers}
 
 
+@pytest.mark.long
 def test_litellm_knows_every_name_that_is_left_to_it() -> None:
     code = "import litellm; print(*(getattr(name, 'value', name) for name in litellm.provider_list))"
     environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
