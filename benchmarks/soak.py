@@ -32,7 +32,7 @@ _EACH_S = 10.0  # between two looks
 _LATENCY_S = 0.1
 
 
-def _declaration(url: str, per_second: int) -> dict[str, Any]:
+def _declaration(url: str, per_second: int, memory: str) -> dict[str, Any]:
     """A generate and an embed stage, which share the rate."""
     window = max(16, round(2 * per_second * _LATENCY_S))
     return {
@@ -46,6 +46,7 @@ def _declaration(url: str, per_second: int) -> dict[str, Any]:
             "a": {"kind": "generate", "model": "m", "prompt": "Number {{ id }}.", "max_parallel_requests": window},
             "v": {"kind": "embed", "model": "m", "text": "{{ a.text }}", "max_parallel_requests": 16},
         },
+        "store": {"memory_limit": memory},
     }
 
 
@@ -124,7 +125,7 @@ class _Reader:
         self._thread.join()
 
 
-def soak(minutes: float, per_second: int, kill_every_s: float) -> int:
+def soak(minutes: float, per_second: int, kill_every_s: float, memory: str) -> int:
     """Run it, print what was seen, and return the exit code."""
     rows = round(60 * minutes * per_second * 0.5)  # two requests a row, but for the batches of the second
     chance, looks, kills = random.Random(1), list[_Look](), 0
@@ -136,7 +137,7 @@ def soak(minutes: float, per_second: int, kill_every_s: float) -> int:
             command("simulate", f"latency_s={_LATENCY_S}", *faults), cwd=root, stdout=subprocess.PIPE, text=True
         )
         assert server.stdout is not None
-        declaration = json.dumps(_declaration(server.stdout.readline().strip(), per_second))
+        declaration = json.dumps(_declaration(server.stdout.readline().strip(), per_second, memory))
         reader = _Reader(root / FOLDER)
         started = time.monotonic()
         try:
@@ -209,11 +210,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--per-second", type=int, default=500, help="requests a second")
     parser.add_argument("--kill-every", type=float, default=240.0, help="seconds, about")
+    parser.add_argument("--memory", default="256MB", help="store.memory_limit, up to which DuckDB keeps what it wrote")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run is not None:
         _run(given.run)
-    sys.exit(soak(given.minutes, given.per_second, given.kill_every))
+    sys.exit(soak(given.minutes, given.per_second, given.kill_every, given.memory))
 
 
 if __name__ == "__main__":
