@@ -99,6 +99,39 @@ async def endless(row: dict[str, Any]) -> Any:
     await asyncio.Event().wait()
 
 
+class Trap:
+    """Whoever looks at it is made to exit."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc]
+        raise SystemExit("its class")
+
+    def __str__(self) -> str:
+        raise SystemExit("its text")
+
+    __repr__ = __str__
+
+
+class TrapDict(dict[str, Any]):
+    def __iter__(self) -> Any:
+        raise KeyboardInterrupt
+
+    def get(self, *_: Any) -> Any:
+        raise SystemExit("its value")
+
+
+def trap(row: dict[str, Any]) -> Any:
+    """Returns what its row names: by itself, as a column, or as a mapper's input."""
+    if row["value"] == "long":
+        raise ValueError("x" * 1_000_000)
+    value = {"object": Trap(), "dict": TrapDict(x=1), "words": "fine"}[row["value"]]
+    return {"whole": value, "x": {"x": value}, "input": {"input": value}}[row["as"]]
+
+
+async def trap_async(row: dict[str, Any]) -> Any:
+    return trap(row)
+
+
 class Fussy(pydantic.BaseModel):
     """Its check ends as nobody expects."""
 

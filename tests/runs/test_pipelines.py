@@ -267,6 +267,26 @@ class TestPythonStages:
         outcome = lab.run(experiment(simulator.url, {"a": {"kind": "generate", "mapper": "tests.functions:ending"}}))
         assert (outcome.status, outcome.counts["a"]) == ("failed_rows", {"done": 1, "error": 7})
 
+    @pytest.mark.parametrize("name", ["trap", "trap_async"])
+    @pytest.mark.parametrize("place", ["whole", "x"])
+    def test_whatever_a_functions_value_does_costs_its_row(self, lab: Lab, name: str, place: str) -> None:
+        lab.rows([{"value": value, "as": place} for value in ("object", "dict", "words", "long")])
+        stage = python(name, max_retries=0, columns={"x": "VARCHAR"})
+        outcome = lab.run({"name": "lab", "source": {"path": "rows.jsonl"}, "stages": {"s": stage}})
+        assert outcome.counts["s"] == ({"done": 1, "error": 3} if place == "x" else {"error": 4})
+        assert lab.one("SELECT max(length(error)) FROM s") < 5000
+
+    @pytest.mark.parametrize("name", ["trap", "trap_async"])
+    @pytest.mark.parametrize("place", ["whole", "input"])
+    def test_whatever_a_mappers_value_does_costs_its_row(
+        self, lab: Lab, simulator: Simulator, name: str, place: str
+    ) -> None:
+        lab.rows([{"value": value, "as": place} for value in ("object", "dict", "words", "long")])
+        mapper = {"kind": "generate", "mapper": f"tests.functions:{name}"}
+        outcome = lab.run(experiment(simulator.url, {"a": mapper}))
+        assert outcome.counts["a"] == ({"done": 1, "error": 3} if place == "input" else {"error": 4})
+        assert lab.one("SELECT max(length(error)) FROM a") < 5000
+
     def test_calls_that_hang_do_not_keep_others_waiting(self, lab: Lab) -> None:
         lab.rows([{"n": n % 2} for n in range(6)])
         stage = python("hanging", max_retries=0, timeout=0.2, max_parallel_requests=2)
