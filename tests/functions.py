@@ -102,8 +102,8 @@ async def endless(row: dict[str, Any]) -> Any:
 class Trap:
     """Whoever looks at it is made to exit."""
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         raise SystemExit("its class")
 
     def __str__(self) -> str:
