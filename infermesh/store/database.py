@@ -56,6 +56,13 @@ def utcnow() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
+def _file_at(place: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        found = place.stat()
+        return found.st_dev, found.st_ino
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Redo:
     """Settled rows of a stage to do again: those that match ``where``, an SQL condition on the stage's columns."""
@@ -110,6 +117,8 @@ class RunStore:
         self._memory_limit = config.memory_limit
         limits = {"memory_limit": config.memory_limit, "threads": config.threads}
         self._connection = connect_to_write(path, {**limits, **_CHECKPOINT})
+        self._place = path.absolute()  # a function may change the working directory
+        self._file = _file_at(self._place)
         self._interval = config.commit_interval
         self._tables: list[StageTable] = []
         self._origins: dict[str, str] = {}
@@ -320,6 +329,11 @@ class RunStore:
                 connection.rollback()
             raise
         return rows
+
+    def displaced(self) -> str | None:
+        """Why what is written reaches nobody: the file is not where it was. ``None`` if it is."""
+        is_there = _file_at(self._place) == self._file
+        return None if is_there else f"{self.path} was deleted, moved or replaced while the run had it open"
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Stage → the facts that decided its answers in the last session; empty if an older version ran it."""
