@@ -280,8 +280,8 @@ class RunSession:
         if (displaced := store.displaced()) is not None:
             store.finish("crashed", elapsed_s, reason=displaced)
             raise StoreError(
-                f"{displaced}. What was done is where the file is now; if it was deleted, it is lost. Resume it where it "
-                f"is, or run it again, and leave the folder alone meanwhile."
+                f"{displaced}. What was done is where the file is now; if it was deleted, it is lost. Resume it where "
+                f"it is, or run it again, and leave the folder alone meanwhile."
             )
         counts = store.counts()
         # The stats count too: a row of a stale stage has an old answer in its table, but is pending until its request
