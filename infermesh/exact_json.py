@@ -153,7 +153,7 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
     >>> dumps({50256: -100, "seed": 2**64})
     b'{"50256":-100,"seed":18446744073709551616}'
     """
-    plain = partial(_plain, default=default)
+    plain = _plain if default is None else partial(_plain, default=default)
     try:
         return orjson.dumps(value, default=plain, option=_OPTIONS)
     except TypeError as error:
@@ -164,7 +164,7 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
             raise error from None
 
 
-def _plain(value: Any, default: Callable[[Any], Any] | None) -> Any:
+def _plain(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
     """What JSON has of a value that it has not: for times and dataclasses as orjson writes them."""
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()

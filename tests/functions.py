@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import threading
 import time
 from typing import Any
@@ -130,6 +131,20 @@ def trap(row: dict[str, Any]) -> Any:
 
 async def trap_async(row: dict[str, Any]) -> Any:
     return trap(row)
+
+
+class TrapTime(dt.datetime):
+    """A time that exits where its year is asked for."""
+
+    @property
+    def year(self) -> int:
+        raise SystemExit("its year")
+
+
+def times(row: dict[str, Any]) -> Any:
+    at = dt.datetime(2025, 1, 2, 3, 4, 5, 6)
+    zone = dt.timezone(dt.timedelta(hours=2))
+    return {"x": [at, at.replace(tzinfo=zone), TrapTime(2025, 1, 1)][row["n"]]}
 
 
 class Fussy(pydantic.BaseModel):

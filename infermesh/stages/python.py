@@ -141,7 +141,19 @@ def _stored(value: Any, column: Column) -> Any:
         raise FunctionError(f"{column.name}: expected {column.type}, got {str(value)[:80]!r} ({type(value).__name__})")
     if element in ("DOUBLE", "FLOAT"):  # an integer may be too long for the appender
         values = [None if item is None else float(item) for item in values]
-    return list(values) if many else values[0]
+    values = [_exact(item) for item in values]
+    return values if many else values[0]
+
+
+def _exact(value: Any) -> Any:
+    """A time without its zone, in UTC, and without a class of the user's: the writer would call the methods of both."""
+    if not isinstance(value, dt.date):
+        return value
+    if not isinstance(value, dt.datetime):
+        return dt.date(value.year, value.month, value.day)
+    if value.tzinfo is not None:
+        value = value.astimezone(dt.UTC)
+    return dt.datetime(value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond)
 
 
 def _integer(bits: int) -> Callable[[Any], bool]:

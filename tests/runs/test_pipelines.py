@@ -287,6 +287,16 @@ class TestPythonStages:
         assert outcome.counts["a"] == ({"done": 1, "error": 3} if place == "input" else {"error": 4})
         assert lab.one("SELECT max(length(error)) FROM a") < 5000
 
+    def test_times_that_a_function_returns(self, lab: Lab) -> None:
+        lab.rows([{"n": n} for n in range(3)])
+        stage = python("times", columns={"x": "TIMESTAMP"}, max_retries=0)
+        outcome = lab.run({"name": "lab", "source": {"path": "rows.jsonl"}, "stages": {"s": stage}})
+        assert outcome.counts["s"] == {"done": 2, "error": 1}
+        assert lab.sql("SELECT x::VARCHAR FROM s WHERE status = 'done' ORDER BY row_id") == [
+            ("2025-01-02 03:04:05.000006",),
+            ("2025-01-02 01:04:05.000006",),
+        ]
+
     def test_calls_that_hang_do_not_keep_others_waiting(self, lab: Lab) -> None:
         lab.rows([{"n": n % 2} for n in range(6)])
         stage = python("hanging", max_retries=0, timeout=0.2, max_parallel_requests=2)
