@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 import threading
 import time
 from typing import Any
@@ -131,6 +132,11 @@ def trap(row: dict[str, Any]) -> Any:
 
 async def trap_async(row: dict[str, Any]) -> Any:
     return trap(row)
+
+
+def leaving(row: dict[str, Any]) -> Any:
+    os.chdir("/")
+    return row["n"]
 
 
 class TrapTime(dt.datetime):

@@ -77,7 +77,7 @@ class RunSession:
         self._control = control
         self._declaration = declaration
         self._experiment = experiment = declaration.experiment
-        self._folder = folder
+        self._folder, self._place = folder, folder.absolute()
         self._pipeline = pipeline
         self._fleet = fleet
         self._observer = observer
@@ -302,7 +302,7 @@ class RunSession:
             self._observer.note(f"{name}: {rows} rows failed again and keep the answer they had: {example}")
         sinks = {} if status == "interrupted" else self._experiment.sinks
         with store.cursor() as connection:
-            files = write_sinks(connection, sinks, self._folder)
+            files = write_sinks(connection, sinks, self._folder, self._place)
         store.finish(status, elapsed_s, reason=self._stopped_by, signatures=None if pending else self._signatures)
         return RunOutcome(
             self._folder,
