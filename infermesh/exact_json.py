@@ -8,6 +8,8 @@ unpredictable), and bytes that are not UTF-8.
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import json
 import re
 from collections.abc import Callable
@@ -25,6 +27,8 @@ _MAYBE_INEXACT = re.compile(r"[\d.]{17}|\d[eE]")
 _BETWEEN = re.compile(r"[\s,:]*")  # what stands between the members of an object
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+# orjson kills the process where a time zone or a dataclass raises, so these are left to Python.
+_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 
 
 def loads(text: str | bytes) -> Any:
@@ -149,14 +153,27 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
     >>> dumps({50256: -100, "seed": 2**64})
     b'{"50256":-100,"seed":18446744073709551616}'
     """
+    plain = _plain if default is None else partial(_plain, default=default)
     try:
-        return orjson.dumps(value, default=default, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(value, default=plain, option=_OPTIONS)
     except TypeError as error:
         # An integer over 64 bits or more than 254 levels, which orjson does not write. Anything else fails here too.
         try:
-            return _dumps_any(value, default).encode()
+            return _dumps_any(value, plain).encode()
         except (TypeError, ValueError, RecursionError):
             raise error from None
+
+
+def _plain(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
+    """What JSON has of a value that it has not: for times and dataclasses as orjson writes them."""
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: getattr(value, name) for name in names if not name.startswith("_")}
+    if default is None:
+        raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
+    return default(value)
 
 
 def _dumps_any(value: Any, default: Callable[[Any], Any] | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import os
 import threading
 import time
 from typing import Any
@@ -97,6 +99,58 @@ def large(row: dict[str, Any]) -> Any:
 
 async def endless(row: dict[str, Any]) -> Any:
     await asyncio.Event().wait()
+
+
+class Trap:
+    """Whoever looks at it is made to exit."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise SystemExit("its class")
+
+    def __str__(self) -> str:
+        raise SystemExit("its text")
+
+    __repr__ = __str__
+
+
+class TrapDict(dict[str, Any]):
+    def __iter__(self) -> Any:
+        raise KeyboardInterrupt
+
+    def get(self, *_: Any) -> Any:
+        raise SystemExit("its value")
+
+
+def trap(row: dict[str, Any]) -> Any:
+    """Returns what its row names: by itself, as a column, or as a mapper's input."""
+    if row["value"] == "long":
+        raise ValueError("x" * 1_000_000)
+    value = {"object": Trap(), "dict": TrapDict(x=1), "words": "fine"}[row["value"]]
+    return {"whole": value, "x": {"x": value}, "input": {"input": value}}[row["as"]]
+
+
+async def trap_async(row: dict[str, Any]) -> Any:
+    return trap(row)
+
+
+def leaving(row: dict[str, Any]) -> Any:
+    os.chdir("/")
+    return row["n"]
+
+
+class TrapTime(dt.datetime):
+    """A time that exits where its year is asked for."""
+
+    @property
+    def year(self) -> int:
+        raise SystemExit("its year")
+
+
+def times(row: dict[str, Any]) -> Any:
+    at = dt.datetime(2025, 1, 2, 3, 4, 5, 6)
+    zone = dt.timezone(dt.timedelta(hours=2))
+    return {"x": [at, at.replace(tzinfo=zone), TrapTime(2025, 1, 1)][row["n"]]}
 
 
 class Fussy(pydantic.BaseModel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import math
 
 import pytest
@@ -58,3 +60,42 @@ def test_deep_nesting_is_written_as_far_as_it_can_be_read() -> None:
 def test_what_has_no_json(value: object) -> None:
     with pytest.raises(TypeError):
         dumps(value)
+
+
+class _Zone(dt.tzinfo):
+    def utcoffset(self, when: dt.datetime | None) -> dt.timedelta | None:
+        raise ValueError("no zone")
+
+    dst = utcoffset
+
+    def tzname(self, when: dt.datetime | None) -> str | None:
+        return None
+
+
+@dataclasses.dataclass
+class _Point:
+    x: int
+    when: dt.datetime
+    _hidden: int = 3
+
+
+@dataclasses.dataclass
+class _Moody:
+    x: int
+
+    def __getattribute__(self, name: str) -> object:
+        raise ValueError(name) if name == "x" else AttributeError(name)
+
+
+def test_times_and_dataclasses() -> None:
+    at = dt.datetime(2025, 1, 2, 3, 4, 5, 6, dt.UTC)
+    assert dumps(_Point(2**70, at)) == b'{"x":%d,"when":"2025-01-02T03:04:05.000006+00:00"}' % (2**70)
+    assert dumps([at.date(), at.time(), at.replace(tzinfo=None)]) == (
+        b'["2025-01-02","03:04:05.000006","2025-01-02T03:04:05.000006"]'
+    )
+
+
+def test_a_value_that_raises_is_an_error_and_no_crash() -> None:
+    for value in (dt.datetime(2025, 1, 1, tzinfo=_Zone()), _Moody(1), {"a": [_Moody(1)]}):
+        with pytest.raises(TypeError):
+            dumps(value)

@@ -47,20 +47,24 @@ def check_sinks(connection: duckdb.DuckDBPyConnection, sinks: Mapping[str, SinkC
         raise ConfigError("\n".join(problems))
 
 
-def write_sinks(connection: duckdb.DuckDBPyConnection, sinks: Mapping[str, SinkConfig], folder: Path) -> SinkReport:
+def write_sinks(
+    connection: duckdb.DuckDBPyConnection, sinks: Mapping[str, SinkConfig], folder: Path, place: Path
+) -> SinkReport:
     """Write every sink's file; one that cannot be written does not keep the others from it.
 
     Parameters
     ----------
     folder
         What relative paths are relative to: the run's.
+    place
+        The same, absolute: a function may have changed the working directory.
     """
     report = SinkReport()
     for name, sink in sinks.items():
-        path = folder / os.path.expanduser(sink.path)
+        path, target = (base / os.path.expanduser(sink.path) for base in (folder, place))
         try:
-            rows = export(connection, sink_query(connection, name, sink), path)
-            report.written.append(WrittenFile(path, rows, path.stat().st_size))
+            rows = export(connection, sink_query(connection, name, sink), target)
+            report.written.append(WrittenFile(path, rows, target.stat().st_size))
         except (ConfigError, StoreError, OSError) as error:
             report.errors.append(_labelled(f"sinks.{name}", error))
     return report

@@ -10,6 +10,7 @@ import duckdb
 
 from infermesh.errors import ConfigError, StoreError
 from infermesh.hints import nearest, one_line
+from infermesh.store.filter import parsed_condition
 from infermesh.store.schema import quoted
 
 _TABLES = (
@@ -77,6 +78,8 @@ def table_query(
         if column.lower() not in known:
             raise ConfigError(f"{labels[1]}: {table} has no column '{column}'.{nearest(column, present)}")
     select = ", ".join(quoted(known[column.lower()]) for column in columns) if columns else "*"
+    if where is not None:
+        parsed_condition(where, labels[2])
     query = TableQuery(select, name, where, by_row=present[0] == "row_id")
     try:
         source.execute(f"DESCRIBE {query.sql}")

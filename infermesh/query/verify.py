@@ -102,7 +102,7 @@ class _Tables:
             for stage in stages:
                 yield from self._stage(stage, origin, stages)
         yield from self._attempts(origins)
-        yield from self._end()
+        yield from self._end(origins)
 
     def _record(self) -> Iterator[Finding]:
         """The run's own row: one, and its declaration unchanged."""
@@ -215,14 +215,14 @@ class _Tables:
         ((rows, _),) = self._rows("SELECT count(*), bit_xor(hash(t)) FROM attempts t")
         yield _finding("attempts", wrong, f"{rows} requests, each once and of a row")
 
-    def _end(self) -> Iterator[Finding]:
+    def _end(self, origins: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
         """What the run says of itself against what its tables say."""
         counts: dict[str, int] = {}
         for status, rows in self._rows("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY status"):
             counts[status] = int(rows)
         status = self._run["status"]
         pending, failed = counts.get("pending", 0), counts.get("error", 0)
-        marked = self._marked()
+        marked = self._marked(origins)
         wrong = [f"{rows} rows are {name}" for name, rows in counts.items() if rows < 0]
         if status == "done" and (pending or failed):
             wrong.append(f"it says done, but {pending} rows are pending and {failed} have failed")
@@ -236,14 +236,17 @@ class _Tables:
         listed = ", ".join(f"{rows} {name}" for name, rows in sorted(counts.items()) if rows) or "no rows"
         yield _finding("status", wrong, f"{status}: {listed}")
 
-    def _marked(self) -> int:
+    def _marked(self, origins: Mapping[str, Sequence[str]]) -> int:
         """How many rows keep the answer that they had, and are still to be done again."""
         if not self._rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'redo'"):
             return 0
-        stages = [stage for (stage,) in self._rows("SELECT DISTINCT stage FROM redo")]
         return sum(
-            int(self._rows(f"SELECT count(*) FROM {quoted(stage)} s WHERE {redone(stage, 's')}")[0][0])
+            int(rows)
+            for origin, stages in origins.items()
             for stage in stages
+            for (rows,) in self._rows(
+                f"SELECT count(*) FROM {quoted(stage)} s WHERE {redone(stage, 's')} AND {not_retired(origin)}"
+            )
         )
 
     def _such(self, sql: str, words: str) -> list[str]:

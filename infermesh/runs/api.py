@@ -69,7 +69,8 @@ def run(
         of ``NAME=value`` lines, which the environment overrides. ``None`` is the environment alone.
     progress
         A function such as ``print``, called with a line of text every five seconds; or an
-        :class:`~infermesh.runs.stats.Observer`. Both are called in the run's thread. ``None`` prints nothing.
+        :class:`~infermesh.runs.stats.Observer`. Both are called in the run's thread.
+        What they raise does not end the run; the first error is in ``run.log``. ``None`` prints nothing.
     wait
         True returns when the run has ended; Ctrl-C drains the run, then raises ``KeyboardInterrupt``. False returns at
         once: use :meth:`Run.wait`, or ``await`` the run. At interpreter exit, running runs are drained.

@@ -26,7 +26,7 @@ from infermesh.runs.control import Control
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
 from infermesh.runs.session import RunSession
-from infermesh.runs.stats import Observer
+from infermesh.runs.stats import ForeignObserver, Observer
 from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
 from infermesh.store.connection import in_words
@@ -80,6 +80,7 @@ def execute(
     KeyboardInterrupt
         Ctrl-C before the first request. Later, Ctrl-C drains the run and raises nothing.
     """
+    observer = ForeignObserver(observer)
     fresh = not (folder / DATABASE).exists()
     # A refused declaration must leave no trace: a new folder is removed, and a resumed run gets back the config that
     # its rows were made with. Once the source is loaded nothing is removed, since `discard` spares a folder that holds

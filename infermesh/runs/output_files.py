@@ -168,6 +168,7 @@ class _FileSink(_StageSink):
     def __init__(self, kind: str, path: Path, *, rerun_changed: bool = False) -> None:
         super().__init__(kind, rerun_changed=rerun_changed)
         self._path = path
+        self._place = path.absolute()  # a mapper may change the working directory
 
     def _check_new(self) -> None:
         if self._record is None and self._path.exists():
@@ -181,7 +182,7 @@ class _FileSink(_StageSink):
         The checkpoint first records the new size and hash as ``next_…``, then the file is renamed, then they become
         ``bytes`` and ``digest``. A session killed in between finds a file that matches one of the two pairs.
         """
-        target = self._path.resolve()  # so that a symbolic link stays a link
+        target = self._place.resolve()  # so that a symbolic link stays a link
         temporary = target.with_name(f".{target.name}.new")
         temporary.unlink(missing_ok=True)  # a killed session's: the checkpoint's lock admits one session at a time
         try:

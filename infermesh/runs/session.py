@@ -77,7 +77,7 @@ class RunSession:
         self._control = control
         self._declaration = declaration
         self._experiment = experiment = declaration.experiment
-        self._folder = folder
+        self._folder, self._place = folder, folder.absolute()
         self._pipeline = pipeline
         self._fleet = fleet
         self._observer = observer
@@ -277,6 +277,12 @@ class RunSession:
 
     def _outcome(self, stats: RunStats, elapsed_s: float) -> RunOutcome:
         store = self._store
+        if (displaced := store.displaced()) is not None:
+            store.finish("crashed", elapsed_s, reason=displaced)
+            raise StoreError(
+                f"{displaced}. What was done is where the file is now; if it was deleted, it is lost. Resume it where "
+                f"it is, or run it again, and leave the folder alone meanwhile."
+            )
         counts = store.counts()
         # The stats count too: a row of a stale stage has an old answer in its table, but is pending until its request
         # has been compared.
@@ -296,7 +302,7 @@ class RunSession:
             self._observer.note(f"{name}: {rows} rows failed again and keep the answer they had: {example}")
         sinks = {} if status == "interrupted" else self._experiment.sinks
         with store.cursor() as connection:
-            files = write_sinks(connection, sinks, self._folder)
+            files = write_sinks(connection, sinks, self._folder, self._place)
         store.finish(status, elapsed_s, reason=self._stopped_by, signatures=None if pending else self._signatures)
         return RunOutcome(
             self._folder,
@@ -317,6 +323,8 @@ class RunSession:
         while True:
             await asyncio.sleep(_TICK_S)
             check()
+            if not self._stops and (displaced := self._store.displaced()):
+                self._stop(displaced)
             self._observer.tick(stats)
             now = asyncio.get_running_loop().time()
             for note in (*self._fleet.used_up(), *self._fleet.waits(now)):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from infermesh.runtime.foreign import words_of
+
+logger = logging.getLogger("infermesh")
 
 
 @dataclass(slots=True)
@@ -85,3 +91,35 @@ class Observer(Protocol):
     def stop(self, stats: RunStats) -> None:
         """Called once, after the last row has settled or the run was drained."""
         ...
+
+
+class ForeignObserver:
+    """An observer of somebody else's: whatever a call of it ends in costs that call alone. The log is told once."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._told = False
+
+    def note(self, text: str) -> None:
+        self._call("note", text)
+
+    def start(self, stats: RunStats) -> None:
+        self._call("start", stats)
+
+    def tick(self, stats: RunStats) -> None:
+        self._call("tick", stats)
+
+    def stop(self, stats: RunStats) -> None:
+        self._call("stop", stats)
+
+    def _call(self, name: str, argument: object) -> None:
+        try:
+            getattr(self._observer, name)(argument)
+        except BaseException as error:
+            # While the source is loaded, this is Ctrl-C. Later the run takes the signal.
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
+            if not self._told:
+                self._told = True
+                what = f"progress: {name} ended in {words_of(error)}"
+                logger.warning("%s. The run goes on, and tells no further one.", what, exc_info=error)

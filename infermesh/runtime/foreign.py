@@ -17,6 +17,7 @@ from infermesh.runtime.loopthread import LoopThread
 
 logger = logging.getLogger("infermesh")
 
+_WORDS = 4000  # characters of an error that is not ours
 _ANSWERS_S = 1.0  # a loop that does not turn for so long is blocked by a function on it
 _Work = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
 
@@ -36,7 +37,7 @@ class Foreign(Exception):
 
 
 def words_of(error: BaseException) -> str:
-    """The name and the message of an error that is not ours: its ``__str__`` may fail as well.
+    """The name and the message of an error that is not ours: its ``__str__`` may fail, and its text be of any length.
 
     Examples
     --------
@@ -46,7 +47,8 @@ def words_of(error: BaseException) -> str:
     if isinstance(error, Foreign):
         error = error.ended_in
     try:
-        return f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}"
+        return text if len(text) <= _WORDS else f"{text[:_WORDS]}…"
     except BaseException:
         return type(error).__name__
 
@@ -80,6 +82,9 @@ class ForeignFunction:
         The function, or any other callable. It gets one argument.
     threads
         The most threads of a plain function.
+    taken
+        Called with what the function returns, where it ran; what it returns is the result of :meth:`call`. The value is
+        looked at here, because its methods are the user's as well: they may end in anything, and take long.
 
     Raises
     ------
@@ -87,11 +92,12 @@ class ForeignFunction:
         It is not callable.
     """
 
-    def __init__(self, name: str, function: Any, threads: int) -> None:
+    def __init__(self, name: str, function: Any, threads: int, taken: Callable[[Any], Any]) -> None:
         if not callable(function):
             raise TypeError(f"'{name}' is a {type(function).__name__}, not a function")
         self.name = name
         self.function = function
+        self._taken = taken
         call = function if inspect.isroutine(function) or isinstance(function, functools.partial) else function.__call__
         self._is_async = inspect.iscoroutinefunction(call)
         self._pool = DaemonThreads(threads, f"infermesh-{name}")
@@ -113,15 +119,18 @@ class ForeignFunction:
             try:
                 async with asyncio.timeout(timeout) as limit:
                     if not self._is_async:
-                        return await self._pool.call(self.function, argument)
+                        return await self._pool.call(lambda: self._taken(self.function(argument)))
                     loop = self._loop = loop or LoopThread(f"infermesh-{self.name}")
-                    return await _on(loop, _guarded(self.function, argument, begun))
+                    return await _on(loop, _guarded(self._awaited, argument, begun))
             except TimeoutError:
                 if not limit.expired():  # the function's own
                     raise
             # A call that has not even begun waited behind one that blocks the loop, which is not its own fault.
             waiting = loop is not None and await self._replaced(loop) and not begun.is_set()
         raise NoAnswer(f"no answer within {timeout:g} s")
+
+    async def _awaited(self, argument: Any) -> Any:
+        return self._taken(await self.function(argument))
 
     async def _replaced(self, loop: LoopThread) -> bool:
         """Whether a call blocks this loop, so that the next ones get another."""

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from infermesh.config.schema import OWN_FIELDS, ModelStageConfig
 from infermesh.dispatch.model import LogicalModel
-from infermesh.errors import RequestError
+from infermesh.errors import InputError, RequestError
 from infermesh.exact_json import dumps
 from infermesh.inputs.row_files import RowFiles
 from infermesh.inputs.templates import Template
 from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
+from infermesh.runtime.foreign import words_of
 from infermesh.stages.mapping import FieldReader, Mapped, Mapper, visible
 from infermesh.store import Column, StageTable
 
@@ -141,8 +142,15 @@ async def prepare(stage: Stage, context: Mapping[str, Any]) -> Prepared[Any]:
     StoppedError
         The stage was stopped while its mapper ran.
     """
-    mapped = None if stage.mapper is None else await stage.mapper.call(context)
-    return stage.prepare(context, mapped)
+    if stage.mapper is None:
+        return stage.prepare(context)
+    mapped = await stage.mapper.call(context)
+    try:
+        return stage.prepare(context, mapped)
+    except Exception:
+        raise
+    except BaseException as error:  # the mapper's value is looked at, and its methods are the user's as well
+        raise InputError(f"mapper {stage.mapper.spec}: {words_of(error)}, when its input was read") from error
 
 
 async def prepare_each(stage: Stage, contexts: Sequence[Mapping[str, Any]]) -> list[Prepared[Any] | Exception]:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from infermesh.errors import ConfigError
@@ -13,8 +14,8 @@ from infermesh.hints import nearest
 from infermesh.runtime.foreign import ForeignFunction, words_of
 
 
-def imported_function(spec: str, path: str, threads: int) -> ForeignFunction:
-    """Import ``module:name``, a user's function, sync or async, to be called in up to ``threads`` threads.
+def imported_function(spec: str, path: str, threads: int, taken: Callable[[Any], Any]) -> ForeignFunction:
+    """Import ``module:name``, a user's function, sync or async. ``threads`` and ``taken`` as in ForeignFunction.
 
     Raises
     ------
@@ -22,7 +23,7 @@ def imported_function(spec: str, path: str, threads: int) -> ForeignFunction:
         It does not import, or is not callable.
     """
     try:
-        return ForeignFunction(spec, import_object(spec, path), threads)
+        return ForeignFunction(spec, import_object(spec, path), threads, taken)
     except TypeError as error:
         raise ConfigError(f"{path}: {error}.") from None
 

@@ -75,7 +75,7 @@ class Mapper:
         self._calls: set[asyncio.Task[Any]] = set()
         if ":" not in spec:
             raise ConfigError(f"{path}: '{spec}' is neither '{OWN_FIELDS}' nor module:function.")
-        self._function = imported_function(spec, path, threads)
+        self._function = imported_function(spec, path, threads, _mapped)
 
     async def call(self, context: Mapping[str, Any]) -> Mapped:
         """Map a row.
@@ -99,9 +99,10 @@ class Mapper:
         if call.cancelled():
             raise StoppedError("stopped before the mapper had ended")
         if (error := call.exception()) is not None:
-            words = str(error) if isinstance(error, NoAnswer) else words_of(error)
+            words = str(error) if isinstance(error, NoAnswer | InputError) else words_of(error)
             raise InputError(f"mapper {self.spec}: {words}") from error
-        return self._checked(call.result())
+        mapped: Mapped = call.result()
+        return mapped
 
     def stop(self) -> None:
         """Call the function no more, and wait for no call: its rows stay pending, since nothing of them was sent."""
@@ -113,30 +114,28 @@ class Mapper:
         """End the function's threads."""
         self._function.close()
 
-    def _checked(self, made: Any) -> Mapped:
-        if not isinstance(made, Mapping):
-            raise InputError(
-                f'mapper {self.spec}: expected {{"input": …, "metadata": {{…}}}}, got {type(made).__name__}'
-            )
-        unknown = [str(key) for key in made if key not in ("input", METADATA)]
-        if unknown:
-            raise InputError(
-                f"mapper {self.spec}: unknown key '{unknown[0]}'.{nearest(unknown[0], ['input', METADATA])}"
-            )
-        if made.get("input") is None:
-            raise InputError(f"mapper {self.spec}: the row has no input: 'input' is missing or None")
-        metadata = made.get(METADATA)
-        if metadata is None:
-            return Mapped(made["input"])
-        try:
-            return Mapped(made["input"], dumps(metadata).decode())
-        except TypeError as error:
-            raise InputError(f"mapper {self.spec}: metadata is not JSON: {error}") from None
-
     @property
     def code(self) -> str | None:
         """:func:`module_hash` of the function."""
         return module_hash(self._function.function)
+
+
+def _mapped(made: Any) -> Mapped:
+    """What a mapper has returned, checked. Raises ``InputError``."""
+    if not isinstance(made, Mapping):
+        raise InputError(f'expected {{"input": …, "metadata": {{…}}}}, got {type(made).__name__}')
+    unknown = [str(key) for key in made if key not in ("input", METADATA)]
+    if unknown:
+        raise InputError(f"unknown key '{unknown[0]}'.{nearest(unknown[0], ['input', METADATA])}")
+    if made.get("input") is None:
+        raise InputError("the row has no input: 'input' is missing or None")
+    metadata = made.get(METADATA)
+    if metadata is None:
+        return Mapped(made["input"])
+    try:
+        return Mapped(made["input"], dumps(metadata).decode())
+    except TypeError as error:
+        raise InputError(f"metadata is not JSON: {error}") from None
 
 
 def visible(context: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]:

@@ -47,7 +47,9 @@ class Python:
 
     def __init__(self, name: str, config: PythonStage, context: StageContext) -> None:
         path = f"stages.{name}"
-        self._function = imported_function(config.function, f"{path}.function", config.max_parallel_requests)
+        self._function = imported_function(
+            config.function, f"{path}.function", config.max_parallel_requests, self._values
+        )
         self.name = name
         self.rows = config.rows
         self.where = config.where
@@ -103,7 +105,11 @@ class Python:
         return result
 
     def _parse(self, reply: Reply) -> tuple[FunctionResult, None]:
-        value: Any = reply.body
+        values: Any = reply.body
+        return FunctionResult(values=values), None
+
+    def _values(self, value: Any) -> tuple[Any, ...]:
+        """What the function has returned as values of the table's output columns. Raises ``FunctionError``."""
         if self._columns is not None and not isinstance(value, Mapping):
             raise FunctionError(f"expected a dict with {', '.join(self._columns)}, got {type(value).__name__}")
         values = {"value": value} if self._columns is None else value
@@ -113,9 +119,7 @@ class Python:
             raise FunctionError(
                 f"it returned '{unknown[0]}', which is none of stages.{self.name}.columns: {', '.join(known)}"
             )
-        return FunctionResult(
-            values=tuple(_stored(values.get(column.name), column) for column in self.table.outputs)
-        ), None
+        return tuple(_stored(values.get(column.name), column) for column in self.table.outputs)
 
     def outputs(self, result: FunctionResult) -> tuple[Any, ...]:
         """The values of the declared columns, or of ``value`` if none are declared."""
@@ -137,7 +141,19 @@ def _stored(value: Any, column: Column) -> Any:
         raise FunctionError(f"{column.name}: expected {column.type}, got {str(value)[:80]!r} ({type(value).__name__})")
     if element in ("DOUBLE", "FLOAT"):  # an integer may be too long for the appender
         values = [None if item is None else float(item) for item in values]
-    return list(values) if many else values[0]
+    values = [_exact(item) for item in values]
+    return values if many else values[0]
+
+
+def _exact(value: Any) -> Any:
+    """A time without its zone, in UTC, and without a class of the user's: the writer would call the methods of both."""
+    if not isinstance(value, dt.date):
+        return value
+    if not isinstance(value, dt.datetime):
+        return dt.date(value.year, value.month, value.day)
+    if value.tzinfo is not None:
+        value = value.astimezone(dt.UTC)
+    return dt.datetime(value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond)
 
 
 def _integer(bits: int) -> Callable[[Any], bool]:

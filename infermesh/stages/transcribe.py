@@ -60,6 +60,8 @@ class Transcribe(ModelStage):
             if not isinstance(mapped.input, str | os.PathLike):
                 raise InputError(f"input: expected the path of a clip, got {type(mapped.input).__name__}")
             written = os.fspath(mapped.input)
+            if not isinstance(written, str) or any("\ud800" <= sign <= "\udfff" for sign in written):
+                raise InputError(f"input: expected the path of a clip, got {written!r:.100}, which is no text")
             carried = (written, mapped.metadata)
         try:
             path, *facts = self._found(written)

@@ -17,6 +17,7 @@ from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError, StoreError
 from infermesh.inputs.sources import Source
 from infermesh.store.connection import connect_to_write, half_made
+from infermesh.store.filter import parsed_condition
 from infermesh.store.ingest import ingest, query_rows, row_columns
 from infermesh.store.memory import drop_cache, fetch, set_limit, with_room
 from infermesh.store.output_file import OutputTable
@@ -37,6 +38,7 @@ from infermesh.store.schema import (
     quoted,
     redone,
     row_instead,
+    stored_origin,
     views,
 )
 from infermesh.store.writer import GroupWriter
@@ -54,6 +56,13 @@ def utcnow() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
+def _file_at(place: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        found = place.stat()
+        return found.st_dev, found.st_ino
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Redo:
     """Settled rows of a stage to do again: those that match ``where``, an SQL condition on the stage's columns."""
@@ -61,13 +70,26 @@ class Redo:
     stage: str
     where: str
 
-    def count(self, connection: duckdb.DuckDBPyConnection) -> int:
-        """Count these rows. Raises ``ConfigError`` if the condition does not bind, or fails."""
+    def count(self, connection: duckdb.DuckDBPyConnection, origin: str | None = None) -> int:
+        """Count these rows, without retired ones. Raises ``ConfigError`` if the condition does not bind, or fails.
+
+        Parameters
+        ----------
+        origin
+            Whose rows the stage takes: ``source``, or a sql stage. ``None``: as the database says.
+        """
+        origin = origin or stored_origin(connection, self.stage)
+        parsed_condition(self.where, "where")
         try:
-            row = connection.execute(f"SELECT count(*) FROM {quoted(self.stage)} s WHERE ({self.where}\n)").fetchone()
+            row = connection.execute(f"SELECT count(*) FROM {self.rows(origin)}").fetchone()
         except duckdb.Error as error:
             raise self.refused(error) from None
         return int(row[0]) if row else 0
+
+    def rows(self, origin: str | None) -> str:
+        """These rows as SQL: the stage's table ``s``, and a condition on it. ``None``: retired ones too."""
+        live = "true" if origin is None else not_retired(origin)
+        return f"{quoted(self.stage)} s WHERE ({self.where}\n) AND {live}"
 
     def refused(self, error: duckdb.Error) -> ConfigError:
         """The error that reports DuckDB's message about the condition."""
@@ -95,6 +117,8 @@ class RunStore:
         self._memory_limit = config.memory_limit
         limits = {"memory_limit": config.memory_limit, "threads": config.threads}
         self._connection = connect_to_write(path, {**limits, **_CHECKPOINT})
+        self._place = path.absolute()  # a function may change the working directory
+        self._file = _file_at(self._place)
         self._interval = config.commit_interval
         self._tables: list[StageTable] = []
         self._origins: dict[str, str] = {}
@@ -291,11 +315,12 @@ class RunStore:
         connection = self._connection
         connection.begin()
         try:
-            rows = redo.count(connection)
-            disown(connection, redo.stage, self._origins[redo.stage], redo.where)
+            origin = self._origins[redo.stage]
+            rows = redo.count(connection, origin)
+            disown(connection, redo.stage, origin, redo.where)
             connection.execute(
-                f"INSERT INTO redo SELECT {literal(redo.stage)}, s.row_id, s.finished_at FROM {quoted(redo.stage)} s "
-                f"WHERE ({redo.where}\n) AND NOT {redone(redo.stage, 's')}"
+                f"INSERT INTO redo SELECT {literal(redo.stage)}, s.row_id, s.finished_at FROM {redo.rows(origin)} "
+                f"AND NOT {redone(redo.stage, 's')}"
             )
             connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])
             connection.commit()
@@ -304,6 +329,11 @@ class RunStore:
                 connection.rollback()
             raise
         return rows
+
+    def displaced(self) -> str | None:
+        """Why what is written reaches nobody: the file is not where it was. ``None`` if it is."""
+        is_there = _file_at(self._place) == self._file
+        return None if is_there else f"{self.path} was deleted, moved or replaced while the run had it open"
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Stage → the facts that decided its answers in the last session; empty if an older version ran it."""

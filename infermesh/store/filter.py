@@ -31,12 +31,27 @@ def column_references(condition: str, path: str) -> frozenset[tuple[str, ...]]:
     ConfigError
         The condition does not parse.
     """
+    return frozenset(_columns(parsed_condition(condition, path)))
+
+
+def parsed_condition(condition: str, path: str) -> dict[str, Any]:
+    """A condition as DuckDB's tree of a query, once it is sure to be one expression.
+
+    Within brackets alone, ``a) OR (b`` would be one; without brackets alone, ``a GROUP BY b``. It must parse both ways.
+
+    Raises
+    ------
+    ConfigError
+        It does not.
+    """
+    tree: dict[str, Any] = {}
     with open_duckdb() as connection:
-        row = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT ({condition}\n) FROM rows"]).fetchone()
-    tree = orjson.loads(row[0] if row else b"{}")
-    if tree.get("error"):
-        raise ConfigError(f"{path}: not a SQL condition: {tree.get('error_message')} in: {condition}")
-    return frozenset(_columns(tree))
+        for query in (f"FROM rows WHERE {condition}\n", f"SELECT ({condition}\n) FROM rows"):
+            row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
+            tree = orjson.loads(row[0] if row else b"{}")
+            if tree.get("error"):
+                raise ConfigError(f"{path}: not a SQL condition: {tree.get('error_message')} in: {condition}")
+    return tree
 
 
 def _columns(node: Any) -> Iterator[tuple[str, ...]]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+import duckdb
+
 from infermesh.results import Attempt
 
 DATABASE = "run.duckdb"
@@ -279,6 +281,19 @@ class QueryTable:
 def results_view(origin: str) -> str:
     """The name of an origin's ``results`` view."""
     return "results" if origin == SOURCE else f"{origin}_results"
+
+
+def stored_origin(connection: duckdb.DuckDBPyConnection, stage: str) -> str | None:
+    """Whose rows a stage takes, by the views of the last session; ``None`` if a database of schema 1 does not say."""
+    origins = (
+        "SELECT DISTINCT origin FROM (SELECT 'source' AS origin UNION ALL SELECT stage FROM materialized) WHERE EXISTS "
+        "(SELECT 1 FROM duckdb_columns() WHERE table_name = 'retired' AND column_name = 'origin')"
+    )
+    columns = "SELECT 1 FROM duckdb_columns() WHERE table_name = ? AND column_name = ?"
+    for (origin,) in connection.execute(origins).fetchall():
+        if connection.execute(columns, [results_view(origin), f"{stage}_finished_at"]).fetchone() is not None:
+            return str(origin)
+    return None
 
 
 def views(origins: Mapping[str, Sequence[Column]], stages: Sequence[StageTable]) -> list[str]:

@@ -185,7 +185,7 @@ def test_many_runs_give_what_one_gives(asked: Path, exported: dict[str, bytes], 
 @pytest.mark.parametrize("format", ["csv", "jsonl"])
 def test_sinks_write_the_same(run: Path, tmp_path: Path, format: str) -> None:
     with connect(run / DATABASE, read_only=True) as connection:
-        report = write_sinks(connection, {"s": SinkConfig(path=f"s.{format}", table="everything")}, tmp_path)
+        report = write_sinks(connection, {"s": SinkConfig(path=f"s.{format}", table="everything")}, tmp_path, tmp_path)
     assert report.errors == []
     output("export", str(run), str(tmp_path / f"t.{format}"), "--table", "everything")
     query = "FROM everything ORDER BY row_id"

@@ -315,3 +315,14 @@ def test_what_never_started_leaves_the_users_folder(shell: Shell, prompt: str) -
     files = ("--input-jsonl", "in.jsonl", "--output-jsonl", "results/out.jsonl")
     assert shell.here("generate", *files, "--prompt", prompt).returncode == 1
     assert list(results.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_mapper_that_changes_the_directory(shell: Shell, name: str) -> None:
+    (shell.folder / "leaves_for.py").write_text(
+        "import os\ndef mapped(row):\n    os.chdir('/')\n    return {'input': row['text']}\n"
+    )
+    write_jsonl(shell.folder / "in.jsonl", [{"text": "a"}, {"text": "b"}])
+    done = shell.run("generate", "--input", "in.jsonl", "--mapper", "leaves_for:mapped", "--output", name)
+    assert done.returncode == 0, done.stderr
+    assert (shell.folder / name).stat().st_size > 0

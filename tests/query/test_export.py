@@ -121,7 +121,7 @@ class TestTables:
             ("result", None, None, "--table: no table 'result'. Did you mean 'results'?"),
             ("results", ["a_txt"], None, "--columns: results has no column 'a_txt'. Did you mean 'a_text'?"),
             ("results", None, "m > 1", "--where: Binder Error"),
-            ("results", None, "n >", "--where: Parser Error"),
+            ("results", None, "n >", "--where: not a SQL condition: syntax error"),
         ],
     )
     def test_what_is_not_there_is_told(

@@ -56,7 +56,7 @@ def test_one_that_fails_does_not_keep_the_others(connection: duckdb.DuckDBPyConn
         "bad": SinkConfig(path="file/a.csv"),
         "good": SinkConfig(path="new/folder/b.jsonl.gz", table="a", columns=["text"], where="row_id < 2"),
     }
-    report = write_sinks(connection, sinks, tmp_path)
+    report = write_sinks(connection, sinks, tmp_path, tmp_path)
     assert len(report.errors) == 1
     assert report.errors[0].startswith("sinks.bad: ")
     (written,) = report.written
@@ -72,5 +72,5 @@ def test_a_source_without_rows_has_no_columns_to_check(tmp_path: Path) -> None:
         connection.execute("CREATE VIEW results AS FROM source")
         sinks = {"s": SinkConfig(path="a.csv", columns=["text"], where="n > 1")}
         check_sinks(connection, sinks)
-        assert write_sinks(connection, sinks, tmp_path).errors == []
+        assert write_sinks(connection, sinks, tmp_path, tmp_path).errors == []
     assert (tmp_path / "a.csv").read_text() == "text\n"

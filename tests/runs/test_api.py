@@ -22,6 +22,7 @@ from infermesh import ConfigError, Run, StoreError
 from infermesh.simulator import Simulator
 from tests.support import (
     COMMAND_S,
+    Watch,
     ask,
     environment,
     experiment,
@@ -406,3 +407,31 @@ def test_a_run_of_another_process_is_asked_and_stopped(project: Path, start_simu
     assert totals(simulator)["abandoned"] == 0
     assert run.status == "interrupted"
     assert count.fetchone() == (totals(simulator)["answered"], sum(range(totals(simulator)["answered"])))
+
+
+class _Broken(Watch):
+    """An observer one of whose methods ends in an error."""
+
+    def __init__(self, method: str, error: BaseException) -> None:
+        super().__init__()
+        self._method, self._error = method, error
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == object.__getattribute__(self, "_method"):
+            raise object.__getattribute__(self, "_error")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize("method", ["note", "start", "tick", "stop"])
+def test_what_an_observer_ends_in_costs_that_call(
+    slow: tuple[dict[str, Any], Simulator], method: str, error: BaseException
+) -> None:
+    mapping, simulator = slow
+    done = infermesh.run(
+        config=mapping | {"guards": {"max_duration": "0.6 s"}}, folder="run", progress=_Broken(method, error)
+    )
+    assert done.status == "stopped"  # the guard is asked all the same
+    assert done.sql("SELECT count(*) FROM attempts").fetchall() == [(totals(simulator)["received"],)]
+    if method != "note":  # which may come before the log is open
+        assert Path("run/run.log").read_text().count(f"progress: {method} ended in {type(error).__name__}") == 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import duckdb
 import pytest
 
 from infermesh.config.declaration import declare
 from infermesh.errors import ConfigError, StoreError
+from infermesh.query.verify import verify
 from infermesh.runs.execute import execute
 from infermesh.simulator import Simulator
 from infermesh.store.database import Redo
@@ -265,6 +267,36 @@ class TestPythonStages:
         outcome = lab.run(experiment(simulator.url, {"a": {"kind": "generate", "mapper": "tests.functions:ending"}}))
         assert (outcome.status, outcome.counts["a"]) == ("failed_rows", {"done": 1, "error": 7})
 
+    @pytest.mark.parametrize("name", ["trap", "trap_async"])
+    @pytest.mark.parametrize("place", ["whole", "x"])
+    def test_whatever_a_functions_value_does_costs_its_row(self, lab: Lab, name: str, place: str) -> None:
+        lab.rows([{"value": value, "as": place} for value in ("object", "dict", "words", "long")])
+        stage = python(name, max_retries=0, columns={"x": "VARCHAR"})
+        outcome = lab.run({"name": "lab", "source": {"path": "rows.jsonl"}, "stages": {"s": stage}})
+        assert outcome.counts["s"] == ({"done": 1, "error": 3} if place == "x" else {"error": 4})
+        assert lab.one("SELECT max(length(error)) FROM s") < 5000
+
+    @pytest.mark.parametrize("name", ["trap", "trap_async"])
+    @pytest.mark.parametrize("place", ["whole", "input"])
+    def test_whatever_a_mappers_value_does_costs_its_row(
+        self, lab: Lab, simulator: Simulator, name: str, place: str
+    ) -> None:
+        lab.rows([{"value": value, "as": place} for value in ("object", "dict", "words", "long")])
+        mapper = {"kind": "generate", "mapper": f"tests.functions:{name}"}
+        outcome = lab.run(experiment(simulator.url, {"a": mapper}))
+        assert outcome.counts["a"] == ({"done": 1, "error": 3} if place == "input" else {"error": 4})
+        assert lab.one("SELECT max(length(error)) FROM a") < 5000
+
+    def test_times_that_a_function_returns(self, lab: Lab) -> None:
+        lab.rows([{"n": n} for n in range(3)])
+        stage = python("times", columns={"x": "TIMESTAMP"}, max_retries=0)
+        outcome = lab.run({"name": "lab", "source": {"path": "rows.jsonl"}, "stages": {"s": stage}})
+        assert outcome.counts["s"] == {"done": 2, "error": 1}
+        assert lab.sql("SELECT x::VARCHAR FROM s WHERE status = 'done' ORDER BY row_id") == [
+            ("2025-01-02 03:04:05.000006",),
+            ("2025-01-02 01:04:05.000006",),
+        ]
+
     def test_calls_that_hang_do_not_keep_others_waiting(self, lab: Lab) -> None:
         lab.rows([{"n": n % 2} for n in range(6)])
         stage = python("hanging", max_retries=0, timeout=0.2, max_parallel_requests=2)
@@ -469,6 +501,30 @@ class TestRetry:
         assert lab.run(experiment(simulator.url, stages)).status == "done"
         assert totals(simulator)["received"] == 0
 
+    @pytest.mark.parametrize("over", ["source", "chosen"])
+    def test_rows_that_are_gone_are_not_done_again(self, lab: Lab, start_simulator: Start, over: str) -> None:
+        def stages(most: int) -> dict[str, Any]:
+            lab.rows(texts(most if over == "source" else 6))
+            query = {"kind": "sql", "query": f"SELECT n, text FROM source WHERE n < {most}"}
+            return {"answers": generate()} if over == "source" else {"chosen": query, "answers": generate(rows=over)}
+
+        def mapping(simulator: Simulator, most: int) -> dict[str, Any]:
+            declared = experiment(simulator.url, stages(most))
+            declared["stages"].get("chosen", {}).pop("model", None)
+            declared["models"]["m"]["max_retries"] = 0
+            return declared
+
+        lab.run(mapping(start_simulator(), 6))
+        lab.run(mapping(start_simulator(), 4))
+        with duckdb.connect(str(lab.folder / DATABASE), read_only=True) as connection:
+            assert Redo("answers", "row_id >= 0").count(connection) == 4
+        watch = Watch()
+        broken = declare(mapping(start_simulator(filter_marker="number 2"), 4), [lab.root])
+        outcome = execute(broken, lab.folder, observer=watch, environ={}, redo=Redo("answers", "true"))
+        assert outcome.counts["answers"] == {"done": 3, "pending": 1}
+        assert "retry: 4 rows of answers are sent again" in watch.notes
+        assert [found.words for found in verify(lab.folder) if not found.ok] == []
+
     def test_with_errors_kept(self, lab: Lab, start_simulator: Start) -> None:
         lab.rows(texts(3))
         broken = start_simulator(faults={"server_error": 1.0})
@@ -485,6 +541,8 @@ class TestRetry:
         lab.run(mapping)
         with pytest.raises(ConfigError, match=r"where: .*tokens.*over the columns of answers"):
             again(lab, mapping, Redo("answers", "tokens > 1"))
+        with pytest.raises(ConfigError, match=r"where: not a SQL condition: syntax error"):
+            again(lab, mapping, Redo("answers", "row_id > 1) OR (row_id = 0"))
         with pytest.raises(ConfigError, match=r"stage 'answer': .*Did you mean 'answers'"):
             again(lab, mapping, Redo("answer", "true"))
         assert lab.one("SELECT count(*) FROM answers") == 2

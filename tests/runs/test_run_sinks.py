@@ -6,12 +6,15 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infermesh.config.declaration import declare
 from infermesh.errors import ConfigError
+from infermesh.runs.execute import execute
 from infermesh.simulator import Simulator
 from infermesh.store.schema import DATABASE
 from tests.support import Lab, Watch, experiment, generate, here, texts, totals, write_experiment
@@ -136,3 +139,16 @@ def test_the_closing_words_name_the_files(lab: Lab, simulator: Simulator) -> Non
     assert "  written   outputs/mine/x/a.jsonl (2 rows, " in found.stderr
     assert f"error: sinks.bad: {lab.root}/file/b.csv could not be written: " in found.stderr
     assert "infermesh resume outputs/mine/x writes the files again" in found.stderr
+
+
+def test_a_function_that_changes_the_directory(lab: Lab) -> None:
+    lab.rows([{"n": n} for n in range(3)])
+    stage = {"kind": "python", "function": "tests.functions:leaving"}
+    mapping = {"name": "lab", "source": {"path": "rows.jsonl"}, "stages": {"s": stage}}
+    mapping["sinks"] = {"all": {"path": "all.csv"}}
+    with chdir(lab.root):
+        folder = lab.folder.relative_to(lab.root)
+        outcome = execute(declare(mapping, [lab.root]), folder, observer=Watch(), environ={})
+    assert outcome.status == "done"
+    assert [file.path for file in outcome.files.written] == [folder / "all.csv"]
+    assert (lab.folder / "all.csv").exists()

@@ -280,6 +280,12 @@ class TestWhere:
         [
             ("nn > 1", "'nn' is neither a column of the source nor a stage. Did you mean 'n'?"),
             ("n >", "not a SQL condition"),
+            ("n > 1) OR (n < 1", "not a SQL condition"),
+            ("n > 1) UNION SELECT (true", "not a SQL condition"),
+            ("n > 1); SELECT (true", "not a SQL condition"),
+            ("n > 1 GROUP BY ALL", "not a SQL condition"),
+            ("n > 1; SELECT true", "not a SQL condition"),
+            ("n > 1 /* and", "not a SQL condition"),
             ("n > 'x'", ""),
             ("a.txt is null", "'a.txt' is no column of stage 'a'. Did you mean 'text'?"),
             ("", "stages.b.where"),

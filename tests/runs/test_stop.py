@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from infermesh.errors import StoreError
 from infermesh.query.reader import RunReader, request_stop
 from infermesh.query.server import SOCKET, LiveServer
 from infermesh.runs.outcome import RunOutcome
 from infermesh.simulator import Simulator
-from tests.support import Lab, experiment, generate, texts, totals, wait_until
+from infermesh.store.schema import DATABASE
+from tests.support import Lab, Watch, experiment, generate, texts, totals, wait_until
 
 
 def test_before_the_loop_runs_it_is_not_lost(lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,3 +70,32 @@ def test_two_stages_of_one_model_store_what_was_in_flight(lab: Lab, start_simula
     assert totals(service)["abandoned"] == 0
     done = sum(counts.get("done", 0) for counts in outcome.counts.values())
     assert done == totals(service)["received"] < 40
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+def test_a_database_that_is_taken_away_meanwhile(lab: Lab, start_simulator: Any, how: str) -> None:
+    service = start_simulator(latency_s=0.05)
+    lab.rows(texts(200))
+    mapping = experiment(service.url, {"a": generate(max_parallel_requests=2)}, sinks={"s": {"path": "s.jsonl"}})
+    elsewhere = lab.root / "elsewhere"
+
+    def take_away(stats: Any) -> None:
+        if stats.settled < 2 or elsewhere.exists():
+            return
+        lab.folder.rename(elsewhere)
+        if how == "deleted":
+            (elsewhere / DATABASE).unlink()
+        if how == "replaced":
+            lab.folder.mkdir()
+            (lab.folder / DATABASE).write_bytes(b"")
+
+    with pytest.raises(
+        StoreError, match=r"run\.duckdb was deleted, moved or replaced while the run had it open\. What"
+    ):
+        lab.run(mapping, watch=Watch(take_away))
+    assert totals(service)["received"] < 200
+    assert not (lab.folder / "s.jsonl").exists()
+    if how == "moved":
+        lab.folder = elsewhere
+        assert lab.one("SELECT count(*) FROM a") == totals(service)["received"]
+        assert lab.one("SELECT status FROM run") == "crashed"
