@@ -238,7 +238,7 @@ class _Tables:
 
     def _marked(self, origins: Mapping[str, Sequence[str]]) -> int:
         """How many rows keep the answer that they had, and are still to be done again."""
-        if not self._rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'redo'"):
+        if not self._rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'redo_rows'"):
             return 0
         return sum(
             int(rows)

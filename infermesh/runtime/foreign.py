@@ -84,7 +84,8 @@ class ForeignFunction:
         The most threads of a plain function.
     taken
         Called with what the function returns, where it ran; what it returns is the result of :meth:`call`. The value is
-        looked at here, because its methods are the user's as well: they may end in anything, and take long.
+        looked at here, because its methods are the user's as well: they may end in anything, and take long. ``None``
+        takes it as it is.
 
     Raises
     ------
@@ -92,12 +93,12 @@ class ForeignFunction:
         It is not callable.
     """
 
-    def __init__(self, name: str, function: Any, threads: int, taken: Callable[[Any], Any]) -> None:
+    def __init__(self, name: str, function: Any, threads: int, taken: Callable[[Any], Any] | None = None) -> None:
         if not callable(function):
             raise TypeError(f"'{name}' is a {type(function).__name__}, not a function")
         self.name = name
         self.function = function
-        self._taken = taken
+        self._taken = taken or (lambda value: value)
         call = function if inspect.isroutine(function) or isinstance(function, functools.partial) else function.__call__
         self._is_async = inspect.iscoroutinefunction(call)
         self._pool = DaemonThreads(threads, f"infermesh-{name}")

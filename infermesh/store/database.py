@@ -193,7 +193,7 @@ class RunStore:
             for table in tables:
                 fit(connection, table)
                 connection.execute(
-                    f"DELETE FROM redo WHERE stage = {literal(table.name)} AND (row_id, finished_at) NOT IN "
+                    f"DELETE FROM redo_rows WHERE stage = {literal(table.name)} AND (row_id, finished_at) NOT IN "
                     f"(SELECT (row_id, finished_at) FROM {quoted(table.name)})"
                 )
             fingerprint = source.fingerprint
@@ -319,7 +319,7 @@ class RunStore:
             rows = redo.count(connection, origin)
             disown(connection, redo.stage, origin, redo.where)
             connection.execute(
-                f"INSERT INTO redo SELECT {literal(redo.stage)}, s.row_id, s.finished_at FROM {redo.rows(origin)} "
+                f"INSERT INTO redo_rows SELECT {literal(redo.stage)}, s.row_id, s.finished_at FROM {redo.rows(origin)} "
                 f"AND NOT {redone(redo.stage, 's')}"
             )
             connection.execute("UPDATE run SET signatures = ?", [orjson.dumps(signatures).decode()])

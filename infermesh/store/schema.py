@@ -214,7 +214,7 @@ CREATE TABLE IF NOT EXISTS sessions (
 RETIRED_DDL = "CREATE TABLE IF NOT EXISTS retired (row_id BIGINT, origin VARCHAR DEFAULT 'source')"
 MATERIALIZED_DDL = "CREATE TABLE IF NOT EXISTS materialized (stage VARCHAR, stamp VARCHAR)"
 # Answered rows that are to be done again. An entry is over once the row's state is another, with another finished_at.
-REDO_DDL = "CREATE TABLE IF NOT EXISTS redo (stage VARCHAR, row_id BIGINT, finished_at TIMESTAMP)"
+REDO_DDL = "CREATE TABLE IF NOT EXISTS redo_rows (stage VARCHAR, row_id BIGINT, finished_at TIMESTAMP)"
 SOURCE = "source"
 SOURCE_ERRORS_DDL = "CREATE TABLE IF NOT EXISTS source_errors (row_id BIGINT, line BIGINT, error VARCHAR)"
 ATTEMPTS_DDL = f"CREATE TABLE IF NOT EXISTS attempts ({', '.join(column.ddl for column in ATTEMPTS)})"
@@ -242,7 +242,7 @@ def retired(origin: str) -> str:
 def redone(stage: str, alias: str) -> str:
     """SQL predicate: row ``alias`` of a stage's table has its answer, and is to be done again."""
     return (
-        f"({alias}.row_id, {alias}.finished_at) IN (SELECT (row_id, finished_at) FROM redo WHERE "
+        f"({alias}.row_id, {alias}.finished_at) IN (SELECT (row_id, finished_at) FROM redo_rows WHERE "
         f"stage = {literal(stage)})"
     )
 

@@ -184,7 +184,7 @@ def test_rows_that_are_done_again(
             break
         kills += 1
         assert ask(folder, "SELECT count(*), count(text) FROM a") == [(rows, rows)]
-        begun = begun or ask(folder, "SELECT count(*) FROM redo") == [(rows,)]
+        begun = begun or ask(folder, "SELECT count(*) FROM redo_rows") == [(rows,)]
     wait_until(lambda: service.in_flight == 0, "the service to be idle")
     again = dict(ask(folder, "SELECT row_id, finished_at FROM a"))
     assert all(again[row] > at for row, at in first.items())
