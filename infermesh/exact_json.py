@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["dumps", "inexact_members", "loads", "loads_leniently", "read", "read_exactly"]
+__all__ = ["dumps", "inexact_members", "loads", "loads_leniently", "read", "read_exactly", "shown"]
 
 _LONG_NUMBER = re.compile(r"\d{19}")
 _LONG_NUMBER_IN_BYTES = re.compile(rb"\d{19}")
@@ -157,6 +157,23 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
             return _dumps_any(value, default).encode()
         except (TypeError, ValueError, RecursionError):
             raise error from None
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: as JSON, else as Python writes it. It never fails, whatever a server sent.
+
+    Examples
+    --------
+    >>> shown({"limit": 2**64})
+    '{"limit":18446744073709551616}'
+    """
+    try:
+        return dumps(value, default=str).decode()
+    except TypeError:
+        try:
+            return repr(value)
+        except RecursionError:
+            return f"({type(value).__name__}, nested too deeply to be shown)"
 
 
 def _dumps_any(value: Any, default: Callable[[Any], Any] | None) -> str:
