@@ -48,7 +48,7 @@ def _nested(levels: int) -> str:
     return '{"a":[' * (levels // 2) + "0" + "]}" * (levels // 2)
 
 
-def json_values(names: st.SearchStrategy[str] = clean_text) -> st.SearchStrategy[Any]:
+def json_values(names: st.SearchStrategy[Any] = clean_text) -> st.SearchStrategy[Any]:
     """Any value that a lenient reader of JSON may give; ``names`` are its keys."""
     nested = st.recursive(
         scalars,
@@ -72,7 +72,7 @@ def mutated(
     draw: st.DrawFn,
     valid: st.SearchStrategy[Any],
     values: st.SearchStrategy[Any] | None = None,
-    names: st.SearchStrategy[str] = clean_text,
+    names: st.SearchStrategy[Any] = clean_text,
 ) -> Any:
     """A valid value in which up to four things were dropped, renamed, doubled, moved or put in place of others."""
     tree = copy.deepcopy(draw(valid))
