@@ -19,10 +19,11 @@ from typing import Any
 
 import orjson
 
-__all__ = ["dumps", "inexact_members", "loads", "loads_leniently", "read", "read_exactly"]
+__all__ = ["dumps", "inexact_members", "loads", "loads_leniently", "read", "read_exactly", "shown"]
 
 _LONG_NUMBER = re.compile(r"\d{19}")
 _LONG_NUMBER_IN_BYTES = re.compile(rb"\d{19}")
+_HUGE = re.compile(r"\d{309,4300}")  # what no double holds, and Python reads
 _MAYBE_INEXACT = re.compile(r"[\d.]{17}|\d[eE]")
 _BETWEEN = re.compile(r"[\s,:]*")  # what stands between the members of an object
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -46,9 +47,29 @@ def loads(text: str | bytes) -> Any:
     >>> loads('{"wei": 19876543210987654321}')
     {'wei': 19876543210987654321}
     """
-    value = orjson.loads(text)
+    try:
+        value = orjson.loads(text)
+    except ValueError as error:
+        return _with_huge_integers(text, error)
     found = _LONG_NUMBER.search(text) if isinstance(text, str) else _LONG_NUMBER_IN_BYTES.search(text)
     return _decode(text) if found else value
+
+
+def _with_huge_integers(text: str | bytes, error: ValueError) -> Any:
+    """Decode what orjson refuses for nothing but an integer that is larger than any double; else raise the error."""
+    text = text.decode() if isinstance(text, bytes) else text
+    without = _HUGE.sub("0", text)
+    if without == text:
+        raise error
+    orjson.loads(without)  # it is JSON otherwise
+    return _decode(text, parse_float=_finite_float)
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if value - value:
+        raise ValueError("a fraction is larger than any double")
+    return value
 
 
 def read(text: str | bytes) -> Any:
@@ -174,6 +195,23 @@ def _plain(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
     if default is None:
         raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
     return default(value)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: as JSON, else as Python writes it. It never fails, whatever a server sent.
+
+    Examples
+    --------
+    >>> shown({"limit": 2**64})
+    '{"limit":18446744073709551616}'
+    """
+    try:
+        return dumps(value, default=str).decode()
+    except TypeError:
+        try:
+            return repr(value)
+        except RecursionError:
+            return f"({type(value).__name__}, nested too deeply to be shown)"
 
 
 def _dumps_any(value: Any, default: Callable[[Any], Any] | None) -> str:

@@ -8,12 +8,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from infermesh.simulator import Simulator, SimulatorSettings
 from tests.support import Lab
 
 # Some hundred commands are started: the first one compiles the package, not each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# The same inputs at each run; ``pytest --hypothesis-profile long`` looks at many more, other ones each time.
+_ANYWHERE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]  # it is a shared machine
+settings.register_profile("short", derandomize=True, deadline=None, max_examples=50, suppress_health_check=_ANYWHERE)
+settings.register_profile("long", deadline=None, max_examples=3000, suppress_health_check=_ANYWHERE)
+settings.load_profile("short")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 from infermesh.exact_json import dumps, loads, loads_leniently, read
 
 
-@pytest.mark.parametrize("number", [2**63, 2**64 - 1, 2**64, -(2**63) - 1, 19876543210987654321, 10**300])
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1, 2**64, -(2**63) - 1, 19876543210987654321, 10**300, 10**400])
 def test_integers_are_exact_both_ways(number: int) -> None:
     assert loads(f'{{"n": [{number}]}}') == {"n": [number]}
     assert loads(f'{{"n": {number}}}'.encode()) == {"n": number}
@@ -24,6 +24,14 @@ def test_the_last_of_equal_keys_counts_whatever_the_size_of_the_numbers() -> Non
 
 
 def test_what_the_standard_forbids() -> None:
+    for text in (
+        f'{{"n": {10**400}.5}}',
+        f'{{"n": [{10**400}, NaN]}}',
+        f'{{"n": {10**400}, "t": "\\ud83d"}}',
+        "0" * 400,
+    ):
+        with pytest.raises(ValueError, match=r"column|larger"):
+            loads(text)
     for text in ('{"p": NaN}', '{"p": -Infinity}', '{"t": "\\ud83d"}'):
         with pytest.raises(ValueError, match="column"):
             loads(text)

@@ -101,11 +101,14 @@ def declare(
     return Declaration(mapping, experiment, tuple(roots), None if overrides is None else tuple(overrides), hides)
 
 
+_DEEPEST = 200  # levels; Python's own limit comes soon after
 _JSON_NAMES = {True: "true", False: "false", None: "null"}
 
 
-def _text_keys(node: Any, path: str) -> Any:
+def _text_keys(node: Any, path: str, depth: int = 0) -> Any:
     """The config with every key as JSON would write it: token ids, as in ``logit_bias``, are integers in YAML."""
+    if depth > _DEEPEST:
+        raise ConfigError(f"{path[:80]}…: nested more than {_DEEPEST} levels deep. Is it a value that holds itself?")
     if isinstance(node, Mapping):
         texts: dict[str, Any] = {}
         for key, value in node.items():
@@ -117,10 +120,10 @@ def _text_keys(node: Any, path: str) -> Any:
                 raise ConfigError(f"{path or 'config'}: the key {key!r} has no JSON form: expected text or a number")
             if name in texts:
                 raise ConfigError(f"{path or 'config'}: the key {name!r} stands there twice, once as text")
-            texts[name] = _text_keys(value, f"{path}.{name}" if path else name)
+            texts[name] = _text_keys(value, f"{path}.{name}" if path else name, depth + 1)
         return texts
-    if isinstance(node, list):
-        return [_text_keys(item, f"{path}[{index}]") for index, item in enumerate(node)]
+    if isinstance(node, list | tuple):
+        return [_text_keys(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(node)]
     return node
 
 

@@ -60,7 +60,7 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     loc = [str(part) for part in detail["loc"]]
     if len(loc) > 2 and loc[0] == "stages" and loc[2] in STAGE_KINDS:
         del loc[2]  # pydantic's path names the kind, the user's does not
-    path = ".".join(loc)
+    path = ".".join(part if part.isprintable() and part.strip() else repr(part) for part in loc)
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{path}: unknown key.{nearest(loc[-1], _valid_keys(mapping, loc))}"
     if detail["type"] == "union_tag_not_found":

@@ -224,6 +224,8 @@ def _json_form(value: Any) -> Any:
         return dict(value)
     if isinstance(value, set | frozenset | tuple):
         return list(value)
+    if callable(value):
+        raise TypeError(f"{type(value).__name__} is no value of JSON")
     return str(value)
 
 
@@ -271,11 +273,26 @@ def _asking(name: str, size: Callable[..., int]) -> Callable[..., Any]:
     return asking
 
 
+def _at_once(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that gives a list, where Jinja's own gives a generator.
+
+    As text, that would be ``<generator object … at 0x7f…>``, another one at each rendering.
+    """
+
+    @functools.wraps(filter_)
+    def at_once(*arguments: Any, **named: Any) -> Any:
+        made = filter_(*arguments, **named)
+        return made if isinstance(made, str) else bounds.listed(made)
+
+    return at_once
+
+
+_LAZY = ("map", "select", "reject", "selectattr", "rejectattr", "unique", "batch", "slice", "items", "reverse")
 _TURNS = "turns of a loop"  # a filter of this name cannot be written
 
 
 def _bounded_filters() -> dict[str, Callable[..., Any]]:
-    return {
+    filters: dict[str, Callable[..., Any]] = {
         "tojson": _bounded_json,
         "list": bounds.listed,
         "string": _asking("string", bounds.weight),
@@ -291,6 +308,7 @@ def _bounded_filters() -> dict[str, Callable[..., Any]]:
         "wordwrap": _asking("wordwrap", _wrapped),
         _TURNS: bounds.turns,
     }
+    return filters | {name: _at_once(filters.get(name, FILTERS[name])) for name in _LAZY}
 
 
 def _wrapped(

@@ -66,11 +66,13 @@ class Template:
             else:
                 tree = ENVIRONMENT.parse(source)
                 self._render = _renderer(tree)
+            self.names: set[str] = meta.find_undeclared_variables(tree)
         except TemplateSyntaxError as error:
             raise ConfigError(f"{path}: line {error.lineno} of the template: {error.message}") from None
         except (RecursionError, SyntaxError, MemoryError) as error:  # of Python's compiler
             raise ConfigError(f"{path}: the template is nested too deeply: {error}") from None
-        self.names: set[str] = meta.find_undeclared_variables(tree)
+        except Exception as error:  # Jinja computes what is constant
+            raise ConfigError(f"{path}: what is constant in the template fails: {error}") from None
         self.functions = _functions(tree)
         self.columns: set[tuple[str, str]] = set(self._attributes(tree))
         self.start, self.is_text = _leading_text(tree)

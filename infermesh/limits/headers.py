@@ -15,7 +15,7 @@ from typing import Literal
 
 from infermesh.limits.base import Header
 
-__all__ = ["FAMILIES", "SPAN", "Family", "Reading", "parse_reset", "read", "span_in"]
+__all__ = ["FAMILIES", "SPAN", "Family", "Reading", "parse_reset", "read"]
 
 Unit = Literal["requests", "tokens", "input", "output"]
 
@@ -86,7 +86,8 @@ def parse_reset(text: str | None, now: float) -> float | None:
     Returns
     -------
     float | None
-        Seconds from now; 0 for a time that has passed. ``None``: the text is none of these, or a negative span.
+        Seconds from now, finite; 0 for a time that has passed. ``None``: the text is none of these, a negative span, or
+        one of more digits than a number has.
 
     Examples
     --------
@@ -100,7 +101,8 @@ def parse_reset(text: str | None, now: float) -> float | None:
         number = float(text)
     except ValueError:
         if _WHOLE_SPAN.fullmatch(text):
-            return span_in(text)
+            seconds = sum(float(number) * _seconds_of(unit.lower()) for number, unit in _PART.findall(text))
+            return seconds if math.isfinite(seconds) else None
         if (date := _date(text, now)) is not None:
             return date
         parts = [parse_reset(part, now) for part in text.split(",")] if "," in text else []
@@ -112,11 +114,6 @@ def parse_reset(text: str | None, now: float) -> float | None:
     elif number >= EPOCH_S:
         number -= now
     return max(number, 0.0)
-
-
-def span_in(text: str) -> float:
-    """Seconds of a text that is a :data:`SPAN`."""
-    return sum(float(number) * _seconds_of(unit.lower()) for number, unit in _PART.findall(text))
 
 
 def _seconds_of(unit: str) -> float:

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from infermesh.limits.base import Header
-from infermesh.limits.headers import FAMILIES, SPAN, parse_reset, span_in
+from infermesh.limits.headers import FAMILIES, SPAN, parse_reset
 
 __all__ = ["spoken_wait", "wait_asked_for"]
 
@@ -105,7 +105,7 @@ def _waits(header: Header, said: str, now: float) -> Iterator[float | None]:
             if key.startswith(("retry", "estimated_time")):
                 yield _milliseconds(value) if key.endswith("ms") else parse_reset(value, now)
     if delay := _PROTO.search(said):
-        yield float(delay[1])
+        yield parse_reset(delay[1], now)
     yield spoken_wait(said, now)
 
 
@@ -115,14 +115,14 @@ def _in_headers(header: Header, now: float) -> Iterator[float | None]:
         yield _milliseconds(header(prefix + "x-ms-retry-after-ms"))
         yield parse_reset(header(prefix + "retry-after"), now)
     ends = [
-        end
+        parse_reset(header(prefix + reset), now)
         for prefix in _PREFIXES
         for remaining, reset in _QUOTAS
-        if _used_up(header(prefix + remaining)) and (end := parse_reset(header(prefix + reset), now)) is not None
+        if _used_up(header(prefix + remaining))
     ]
     if structured := _STRUCTURED.search(header("ratelimit") or ""):
-        ends.append(float(structured[1]))
-    yield max(ends, default=None)
+        ends.append(parse_reset(structured[1], now))
+    yield max((end for end in ends if end is not None), default=None)
 
 
 def _used_up(remaining: str | None) -> bool:
@@ -154,11 +154,10 @@ def spoken_wait(said: str, now: float | None = None) -> float | None:
     >>> spoken_wait("Rate limit reached. Please retry after 26 seconds.")
     26.0
     """
-    if found := _SPOKEN.search(said):
-        return span_in(found[1])
-    if found := _SPOKEN_NUMBER.search(said):
-        return float(found[1])
+    now = time.time() if now is None else now
+    if found := _SPOKEN.search(said) or _SPOKEN_NUMBER.search(said):
+        return parse_reset(found[1], now)
     if found := _SPOKEN_DATE.search(said):
         zone = (found[2] or "Z").upper()
-        return parse_reset(found[1] + ("Z" if zone in ("UTC", "GMT") else zone), time.time() if now is None else now)
+        return parse_reset(found[1] + ("Z" if zone in ("UTC", "GMT") else zone), now)
     return None

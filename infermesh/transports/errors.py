@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
-
 from infermesh.errors import NotFoundError, RateLimitError, RequestError, RequestTimeoutError, ServerError
+from infermesh.exact_json import shown
 from infermesh.limits.waits import wait_asked_for
 from infermesh.redaction import origin, redact
 from infermesh.wire.error_bodies import Said, said_by
@@ -147,6 +146,6 @@ def error_in_body(
 def _text(body: Any) -> str:
     """The beginning of an error body as text, to look for a wait in it."""
     if not isinstance(body, bytes | bytearray | memoryview | str):
-        body = orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS)
+        body = shown(body)
     start = body[:_SEARCHED]
     return start if isinstance(start, str) else bytes(start).decode("utf-8", "replace")

@@ -14,8 +14,6 @@ from base64 import b64decode
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import orjson
-
 from infermesh.errors import (
     ContentFilterError,
     MalformedResponseError,
@@ -24,7 +22,7 @@ from infermesh.errors import (
     ServerError,
     UnfinishedError,
 )
-from infermesh.exact_json import dumps, read
+from infermesh.exact_json import dumps, read, shown
 from infermesh.redaction import redact
 from infermesh.results import EmbeddingResult, GenerationResult, ToolCall, TranscriptionResult
 from infermesh.types import Operation, Reply
@@ -99,9 +97,9 @@ def _check_ending(result: GenerationResult, reply: Reply) -> None:
         raise error
     if meaning == "broken":
         raise _unfinished(f"the server broke the answer off: its finish reason is {reason!r}", reply)
-    shown = redact(repr(result.output_text[:_EXCERPT])) if result.output_text else "no text"
+    text = redact(repr(result.output_text[:_EXCERPT])) if result.output_text else "no text"
     raise _unfinished(
-        f"the answer ended for a reason that is not known to be a good one, {reason!r:.80}, with {shown}. "
+        f"the answer ended for a reason that is not known to be a good one, {reason!r:.80}, with {text}. "
         "Look the reason up in the provider's documentation",
         reply,
         retryable=False,
@@ -485,15 +483,11 @@ def _request_id(reply: Reply) -> str | None:
 
 
 def _malformed(expected: str, reply: Reply) -> NoReturn:
-    try:
-        shown = orjson.dumps(reply.body, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:
-        shown = repr(reply.body)
-    shown = redact(shown[: 10 * _EXCERPT])
-    if len(shown) > _EXCERPT:
-        shown = shown[:_EXCERPT] + "…"
+    answer = redact(shown(reply.body)[: 10 * _EXCERPT])
+    if len(answer) > _EXCERPT:
+        answer = answer[:_EXCERPT] + "…"
     raise MalformedResponseError(
-        f"expected {expected}, but the server answered {shown}. Check that api_base is an OpenAI-compatible endpoint",
+        f"expected {expected}, but the server answered {answer}. Check that api_base is an OpenAI-compatible endpoint",
         status_code=reply.status_code,
         request_id=_request_id(reply),
     )

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from infermesh.exact_json import shown
+
 __all__ = ["Said", "is_error", "said_by"]
 
 _HTML_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -55,7 +57,7 @@ def said_by(body: Any) -> Said:
         message = f"{message}: {metadata['raw']}"
     request_id = body.get("request_id") or body.get("id")
     if not message:
-        message = orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        message = shown(body)
     elif not isinstance(message, str):
         message = _detail(message)
     return Said(_codes(error), _one_line(message), request_id if isinstance(request_id, str) else None)
@@ -87,7 +89,7 @@ def _detail(value: Any) -> str:
     """FastAPI's validation errors: a list of {loc, msg}."""
     if isinstance(value, list) and all(isinstance(item, dict) and "msg" in item for item in value):
         return "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item['msg']}" for item in value)
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    return shown(value)
 
 
 def _one_line(text: str) -> str:

@@ -225,6 +225,13 @@ class TestMisspelt:
         (problem,) = problems(edited(at("source.zzz", 1)))
         assert problem.startswith("source.zzz: unknown key. There is: ")
 
+    @pytest.mark.parametrize(
+        ("key", "shown"), [("", "''"), (" ", "' '"), ("a\rb", r"'a\\rb'"), ("\x1b[2J", r"'\\x1b\[2J'")]
+    )
+    def test_a_name_that_cannot_be_seen_is_quoted(self, key: str, shown: str) -> None:
+        with pytest.raises(ConfigError, match=f"^{shown}: unknown key"):
+            load({**VALID, key: 1})
+
     def test_all_mistakes_are_told_at_once(self) -> None:
         mapping = edited(at("source.limits", 1))
         at("models.llama.max_retry", 1)(mapping)

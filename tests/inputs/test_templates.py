@@ -188,3 +188,32 @@ class TestLoading:
         (tmp_path / "p.jinja").write_text("{% if %}")
         with pytest.raises(ConfigError, match=r"stages\.s\.prompt.*p\.jinja"):
             load_template("p.jinja", "stages.s.prompt", [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ tags | map('upper') }}", "['B', 'A']"),
+        ("{{ tags | select('eq', 'a') ~ '!' }}", "['a']!"),
+        ("{{ [tags | unique] }}", "[['b', 'a']]"),
+        ("{{ tags | reverse | string }}", "['a', 'b']"),
+        ("{{ tags | batch(1) }}{{ tags | slice(1) }}", "[['b'], ['a']][['b', 'a']]"),
+        ("{{ {'a': 1} | items }}{{ 'ab' | reverse }}", "[('a', 1)]ba"),
+        ("{{ tags | reject('eq', 'a') | join }}{% for tag in tags | reverse %}{{ tag }}{% endfor %}", "bab"),
+    ],
+)
+def test_a_filter_that_gives_many_gives_a_list(source: str, text: str) -> None:
+    assert Template(source, "p").render({"tags": ["b", "a"]}) == text
+
+
+@pytest.mark.parametrize("constant", ["1.a", "1.__class__", "(1 if 'x'.y else 2)", "(0.a ~ 0)"])
+def test_a_constant_that_fails_is_an_error_of_the_config(constant: str) -> None:
+    source = f"{{% macro m(x) %}}{{% endmacro %}}{{{{ m(text if {constant} else text) }}}}"
+    with pytest.raises(ConfigError, match=r"^stages\.s\.prompt: what is constant in the template fails: "):
+        Template(source, "stages.s.prompt")
+
+
+@pytest.mark.parametrize("source", ["{{ range | tojson }}", "{{ [dict] | tojson }}", "{{ {'f': range} | tojson(2) }}"])
+def test_a_function_has_no_json(source: str) -> None:
+    with pytest.raises(InputError, match="could not be rendered"):
+        Template(source, "p").render({})

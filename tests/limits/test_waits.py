@@ -108,3 +108,23 @@ def test_where_it_is_said(headers: dict[str, str], said: str, seconds: float | N
 def test_words(said: str, seconds: float | None) -> None:
     found = spoken_wait(said, 4_102_444_800.0)  # 2100-01-01
     assert found == (None if seconds is None else pytest.approx(seconds))
+
+
+LONG = "9" * 400  # a number that a double does not hold
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"retry-after": f"{LONG}s"}, ""),
+        ({"retry-after-ms": LONG}, ""),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": f"1h{LONG}s"}, ""),
+        ({"ratelimit": f"r=0;t={LONG}"}, ""),
+        ({}, f'{{"error": {{"retry_after": {LONG}}}}}'),
+        ({}, f"retry_delay {{ seconds: {LONG} }}"),
+        ({}, f"Please try again in {LONG} s"),
+        ({}, f"retry-after={LONG}"),
+    ],
+)
+def test_a_number_that_is_too_long_asks_for_no_wait(headers: dict[str, str], said: str) -> None:
+    assert wait_asked_for(headers.get, said) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
 from infermesh.errors import (
@@ -17,7 +18,7 @@ from infermesh.errors import (
 )
 from infermesh.limits.waits import wait_asked_for
 from infermesh.redaction import origin, redact, secret_values
-from infermesh.transports.errors import error_from_status
+from infermesh.transports.errors import error_from_status, error_in_body
 
 
 def header_of(headers: dict[str, str]) -> Any:
@@ -94,6 +95,15 @@ def test_how_servers_say_that_a_prompt_is_too_long(message: str) -> None:
 )
 def test_messages(body: Any, said: str) -> None:
     assert f": HTTP 422: {said}. " in str(error(422, body))
+
+
+@pytest.mark.parametrize("levels", [0, 300, 1000])
+@pytest.mark.parametrize("key", ["a", "message"])
+def test_an_error_of_any_json_is_told(key: str, levels: int) -> None:
+    body = orjson.loads(f'{{"{key}": {"[" * levels}5{"]" * levels}, "limit": {2**64 - 1}}}')
+    for each in (body, {**body, "limit": 2**70}):
+        assert isinstance(error(400, each), BadRequestError)
+        assert isinstance(error_in_body(200, {"error": each}, header_of({}), "d"), ServerError)
 
 
 def test_a_long_message_is_cut() -> None:
