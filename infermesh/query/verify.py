@@ -94,7 +94,11 @@ class _Tables:
 
     def findings(self) -> Iterator[Finding]:
         names = "status, config, config_hash, schema_version, started_at"
-        self._run = dict(zip(names.split(", "), self._rows(f"SELECT {names} FROM run")[0], strict=True))
+        found = self._rows(f"SELECT {names} FROM run")
+        if not found:
+            yield Finding("run", False, "no rows, expected one")
+            return
+        self._run = dict(zip(names.split(", "), found[0], strict=True))
         yield from self._record()
         origins = self._origins()
         for origin, stages in origins.items():

@@ -80,6 +80,7 @@ def test_a_whole_run(run: Lab) -> None:
         ("UPDATE attempts SET row_id = 77 WHERE stage = 'a' AND row_id = 2", "attempts", "a: 1 requests are of no row"),
         ("UPDATE run SET status = 'done'", "status", "it says done, but 0 rows are pending and 2 have failed"),
         ("UPDATE sessions SET status = 'done'", "status", "it says failed_rows, its last session done"),
+        ("DELETE FROM run", "run", "no rows, expected one"),
         ("UPDATE run SET config_hash = 'x'", "run", "its declaration is not the one"),
         ("UPDATE a SET text = 'other' WHERE row_id = 1", "sinks.csv", "differs from the tables"),
     ],
