@@ -210,7 +210,7 @@ def running(count: int) -> dict[str, float]:
         metrics = RequestMetrics("d", 0.0, 0.01, 0.01, 0, attempts)
         return GenerationResult("chatcmpl-1", "static", usage, None, metrics, None, "Paris.")
 
-    stage.prepare, stage.answer = lambda context, mapped: prepared, answer
+    stage.prepare, stage.answer = lambda context, mapped=None: prepared, answer
     rows = [Row(number, {"id": number, "note": "x"}, None, {}) for number in range(count)]
     chunks = [rows[start : start + CHUNK] for start in range(0, count, CHUNK)]
     stats = RunStats({"s0": StageStats(count)})

@@ -54,6 +54,7 @@ def done(root: Path) -> list[int]:
         ("+experiment=mine", SWEPT, "hydra.mode=MULTIRUN"),
     ],
 )
+@pytest.mark.long
 def test_a_sweep_is_asked_for_in_any_of_hydras_ways(
     tmp_path: Path, simulator: Simulator, arguments: tuple[str, ...]
 ) -> None:

@@ -21,6 +21,7 @@ def start(**settings: Any) -> SimulatorProcess:
 
 
 @pytest.mark.parametrize("strategy", ["simple-shuffle", "least-busy", "latency-based-routing"])
+@pytest.mark.long
 def test_a_replica_that_dies_in_the_middle_costs_no_item(strategy: Any) -> None:
     doomed, survivor = start(latency_s=0.01), start(latency_s=0.01)
     try:
@@ -50,6 +51,7 @@ def test_a_replica_that_dies_in_the_middle_costs_no_item(strategy: Any) -> None:
         survivor.close()
 
 
+@pytest.mark.long
 def test_a_strict_server_never_says_no_and_the_pace_is_kept() -> None:
     count = 500
     with (

@@ -54,6 +54,7 @@ def only_error(found: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("letters", [3000, 10])
+@pytest.mark.long
 def test_a_run_goes_on_once_there_is_room(tmp_path: Path, letters: int) -> None:
     """The room ends while the source is loaded, or while answers are stored."""
     root = project(tmp_path, letters)

@@ -242,6 +242,7 @@ class TestFiles:
 
 
 class TestBench:
+    @pytest.mark.long
     def test_the_sweep_finds_the_capacity(self, tmp_path: Path, start_simulator: Callable[..., Simulator]) -> None:
         shell = Shell(tmp_path, start_simulator(latency_s=0.3, capacity=8).url)
         done = shell.run(

@@ -182,6 +182,7 @@ def test_failed_rows_are_tried_again_and_replaced(tmp_path: Path, start_simulato
     check_whole(shell, 20)
 
 
+@pytest.mark.long
 def test_a_kill_while_failed_rows_are_tried_again_loses_nothing(
     tmp_path: Path, start_simulator: Callable[..., Simulator]
 ) -> None:
@@ -291,6 +292,7 @@ def test_an_earlier_output_is_not_touched_without_resume(tmp_path: Path, simulat
     assert sent(simulator) == 0
 
 
+@pytest.mark.long
 def test_an_embedding_file_is_resumed_after_a_kill(shell: Shell, slow: Simulator) -> None:
     write_jsonl(shell.folder / "in.jsonl", [{"text": f"Parcel {n}."} for n in range(ROWS)])
     command = ("embed", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl", "--micro-batch-size", "1")

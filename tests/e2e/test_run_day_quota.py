@@ -119,6 +119,7 @@ def test_a_killed_run_loses_no_more_than_was_in_flight(project: Path, service: S
     assert totals(service)["received"] == sent + RPD - counted
 
 
+@pytest.mark.long
 def test_another_deployment_takes_over(project: Path, service: Simulator, launch: Launch) -> None:
     mapping = experiment(service.url, {"a": generate(max_parallel_requests=2)})
     entry = mapping["deployments"]["d"]

@@ -70,6 +70,7 @@ def project(tmp_path: Path, service: Simulator) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_second_process_asks_all_the_time(project: Path, service: Simulator, launch: Launch) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", ASKER, FOLDER],

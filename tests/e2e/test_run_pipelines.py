@@ -39,6 +39,7 @@ def reached(simulator: Simulator, received: int) -> bool:
     return bool(totals(simulator)["received"] >= received)
 
 
+@pytest.mark.long
 def test_killed_in_each_stage_it_sends_only_the_rest(
     tmp_path: Path, launch: Launch, start_simulator: Callable[..., Simulator]
 ) -> None:

@@ -35,6 +35,7 @@ def test_a_complete_run_sends_nothing(project: Path) -> None:
     assert run.sql(ATTEMPTS).fetchall() == before
 
 
+@pytest.mark.long
 def test_a_killed_run_sends_what_is_missing_and_no_more(project: Path) -> None:
     opened = infermesh.open_run(project / "killed")
     before = opened.sql(ATTEMPTS).fetchall()
