@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from infermesh.simulator import Simulator
 from tests.e2e.conftest import Launch
 from tests.support import ask, experiment, generate, here, infermesh, totals, wait_until, write_experiment, write_jsonl
