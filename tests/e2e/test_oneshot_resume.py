@@ -260,6 +260,7 @@ def test_a_changed_declaration_is_named_and_refused(tmp_path: Path, simulator: S
     check_whole(shell, 5)
 
 
+@pytest.mark.long
 def test_a_changed_mapper_is_named(tmp_path: Path, simulator: Simulator) -> None:
     shell = Shell(tmp_path, simulator.url)
     write_jsonl(tmp_path / "in.jsonl", [{"n": n} for n in range(5)])

@@ -43,6 +43,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("retries", "seed"), [(2, 1), (0, 2)])
+@pytest.mark.long
 def test_every_row_is_settled(
     tmp_path: Path, start_simulator: Callable[..., Simulator], retries: int, seed: int
 ) -> None:

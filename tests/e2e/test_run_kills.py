@@ -93,6 +93,7 @@ def test_a_killed_run_goes_on_where_it_was(project: Path, service: Simulator, la
     assert ask(folder, "SELECT status FROM run") == [("done",)]
 
 
+@pytest.mark.long
 def test_killed_again_and_again(project: Path, service: Simulator, launch: Launch, start_simulator: Start) -> None:
     """Each session settles some rows more; none that was kept is lost, and none is doubled."""
     folder = project / "outputs" / "here"

@@ -162,6 +162,7 @@ def test_a_reordered_list_is_refused(tmp_path: Path, simulator: Simulator) -> No
     assert table(tmp_path, "*") == before
 
 
+@pytest.mark.long
 def test_interrupted_and_gone_on_with(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:
     simulator = start_simulator(latency_s=0.03)
     make_project(tmp_path, simulator.url, rows=60)

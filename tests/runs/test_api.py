@@ -242,6 +242,7 @@ def test_several_at_once_from_threads(project: Path, simulator: Simulator) -> No
     assert totals(simulator)["answered"] == 60
 
 
+@pytest.mark.long
 def test_each_run_has_a_folder_of_its_own(project: Path) -> None:
     runs = [infermesh.run("mine", ["source.limit=1"]) for _ in range(3)]  # within a second or two
     assert len({run.folder for run in runs}) == 3
