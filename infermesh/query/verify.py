@@ -125,7 +125,7 @@ class _Tables:
 
     def _origins(self) -> dict[str, list[str]]:
         """``source`` and each sql stage → the stages over its rows."""
-        named = [name for (name,) in self._rows("SELECT DISTINCT stage FROM progress")]
+        named = list(dict.fromkeys(name for (name,) in self._rows("SELECT stage FROM progress")))
         tables = f"({', '.join(map(literal, [SOURCE, *named]))})"
         keyed = self._rows(
             f"SELECT table_name FROM duckdb_columns() WHERE column_name = 'row_key' AND table_name IN {tables}"
