@@ -43,11 +43,12 @@ class LateValues:
 
     async def send(self, request: Request, timeout: float | None) -> Reply:
         """Send one request once. See :class:`~infermesh.types.Transport`."""
+        filled = dataclasses.replace(request, payload=self._filled(request.payload))
+        filled.fresh = request.fresh
         try:
-            reply = await self.transport.send(
-                dataclasses.replace(request, payload=self._filled(request.payload)), timeout
-            )
+            reply = await self.transport.send(filled, timeout)
         except RequestError as error:
+            request.fresh = filled.fresh  # what the transport wants of the next attempt
             error.redact(self._secrets)
             raise
         reply.secrets = (*reply.secrets, *self._secrets)

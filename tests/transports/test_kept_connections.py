@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,9 @@ import pytest
 from infermesh import LMClient
 from infermesh.errors import APIConnectionError
 from infermesh.transports.http.client import HttpClient
+from infermesh.transports.late_values import LateValues
+from infermesh.transports.native import NativeTransport
+from infermesh.types import Request
 
 from .conftest import Authority, _chat, read_request
 
@@ -32,8 +36,10 @@ class Impatient:
         self.read = 0  # requests that it has read
         self.answered = 0
         self.url = ""
+        self.connections: set[asyncio.Task[None] | None] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.add(asyncio.current_task())
         try:
             await read_request(reader)
             self.read += 1
@@ -49,6 +55,8 @@ class Impatient:
         except (OSError, asyncio.IncompleteReadError):
             pass
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 @asynccontextmanager
@@ -59,6 +67,7 @@ async def impatient(way: str, authority: Authority | None = None) -> AsyncIterat
     made.url = f"http{'s' if authority else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     yield made
     server.close()
+    await asyncio.gather(*filter(None, made.connections))
 
 
 def of(url: str) -> HttpClient:
@@ -117,6 +126,20 @@ async def test_a_new_connection_that_breaks_is_a_failure(retries: int) -> None:
     assert isinstance(error, APIConnectionError)
     assert error.metrics is not None
     assert len(error.metrics.attempts) == server.read == 1 + retries
+
+
+async def test_a_request_with_values_of_variables_is_sent_again_on_a_new_connection() -> None:
+    """As any other is: it is a filled-in copy of the request that the lost connection carried."""
+    async with impatient("read") as server:
+        transport = LateValues(NativeTransport(label="gpu-0", model="m", api_base=server.url), [], {})
+        requests = [Request("chat_completion", {"messages": []}) for _ in range(3)]
+        await asyncio.gather(*(transport.send(request, 10.0) for request in requests))
+        asked = requests[0]
+        with pytest.raises(APIConnectionError):
+            await transport.send(asked, 10.0)
+        assert asked.fresh
+        assert (await transport.send(asked, 10.0)).status_code == 200
+        await transport.aclose()
 
 
 async def test_a_request_that_ends_every_connection_is_a_failure() -> None:
