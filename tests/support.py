@@ -125,7 +125,7 @@ class Lab:
         roots: Sequence[Path] | None = None,
     ) -> RunOutcome:
         """Run in the folder, or go on with the run that is there."""
-        job = declare(mapping, roots or [self.root])
+        job = declare(mapping, roots or [self.root], environ=os.environ if environ is None else environ)
         return execute(job, self.folder, observer=watch or Watch(), environ=environ or {})
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:

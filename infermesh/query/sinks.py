@@ -71,6 +71,7 @@ def write_sinks(
 
 
 def sink_query(connection: duckdb.DuckDBPyConnection, name: str, sink: SinkConfig) -> TableQuery:
+    """What a sink writes, as a query. Raises ``ConfigError``."""
     labels = (f"sinks.{name}.table", f"sinks.{name}.columns", f"sinks.{name}.where")
     if sink.columns == []:
         raise ConfigError(f"{labels[1]}: an empty list; leave it out for all columns")

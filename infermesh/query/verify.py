@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +12,16 @@ from typing import Any
 
 import duckdb
 
-from infermesh.config.declaration import declare
-from infermesh.config.schema import Experiment
-from infermesh.errors import InfermeshError, StoreError
+from infermesh.config.load import config_hash
+from infermesh.config.references import taken
+from infermesh.config.schema import SinkConfig
+from infermesh.errors import ConfigError, InfermeshError, StoreError
 from infermesh.exact_json import loads
 from infermesh.hints import one_line
 from infermesh.query.export import export
 from infermesh.query.reader import RunReader
 from infermesh.query.sinks import sink_query
-from infermesh.store.output_file import read_record
+from infermesh.store.output_file import digest_of, read_record
 from infermesh.store.schema import (
     SCHEMA_VERSION,
     SOURCE,
@@ -34,7 +34,6 @@ from infermesh.store.schema import (
 
 __all__ = ["Finding", "verify"]
 
-_BLOCK = 1 << 20
 _EXAMPLES = 5
 
 
@@ -68,14 +67,14 @@ def verify(folder: Path) -> Iterator[Finding]:
     """
     with RunReader(folder) as reader:
         try:
-            if not reader.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'run'").fetchall():
+            if not reader.rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'run'"):
                 yield Finding("run.duckdb", True, "it holds no run: its session ended before the source was loaded")
                 return
             yield from _Tables(reader).findings()
             if reader.live:
                 yield Finding("files", True, "left out: the run is going on")
                 return
-        except (StoreError, duckdb.Error) as error:
+        except StoreError as error:
             yield Finding("run.duckdb", False, f"it cannot be read: {one_line(error, 300)}")
             return
         connection, _ = reader.prepare("SELECT 1")
@@ -87,10 +86,8 @@ class _Tables:
 
     def __init__(self, reader: RunReader) -> None:
         self._reader = reader
+        self._rows = reader.rows
         self._run: dict[str, Any] = {}
-
-    def _rows(self, sql: str) -> list[tuple[Any, ...]]:
-        return self._reader.execute(sql).fetchall()
 
     def findings(self) -> Iterator[Finding]:
         names = "status, config, config_hash, schema_version, started_at"
@@ -114,13 +111,8 @@ class _Tables:
         wrong = [f"{rows} rows, expected one"] if rows != 1 else []
         if self._run["schema_version"] > SCHEMA_VERSION:
             wrong.append(f"schema {self._run['schema_version']}, known up to {SCHEMA_VERSION}")
-        try:
-            declared = declare(loads(self._run["config"]), [Path.cwd()])
-        except InfermeshError as error:
-            wrong.append(f"its declaration is refused: {one_line(error, 300)}")
-        else:
-            if declared.hash != self._run["config_hash"]:
-                wrong.append("its declaration is not the one that config_hash was made of")
+        if config_hash(loads(self._run["config"])) != self._run["config_hash"]:
+            wrong.append("its declaration is not the one that config_hash was made of")
         yield _finding("run", wrong, "one, with the declaration that it was made with")
 
     def _origins(self) -> dict[str, list[str]]:
@@ -276,18 +268,22 @@ def _files(connection: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[Find
     row = connection.execute("SELECT status, config FROM run").fetchone()
     if row is None or row[0] in ("running", "interrupted", "crashed"):
         return
-    experiment = declare(loads(row[1]), [Path.cwd()]).experiment
-    for name in experiment.sinks:
-        yield _sink(connection, folder, experiment, name)
+    for name, written in (loads(row[1]).get("sinks") or {}).items():
+        try:
+            sink = SinkConfig.model_validate(taken(written, os.environ)[0])
+        except (ConfigError, ValueError) as error:  # a variable is not set here, or another version wrote it
+            yield Finding(f"sinks.{name}", True, f"left out: {one_line(error, 300)}")
+        else:
+            yield _sink(connection, folder, name, sink)
 
 
-def _sink(connection: duckdb.DuckDBPyConnection, folder: Path, experiment: Experiment, name: str) -> Finding:
+def _sink(connection: duckdb.DuckDBPyConnection, folder: Path, name: str, sink: SinkConfig) -> Finding:
     """A sink's file against a new one from the same tables."""
-    sink = experiment.sinks[name]
     path = folder / os.path.expanduser(sink.path)
     about = f"sinks.{name}"
-    if not path.exists():
-        return Finding(about, False, f"{path} is not there; infermesh export writes it anew")
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "not there"
+        return Finding(about, False, f"{path} is {what}; infermesh export writes it anew")
     with tempfile.TemporaryDirectory(prefix="infermesh-verify-") as place:
         again = Path(place) / path.name
         try:
@@ -314,15 +310,6 @@ def _unlike(path: Path, known: Sequence[tuple[int | None, str | None]]) -> list[
     if not path.exists():
         return ["it is not there; the same command with --resume writes it anew"]
     for size, digest in known:
-        if size is not None and path.stat().st_size >= size and _digest(path, size) == digest:
+        if size is not None and digest_of(path, size) == (size, digest):
             return []
     return ["it is not what was written: it was edited or cut; the same command with --resume writes it anew"]
-
-
-def _digest(path: Path, size: int) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while size > 0 and (block := file.read(min(_BLOCK, size))):
-            digest.update(block)
-            size -= len(block)
-    return digest.hexdigest()

@@ -19,7 +19,7 @@ from infermesh.config.schema import OWN_FIELDS
 from infermesh.errors import ConfigError, StoreError
 from infermesh.runs.explain import changed_facts
 from infermesh.store import RunStore, StageTable
-from infermesh.store.output_file import OutputRecord, OutputTable
+from infermesh.store.output_file import OutputRecord, OutputTable, digest_of
 
 Note = Callable[[str], None]
 _BLOCK = 1 << 20
@@ -371,7 +371,7 @@ class ParquetFile(_FileSink):
         self._check_new()
         if self._record is None or not self._path.exists():
             return
-        found = _digest(self._path)
+        found = digest_of(self._path)
         known = [(self._record.bytes, self._record.digest), (self._record.next_bytes, self._record.next_digest)]
         if found not in known:
             raise self._differs(f"its {found[0]:,} bytes are not those that were written ({self._record.bytes:,})")
@@ -391,20 +391,11 @@ class ParquetFile(_FileSink):
 
     def _write(self, path: Path) -> tuple[int, str]:
         self.table.write_parquet(path)
-        return _digest(path)
+        return digest_of(path)
 
 
 def _excerpt(line: bytes) -> str:
     return repr(line[:_EXCERPT_BYTES].decode("utf-8", "replace"))
-
-
-def _digest(path: Path) -> tuple[int, str]:
-    digest, size = hashlib.blake2b(digest_size=16), 0
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:

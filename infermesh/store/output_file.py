@@ -6,6 +6,7 @@ its row settles, after a crash, or when the file is written anew at the end.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from infermesh.store.memory import VECTOR, fetch
 from infermesh.store.schema import SOURCE, StageTable, literal, not_retired, quoted
 from infermesh.store.values import json_value
 
+_BLOCK = 1 << 20
 _DDL = """
 CREATE TABLE IF NOT EXISTS output_file (
     path VARCHAR, bytes BIGINT, digest VARCHAR, next_bytes BIGINT, next_digest VARCHAR, dirty BOOLEAN, facts JSON
@@ -207,6 +209,16 @@ def read_record(connection: duckdb.DuckDBPyConnection) -> OutputRecord | None:
         return None
     values = dict(zip(names, row, strict=True))
     return OutputRecord(**{**values, "facts": loads(values["facts"])})
+
+
+def digest_of(path: Path, most: int | None = None) -> tuple[int, str]:
+    """Size and digest of a file, or of its first ``most`` bytes. Raises ``OSError``."""
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK if most is None else min(_BLOCK, most - size)):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
 
 
 def _redone(stale: bool, keep_errors: bool) -> str:

@@ -100,6 +100,31 @@ def test_files_that_are_not_what_was_written(run: Lab) -> None:
     assert found == {}
 
 
+def test_variables_that_are_not_set_here(lab: Lab, simulator: Simulator) -> None:
+    """A run is checked where its keys and places are not known; the sink that cannot be found says so."""
+    lab.rows(texts(3))
+    declared = experiment("${oc.env:SERVER}", {"a": generate()})
+    declared["sinks"] = {"named": {"path": "${oc.env:PLACE}.jsonl"}, "plain": {"path": "plain.jsonl"}}
+    assert lab.run(declared, environ={"SERVER": simulator.url, "PLACE": "here"}).status == "done"
+    found = {finding.about: finding for finding in verify(lab.folder)}
+    assert [finding.words for finding in found.values() if not finding.ok] == []
+    assert "left out: " in found["sinks.named"].words
+    assert "PLACE" in found["sinks.named"].words
+    assert "left out" not in found["sinks.plain"].words
+
+
+def test_a_declaration_that_was_edited(run: Lab) -> None:
+    with duckdb.connect(str(run.folder / DATABASE)) as connection:
+        connection.execute("UPDATE run SET config = json_merge_patch(config, '{\"seed\": 77}')")
+    assert "config_hash" in wrong(run.folder)["run"]
+
+
+def test_a_folder_in_a_sinks_place(run: Lab) -> None:
+    (run.folder / "csv.csv").unlink()
+    (run.folder / "csv.csv").mkdir()
+    assert "is a folder" in wrong(run.folder)["sinks.csv"]
+
+
 def test_a_damaged_block(run: Lab) -> None:
     with open(run.folder / DATABASE, "r+b") as file:
         size = file.seek(0, 2)
