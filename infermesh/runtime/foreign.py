@@ -7,6 +7,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import math
 import queue
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
@@ -114,21 +115,17 @@ class ForeignFunction:
         Exception
             What the function raises, as :func:`harmless` makes it.
         """
-        waiting = True
-        while waiting:
-            loop, begun = self._loop, asyncio.Event()
+        if not self._is_async:
+            return await _within(timeout, self._pool.call(lambda: self._taken(self.function(argument))))
+        while True:
+            loop = self._loop = self._loop or LoopThread(f"infermesh-{self.name}")
+            begun = asyncio.Event()
             try:
-                async with asyncio.timeout(timeout) as limit:
-                    if not self._is_async:
-                        return await self._pool.call(lambda: self._taken(self.function(argument)))
-                    loop = self._loop = loop or LoopThread(f"infermesh-{self.name}")
-                    return await _on(loop, _guarded(self._awaited, argument, begun))
-            except TimeoutError:
-                if not limit.expired():  # the function's own
+                return await _within(timeout, _on(loop, _guarded(self._awaited, argument, begun)))
+            except NoAnswer:
+                # A call that has not even begun waited behind one that blocks the loop, which is not its own fault.
+                if not await self._replaced(loop) or begun.is_set():
                     raise
-            # A call that has not even begun waited behind one that blocks the loop, which is not its own fault.
-            waiting = loop is not None and await self._replaced(loop) and not begun.is_set()
-        raise NoAnswer(f"no answer within {timeout:g} s")
 
     async def _awaited(self, argument: Any) -> Any:
         return self._taken(await self.function(argument))
@@ -149,6 +146,17 @@ class ForeignFunction:
         self._pool.close()
         if self._loop is not None:
             self._loop.close(timeout=_ANSWERS_S)
+
+
+async def _within(timeout: float | None, call: Coroutine[Any, Any, Any]) -> Any:
+    wait = None if timeout == math.inf else timeout  # no timer can be set to infinity
+    try:
+        async with asyncio.timeout(wait) as limit:
+            return await call
+    except TimeoutError:
+        if not limit.expired():  # the function's own
+            raise
+        raise NoAnswer(f"no answer within {timeout:g} s") from None
 
 
 async def _on(loop: LoopThread, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -288,7 +288,7 @@ def _turned(loop: asyncio.AbstractEventLoop) -> bool:
     try:
         loop.run_forever()
     except (SystemExit, KeyboardInterrupt) as error:
-        logger.error("a call on the client's loop ended in %r", error)
+        logger.error("%s: a call on its loop ended in %r", threading.current_thread().name, error)
         return False
     return True
 

@@ -17,7 +17,7 @@ from infermesh.inputs.row_files import RowFiles
 from infermesh.inputs.templates import Template
 from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
 from infermesh.runtime.foreign import words_of
-from infermesh.stages.mapping import FieldReader, Mapped, Mapper, visible
+from infermesh.stages.mapping import FieldReader, Mapped, Mapper, columns_of
 from infermesh.store import Column, StageTable
 
 R = TypeVar("R")
@@ -167,10 +167,9 @@ async def prepare_each(stage: Stage, contexts: Sequence[Mapping[str, Any]]) -> l
         except Exception as error:
             return error
 
-    work = [one(number, context) for number, context in enumerate(contexts)]
     if stage.mapper is not None:
-        return await asyncio.gather(*work)
-    return [await item for item in work]
+        return await asyncio.gather(*(one(number, context) for number, context in enumerate(contexts)))
+    return [await one(number, context) for number, context in enumerate(contexts)]
 
 
 async def answers(stage: Stage, prepared: Sequence[Prepared[Any]]) -> Sequence[Result | RequestError]:
@@ -228,7 +227,7 @@ class ModelStage:
         if made is not None:
             return made
         assert self._own_fields is not None
-        return self._own_fields(visible(context, self._hidden))
+        return self._own_fields(columns_of(context, self._hidden))
 
     def sign(self, **parts: Any) -> None:
         """Set ``facts`` and ``signature`` from the model, the parameters and ``parts``; ``None`` is an absent part.

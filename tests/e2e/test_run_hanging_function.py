@@ -74,6 +74,15 @@ def test_the_process_ends_with_its_run(project: Path, name: str) -> None:
     assert counted == [("done", 2), ("error", 1)]
 
 
+@pytest.mark.parametrize("name", ["hangs", "ignores", "plain"])
+def test_a_timeout_without_end(project: Path, name: str) -> None:
+    write_jsonl(project / "rows.jsonl", [{"n": n} for n in range(1, 4)])
+    KINDS[name](project, name, float("inf"))
+    found = infermesh(*RUN, cwd=project)
+    assert found.returncode == 0, found.stderr
+    assert ask(project / FOLDER, "SELECT count(*) FROM f WHERE status = 'done'") == [(3,)]
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_two_interrupts_end_it(project: Path, launch: Launch, name: str) -> None:
     KINDS[name](project, name, None)
