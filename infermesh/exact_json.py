@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["dumps", "inexact_members", "loads", "loads_leniently", "read", "read_exactly", "shown"]
+__all__ = ["dumps", "has_surrogates", "inexact_members", "loads", "loads_leniently", "read", "read_exactly", "shown"]
 
 _LONG_NUMBER = re.compile(r"\d{19}")
 _LONG_NUMBER_IN_BYTES = re.compile(rb"\d{19}")
@@ -195,6 +195,11 @@ def _plain(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
     if default is None:
         raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
     return default(value)
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which is no UTF-8: no table and no request can hold it."""
+    return _SURROGATE.search(text) is not None
 
 
 def shown(value: Any) -> str:

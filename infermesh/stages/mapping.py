@@ -63,10 +63,10 @@ class Mapper:
         self,
         spec: str,
         path: str,
-        hidden: Collection[str] = (),
+        hidden: Collection[str],
         *,
-        threads: int = 1,
-        timeout: float | None = None,
+        threads: int,
+        timeout: float | None,
     ) -> None:
         self.spec = spec
         self._hidden = frozenset(hidden)
@@ -89,7 +89,8 @@ class Mapper:
         """
         if self._stopped:
             raise StoppedError("stopped before the mapper was called")
-        call = asyncio.create_task(self._function.call(visible(context, self._hidden), self._timeout), name=self.spec)
+        row = columns_of(context, self._hidden)
+        call = asyncio.create_task(self._function.call(row, self._timeout), name=self.spec)
         self._calls.add(call)
         try:
             await asyncio.wait([call])
@@ -138,7 +139,7 @@ def _mapped(made: Any) -> Mapped:
         raise InputError(f"metadata is not JSON: {error}") from None
 
 
-def visible(context: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]:
+def columns_of(context: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]:
     """A row's context without what ``hidden`` names."""
     return {name: value for name, value in context.items() if name not in hidden}
 

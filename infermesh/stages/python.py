@@ -15,7 +15,7 @@ from infermesh.dispatch import Deployment, Router
 from infermesh.dispatch.dispatcher import Dispatcher
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError, FunctionError, InputError, RequestError
-from infermesh.exact_json import dumps
+from infermesh.exact_json import dumps, has_surrogates
 from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
 from infermesh.limits import make_limiter
@@ -23,7 +23,7 @@ from infermesh.results import FunctionResult
 from infermesh.runtime.foreign import Foreign, ForeignFunction, NoAnswer, words_of
 from infermesh.stages.base import Prepared, StageContext, hashed
 from infermesh.stages.functions import imported_function, module_hash
-from infermesh.stages.mapping import Mapped, Mapper
+from infermesh.stages.mapping import Mapped, Mapper, columns_of
 from infermesh.store import Column, StageTable
 from infermesh.types import Reply, Request
 from infermesh.wire.answers import FLOAT32_MAX
@@ -91,7 +91,7 @@ class Python:
 
     def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[dict[str, Any]]:
         """The row as the function gets it. The key is a hash of the row and the stage, with the function's code."""
-        row = {name: value for name, value in context.items() if name not in self._hidden}
+        row = columns_of(context, self._hidden)
         try:
             content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str)
         except TypeError as error:
@@ -171,7 +171,7 @@ def _number(largest: float) -> Callable[[Any], bool]:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and not has_surrogates(value)
 
 
 def _anything(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from infermesh.config.schema import TranscribeStage
 from infermesh.errors import InputError
+from infermesh.exact_json import has_surrogates
 from infermesh.inputs.audio import read_audio, refuse_url
 from infermesh.inputs.templates import load_template
 from infermesh.results import TranscriptionResult
@@ -60,7 +61,7 @@ class Transcribe(ModelStage):
             if not isinstance(mapped.input, str | os.PathLike):
                 raise InputError(f"input: expected the path of a clip, got {type(mapped.input).__name__}")
             written = os.fspath(mapped.input)
-            if not isinstance(written, str) or any("\ud800" <= sign <= "\udfff" for sign in written):
+            if not isinstance(written, str) or has_surrogates(written):
                 raise InputError(f"input: expected the path of a clip, got {written!r:.100}, which is no text")
             carried = (written, mapped.metadata)
         try:
