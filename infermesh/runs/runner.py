@@ -127,6 +127,11 @@ class Runner:
         for channel in (*(entrance for _, entrance in self._gates.values()), *self._channels.values()):
             channel.drop()
 
+    @property
+    def in_flight(self) -> int:
+        """How many rows have a request sent, or waiting to be."""
+        return sum(stage.in_flight for stage in self.stats.stages.values())
+
     def committed(self) -> None:
         """Let the feeder check the writer's backlog again. Called on the event loop after each commit."""
         self._room.set()

@@ -299,7 +299,9 @@ class RunSession:
             store.finish("crashed", elapsed_s, reason=reason)
             raise StoreError(reason)
         for name, (rows, example) in stats.not_redone.items():
-            self._observer.note(f"{name}: {rows} rows failed again and keep the answer they had: {example}")
+            self._observer.note(
+                f"{name}: {rows} rows failed again and keep the answer they had; resume sends them again: {example}"
+            )
         sinks = {} if status == "interrupted" else self._experiment.sinks
         with store.cursor() as connection:
             files = write_sinks(connection, sinks, self._folder, self._place)
@@ -356,7 +358,7 @@ class RunSession:
         self._stopped_by = reason
         waiting = 0
         if self._runner is not None:
-            waiting = sum(stage.in_flight for stage in self._runner.stats.stages.values())
+            waiting = self._runner.in_flight
             self._runner.stop()
         why = f"stopping: {reason}" if reason else "stopping"
         self._observer.note(
@@ -365,7 +367,16 @@ class RunSession:
         for stage in self._pipeline.stages.values():
             stage.stop()
         if self._loop is not None and self._work is not None:
-            self._loop.call_later(_DRAIN_S, self._drop)
+            self._loop.call_later(_DRAIN_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """Drop what has not been answered by the end of a drain, and say so."""
+        waiting = 0 if self._runner is None else self._runner.in_flight
+        if waiting:
+            self._observer.note(
+                f"{waiting} rows had no answer within {_DRAIN_S:g} s and are dropped; resume sends them"
+            )
+        self._drop()
 
     def _drop(self) -> None:
         for stage in self._pipeline.stages.values():
