@@ -55,8 +55,6 @@ logger = logging.getLogger("infermesh")
 OnInvalid = Literal["null", "retry"]
 MAX_REASKS = 2
 _HARMLESS = "text"
-
-
 _CHECKS = 8  # answers at once that a user's validators look at
 
 
@@ -197,7 +195,7 @@ class LogicalModel:
         result = await self._generate(request, timeout)
         reasks = MAX_REASKS if on_invalid == "retry" else 0
         while True:
-            problem = await self._parse_into(result, response_format)
+            problem = await self._parse_into(result, response_format, self._seconds(timeout))
             if problem is None:
                 return result
             if ending(result.finish_reason) == "cut":  # the same limit would cut it again
@@ -228,7 +226,9 @@ class LogicalModel:
                 return with_failed_reask(result, error)
             result = merged(result, again)
 
-    async def _parse_into(self, result: GenerationResult, response_format: ResponseFormat) -> str | None:
+    async def _parse_into(
+        self, result: GenerationResult, response_format: ResponseFormat, timeout: float | None
+    ) -> str | None:
         """Fill ``output_parsed``; in a thread, with a bound in time, where validators of the user's have to be called.
 
         Returns what is wrong where the text does not satisfy the format.
@@ -239,7 +239,7 @@ class LogicalModel:
             self._checks = ForeignFunction(f"the validators of {self.name}", parsed, _CHECKS)
         try:
             problem, result.output_parsed, result.reasoning = await self._checks.call(
-                (replace(result), response_format), self.timeout
+                (replace(result), response_format), timeout
             )
         except NoAnswer as error:
             return f"its validators: {error}"

@@ -157,7 +157,7 @@ def connect_to_write(path: Path, config: Mapping[str, Any]) -> duckdb.DuckDBPyCo
                 connect(path, read_only=True).close()
                 until = time.monotonic() + _READERS_S
             elif time.monotonic() > until:
-                asks = "another process is asking it, again and again or for long. End that, and run this again"
+                asks = "it is read again and again, or for long. End that process, then run this again"
                 raise StoreInUseError(f"{str(error).partition(': a run')[0]}: {asks}.") from None
         time.sleep(0.02)
 

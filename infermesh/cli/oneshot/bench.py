@@ -65,6 +65,5 @@ def transcribe(
     """Measure transcription at several concurrencies."""
     from infermesh.cli.oneshot.bench_run import Bench
 
-    bench = Bench("transcribe", sweep, rows, model, limits, given=ask.paths or None, stage=audio_stage(ask))
-    bench.allow_paths = allow_paths(ask)
-    bench.run()
+    stage, allowed = audio_stage(ask), allow_paths(ask)
+    Bench("transcribe", sweep, rows, model, limits, given=ask.paths or None, stage=stage, allow_paths=allowed).run()

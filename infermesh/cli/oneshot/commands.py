@@ -75,9 +75,10 @@ def transcribe(
     """Transcribe audio files, or each row of a file (field: path)."""
     from infermesh.cli.oneshot.run import Command
 
-    command = Command("transcribe", rows, out, model, limits, window, given=ask.paths or None, stage=audio_stage(ask))
-    command.allow_paths = allow_paths(ask)
-    command.run()
+    stage, allowed = audio_stage(ask), allow_paths(ask)
+    Command(
+        "transcribe", rows, out, model, limits, window, given=ask.paths or None, stage=stage, allow_paths=allowed
+    ).run()
 
 
 def allow_paths(ask: AudioOption) -> list[str]:
