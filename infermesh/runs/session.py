@@ -278,11 +278,10 @@ class RunSession:
     def _outcome(self, stats: RunStats, elapsed_s: float) -> RunOutcome:
         store = self._store
         if (displaced := store.displaced()) is not None:
-            store.finish("crashed", elapsed_s, reason=displaced)
-            raise StoreError(
-                f"{displaced}. What was done is where the file is now; if it was deleted, it is lost. Resume it where "
-                f"it is, or run it again, and leave the folder alone meanwhile."
-            )
+            what, advice = displaced
+            with contextlib.suppress(Exception):  # what is left may be damaged
+                store.finish("crashed", elapsed_s, reason=what)
+            raise StoreError(f"{what}. {advice}")
         counts = store.counts()
         # The stats count too: a row of a stale stage has an old answer in its table, but is pending until its request
         # has been compared.
@@ -326,7 +325,7 @@ class RunSession:
             await asyncio.sleep(_TICK_S)
             check()
             if not self._stops and (displaced := self._store.displaced()):
-                self._stop(displaced)
+                self._stop(displaced[0])
             self._observer.tick(stats)
             now = asyncio.get_running_loop().time()
             for note in (*self._fleet.used_up(), *self._fleet.waits(now)):
