@@ -12,6 +12,7 @@ from infermesh.errors import StoreError
 from infermesh.hints import command, one_line
 from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.summary import RunInfo, describe
+from infermesh.query.troubles import failed_requests, waiting_rows
 from infermesh.store.folders import run_folders
 from infermesh.store.schema import quoted
 
@@ -70,6 +71,14 @@ def show_status(run: str | None) -> None:
             )
             for kind, rows, example in found:
                 print(f"  failed: {rows} × {stage}: {kind}: {one_line(example or '', 160)}")
+        for failed in failed_requests(reader):
+            print(
+                f"  requests that failed: {failed.requests} × {failed.stage} at {failed.deployment}: {failed.kind}: "
+                f"{one_line(failed.message or '', 160)} (the last one at {failed.last_at:%H:%M:%S} UTC)"
+            )
+        for stage in stages if info.status == "running" else ():
+            if waiting := waiting_rows(reader, stage):
+                print(f"  {waiting} rows of {stage} wait for another try")
     if info.status == "running":
         print(f"  stop: {command('stop', folder)}")
     elif info.unfinished or info.failed:
