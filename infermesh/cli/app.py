@@ -306,6 +306,33 @@ def simulate(
     simulate_server(settings or [], host, port, list_settings)
 
 
+@app.command(
+    rich_help_panel=PROJECT,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: infermesh doctor +experiment=quickstart --send",
+)
+def doctor(
+    overrides: Overrides = None,
+    send: Annotated[bool, typer.Option("--send", help="Ask each deployment for one tiny answer, too.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", help="Seconds for each answer; default: 10, with --send 30.", min=0.1),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    env_file: EnvFile = None,
+) -> None:
+    """Look for what stands between you and a run: versions, config, keys, deployments, clock, disk, file limits.
+
+    With +experiment=NAME and overrides, as [bold]run[/] takes them, each deployment is asked which models it serves.
+    Each line says ok, warn or fail, and what to do. Exit code 1 if something fails.
+    """
+    from infermesh.cli.doctor.command import run_doctor
+
+    load_env(env_file)
+    given = timeout if timeout is not None else 30.0 if send else 10.0
+    raise typer.Exit(run_doctor(overrides or [], timeout=given, send=send, as_json=json))
+
+
 @app.command(rich_help_panel=PROJECT, epilog='Example: eval "$(infermesh completion bash)"')
 def completion(
     shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", autocompletion=complete_shell)],
