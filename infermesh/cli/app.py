@@ -333,6 +333,20 @@ def doctor(
     raise typer.Exit(run_doctor(overrides or [], timeout=given, send=send, as_json=json))
 
 
+@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh schema > conf/experiment.schema.json")
+def schema() -> None:
+    """Print the JSON schema of an experiment's file, for editors and checks.
+
+    An editor that has a YAML language server uses it where the file says so, in a line of its own near the top:
+    [bold]# yaml-language-server: $schema=../experiment.schema.json[/]
+    """
+    import orjson
+
+    from infermesh.config.json_schema import experiment_schema
+
+    print(orjson.dumps(experiment_schema(), option=orjson.OPT_INDENT_2).decode())
+
+
 @app.command(rich_help_panel=PROJECT, epilog='Example: eval "$(infermesh completion bash)"')
 def completion(
     shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", autocompletion=complete_shell)],
