@@ -347,6 +347,12 @@ def schema() -> None:
     print(orjson.dumps(experiment_schema(), option=orjson.OPT_INDENT_2).decode())
 
 
+@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh skill > .claude/skills/infermesh/SKILL.md")
+def skill() -> None:
+    """Print a page for coding agents: how to write an experiment, run it, look at it, resume it, and common slips."""
+    print(Path(__file__).with_name("skill.md").read_text(encoding="utf-8"), end="")
+
+
 @app.command(rich_help_panel=PROJECT, epilog='Example: eval "$(infermesh completion bash)"')
 def completion(
     shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", autocompletion=complete_shell)],
