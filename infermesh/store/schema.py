@@ -14,8 +14,8 @@ from typing import Any, Literal
 import duckdb
 
 from infermesh.results import Attempt
+from infermesh.store.folders import DATABASE as DATABASE
 
-DATABASE = "run.duckdb"
 SCHEMA_VERSION = 2
 # Without this, DuckDB also resolves a table name to a Python variable of the caller. It would search Python's frames
 # while it holds a lock of the database, and a user's SQL could name variables of ours.
