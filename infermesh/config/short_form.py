@@ -58,17 +58,32 @@ class LongForm:
         return "\n".join(dict.fromkeys(self._line(line) for line in message.split("\n")))
 
     def _line(self, line: str) -> str:
+        line = re.sub(r"deployments\.\{([^{}]*)\}", self._replicas, line)
         for added in sorted(self.origins, key=len, reverse=True):
             written, (section, label) = self.origins[added], added.split(".", 1)
-            of_stage = written.startswith("stages.")
-            rest = r"(?:\.\w+)*" if of_stage else ""  # a stage has one key for all that was made of it
-            changed = re.sub(rf"(?<!\S){re.escape(added)}{rest}(?=[.:\s]|$)", lambda _, to=written: to, line)  # type: ignore[misc]
+            path = rf"(?<![\w./-]){re.escape(added)}(?P<key>(?:\.\w+)*)(?=[.:\s)]|$)"
             if section == "deployments":
-                changed = changed.replace(f"deployment {label!r}:", f"{written}:")
-            if of_stage and changed != line and "api_base" in line:
-                changed += f". It stands in models: NAME: {{model: {label}, api_base: URL}}, and the stage says NAME"
-            line = changed
+                line = line.replace(f"deployment {label!r}:", f"{added}:")
+            if not written.startswith("stages."):
+                line = re.sub(path, lambda found, to=written: f"{to}{found['key']}", line)  # type: ignore[misc]
+            elif (found := re.search(path, line)) is not None:
+                line = self._of_stage(line, found, label, written)
         return line
+
+    def _of_stage(self, line: str, found: re.Match[str], label: str, written: str) -> str:
+        """A stage has one key for all that was made of it. What is to be set needs a model with a name."""
+        at_start = found.start() == 0
+        named = written if at_start else f"models.NAME{found['key']}"
+        line = f"{line[: found.start()]}{named}{line[found.end() :]}"
+        if at_start and "api_base" not in line:
+            return line
+        return f"{line}. NAME stands in models: NAME: {{model: {label}, …}}, and the stage says model: NAME"
+
+    def _replicas(self, found: re.Match[str]) -> str:
+        """Several deployments that stand in one key, if one model says them all."""
+        written = {self.origins.get(f"deployments.{label}") for label in found[1].split(",")}
+        name = written.pop()
+        return found[0] if written or name is None else name
 
 
 def long_form(mapping: Mapping[str, Any], environ: Mapping[str, str]) -> LongForm:

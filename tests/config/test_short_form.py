@@ -163,7 +163,20 @@ class TestMessages:
     def test_a_stage_whose_server_has_no_url(self) -> None:
         said = problem({}, GPU)
         assert said.startswith(f"stages.a.model: '{GPU}' needs api_base, the URL of its server")
-        assert f"models: NAME: {{model: {GPU}, api_base: URL}}" in said
+        assert said.endswith(f"NAME stands in models: NAME: {{model: {GPU}, …}}, and the stage says model: NAME")
+
+    def test_notes_of_a_plan_or_a_run(self) -> None:
+        told = declaration({"m": {"model": GPU, "api_base": HOSTS}}, "openai/x").long_form.as_written
+        assert (
+            told("limits.t: unused. Write deployments.host1:8000.limits: t")
+            == "limits.t: unused. Write models.m.limits: t"
+        )
+        bound = "bound by x (deployments.{host1:8000,host2:8000}.max_parallel_requests)"
+        assert told(bound) == "bound by x (models.m.max_parallel_requests)"
+        said = told("limits.t: unused. Write deployments.openai/x.limits: t")
+        assert said.startswith(
+            "limits.t: unused. Write models.NAME.limits: t. NAME stands in models: NAME: {model: openai/x"
+        )
 
     def test_a_server_at_a_stage(self) -> None:
         stage = {"kind": "generate", "model": GPU, "prompt": "{{ text }}", "api_base": HOSTS[0]}
