@@ -272,14 +272,18 @@ def runs(
     list_runs(outputs)
 
 
-@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project")
+@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project --template classify")
 def init(
     folder: Annotated[Path, typer.Argument(help="The project's folder. It may exist: existing files are kept.")],
+    template: Annotated[
+        str,
+        typer.Option("--template", help="reviews, classify, extract, embed, transcribe or judge.", metavar="NAME"),
+    ] = "reviews",
 ) -> None:
-    """Create a project that runs at once: conf/, pipelines/, outputs/, .env.example and README.md."""
+    """Create a small project that runs at once, with no key and no server: an experiment, its prompt, its data."""
     from infermesh.cli.init import init_project
 
-    init_project(folder)
+    init_project(folder, template)
 
 
 @app.command(

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,15 @@ def run_plan(
             plan = make_plan(job, composed.folder, options=options)
     except InfermeshError as error:
         fail(str(error))
+    as_written = job.long_form.as_written
+    plan = dataclasses.replace(plan, notes=[*map(as_written, plan.notes)])
     for note in plan.notes:
         print(note, file=sys.stderr)
     if json:
         sys.stdout.buffer.write(orjson.dumps(as_json(plan), option=orjson.OPT_INDENT_2) + b"\n")
         sys.stdout.flush()
     else:
-        _print_report(plan, argv)
+        _print_report(plan, argv, as_written)
 
 
 @contextlib.contextmanager
@@ -129,7 +131,7 @@ def _sum_if_known(values: Iterator[float | None]) -> float | None:
     return None if None in listed else sum(value or 0 for value in listed)
 
 
-def _print_report(plan: Plan, argv: Sequence[str]) -> None:
+def _print_report(plan: Plan, argv: Sequence[str], as_written: Callable[[str], str]) -> None:
     for name, listed in plan.requests.items():
         for number, sent in enumerate(listed, 1):
             print(f"{name}, request {number}: POST {sent.url} (deployment {sent.deployment})")
@@ -142,7 +144,7 @@ def _print_report(plan: Plan, argv: Sequence[str]) -> None:
         print(line)
     print()
     for line in _time_lines(plan):
-        print(line)
+        print(as_written(line))
     print(f"\nrun it: {command('run', *argv)}")
 
 

@@ -175,14 +175,18 @@ class Observer(Protocol):
 
 
 class ForeignObserver:
-    """An observer of somebody else's: whatever a call of it ends in costs that call alone. The log is told once."""
+    """An observer of somebody else's: whatever a call of it ends in costs that call alone. The log is told once.
 
-    def __init__(self, observer: Observer) -> None:
+    ``as_written`` makes a note name the keys of the declaration as the user wrote them.
+    """
+
+    def __init__(self, observer: Observer, as_written: Callable[[str], str] = str) -> None:
         self._observer = observer
+        self._as_written = as_written
         self._told = False
 
     def note(self, text: str) -> None:
-        self._call("note", text)
+        self._call("note", self._as_written(text))
 
     def start(self, stats: RunStats) -> None:
         self._call("start", stats)
