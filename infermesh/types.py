@@ -21,10 +21,10 @@ HeaderBucketScope = Literal["auto", "minute", "day"]
 
 
 class UseClientDefault(Enum):
-    """The type of ``USE_CLIENT_DEFAULT``: no timeout was given, so the client's holds.
+    """The type of ``USE_CLIENT_DEFAULT``: nothing was given, so the client's value holds.
 
-    ``None`` cannot say that, since a timeout of ``None`` waits for ever. Use it as the default of a function of yours
-    that hands a timeout on.
+    ``None`` cannot say that: a timeout of ``None`` waits for ever, and ``max_transcription_bytes=None`` sends any clip.
+    Use it as the default of a function of yours that hands one of them on.
 
     Examples
     --------
@@ -44,6 +44,7 @@ class UseClientDefault(Enum):
 # One member of an enumeration, so that type checkers narrow it, and pickling and copying keep its identity.
 USE_CLIENT_DEFAULT: Final = UseClientDefault.USE_CLIENT_DEFAULT
 Timeout = float | None | UseClientDefault
+MaxBytes = int | None | UseClientDefault
 
 
 _Quota = Annotated[float | None, Interval(gt=0, lt=inf)]
