@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from infermesh.cli.common import PROJECT, RUNS, Commands, EnvFile, FormatOption, OutputsOption, RunArgument, load_env
+from infermesh.cli.common import (
+    PROJECT,
+    RUNS,
+    Commands,
+    EnvFile,
+    ExperimentOption,
+    FormatOption,
+    JsonOption,
+    OutputsOption,
+    RecordOption,
+    RunArgument,
+    StateOption,
+    load_env,
+)
 from infermesh.cli.oneshot import bench
 from infermesh.cli.oneshot import commands as oneshot
 
@@ -122,6 +135,7 @@ def sql(
         str | None, typer.Option("--run", help="A run's folder or id, or an experiment's name; default: the newest.")
     ] = None,
     format: FormatOption = None,
+    record: RecordOption = False,
     every: Annotated[bool, typer.Option("--all", help="Query all runs below --outputs together.")] = False,
     runs: Annotated[
         list[str] | None,
@@ -139,11 +153,11 @@ def sql(
     if every or runs:
         from infermesh.cli.compare import sql_across
 
-        sql_across(query, runs or [], format, run=run, every=every, outputs=outputs)
+        sql_across(query, runs or [], format, record=record, run=run, every=every, outputs=outputs)
         return
     from infermesh.cli.query import run_sql
 
-    run_sql(query, run, format, timeout)
+    run_sql(query, run, format, timeout, record=record)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh diff RUN_A RUN_B --stage summaries --format jsonl")
@@ -188,11 +202,19 @@ def export(
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh status outputs/quickstart/latest")
-def status(run: RunArgument = None) -> None:
-    """Show a run's progress and its failures."""
-    from infermesh.cli.query import show_status
+def status(
+    run: RunArgument = None,
+    experiment: ExperimentOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a run's progress and its failures; of a sweep's folder, its jobs.
 
-    show_status(run)
+    Without RUN, the newest run that [bold]--experiment[/] and [bold]--state[/] leave.
+    """
+    from infermesh.cli.status import show_status
+
+    show_status(run, experiment, state or [], json=json)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh verify outputs/quickstart/latest")
@@ -219,14 +241,21 @@ def stop(
     stop_run(run, wait)
 
 
-@app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --outputs outputs")
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --state failed_rows --state interrupted --json")
 def runs(
     outputs: OutputsOption = Path("outputs"),
+    experiment: ExperimentOption = None,
+    state: StateOption = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help="written (default), started, cost, done, failed or pending; largest first.")
+    ] = "written",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
+    json: JsonOption = False,
 ) -> None:
-    """List the runs below outputs/, newest first."""
-    from infermesh.cli.query import list_runs
+    """List the runs below outputs/, those that were written to last first."""
+    from infermesh.cli.status import list_runs
 
-    list_runs(outputs)
+    list_runs(outputs, experiment, state or [], sort, limit, json=json)
 
 
 @app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project")
