@@ -24,8 +24,19 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="table, csv, json, jsonl or parquet. Default: table on a terminal, else csv.",
+        help="table, record, csv, json, jsonl or parquet. Default: table on a terminal, else csv.",
         autocompletion=complete_format,
+    ),
+]
+RecordOption = Annotated[bool, typer.Option("--record", help="Show a row as a block of lines, with all its columns.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="Only runs of this experiment.")]
+StateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        help="Only runs in this state: running, done, failed_rows, interrupted, stopped, crashed, killed, empty or "
+        "damaged; repeatable.",
     ),
 ]
 OutputsOption = Annotated[Path, typer.Option("--outputs", help="The folder that holds the runs.")]
