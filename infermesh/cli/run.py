@@ -15,7 +15,7 @@ from typing import Any
 
 from infermesh.cli.closing import run_closing
 from infermesh.cli.common import fail, options_first, print_error, split_config_dir, words_of
-from infermesh.cli.find_run import find_run
+from infermesh.cli.find_run import find_run, group_words, runs_in, sweep_command
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob
 from infermesh.cli.terminal import guard_streams
@@ -197,6 +197,9 @@ def run_job(
 
 def resume_run(name: str | None) -> int:
     """Continue a run in its folder, with the config stored there. Without a name: the newest unfinished run."""
+    if (group := runs_in(name)) is not None:
+        again = sweep_command(group[0]) or "run it again by the command that started it, with its hydra.sweep.dir"
+        fail(f"{group_words(*group)}. To go on with all that is left: {again}", code=2)
     folder = find_run(name) if name is not None else newest_unfinished()
     if folder is None:
         newest = describe(find_run(None))  # exits with an error if there is no run at all
@@ -215,7 +218,7 @@ def resume_run(name: str | None) -> int:
 
 def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int:
     """Send again the rows of a stage that match an SQL condition. Their number is printed first."""
-    folder = find_run(name)
+    folder = find_run(name, lambda job: command("retry", job, "--stage", stage))
     declaration = _stored_declaration(folder)
     redo = Redo(stage, where)
     over_rows = [name for name, config in declaration.experiment.stages.items() if config.kind != "sql"]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from infermesh.config.references import keeping_references, restored
-from infermesh.config.schema import Experiment
 from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
@@ -204,14 +203,25 @@ def _search_plugin() -> Any:
 
 def experiments(home: Path, config_dir: Path | None = None) -> list[str]:
     """The names of all experiments."""
-    folders = [home / "conf", shipped_project() / "conf", *([config_dir] if config_dir else [])]
+    return options_of("experiment", home, config_dir)
+
+
+def options_of(group: str, home: Path, config_dir: Path | None = None) -> list[str]:
+    """The names in a config group; none where there is no such group."""
     return sorted(
         {
-            file.relative_to(folder / "experiment").with_suffix("").as_posix()
-            for folder in folders
-            for file in (folder / "experiment").rglob("*.yaml")
+            file.relative_to(folder / group).with_suffix("").as_posix()
+            for folder in config_folders(home, config_dir)
+            for file in (folder / group).rglob("*.yaml")
         }
+        if group
+        else ()
     )
+
+
+def config_folders(home: Path, config_dir: Path | None = None) -> list[Path]:
+    """The folders that hold configs, in the order in which they are searched."""
+    return [*([config_dir] if config_dir else []), home / "conf", shipped_project() / "conf"]
 
 
 def check_chosen(mapping: Mapping[str, Any]) -> None:
@@ -287,6 +297,8 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
+
+    from infermesh.config.schema import Experiment  # late: its models take a quarter of a second to make
 
     if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         raise error

@@ -304,6 +304,11 @@ class GuardsConfig(_Section):
     max_cost_usd: float | None = Field(None, gt=0, description="US dollars, over all sessions of the run")
     max_error_rate: float | None = Field(None, gt=0, le=1, description="Share of a session's row states that failed")
     max_errors: int | None = Field(None, ge=1, description="Failed row states of a session")
+    first_errors: int | None = Field(
+        20,
+        ge=1,
+        description="The first so many rows of a stage, if all fail with one kind of error that no retry mends",
+    )
     max_duration: float | None = Field(
         None, gt=0, description="Seconds of a session, or a text such as 90s, 30m, 2h, 1d"
     )
