@@ -188,7 +188,6 @@ class ModelEntry(_Section):
         several = {"type": "array", "items": {"type": "string"}, "minItems": 1}
         written["properties"] |= own["properties"] | {"api_base": base | {"anyOf": [*base["anyOf"], several]}}
         del written["required"]
-        written["oneOf"] = [{"required": ["deployments"]}, {"required": ["model"]}]
         return written
 
 

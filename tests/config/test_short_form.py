@@ -217,8 +217,6 @@ class TestMessages:
     [
         ({"model": GPU, "api_base": HOSTS, "limits": {"rpm": 3}, "params": {"seed": 1}}, True),
         ({"deployments": ["d"]}, True),
-        ({}, False),
-        ({"model": GPU, "deployments": ["d"]}, False),
         ({"model": GPU, "zzz": 1}, False),
     ],
 )
