@@ -141,6 +141,8 @@ class DeploymentEntry(_Section):
         model = given.get("model") if isinstance(given, Mapping) else None
         if not isinstance(model, str) or not model.startswith(SIMULATED):
             return given
+        if model == SIMULATED:
+            raise ValueError(f"{model} has no name behind it: write {model}NAME, any name will do")
         if given.get("api_base") not in (None, "simulator"):
             raise ValueError(
                 f"{model} is the embedded simulator, but api_base names a server: write the name that the "
