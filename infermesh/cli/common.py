@@ -116,30 +116,6 @@ def split_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
     return others, None if found is None else Path(found).resolve()
 
 
-_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
-
-
-def options_first(argv: Sequence[str]) -> list[str]:
-    """Hydra's arguments with its options before the overrides: its parser takes them in no other order.
-
-    Examples
-    --------
-    >>> options_first(["+experiment=mine", "-m", "source.limit=1,2", "--cfg", "job"])
-    ['-m', '--cfg', 'job', '+experiment=mine', 'source.limit=1,2']
-    """
-    options: list[str] = []
-    overrides: list[str] = []
-    rest = iter(argv)
-    for argument in rest:
-        if not argument.startswith("-") or argument == "-":
-            overrides.append(argument)
-            continue
-        options.append(argument)
-        if argument in _WITH_VALUE and (value := next(rest, None)) is not None:
-            options.append(value)
-    return [*options, *overrides]
-
-
 def load_env(env_file: Path | None) -> None:
     """Load a file of variables into the environment. Variables that are already set keep their value."""
     if env_file is not None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from infermesh.cli.common import fail
-from infermesh.config.compose import shipped_project
+from infermesh.config.project import shipped_project
 from infermesh.hints import named, nearest
 
 TEMPLATES = {

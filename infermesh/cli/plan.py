@@ -15,6 +15,7 @@ import orjson
 from infermesh.cli.common import fail, split_config_dir
 from infermesh.config.compose import compose
 from infermesh.config.declaration import declared
+from infermesh.config.understood import FLAGS, WITH_VALUE, UsageError
 from infermesh.errors import InfermeshError
 from infermesh.hints import command
 from infermesh.plan import Options, Plan, QuotaFacts, Resource, StageEstimate, make_plan
@@ -53,10 +54,10 @@ def run_plan(
         with _warnings_muted():
             plan = make_plan(job, composed.folder, options=options)
     except InfermeshError as error:
-        fail(str(error))
+        fail(str(error), code=2 if isinstance(error, UsageError) else 1)
     as_written = job.long_form.as_written
     plan = dataclasses.replace(plan, notes=[*map(as_written, plan.notes)])
-    for note in plan.notes:
+    for note in (*composed.notes, *plan.notes):
         print(note, file=sys.stderr)
     if json:
         sys.stdout.buffer.write(orjson.dumps(as_json(plan), option=orjson.OPT_INDENT_2) + b"\n")
@@ -78,14 +79,14 @@ def _warnings_muted() -> Iterator[None]:
 
 
 def _split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
-    """Split off the folder of ``--config-dir``, and exit with an error on any other option."""
+    """Split off the folder of ``--config-dir``, and exit with an error on another option of Hydra's."""
     if not argv:
-        fail("which experiment? infermesh plan +experiment=NAME", code=2)
+        fail("which experiment? infermesh plan NAME", code=2)
     overrides, config_dir = split_config_dir(argv)
     for argument in overrides:
         if argument in ("-m", "--multirun"):
             fail("plan estimates one job: leave -m out, and give one value for each key", code=2)
-        if argument.startswith("-"):
+        if argument.partition("=")[0] in FLAGS | WITH_VALUE:
             fail(f"{argument}: no such option of plan; see infermesh plan --help", code=2)
     return overrides, config_dir
 
