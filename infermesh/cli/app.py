@@ -12,10 +12,14 @@ from infermesh.cli.common import (
     RUNS,
     Commands,
     EnvFile,
+    ExperimentOption,
     FormatOption,
+    JsonOption,
     OutputsOption,
     Overrides,
+    RecordOption,
     RunArgument,
+    StateOption,
     load_env,
 )
 from infermesh.cli.completers import complete_run, complete_setting, complete_shell, complete_stage, complete_table
@@ -144,6 +148,7 @@ def sql(
         ),
     ] = None,
     format: FormatOption = None,
+    record: RecordOption = False,
     every: Annotated[bool, typer.Option("--all", help="Query all runs below --outputs together.")] = False,
     runs: Annotated[
         list[str] | None,
@@ -161,11 +166,11 @@ def sql(
     if every or runs:
         from infermesh.cli.compare import sql_across
 
-        sql_across(query, runs or [], format, run=run, every=every, outputs=outputs)
+        sql_across(query, runs or [], format, record=record, run=run, every=every, outputs=outputs)
         return
     from infermesh.cli.query import run_sql
 
-    run_sql(query, run, format, timeout)
+    run_sql(query, run, format, timeout, record=record)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh diff RUN_A RUN_B --stage summaries --format jsonl")
@@ -227,11 +232,19 @@ def export(
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh status outputs/quickstart/latest")
-def status(run: RunArgument = None) -> None:
-    """Show a run's progress and its failures."""
-    from infermesh.cli.query import show_status
+def status(
+    run: RunArgument = None,
+    experiment: ExperimentOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a run's progress and its failures; of a sweep's folder, its jobs.
 
-    show_status(run)
+    Without RUN, the newest run that [bold]--experiment[/] and [bold]--state[/] leave.
+    """
+    from infermesh.cli.status import show_status
+
+    show_status(run, experiment, state or [], json=json)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh verify outputs/quickstart/latest")
@@ -262,24 +275,35 @@ def stop(
     stop_run(run, wait)
 
 
-@app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --outputs outputs")
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --state failed_rows --state interrupted --json")
 def runs(
     outputs: OutputsOption = Path("outputs"),
+    experiment: ExperimentOption = None,
+    state: StateOption = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help="written (default), started, cost, done, failed or pending; largest first.")
+    ] = "written",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
+    json: JsonOption = False,
 ) -> None:
-    """List the runs below outputs/, newest first."""
-    from infermesh.cli.query import list_runs
+    """List the runs below outputs/, those that were written to last first."""
+    from infermesh.cli.status import list_runs
 
-    list_runs(outputs)
+    list_runs(outputs, experiment, state or [], sort, limit, json=json)
 
 
-@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project")
+@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project --template classify")
 def init(
     folder: Annotated[Path, typer.Argument(help="The project's folder. It may exist: existing files are kept.")],
+    template: Annotated[
+        str,
+        typer.Option("--template", help="reviews, classify, extract, embed, transcribe or judge.", metavar="NAME"),
+    ] = "reviews",
 ) -> None:
-    """Create a project that runs at once: conf/, pipelines/, outputs/, .env.example and README.md."""
+    """Create a small project that runs at once, with no key and no server: an experiment, its prompt, its data."""
     from infermesh.cli.init import init_project
 
-    init_project(folder)
+    init_project(folder, template)
 
 
 @app.command(

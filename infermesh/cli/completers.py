@@ -141,7 +141,7 @@ def _config_dir(before: list[str]) -> Path | None:
 
 def _options(group: str, folder: Path | None) -> list[str]:
     """The names in a config group, such as ``experiment`` or ``source``."""
-    from infermesh.config.compose import options_of
+    from infermesh.config.project import options_of
 
     return options_of(group, Path.cwd(), folder)
 
@@ -151,7 +151,8 @@ def _composed(before: list[str], folder: Path | None) -> dict[str, Any]:
 
     Hydra takes half a second, so what it made is kept, until a file of the configs changes.
     """
-    from infermesh.config.compose import compose, config_folders
+    from infermesh.config.compose import compose
+    from infermesh.config.project import config_folders
 
     chosen = [word for word in before if "=" in word and "." not in word.partition("=")[0].partition("@")[0]]
     if before[:1] and before[0] in _options("experiment", folder):

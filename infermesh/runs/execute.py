@@ -80,7 +80,7 @@ def execute(
     KeyboardInterrupt
         Ctrl-C before the first request. Later, Ctrl-C drains the run and raises nothing.
     """
-    observer = ForeignObserver(observer)
+    observer = ForeignObserver(observer, declaration.long_form.as_written)
     fresh = not (folder / DATABASE).exists()
     # A refused declaration must leave no trace: a new folder is removed, and a resumed run gets back the config that
     # its rows were made with. Once the source is loaded nothing is removed, since `discard` spares a folder that holds

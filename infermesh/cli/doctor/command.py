@@ -14,8 +14,9 @@ from infermesh.cli.common import split_config_dir
 from infermesh.cli.doctor.findings import Finding, Probe, State, together, waits_still
 from infermesh.cli.doctor.machine import descriptors, disk, places, terminal, versions
 from infermesh.cli.doctor.servers import deployments, keys
-from infermesh.config.compose import compose, config_folders, experiments, shipped_project
+from infermesh.config.compose import compose
 from infermesh.config.declaration import declare
+from infermesh.config.project import config_folders, experiments, shipped_project
 from infermesh.config.schema import Experiment
 from infermesh.errors import ConfigError
 from infermesh.hints import visible
