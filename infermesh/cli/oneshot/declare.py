@@ -96,7 +96,7 @@ def as_flags(message: str) -> str:
     """An error message that names flags where it named paths of the declaration."""
     for path, flag in _FLAGS.items():
         message = re.sub(rf"\b{path}(\w*)", lambda found, flag=flag: flag + found[1].replace("_", "-"), message)  # type: ignore[misc]
-    return message.replace("--input_jsonl", "--input-jsonl")
+    return message.replace("--input_jsonl", "--input-jsonl").replace("the source", "the input")
 
 
 def refuse_secrets(*groups: Any) -> None:
