@@ -162,6 +162,10 @@ class Request:
         The estimate that token limits reserve; 0 if no limit counts tokens.
     output_tokens
         The most tokens that the answer may have. ``None``: the request sets no maximum.
+    rows
+        How many inputs it carries.
+    earlier
+        How many attempts were made before for the same answer, which counts them on.
     fresh
         Whether it is to go out on a new connection, since it was lost on one that had been kept.
     """
@@ -171,6 +175,8 @@ class Request:
     audio: Audio | None = None
     prompt_tokens: int = 0
     output_tokens: int | None = None
+    rows: int = 1
+    earlier: int = 0
     fresh: bool = field(default=False, init=False, compare=False)
     encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)  # cache of wire.payload_bytes
 
