@@ -43,6 +43,8 @@ class Bench:
     request: GenerateOptions | None = None
     given: str | list[str] | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    param: list[str] | None = None
     allow_paths: list[str] = field(default_factory=list)
 
     def run(self) -> NoReturn:
@@ -77,6 +79,8 @@ class Bench:
             self.model,
             limits,
             request=self.request,
+            flags=self.flags,
+            param=self.param or (),
             stage={**self.stage, **row_input(self.kind, self.rows, self.given)},
             allow_paths=self.allow_paths,
         )

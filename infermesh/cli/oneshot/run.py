@@ -66,6 +66,8 @@ class Command:
     request: GenerateOptions | None = None
     given: str | list[str] | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    param: list[str] | None = None
     allow_paths: list[str] = field(default_factory=list)
 
     def run(self) -> NoReturn:
@@ -101,6 +103,8 @@ class Command:
             self.model,
             self.limits,
             request=self.request,
+            flags=self.flags,
+            param=self.param or (),
             stage={"max_parallel_requests": self.window.max_parallel_requests, **self.stage, **stage},
             keep_errors=self.out.keep_errors,
             allow_paths=self.allow_paths,
