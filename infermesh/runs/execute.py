@@ -31,7 +31,7 @@ from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
 from infermesh.store.connection import in_words
 from infermesh.store.database import Redo
-from infermesh.store.folders import CONFIG_FOLDER, LOG, discard, outputs_of, point_latest
+from infermesh.store.folders import CONFIG_FOLDER, LOG, discard, outputs_of, point_latest, remove_database
 from infermesh.store.schema import DATABASE
 
 logger = logging.getLogger("infermesh")
@@ -154,7 +154,7 @@ def _session(
         except BaseException:
             if fresh:
                 stack.close()
-                _remove_database(folder)
+                remove_database(folder)
             raise
         if sink is None:
             point_latest(folder, experiment.name)
@@ -192,12 +192,6 @@ def _put(file: Path, content: bytes) -> None:
             arriving.unlink(missing_ok=True)
         error.filename = str(file)
         raise
-
-
-def _remove_database(folder: Path) -> None:
-    """Remove a database that this session created and closed, and in which nothing ran."""
-    for leftover in (folder / DATABASE, folder / f"{DATABASE}.wal"):
-        leftover.unlink(missing_ok=True)
 
 
 class _OneLine(logging.Formatter):

@@ -17,7 +17,7 @@ from infermesh.inputs.row_files import RowFiles
 from infermesh.inputs.templates import Template
 from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
 from infermesh.runtime.foreign import words_of
-from infermesh.stages.mapping import FieldReader, Mapped, Mapper, columns_of
+from infermesh.stages.mapping import FieldReader, Mapped, Mapper, columns_of, without_input
 from infermesh.store import Column, StageTable
 
 R = TypeVar("R")
@@ -228,6 +228,12 @@ class ModelStage:
             return made
         assert self._own_fields is not None
         return self._own_fields(columns_of(context, self._hidden))
+
+    def missing_input(self, columns: Collection[str], whose: str) -> str | None:
+        """What to tell where it takes rows as they are, and they have no column for it; ``None`` where they may."""
+        if self._own_fields is None:
+            return None
+        return without_input(self._kind, f"stages.{self.name}", columns, whose)
 
     def sign(self, **parts: Any) -> None:
         """Set ``facts`` and ``signature`` from the model, the parameters and ``parts``; ``None`` is an absent part.

@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
 from infermesh.inputs.templates import ROW
-from infermesh.stages.base import Stage, hashed
+from infermesh.stages.base import ModelStage, Stage, hashed
 from infermesh.store import SOURCE, Column, QueryTable, StageTable
 from infermesh.store.filter import RowFilter, column_references
 
@@ -242,6 +242,8 @@ class StageGraph:
         if self._origin != SOURCE:
             outputs[self._origin], whose = [*columns, *READABLE], f"stage '{self._origin}'"
         for name, stage in self.stages.items():
+            if isinstance(stage, ModelStage) and (problem := stage.missing_input([c.name for c in rows], whose)):
+                problems.append(problem)
             for template in stage.templates:
                 for used in sorted(template.names - columns - outputs.keys() - {ROW}):
                     hint = nearest(used, columns | outputs.keys())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from infermesh import ConfigError
 from infermesh.simulator import Simulator
 from tests.support import Lab, experiment, generate, texts, totals
 
@@ -195,3 +196,11 @@ class TestStructured:
         outcome = lab.run(experiment(simulator.url, stages))
         assert outcome.counts == {"a": {"done": 2}, "b": {"error": 2}}
         assert lab.sql("SELECT DISTINCT error_type FROM b") == [("input",)]
+
+
+def test_rows_as_they_are_need_a_column_to_send(lab: Lab, simulator: Simulator) -> None:
+    lab.rows([{"id": 1, "Prompt": "Hello."}])
+    with pytest.raises(ConfigError, match=r"stages\.a\.prompt: the source has no column prompt, .*Prompt") as error:
+        lab.run(experiment(simulator.url, {"a": {"kind": "generate", "mapper": "row"}}))
+    assert "'{{ Prompt }}'" in str(error.value)
+    assert totals(simulator)["received"] == 0
