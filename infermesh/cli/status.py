@@ -124,6 +124,13 @@ def _print_status(info: RunInfo, found: RunDetails | None) -> None:
     print(f"  {found.requests} requests, {found.prompt_tokens + found.completion_tokens} tokens{cost}")
     for stage, kind, rows, example in found.failures:
         print(f"  failed: {rows} × {stage}: {kind}: {one_line(example or '', 160)}")
+    for failed in found.failed_requests:
+        print(
+            f"  requests that failed: {failed.requests} × {failed.stage} at {failed.deployment}: {failed.kind}: "
+            f"{one_line(failed.message or '', 160)} (the last one at {failed.last_at:%H:%M:%S} UTC)"
+        )
+    for stage, rows in found.waiting.items():
+        print(f"  {rows} rows of {stage} wait for another try")
     if (sweep := sweep_of(info.folder)) is not None:
         print(f"  sweep: {command('status', sweep)}")
     if info.status == "running":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.query.reader import RunReader
+from infermesh.query.troubles import Failed, failed_requests, waiting_rows
 from infermesh.store.folders import run_folders, sweep_of
 from infermesh.store.schema import SOURCE, UNFINISHED, RunStatus, quoted, status_now
 
@@ -84,6 +85,10 @@ class RunDetails:
         Of all attempts; the cost is ``None`` if no price is known.
     failures
         ``(stage, error_type, rows, example)``: the most frequent errors of each stage, in the stages' order.
+    failed_requests
+        Those of the last session, by where and how they failed, the most frequent first.
+    waiting
+        Stage → rows of a live run that have failed requests, and wait for another try.
     """
 
     stages: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -92,6 +97,8 @@ class RunDetails:
     completion_tokens: int = 0
     cost_usd: float | None = None
     failures: list[tuple[str, str, int, str]] = field(default_factory=list)
+    failed_requests: list[Failed] = field(default_factory=list)
+    waiting: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -102,6 +109,8 @@ class RunDetails:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "failures": [dict(zip(names, failure, strict=True)) for failure in self.failures],
+            "failed_requests": [asdict(failed) for failed in self.failed_requests],
+            "waiting": self.waiting,
         }
 
 
@@ -148,6 +157,9 @@ def details(reader: RunReader) -> RunDetails:
             f"SELECT '{stage}', error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} "
             f"WHERE status = 'error' GROUP BY ALL ORDER BY rows DESC, error_type LIMIT {_ERROR_KINDS}"
         )
+    found.failed_requests = failed_requests(reader)
+    if reader.live:
+        found.waiting = {stage: rows for stage in found.stages if (rows := waiting_rows(reader, stage))}
     return found
 
 

@@ -216,6 +216,7 @@ class RunSession:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
             await asyncio.to_thread(_close_quietly, writer)  # commits what is queued, after a cancel too
+            stats.waits = []
             observer.stop(stats)
             await self._fleet.aclose()
         if failure:
@@ -251,6 +252,7 @@ class RunSession:
                     known=self._known,
                     scope=None if self._retry is None else self._retry.scope(wave.origin),
                     on_settled=self._guard_check(stats, guards) if guards else None,
+                    on_error=self._guard_check(stats, guards),
                 )
                 if self._stops:  # stopped before this runner existed, or while the query ran
                     runner.stop()
@@ -358,9 +360,10 @@ class RunSession:
             check()
             if not self._stops and (displaced := self._store.displaced()):
                 self._stop(displaced[0])
-            self._observer.tick(stats)
             now = asyncio.get_running_loop().time()
-            for note in (*self._fleet.used_up(), *self._fleet.waits(now)):
+            stats.waits = self._fleet.waited_for()
+            self._observer.tick(stats)
+            for note in (*self._fleet.used_up(), *self._fleet.waits(now), *stats.untold(self._fleet.told_of)):
                 logger.info("%s", note)
                 self._observer.note(note)
             if not self._stops and (reason := self._fleet.unreachable(now)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import inspect
 import logging
@@ -152,7 +153,8 @@ async def _within(timeout: float | None, call: Coroutine[Any, Any, Any]) -> Any:
 
 async def _on(loop: LoopThread, coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Await a coroutine that runs on another loop. Who is cancelled cancels it, and does not wait for its end."""
-    task = loop.submit(coroutine)
+    # In a context of its own: what this loop's context says of a row is not for the requests that a function sends.
+    task = contextvars.Context().run(loop.submit, coroutine)
     try:
         return await asyncio.wrap_future(task.future)
     except asyncio.CancelledError:

@@ -9,9 +9,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from infermesh.store.schema import DATABASE
-
 OUTPUTS = Path("outputs")
+DATABASE = "run.duckdb"
 LATEST = "latest"
 CONFIG_FOLDER = ".hydra"
 LOG = "run.log"
