@@ -8,7 +8,10 @@ from pathlib import Path
 
 import yaml
 
+from infermesh.errors import StoreError
 from infermesh.hints import command
+from infermesh.query.glance import first_query_of
+from infermesh.query.reader import RunReader
 from infermesh.runs.outcome import RunOutcome
 
 _STATUS_WORDS = {
@@ -93,7 +96,13 @@ def _run_option(folder: Path) -> str:
 
 
 def _query_line(folder: Path) -> str:
-    return f'  query     infermesh sql "select * from results limit 5" {_run_option(folder)}'
+    try:
+        with RunReader(folder) as reader:
+            query = first_query_of(reader)
+    except StoreError:  # another process has opened it meanwhile
+        query = "from progress"
+    shown = shlex.quote(query) if '"' in query else f'"{query}"'
+    return f"  query     infermesh sql {shown} {_run_option(folder)}"
 
 
 def _failure_lines(outcome: RunOutcome, most: int) -> Iterator[str]:

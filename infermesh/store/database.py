@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,6 +51,7 @@ Check = Callable[[Connection, Mapping[str, Sequence[Column]]], None]
 # On closing, DuckDB would also vacuum all row groups that are not full: for a million rows that took 130 MB and 4 s,
 # and left the file larger. One task each time is enough.
 _CHECKPOINT: Mapping[str, Any] = {"max_vacuum_tasks": 1}
+_IDS = 10_000  # row_ids that are fetched at once
 _HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks (duckdb/storage/storage_info.hpp)
 
 
@@ -290,12 +292,20 @@ class RunStore:
         """The user's columns of ``source``, without ours such as ``row_id``."""
         return row_columns(self._connection)
 
+    def end_of(self, origin: str) -> int:
+        """The row_id after the last one of an origin: what is added to it begins there."""
+        return int(self._one(f"SELECT coalesce(max(row_id), -1) + 1 FROM {quoted(origin)}"))
+
+    def origin_of(self, stage: str) -> str:
+        """Whose rows a stage takes: ``source``, or a sql stage."""
+        return self._origins[stage]
+
     def total(self, origin: str = SOURCE) -> int:
         """How many rows of an origin are not retired."""
         return int(self._one(f"SELECT count(*) FROM {quoted(origin)} s WHERE {not_retired(origin)}"))
 
-    def redo(self, redo: Redo, signatures: Mapping[str, str]) -> int:
-        """Mark settled rows as to be done again, and return how many.
+    def redo(self, redo: Redo, signatures: Mapping[str, str]) -> Sequence[int]:
+        """Mark settled rows as to be done again, and return their row_ids, ascending.
 
         Each keeps its state until there is another, so that no answer is lost for nothing.
 
@@ -313,7 +323,11 @@ class RunStore:
         connection.begin()
         try:
             origin = self._origins[redo.stage]
-            rows = redo.count(connection, origin)
+            redo.count(connection, origin)  # refuses a condition that does not bind
+            rows = array("q")
+            found = connection.execute(f"SELECT s.row_id FROM {redo.rows(origin)} ORDER BY 1")
+            while batch := found.fetchmany(_IDS):
+                rows.extend(row_id for (row_id,) in batch)
             disown(connection, redo.stage, origin, redo.where)
             connection.execute(
                 f"INSERT INTO redo_rows SELECT {literal(redo.stage)}, s.row_id, s.finished_at FROM {redo.rows(origin)} "
@@ -414,12 +428,13 @@ class RunStore:
         origin: str = SOURCE,
         stale: Collection[str] = (),
         keep_errors: bool = False,
+        only: Sequence[int] | None = None,
     ) -> PendingRows:
         """A reader of the origin's rows that have a stage to settle. Parameters as in :class:`PendingRows`."""
         tables = [table for table in self._tables if table.origin == origin]
         stale = [table.name for table in tables if table.name in stale]
         cursor = self._connection.cursor()
-        return PendingRows(cursor, origin, tables, needed, stale=stale, keep_errors=keep_errors)
+        return PendingRows(cursor, origin, tables, needed, stale=stale, keep_errors=keep_errors, only=only)
 
     def finish(
         self,
