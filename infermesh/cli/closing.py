@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from infermesh.hints import command
+from infermesh.hints import command, one_line
 from infermesh.runs.outcome import RunOutcome
 
 _STATUS_WORDS = {
@@ -36,6 +36,10 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         return "\n".join(lines)
     lines += [f"  folder    {outcome.folder}", _query_line(outcome.folder)]
     lines += [f"  written   {file}" for file in outcome.files.written]
+    lines += _invalid_lines(outcome)
+    if outcome.invalid:
+        again = command("retry", outcome.folder, "--stage", outcome.invalid[0][0], "--where", "invalid is not null")
+        lines.append(f"            {again}")
     if outcome.failures:
         stage = outcome.failures[0][0]
         lines += _failure_lines(outcome, 1)
@@ -66,6 +70,7 @@ def oneshot_closing(outcome: RunOutcome, output: Path | None, checkpoint: Path |
         lines.append(f"  output    {output}")
     if checkpoint is not None:
         lines.append(_query_line(checkpoint))
+    lines += _invalid_lines(outcome)
     lines += _failure_lines(outcome, 3)
     if outcome.status != "done" and checkpoint is not None:
         lines.append(f"  resume    the same command with --resume   ({_what_resuming_does(outcome)})")
@@ -98,6 +103,11 @@ def _failure_lines(outcome: RunOutcome, most: int) -> Iterator[str]:
     for stage, kind, rows, example in outcome.failures[:most]:
         first_line = (example or "").splitlines()[0] if example else ""
         yield f"  failures  {rows} × {stage}: {kind}: {first_line[:_EXAMPLE_CHARACTERS]}"
+
+
+def _invalid_lines(outcome: RunOutcome) -> Iterator[str]:
+    for stage, rows, example in outcome.invalid:
+        yield f"  invalid   {rows} × {stage}: answers without 'parsed': {one_line(example, _EXAMPLE_CHARACTERS)}"
 
 
 def _what_resuming_does(outcome: RunOutcome) -> str:

@@ -13,7 +13,7 @@ from infermesh.hints import command, one_line
 from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.summary import RunInfo, describe
 from infermesh.store.folders import run_folders
-from infermesh.store.schema import quoted
+from infermesh.store.schema import INVALID, invalid_answers, literal, quoted
 
 
 def run_sql(query: str, run: str | None, format: str | None, timeout: float | None = None) -> None:
@@ -63,6 +63,11 @@ def show_status(run: str | None) -> None:
         ):
             cost = "" if cost_usd is None else f", ${cost_usd:.4f}"
             print(f"  {requests} requests, {(asked or 0) + (answered or 0)} tokens{cost}")
+        named = f"SELECT table_name FROM duckdb_columns() WHERE column_name = {literal(INVALID)}"  # not in older runs
+        having = {name for (name,) in reader.rows(named)}
+        for stage in (name for name in stages if name in having):
+            for _, rows, example in reader.rows(invalid_answers(stage)):
+                print(f"  invalid: {rows} × {stage}: answers without 'parsed': {one_line(example, 160)}")
         for stage in (name for name, counts in stages.items() if "error" in counts):
             found = reader.rows(
                 f"SELECT error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} WHERE status = 'error' "

@@ -27,6 +27,7 @@ from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
 from infermesh.runs.record import run_record
+from infermesh.runs.remarks import job_remarks
 from infermesh.runs.runner import Runner
 from infermesh.runs.stats import Observer, RunStats, StageStats
 from infermesh.stages.graph import Pipeline, Wave
@@ -84,6 +85,7 @@ class RunSession:
         self._sink = sink
         self._store = RunStore(folder / DATABASE, experiment.store)
         self._filters: dict[str, RowFilter] = {}
+        self._origins: Mapping[str, Sequence[Column]] = {}
         self._stale: set[str] = set()
         self._signatures: dict[str, str] = {}
         self._known: KnownAnswers | None = None
@@ -113,6 +115,7 @@ class RunSession:
         tables = [stage.table for stage in pipeline.stages.values()]
         signatures = pipeline.signatures
         last = next(reversed(pipeline.stages.values()), None)
+        store.refuse_other(self._experiment.name, self._folder)
         if self._sink is not None and last is not None:
             self._sink.admit(store, last.table, last.facts, self._observer.note)
         edits: dict[str, str] = {}
@@ -143,6 +146,8 @@ class RunSession:
             rows = store.redo(redo, self._signatures | dict.fromkeys(self._stale, ""))
             self._observer.note(f"retry: {rows} rows of {redo.stage} are sent again")
             edits |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
+        for line in job_remarks(self._experiment, self._fleet, pipeline, self._origins):
+            self._observer.note(line)
         self._known = KnownAnswers.for_run(self._experiment, self._folder, store, tables, self._observer.note)
         for line in opening_lines(store, list(pipeline.stages), edits, keep_errors=self._experiment.keep_errors):
             self._observer.note(line)
@@ -159,6 +164,7 @@ class RunSession:
         self._pipeline.check_columns(origins)
         self._filters = self._pipeline.filters(origins)
         check_sinks(connection, self._experiment.sinks)
+        self._origins = origins
 
     def _record(self, signatures: Mapping[str, str]) -> dict[str, Any]:
         facts = {name: stage.facts for name, stage in self._pipeline.stages.items()}
@@ -318,6 +324,7 @@ class RunSession:
             stats.reused,
             self._stopped_by,
             files,
+            store.invalid_answers(),
         )
 
     async def _tick(self, stats: RunStats, guards: Guards) -> None:
