@@ -25,6 +25,7 @@ from infermesh.runs.assemble import assembled
 from infermesh.runs.control import Control
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
+from infermesh.runs.remarks import refuse_missing_keys
 from infermesh.runs.session import RunSession
 from infermesh.runs.stats import ForeignObserver, Observer
 from infermesh.runtime.loop import run_loop
@@ -146,6 +147,7 @@ def _session(
         observer.note(warning)
     with ExitStack() as stack:
         fleet, pipeline = stack.enter_context(assembled(declaration, environ))
+        refuse_missing_keys(experiment, environ)
         source = resolve_source(experiment.source, declaration.roots)
         fresh = not (folder / DATABASE).exists()
         folder.mkdir(parents=True, exist_ok=True)
