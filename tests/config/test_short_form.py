@@ -158,7 +158,9 @@ class TestMessages:
 
     def test_a_variable_is_one_url(self) -> None:
         bases = "${oc.decode:${oc.env:B}}"
-        with pytest.raises(ConfigError, match=r"^models\.m\.api_base: input should be a valid string"):
+        with pytest.raises(
+            ConfigError, match=r"^models\.m\.api_base: the variable holds a list, and is one URL here\."
+        ):
             declaration({"m": {"model": GPU, "api_base": bases}}, environ={"B": "[http://host1/v1]"})
 
     def test_a_password_in_one_url_of_a_list(self, tmp_path: Path) -> None:
