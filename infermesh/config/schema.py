@@ -218,7 +218,9 @@ class GenerateStage(_ModelStage):
     response_format: str | dict[str, Any] | None = Field(
         None, description="module:PydanticClass, a .json schema file, or a JSON schema"
     )
-    on_invalid: Literal["null", "retry"] = Field("null", description="What to do if the answer does not satisfy it")
+    on_invalid: Literal["null", "retry", "error"] = Field(
+        "null", description="What to do if the answer does not satisfy it"
+    )
     parse_json: bool = Field(False, description="Parse the answer as JSON, without asking the server for a format")
 
     @model_validator(mode="after")
