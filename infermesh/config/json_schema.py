@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from infermesh.config.schema import Experiment
+from infermesh.config.short_form import DEPLOYMENT_KEYS
 
 __all__ = ["experiment_schema"]
 
@@ -43,8 +44,22 @@ def experiment_schema() -> dict[str, Any]:
     schema: dict[str, Any] = _loosened(Experiment.model_json_schema())
     schema["$defs"]["Interpolation"] = _INTERPOLATION
     schema["$defs"]["GuardsConfig"]["properties"]["max_duration"]["anyOf"].append(_DURATION)
+    _add_short_forms(schema)
     schema["properties"] |= _HYDRA
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "infermesh experiment", **schema}
+
+
+def _add_short_forms(schema: dict[str, Any]) -> None:
+    """What may also be written: a source as one text, and a model that says itself who serves it."""
+    source = schema["properties"]["source"]
+    form = {"type": "string", "description": "A file, a glob, or a query"}
+    said = {name: source[name] for name in ("description",) if name in source}
+    schema["properties"]["source"] = {**said, "anyOf": [{"$ref": source["$ref"]}, form]}
+    own, entry = schema["$defs"]["ModelEntry"]["properties"], schema["$defs"]["DeploymentEntry"]["properties"]
+    for key in sorted(DEPLOYMENT_KEYS):
+        own.setdefault(key, entry[key])
+    several = {"type": "array", "items": {"type": "string"}, "description": "A replica each"}
+    own["api_base"] = {**own["api_base"], "anyOf": [*own["api_base"]["anyOf"], several]}
 
 
 def _loosened(node: Any) -> Any:
