@@ -50,16 +50,19 @@ def experiment_schema() -> dict[str, Any]:
 
 
 def _add_short_forms(schema: dict[str, Any]) -> None:
-    """What may also be written: a source as one text, and a model that says itself who serves it."""
+    """What may also be written: a source as one text, and models that say themselves who serves them."""
     source = schema["properties"]["source"]
-    form = {"type": "string", "description": "A file, a glob, or a query"}
-    said = {name: source[name] for name in ("description",) if name in source}
-    schema["properties"]["source"] = {**said, "anyOf": [{"$ref": source["$ref"]}, form]}
-    own, entry = schema["$defs"]["ModelEntry"]["properties"], schema["$defs"]["DeploymentEntry"]["properties"]
-    for key in sorted(DEPLOYMENT_KEYS):
-        own.setdefault(key, entry[key])
-    several = {"type": "array", "items": {"type": "string"}, "description": "A replica each"}
-    own["api_base"] = {**own["api_base"], "anyOf": [*own["api_base"]["anyOf"], several]}
+    text = {"type": "string", "description": "A file, a glob, or a query"}
+    schema["properties"]["source"] = {
+        "description": source["description"],
+        "anyOf": [{"$ref": "#/$defs/SourceConfig"}, text],
+    }
+    serves: dict[str, Any] = dict(schema["$defs"]["DeploymentEntry"]["properties"])
+    base: dict[str, Any] = serves["api_base"]
+    several = {"type": "array", "items": {"type": "string"}, "description": "A replica at each"}
+    serves["api_base"] = base | {"anyOf": [*base["anyOf"], several]}
+    model = schema["$defs"]["ModelEntry"]
+    model["properties"] = {name: serves[name] for name in sorted(DEPLOYMENT_KEYS)} | model["properties"]
 
 
 def _loosened(node: Any) -> Any:
