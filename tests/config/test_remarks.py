@@ -88,8 +88,8 @@ def test_one_server_for_chat_and_embeddings() -> None:
     models = {"m": {"deployments": ["d", "e"]}, "v": {"deployments": ["d", "e"]}}
     job = experiment(URL, {"a": generate(), "b": embed(model="v"), "c": embed(model="v")}, models=models)
     assert list(remarks(load({**job, "deployments": {"d": entry, "e": entry}}))) == [
-        "deployments.d: stages a (generate) and c (embed) share one model, hosted_vllm/llama, and few servers answer all "
-        "of that: give each a model of its own"
+        "deployments.d: stages a (generate) and c (embed) share one model, hosted_vllm/llama, and few servers "
+        "answer all of that: give each a model of its own"
     ]
     simulated = entry | {"api_base": "simulator"}
     assert list(remarks(load({**job, "deployments": {"d": simulated, "e": simulated}}))) == []
