@@ -22,7 +22,13 @@ from infermesh.cli.common import (
     StateOption,
     load_env,
 )
-from infermesh.cli.completers import complete_run, complete_setting, complete_shell, complete_stage, complete_table
+from infermesh.cli.completers import (
+    complete_run,
+    complete_setting,
+    complete_shell,
+    complete_stage,
+    complete_table,
+)
 from infermesh.cli.oneshot import bench
 from infermesh.cli.oneshot import commands as oneshot
 
@@ -293,12 +299,23 @@ def runs(
     list_runs(outputs, experiment, state or [], sort, limit, json=json)
 
 
+def _templates() -> list[str]:
+    from infermesh.cli.init import TEMPLATES
+
+    return list(TEMPLATES)
+
+
 @app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project --template classify")
 def init(
     folder: Annotated[Path, typer.Argument(help="The project's folder. It may exist: existing files are kept.")],
     template: Annotated[
         str,
-        typer.Option("--template", help="reviews, classify, extract, embed, transcribe or judge.", metavar="NAME"),
+        typer.Option(
+            "--template",
+            help="reviews, classify, extract, embed, transcribe or judge.",
+            metavar="NAME",
+            autocompletion=_templates,
+        ),
     ] = "reviews",
 ) -> None:
     """Create a small project that runs at once, with no key and no server: an experiment, its prompt, its data."""

@@ -32,6 +32,7 @@ _COMMON = {
     ".env.example": _ENV,
     ".gitignore": ".env\n__pycache__/\n",
 }
+_SCHEMA_LINE = b"# yaml-language-server: $schema=../experiment.schema.json"  # for editors
 _LEFT_OUT = {"outputs", "__pycache__"}  # what a run leaves in the folder of an example
 
 
@@ -55,11 +56,16 @@ def _files_of(template: str) -> dict[str, bytes]:
     """Path in the project → content."""
     source = shipped_project() / "examples" / template
     paths = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    return {
+    found = {
         within.as_posix(): path.read_bytes()
         for path in paths
         if not _LEFT_OUT.intersection((within := path.relative_to(source)).parts)
     }
+    experiment = f"conf/experiment/{template}.yaml"
+    first, about_it, rest = found[experiment].split(b"\n", 2)
+    found[experiment] = b"\n".join((first, about_it, _SCHEMA_LINE, rest))
+    found["conf/experiment.schema.json"] = (shipped_project() / "conf" / "experiment.schema.json").read_bytes()
+    return found
 
 
 def _written(target: Path, content: bytes) -> bool:

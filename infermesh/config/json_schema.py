@@ -50,7 +50,13 @@ def experiment_schema() -> dict[str, Any]:
 
 
 def _add_short_forms(schema: dict[str, Any]) -> None:
-    """What is made long before a declaration is validated: models that say themselves who serves them."""
+    """What may also be written: a source as one text, and models that say themselves who serves them."""
+    source = schema["properties"]["source"]
+    text = {"type": "string", "description": "A file, a glob, or a query"}
+    schema["properties"]["source"] = {
+        "description": source["description"],
+        "anyOf": [{"$ref": "#/$defs/SourceConfig"}, text],
+    }
     serves: dict[str, Any] = dict(schema["$defs"]["DeploymentEntry"]["properties"])
     base: dict[str, Any] = serves["api_base"]
     several = {"type": "array", "items": {"type": "string"}, "description": "A replica at each"}

@@ -63,9 +63,10 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     if len(loc) > 2 and loc[0] == "stages" and loc[2] in STAGE_KINDS:
         del loc[2]  # pydantic's path names the kind, the user's does not
     path = ".".join(part if part.isprintable() and part.strip() else repr(part) for part in loc)
+    given = _at(mapping, detail["loc"], detail.get("input"))
+    if (words := _who_serves(loc, detail["type"], given)) is not None:
+        return f"{path}: {words}"
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        if len(loc) == 3 and loc[0] == "stages" and loc[2] in DEPLOYMENT_KEYS:
-            return f"{path}: it belongs to the model that the stage names: write it as models.NAME.{loc[2]}."
         return f"{path}: unknown key.{nearest(loc[-1], _valid_keys(mapping, loc))}"
     if detail["type"] == "union_tag_not_found":
         named = [name for name, stage in mapping["stages"].items() if isinstance(stage, Mapping) and "kind" in stage]
@@ -75,21 +76,28 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     if detail["type"] == "union_tag_invalid":
         given = str(detail["ctx"]["tag"])
         return f"{path}.kind: no kind '{given}'.{nearest(given, STAGE_KINDS)}"
-    if detail["type"] == "missing" and len(loc) == 3 and (loc[0], loc[2]) == ("models", "deployments"):
-        return f"{'.'.join(loc[:2])}: nobody serves it: write model: provider/name, or name its deployments."
     if detail["type"] == "missing":
         return f"{path}: missing; it is required."
-    if len(loc) == 2 and loc[0] == "models" and isinstance(detail.get("input"), str):
-        return f"{path}: expected a mapping, such as {{model: {detail['input']}}}."
-    if loc[0] == "deployments" and loc[2:] == ["api_base"] and isinstance(detail.get("input"), list):
-        return (
-            f"{path}: a deployment is one server. A list stands in a model: models.NAME.api_base, beside its 'model'."
-        )
     message = detail["msg"].removeprefix("Value error, ")
-    given = _at(mapping, detail["loc"], detail.get("input"))
     tells = isinstance(given, str | int | float | bool | None) and "headers" not in loc  # a header may hold a key
     shown = f" (got {given!r})" if tells else ""
     return f"{path or 'config'}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _who_serves(loc: Sequence[str], kind: str, given: Any) -> str | None:
+    """What to write instead, where it is said in the wrong place or shape who serves a model."""
+    match loc:
+        case ["stages", _, key] if kind == "extra_forbidden" and key in DEPLOYMENT_KEYS:
+            return f"it belongs to the model that the stage names: write it as models.NAME.{key}."
+        case ["models", _, "deployments"] if kind == "missing":
+            return "missing, and no 'model': nobody serves it. Write model: provider/name, or name its deployments."
+        case ["models", _] if isinstance(given, str):
+            return f"expected a mapping, such as {{model: {given}}}."
+        case ["deployments", _, "api_base"] if isinstance(given, list):
+            return "a deployment is one server. A list stands in a model: models.NAME.api_base, beside its 'model'."
+        case ["deployments", _, "api_base"] if kind == "string_type" and isinstance(given, str):
+            return "the variable holds a list, and is one URL here. Write a list of variables, one for each URL."
+    return None
 
 
 def _at(mapping: Mapping[str, Any], loc: Sequence[str | int], given: Any) -> Any:

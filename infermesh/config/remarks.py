@@ -55,6 +55,7 @@ def remarks(experiment: Experiment) -> Iterator[str]:
     models.llama.params.max_token: not a parameter that is known. Did you mean 'max_tokens'? It is sent as it stands.
     """
     yield from _unused(experiment)
+    yield from _of_two_kinds(experiment)
     for path, params in _all_params(experiment):
         for name, words in doubts(params, _ELSEWHERE):
             yield f"{path}.{name}: {words} It is sent as it stands."
@@ -85,6 +86,24 @@ def _unused(experiment: Experiment) -> Iterator[str]:
         if label not in named and experiment.models:
             model = next(iter(experiment.models)) if len(experiment.models) == 1 else "NAME"
             yield f"deployments.{label}: no model uses it, so it gets no request. Add it to models.{model}.deployments"
+
+
+def _of_two_kinds(experiment: Experiment) -> Iterator[str]:
+    """A line where one server is asked for what seldom comes from one model: chat, embeddings, transcripts."""
+    told: list[Mapping[str, str]] = []
+    for label, entry in experiment.deployments.items():
+        asks: dict[str, str] = {
+            stage.kind: name
+            for name, stage in experiment.stages.items()
+            if isinstance(stage, ModelStageConfig) and label in experiment.models[stage.model].deployments
+        }
+        if len(asks) > 1 and entry.api_base != "simulator" and asks not in told:
+            told.append(asks)
+            stages = " and ".join(f"{name} ({kind})" for kind, name in asks.items())
+            yield (
+                f"deployments.{label}: stages {stages} share one model, {entry.model}, and few servers answer "
+                "all of that: give each a model of its own"
+            )
 
 
 def _all_params(experiment: Experiment) -> Iterator[tuple[str, Mapping[str, Any]]]:

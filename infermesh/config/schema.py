@@ -16,15 +16,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     TypeAdapter,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
 from infermesh.config.references import FromEnvironment
@@ -179,18 +176,6 @@ class ModelEntry(_Section):
         description="Seconds to wait for deployments that cannot be reached, then the run stops; null waits for ever; "
         "0 lets rows fail",
     )
-
-    # The fields are those of the long form. The JSON schema is for editors, so it has the keys of a deployment as well,
-    # which may be written here instead (`config/short_form.py`).
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        written = handler.resolve_ref_schema(handler(core))
-        own = handler.resolve_ref_schema(handler(DeploymentEntry.__pydantic_core_schema__))
-        base = own["properties"]["api_base"]
-        several = {"type": "array", "items": {"type": "string"}, "minItems": 1}
-        written["properties"] |= own["properties"] | {"api_base": base | {"anyOf": [*base["anyOf"], several]}}
-        del written["required"]
-        return written
 
 
 class _Stage(_Section):

@@ -53,7 +53,13 @@ class TestInit:
         for template in TEMPLATES:
             found = here("init", ".", "--template", template, cwd=tmp_path)
             kept = re.findall(r"^kept +(.+)$", found.stderr, re.M)
-            assert set(kept) <= {"README.md", ".gitignore", ".env.example", "outputs/.gitignore"}
+            assert set(kept) <= {
+                "README.md",
+                "conf/experiment.schema.json",
+                ".gitignore",
+                ".env.example",
+                "outputs/.gitignore",
+            }
 
     def test_files_that_are_there_are_kept(self, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("mine")

@@ -256,3 +256,14 @@ def test_a_proxy_is_named_without_its_password(lab: Lab) -> None:
     assert ended.returncode == 1
     assert "through the proxy http://127.0.0.1:9" in ended.stdout
     assert "geheim" not in ended.stdout + ended.stderr
+
+
+def test_what_is_written_in_the_short_form_is_told_in_it(lab: Lab, start_simulator: Callable[..., Simulator]) -> None:
+    server = start_simulator(models=["one"])
+    job = experiment("", {"a": generate()}) | {
+        "deployments": {},
+        "models": {"m": {"model": "hosted_vllm/two", "api_base": server.url}},
+    }
+    write_experiment(lab.root, job)
+    found = doctor("mine", "limit=1", cwd=lab.root, code=1)
+    assert "write one of these as models.m.model" in found["deployment m"][1]

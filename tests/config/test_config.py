@@ -314,7 +314,10 @@ class TestStages:
 
     def test_a_model_that_nobody_serves(self) -> None:
         (problem,) = problems(edited(without("models.llama.deployments")))
-        assert problem == "models.llama: nobody serves it: write model: provider/name, or name its deployments."
+        assert problem == (
+            "models.llama.deployments: missing, and no 'model': nobody serves it. "
+            "Write model: provider/name, or name its deployments."
+        )
 
     @pytest.mark.parametrize("value", ["generate", None, ["generate"], 3])
     def test_a_stage_that_is_no_mapping(self, value: Any) -> None:

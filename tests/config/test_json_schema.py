@@ -47,6 +47,7 @@ def test_the_schema_itself_is_one() -> None:
     [
         {"defaults": ["/stage@stages.a: generate", {"/model@models.m": "default"}, "_self_"], "hydra": {"run": {}}},
         {"stages": {"a": {"model": "m", "max_parallel_requests": 3}}},  # its kind comes from a group
+        {"source": "data/*.csv", "models": {"m": {"model": "openai/x", "api_base": ["http://a/v1", "http://b/v1"]}}},
         {"guards": {"max_duration": "30m", "max_errors": "${oc.env:MOST}"}},
         {
             "models": {
@@ -69,6 +70,7 @@ def test_what_hydra_composes_further_fits(sections: dict[str, Any]) -> None:
     ("sections", "path"),
     [
         ({"stges": {}}, ""),
+        ({"models": {"m": {"model": "openai/x", "api_bases": []}}}, "models.m"),
         ({"guards": {"max_eror_rate": 1}}, "guards"),
         ({"stages": {"a": {"kind": "generate", "promt": "x"}}}, "stages.a"),
         ({"stages": {"a": {"kind": "generate", "max_parallel_requests": 0}}}, "stages.a"),

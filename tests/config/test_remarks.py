@@ -9,7 +9,7 @@ import pytest
 from infermesh.config.load import load
 from infermesh.config.parameters import doubts
 from infermesh.config.remarks import remarks
-from tests.support import experiment, generate
+from tests.support import embed, experiment, generate
 
 URL = "http://127.0.0.1:9/v1"
 
@@ -81,3 +81,15 @@ def test_a_deployment_that_no_model_uses() -> None:
 def test_what_is_asked_for_and_goes_nowhere(params: dict[str, Any], line: str) -> None:
     (found,) = said(generate(params=params))
     assert line in found
+
+
+def test_one_server_for_chat_and_embeddings() -> None:
+    entry = {"model": "hosted_vllm/llama", "api_base": URL}
+    models = {"m": {"deployments": ["d", "e"]}, "v": {"deployments": ["d", "e"]}}
+    job = experiment(URL, {"a": generate(), "b": embed(model="v"), "c": embed(model="v")}, models=models)
+    assert list(remarks(load({**job, "deployments": {"d": entry, "e": entry}}))) == [
+        "deployments.d: stages a (generate) and c (embed) share one model, hosted_vllm/llama, and few servers "
+        "answer all of that: give each a model of its own"
+    ]
+    simulated = entry | {"api_base": "simulator"}
+    assert list(remarks(load({**job, "deployments": {"d": simulated, "e": simulated}}))) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import orjson
@@ -15,9 +15,8 @@ from infermesh.cli.doctor.findings import Finding, Probe, State, together, waits
 from infermesh.cli.doctor.machine import descriptors, disk, places, terminal, versions
 from infermesh.cli.doctor.servers import deployments, keys
 from infermesh.config.compose import compose
-from infermesh.config.declaration import declare
+from infermesh.config.declaration import Declaration, declared
 from infermesh.config.project import config_folders, experiments, shipped_project
-from infermesh.config.schema import Experiment
 from infermesh.errors import ConfigError
 from infermesh.hints import visible
 from infermesh.runs.execute import requests_at_once
@@ -45,7 +44,8 @@ def run_doctor(overrides: Sequence[str], *, timeout: float, send: bool, as_json:
     int
         The exit code: 1 if something fails.
     """
-    found, experiment, outputs = _config(overrides)
+    found, job, outputs = _config(overrides)
+    experiment = None if job is None else job.experiment
     probes: list[tuple[str, Probe, float]] = [
         ("versions", versions, _LOCAL_S),
         ("config", lambda: found, _LOCAL_S),
@@ -65,6 +65,9 @@ def run_doctor(overrides: Sequence[str], *, timeout: float, send: bool, as_json:
         ("terminal", terminal, _LOCAL_S),
     ]
     findings = together(probes)
+    if job is not None:  # what was declared in the short form is told in it
+        written = job.long_form.as_written
+        findings = [replace(each, words=written(each.words), do=written(each.do)) for each in findings]
     _print(findings, as_json)
     code = int(any(each.state == "fail" for each in findings))
     if waits_still():  # what it waits for may keep the process
@@ -73,16 +76,16 @@ def run_doctor(overrides: Sequence[str], *, timeout: float, send: bool, as_json:
     return code
 
 
-def _config(overrides: Sequence[str]) -> tuple[list[Finding], Experiment | None, Path]:
-    """What is said of the config, the experiment, and the folder of its runs."""
+def _config(overrides: Sequence[str]) -> tuple[list[Finding], Declaration | None, Path]:
+    """What is said of the config, the job, and the folder of its runs."""
     words, config_dir = split_config_dir(overrides)
     findings = list(_where(Path.cwd(), config_dir))
     if not words:
         cure = "infermesh doctor +experiment=NAME looks at its deployments, too"
         return [*findings, Finding("experiment", "ok", f"none given: {cure}")], None, OUTPUTS
     try:
-        composed = compose(_named(words), config_dir=config_dir)
-        experiment = declare(composed.mapping, composed.roots, composed.overrides).experiment
+        composed = compose(words, config_dir=config_dir)
+        job = declared(composed)
     except ConfigError as error:
         cure = "mend it; infermesh run … --cfg job shows what is composed"
         return (
@@ -90,19 +93,15 @@ def _config(overrides: Sequence[str]) -> tuple[list[Finding], Experiment | None,
             None,
             OUTPUTS,
         )
+    experiment = job.experiment
     words_of = (
         f"stages {', '.join(experiment.stages)}",
         f"deployments {', '.join([*experiment.deployments][:_SHOWN])}",
     )
     findings.append(Finding("experiment", "ok", f"{experiment.name}: {'; '.join(words_of)}"))
+    findings += [Finding("experiment", "ok", note) for note in composed.notes]
     folder = composed.folder
-    return findings, experiment, OUTPUTS if folder is None else outputs_of(folder)
-
-
-def _named(words: list[str]) -> list[str]:
-    """A bare name in the first place is the experiment."""
-    first = words[0]
-    return words if "=" in first or first.startswith(("-", "~")) else [f"+experiment={first}", *words[1:]]
+    return findings, job, OUTPUTS if folder is None else outputs_of(folder)
 
 
 def _where(home: Path, config_dir: Path | None) -> Iterator[Finding]:
