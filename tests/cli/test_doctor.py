@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -20,7 +22,19 @@ import pytest
 from infermesh.cli.doctor import machine
 from infermesh.cli.doctor.findings import Finding, together
 from infermesh.simulator.server import Simulator
-from tests.support import Lab, embed, experiment, generate, here, infermesh, totals, transcribe, write_experiment
+from tests.support import (
+    Lab,
+    command,
+    embed,
+    environment,
+    experiment,
+    generate,
+    here,
+    infermesh,
+    totals,
+    transcribe,
+    write_experiment,
+)
 
 Found = dict[str, tuple[str, str]]
 
@@ -267,3 +281,17 @@ def test_what_is_written_in_the_short_form_is_told_in_it(lab: Lab, start_simulat
     write_experiment(lab.root, job)
     found = doctor("mine", "limit=1", cwd=lab.root, code=1)
     assert "write one of these as models.m.model" in found["deployment m"][1]
+
+
+def test_on_a_terminal_lines_are_folded_and_coloured(tmp_path: Path) -> None:
+    leader, follower = os.openpty()
+    environ = environment(TERM="xterm", COLUMNS="80")
+    environ.pop("NO_COLOR")
+    ended = subprocess.run(command("doctor"), cwd=tmp_path, env=environ, stdout=follower, timeout=60, check=False)
+    os.close(follower)
+    said = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    assert ended.returncode == 0
+    assert "\x1b[33mwarn" in said
+    assert "→ cd into your project" in said
+    assert "\\x1b" not in said

@@ -18,7 +18,7 @@ from infermesh.config.compose import compose
 from infermesh.config.declaration import Declaration, declared
 from infermesh.config.project import config_folders, experiments, shipped_project
 from infermesh.errors import ConfigError
-from infermesh.hints import visible
+from infermesh.hints import one_line
 from infermesh.runs.execute import requests_at_once
 from infermesh.store.folders import OUTPUTS, outputs_of
 
@@ -123,6 +123,7 @@ def _where(home: Path, config_dir: Path | None) -> Iterator[Finding]:
         yield Finding("config", "ok", ".env is here; it is read where --env-file .env says so")
 
 
+_LONGEST = 1000  # characters of a line
 _SHOWN = 20  # deployments that are well
 
 
@@ -137,21 +138,39 @@ def _few(findings: Sequence[Finding]) -> list[Finding]:
     )
 
 
-_COLOURS: dict[State, str] = {"ok": "32", "warn": "33", "fail": "31"}
+_STYLES: dict[State, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def _print(findings: Sequence[Finding], as_json: bool) -> None:
-    counts = {state: sum(each.state == state for each in findings) for state in _COLOURS}
+    counts = {state: sum(each.state == state for each in findings) for state in _STYLES}
     if as_json:
         listed = [asdict(each) for each in findings]
         print(orjson.dumps({"ok": not counts["fail"], "counts": counts, "findings": listed}).decode())
         return
-    findings = _few(findings)
-    width = max(len(each.about) for each in findings)
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for each in findings:
-        state = f"\033[{_COLOURS[each.state]}m{each.state:4}\033[0m" if coloured else f"{each.state:4}"
-        print(f"{state}  {visible(each.about):{width}}  {visible(each.words)}")
-        if each.do:
-            print(f"{'':6}{'':{width}}  → {visible(each.do)}")
+    shown = _few(findings)
+    if sys.stdout.isatty():
+        _print_table(shown)
+    else:
+        width = max(len(each.about) for each in shown)
+        for each in shown:
+            print(f"{each.state:4}  {each.about:{width}}  {one_line(each.words, _LONGEST)}")
+            if each.do:
+                print(f"{'':6}{'':{width}}  → {one_line(each.do, _LONGEST)}")
     print(f"\n{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} failed")
+
+
+def _print_table(findings: Sequence[Finding]) -> None:
+    """The same lines folded to the terminal's width, in colour."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from infermesh.cli.console import SafeConsole
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for each in findings:
+        words = one_line(each.words, _LONGEST) + (f"\n→ {one_line(each.do, _LONGEST)}" if each.do else "")
+        table.add_row(Text(each.state, _STYLES[each.state]), Text(each.about), Text(words))
+    SafeConsole().print(table)
