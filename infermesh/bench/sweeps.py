@@ -70,7 +70,7 @@ def decides_speed_only(key: str) -> bool:
     path = key.lstrip("+~")
     section, _, rest = path.partition(".")
     key = rest.partition(".")[2]
-    if section in ("deployments", "models") and key == "model":
+    if ".params." in path or (section in ("deployments", "models") and key == "model"):
         return False
     if section == "models" and key.partition(".")[0] in DEPLOYMENT_KEYS:  # the short form of deployments
         return True
@@ -133,7 +133,14 @@ class Advice:
 
 
 def advise(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> Advice:
-    """Apply :func:`infermesh.bench.measure.choose` to the jobs that have ended, smallest setting first."""
+    """Apply :func:`infermesh.bench.measure.choose` to the jobs that have ended, smallest setting first.
+
+    A key that decides what is asked, such as a prompt or a temperature, is never recommended for its speed.
+    """
+    asking = [key for key in keys if not decides_speed_only(key)]
+    if asking:
+        verb = "decides" if len(asking) == 1 else "decide"
+        return Advice(None, (f"{' and '.join(asking)} {verb} what is answered, so speed recommends no value",))
     numeric = all(_is_number(job.record.values.get(key)) for job in jobs for key in keys)
     ended = [job for job in jobs if job.figures is not None and job.record.code in (0, 3) and job.figures.requests]
     if numeric:
@@ -155,7 +162,7 @@ def advise(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> Advice:
 
 def setting(job: MeasuredJob, keys: Sequence[str]) -> str:
     """The swept keys and the job's values as overrides: ``key=value key=value``."""
-    return " ".join(f"{key}={_as_text(job.record.values.get(key))}" for key in keys)
+    return " ".join(f"{key}={value_text(job.record.values.get(key))}" for key in keys)
 
 
 def write_table(path: Path, jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
@@ -228,12 +235,13 @@ def _type(values: Sequence[Any]) -> str:
     return "DOUBLE" if kinds and kinds <= {int, float} else "VARCHAR"
 
 
-def _as_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A swept value for people: texts as they are, all else as JSON."""
     return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
 
 
 def _plain(value: Any) -> str | int | float | None:
-    return value if value is None or isinstance(value, str | int | float) else _as_text(value)
+    return value if value is None or isinstance(value, str | int | float) else value_text(value)
 
 
 def _finite(value: Any) -> Any:

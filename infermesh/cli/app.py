@@ -100,13 +100,14 @@ def resume(
             autocompletion=complete_run,
         ),
     ] = None,
+    keep_errors: Annotated[bool, typer.Option("--keep-errors", help="Leave failed rows as they are.")] = False,
     env_file: EnvFile = None,
 ) -> None:
     """Continue a run where it ended. Rows that are done are not sent again; failed rows are retried."""
     from infermesh.cli.run import resume_run
 
     load_env(env_file)
-    raise typer.Exit(resume_run(run))
+    raise typer.Exit(resume_run(run, keep_errors=keep_errors))
 
 
 @app.command(
@@ -124,7 +125,7 @@ def retry(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of rows and send nothing.")] = False,
     env_file: EnvFile = None,
 ) -> None:
-    """Send chosen rows of a stage again, and the later requests that change as a result.
+    """Send chosen rows of a stage again, and the later requests that change as a result. No other row is sent.
 
     The table attempts keeps every earlier request.
     """

@@ -156,6 +156,7 @@ def run_job(
     observer: Observer | None = None,
     control: Control | None = None,
     brief: bool = False,
+    keep_errors: bool = False,
 ) -> int:
     """Run or resume an experiment in a folder, with progress and a closing message on stderr.
 
@@ -169,6 +170,8 @@ def run_job(
         Lets another thread stop the run; for a sweep's jobs.
     brief
         Leave out where the results are and how to continue; for a sweep's jobs.
+    keep_errors
+        Leave failed rows as they are.
 
     Returns
     -------
@@ -177,7 +180,7 @@ def run_job(
     """
     observer = observer or make_observer()
     try:
-        outcome = execute(declaration, folder, observer=observer, redo=redo, control=control)
+        outcome = execute(declaration, folder, observer=observer, redo=redo, control=control, keep_errors=keep_errors)
     except KeyboardInterrupt:
         print("interrupted before the first request", file=sys.stderr)
         return 130
@@ -197,8 +200,14 @@ def run_job(
     return outcome.exit_code
 
 
-def resume_run(name: str | None) -> int:
-    """Continue a run in its folder, with the config stored there. Without a name: the newest unfinished run."""
+def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
+    """Continue a run in its folder, with the config stored there. Without a name: the newest unfinished run.
+
+    Parameters
+    ----------
+    keep_errors
+        Leave failed rows as they are.
+    """
     if (group := runs_in(name)) is not None:
         again = sweep_command(group[0]) or "run it again by the command that started it, with its hydra.sweep.dir"
         fail(f"{group_words(*group)}. To go on with all that is left: {again}", code=2)
@@ -215,7 +224,7 @@ def resume_run(name: str | None) -> int:
         return 0
     declaration = _stored_declaration(folder)
     print(f"resuming {folder}", file=sys.stderr)
-    return run_job(declaration, folder)
+    return run_job(declaration, folder, keep_errors=keep_errors)
 
 
 def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int:

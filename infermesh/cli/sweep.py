@@ -36,17 +36,21 @@ from infermesh.bench.sweeps import (
     measured_stage,
     picture_of,
     setting,
+    value_text,
     write_table,
 )
 from infermesh.cli.common import print_error
 from infermesh.cli.progress import make_observer
+from infermesh.cli.sweep_table import print_table
 from infermesh.config.compose import overrides_of
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, StoreError
 from infermesh.hints import command
 from infermesh.query.figures import read_stored
+from infermesh.query.glance import first_query, quoted_name
+from infermesh.query.union import RunUnion
 from infermesh.runs.control import Control
-from infermesh.runs.progress import PlainLines, duration, short
+from infermesh.runs.progress import PlainLines
 from infermesh.runs.stats import RunStats
 from infermesh.store.folders import JOBS, discard
 from infermesh.store.schema import DATABASE
@@ -198,6 +202,8 @@ class Sweep:
             write_table(self.folder / "sweep.parquet", jobs, self.keys)
             print(f"  figures   {self.folder / 'sweep.parquet'}", file=sys.stderr)
             self._draw(self.folder / "sweep.html", jobs, advice)
+        if (query := self._answers_query(jobs)) is not None:
+            print(f"  answers   {command('sql', '--runs', self.folder, query)}", file=sys.stderr)
         if code and any(job.record.code != 1 for job in jobs):
             print(f"  continue  {self.command()}   (does only what is left)", file=sys.stderr)
         return code
@@ -212,6 +218,18 @@ class Sweep:
             print(f"  plot      {path}", file=sys.stderr)
         except ConfigError as error:
             print(f"  plot      none: {error}", file=sys.stderr)
+
+    def _answers_query(self, jobs: Sequence[MeasuredJob]) -> str | None:
+        """A query that puts the jobs' answers side by side, with a column for each swept key; ``None`` if none can."""
+        folders = [job.record.folder for job in jobs if job.figures is not None]
+        try:
+            with RunUnion(folders, DATABASE) as union:
+                union.make_views()
+                labels = [label.name for label in union.labels if label.key in self.keys]
+                order = "order by " + ", ".join(["row_id", *map(quoted_name, labels)])
+                return first_query(union.rows, labels, order=order, limit=max(4, 2 * len(union.runs)))
+        except StoreError:
+            return None
 
     def _figures_scope(self) -> str:
         stage = measured_stage(self.keys)
@@ -326,7 +344,7 @@ class SweepJob:
             override.key_or_group: _json_value(override.value()) for override in _parse_overrides(stored.overrides)
         }
         different = [
-            f"{key}={_as_text(before[key]) if key in before else '(not set)'} there, {key}={_as_text(value)} here"
+            f"{key}={value_text(before[key]) if key in before else '(not set)'} there, {key}={value_text(value)} here"
             for key, value in self._values.items()
             if before.get(key) != value or key not in before
         ]
@@ -392,10 +410,6 @@ def _json_value(value: Any) -> Any:
     return [_json_value(item) for item in value] if isinstance(value, list) else value
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
-
-
 def _read_record(file: Path, sweep: str) -> JobRecord | None:
     """Read a record; ``None`` for one that an earlier command wrote for a job that this command has not reached."""
     record = orjson.loads(file.read_bytes())
@@ -409,63 +423,3 @@ def _read_record(file: Path, sweep: str) -> JobRecord | None:
         record["code"],
         record["passed_over"],
     )
-
-
-def print_table(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
-    """Print the sweep's table to stderr, one row for each job."""
-    from rich import box
-    from rich.table import Table
-
-    from infermesh.cli.console import SafeConsole
-
-    stage = measured_stage(keys)
-    console = SafeConsole(stderr=True, width=None if sys.stderr.isatty() else 200)
-    scope = "the whole run" if stage is None else f"stage {stage}"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    has_cost = any(job.figures is not None and job.figures.cost_usd is not None for job in jobs)
-    table.add_column("job", justify="right", no_wrap=True)
-    for heading in _headings(keys):
-        table.add_column(heading, justify="right")
-    for heading in ("rows/s", "tok/s", "p50 s", "p95 s", "p99 s", "q_p95 s", "errors", *(["cost"] if has_cost else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("status")
-    for job in jobs:
-        values = [_as_text(job.record.values.get(key)) for key in keys]
-        status = f"{job.status} (earlier)" if job.record.passed_over else job.status
-        style = {"done": "", "failed rows": "yellow"}.get(job.status, "red")
-        table.add_row(str(job.record.number), *values, *_cells(job, has_cost), status, style=style)
-    total = sum(job.figures.elapsed_s for job in jobs if job.figures is not None)
-    swept = ", ".join(keys) or "no key"
-    print(f"\nsweep over {swept}\n{len(jobs)} jobs, figures of {scope}, {duration(total)} measured", file=sys.stderr)
-    console.print(table)
-
-
-def _headings(keys: Sequence[str]) -> list[str]:
-    """Each key's last part, or all of it if two would be the same. Long headings take several lines."""
-    last = [key.rpartition(".")[2] for key in keys]
-    names = [leaf if last.count(leaf) == 1 else key for leaf, key in zip(last, keys, strict=True)]
-    folded = []
-    for name in names:
-        lines = [""]
-        for part in re.findall(r"[^_.]+[_.]?", name):
-            if lines[-1] and len(lines[-1]) + len(part) > 12:
-                lines.append("")
-            lines[-1] += part
-        folded.append("\n".join(lines))
-    return folded
-
-
-def _cells(job: MeasuredJob, has_cost: bool) -> list[str]:
-    figures = job.figures
-    if figures is None:
-        return ["–"] * (8 if has_cost else 7)
-    seconds = (figures.p50_s, figures.p95_s, figures.p99_s, figures.queue_p95_s)
-    cells = [
-        "–" if figures.rows_per_s != figures.rows_per_s else f"{figures.rows_per_s:.1f}",
-        "–" if figures.tokens_per_s != figures.tokens_per_s else short(figures.tokens_per_s),
-        *("–" if value != value else f"{value:.3f}" for value in seconds),
-        str(figures.failed),
-    ]
-    if has_cost:
-        cells.append("–" if figures.cost_usd is None else f"${figures.cost_usd:.4f}")
-    return cells

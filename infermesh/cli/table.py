@@ -14,7 +14,7 @@ from rich.text import Text
 from infermesh.cli.console import SafeConsole
 from infermesh.hints import visible
 
-__all__ = ["Shown", "print_blocks", "print_table"]
+__all__ = ["Shown", "as_cell", "print_blocks", "print_table", "told_apart"]
 
 _LEAST = 10  # characters that a column keeps at least: fewer say nothing
 _MOST_OF_A_WORD = 16  # of a heading
@@ -56,10 +56,9 @@ class _Fitted:
 
     def rows(self) -> list[str]:
         """The cells, each cut to the column's width; values that differ stay different if that can be."""
-        ended = [_cut_end(text, self.width) for text in self.texts]
-        if len(set(ended)) == len(set(self.texts)) or self.column.type.startswith("timestamp"):
-            return ended
-        return [_cut_middle(text, self.width) for text in self.texts]
+        if self.column.type.startswith("timestamp"):
+            return [_cut_end(text, self.width) for text in self.texts]
+        return told_apart(self.texts, self.width)
 
 
 def print_table(columns: Sequence[Shown], width: int | None) -> int:
@@ -111,6 +110,14 @@ def print_blocks(columns: Sequence[Shown], width: int | None) -> None:
             for line, text in enumerate(_block(column, number, beside)):
                 style = "dim" if column.cells[number] is None else ""
                 console.print(Text.assemble((name if not line else " " * room, "bold"), "  ", (text, style)))
+
+
+def told_apart(texts: Sequence[str], width: int) -> list[str]:
+    """Texts cut to ``width``: at the end, or where different ones would then look the same, in the middle."""
+    ended = [_cut_end(text, width) for text in texts]
+    if len(set(ended)) == len(set(texts)):
+        return ended
+    return [_cut_middle(text, width) for text in texts]
 
 
 def _block(column: Shown, number: int, width: int | None) -> list[str]:

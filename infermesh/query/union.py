@@ -128,6 +128,13 @@ class RunUnion:
         self._fill(self._tables())
         self._make(self._tables())
 
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """All rows of a query of ours over the views that were made. Raises ``StoreError`` if it fails."""
+        try:
+            return self.connection.execute(query).fetchall()
+        except duckdb.Error as error:
+            raise StoreError(str(error)) from None
+
     def about(self, error: duckdb.Error) -> str:
         """What to say besides of a query that names a setting's key, but not its column; else nothing.
 

@@ -25,6 +25,7 @@ from infermesh.runs.assemble import assembled
 from infermesh.runs.control import Control
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
+from infermesh.runs.remarks import refuse_missing_keys
 from infermesh.runs.session import RunSession
 from infermesh.runs.stats import ForeignObserver, Observer
 from infermesh.runtime.loop import run_loop
@@ -47,6 +48,7 @@ def execute(
     redo: Redo | None = None,
     control: Control | None = None,
     written: Collection[str] = (),
+    keep_errors: bool = False,
 ) -> RunOutcome:
     """Run an experiment in ``folder``, or resume the run that is there.
 
@@ -62,12 +64,15 @@ def execute(
         Also write the last stage's rows here as they settle. Such a folder is the checkpoint of one command: it gets
         neither a copy of the config nor a ``latest`` link. ``None`` writes to the store alone.
     redo
-        Settled rows to send again; stages that read them are checked again. ``None`` for none.
+        Settled rows to send again; stages that read them are checked again, and no other row is sent.
+        ``None`` for none.
     control
         Lets other threads stop the run and query its database. ``None`` if none need to.
     written
         Names of files that the caller wrote into a new folder for this run; they are removed with the folder, except
         that Ctrl-C leaves those of a ``sink``'s checkpoint.
+    keep_errors
+        Leave failed rows as they are in this session, whatever the declaration says.
 
     Raises
     ------
@@ -92,7 +97,7 @@ def execute(
         with (
             in_words(folder / DATABASE),
             _ends_interrupt(),
-            _session(declaration, folder, observer, environ, sink, redo, control or Control()) as session,
+            _session(declaration, folder, observer, environ, sink, redo, control or Control(), keep_errors) as session,
         ):
             outcome: RunOutcome = run_loop(session.run())
             return outcome
@@ -134,6 +139,7 @@ def _session(
     sink: Sink | None,
     redo: Redo | None,
     control: Control,
+    keep_errors: bool,
 ) -> Iterator[RunSession]:
     """Open a session: load its source, log to ``run.log``, serve queries on the run's socket."""
     experiment = declaration.experiment
@@ -141,12 +147,13 @@ def _session(
         observer.note(warning)
     with ExitStack() as stack:
         fleet, pipeline = stack.enter_context(assembled(declaration, environ))
+        refuse_missing_keys(experiment, environ)
         source = resolve_source(experiment.source, declaration.roots)
         fresh = not (folder / DATABASE).exists()
         folder.mkdir(parents=True, exist_ok=True)
         # RunSession creates the database. One in which nothing ran must not look like a run to the next session, so it
         # is removed, after the stack has closed it. A database that existed before always stays.
-        session = RunSession(declaration, folder, pipeline, fleet, observer, control, sink)
+        session = RunSession(declaration, folder, pipeline, fleet, observer, control, sink, keep_errors)
         stack.callback(session.close)
         try:
             session.load(source, redo)

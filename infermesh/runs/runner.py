@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from infermesh.errors import InputError, RequestError, StoppedError
@@ -65,6 +65,8 @@ class Runner:
         Leave rows that failed in an earlier session as they are.
     known
         Answers of retired rows and of earlier runs; ``None`` to look up none.
+    scope
+        Of a row that has states, settle these stages alone: what is left elsewhere stays as it is. ``None`` for all.
     on_settled
         Called after the rows of each request have settled.
     on_error
@@ -81,6 +83,7 @@ class Runner:
         stale: set[str],
         keep_errors: bool,
         known: KnownAnswers | None = None,
+        scope: Collection[str] | None = None,
         on_settled: Callable[[], None] | None = None,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
@@ -92,6 +95,7 @@ class Runner:
         self._log = AttemptLog(writer, stats)
         self._stale = stale
         self._keep_errors = keep_errors
+        self._scope = scope
         self._channels: dict[str, Channel[Row]] = {name: Channel() for name in graph.stages}
         gates = {name: Gate(stage, filters.get(name), known) for name, stage in graph.stages.items()}
         self._gates: dict[str, tuple[Gate, Channel[Row]]] = {
@@ -194,6 +198,8 @@ class Runner:
                 self._submit(name, row)
             return
         unsettled = [name for name in graph.stages if not self._take_stored(row, name)]
+        if self._scope is not None:
+            unsettled = self._within(self._scope, unsettled)
         if not unsettled:
             return
         row.open = len(unsettled)
@@ -207,6 +213,16 @@ class Runner:
         # Not in the loop above: submitting may settle the row at once, which counts down `waiting` of later stages.
         for name in ready:
             self._submit(name, row)
+
+    def _within(self, scope: Collection[str], unsettled: Sequence[str]) -> list[str]:
+        """The stages in ``scope`` that do not wait for one that stays unsettled."""
+        left: list[str] = []
+        for name in unsettled:  # each after those it requires
+            if name in scope and not any(
+                other in unsettled and other not in left for other in self._graph.requires[name]
+            ):
+                left.append(name)
+        return left
 
     def _take_stored(self, row: Row, name: str) -> bool:
         stale = name in self._stale

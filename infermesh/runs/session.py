@@ -27,6 +27,8 @@ from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
 from infermesh.runs.record import run_record
+from infermesh.runs.remarks import job_remarks
+from infermesh.runs.retry import Retry, left_open
 from infermesh.runs.runner import Runner
 from infermesh.runs.stats import Observer, RunStats, StageStats
 from infermesh.stages.graph import Pipeline, Wave
@@ -73,6 +75,7 @@ class RunSession:
         observer: Observer,
         control: Control,
         sink: Sink | None = None,
+        keep_errors: bool = False,
     ) -> None:
         self._control = control
         self._declaration = declaration
@@ -82,8 +85,11 @@ class RunSession:
         self._fleet = fleet
         self._observer = observer
         self._sink = sink
+        self._keep_errors = keep_errors or self._experiment.keep_errors
+        self._retry: Retry | None = None
         self._store = RunStore(folder / DATABASE, experiment.store)
         self._filters: dict[str, RowFilter] = {}
+        self._origins: Mapping[str, Sequence[Column]] = {}
         self._stale: set[str] = set()
         self._signatures: dict[str, str] = {}
         self._known: KnownAnswers | None = None
@@ -113,6 +119,7 @@ class RunSession:
         tables = [stage.table for stage in pipeline.stages.values()]
         signatures = pipeline.signatures
         last = next(reversed(pipeline.stages.values()), None)
+        store.refuse_other(self._experiment.name, self._folder)
         if self._sink is not None and last is not None:
             self._sink.admit(store, last.table, last.facts, self._observer.note)
         edits: dict[str, str] = {}
@@ -135,17 +142,26 @@ class RunSession:
             check=self._check,
         )
         if self._sink is not None and last is not None:
-            self._sink.open(stale=last.name in self._stale, keep_errors=self._experiment.keep_errors)
+            self._sink.open(stale=last.name in self._stale, keep_errors=self._keep_errors)
         if redo is not None:
             # The stages that read it keep their answers where the new upstream answer leaves their request unchanged.
-            readers = pipeline.readers(redo.stage)
-            self._stale |= readers
-            rows = store.redo(redo, self._signatures | dict.fromkeys(self._stale, ""))
-            self._observer.note(f"retry: {rows} rows of {redo.stage} are sent again")
-            edits |= dict.fromkeys(readers, f"{redo.stage}, which it reads, is done again")
-        self._known = KnownAnswers.for_run(self._experiment, self._folder, store, tables, self._observer.note)
-        for line in opening_lines(store, list(pipeline.stages), edits, keep_errors=self._experiment.keep_errors):
+            readers, origin = pipeline.readers(redo.stage), store.origin_of(redo.stage)
+            self._retry = Retry(redo.stage, readers, frozenset(self._stale), origin)
+            self._stale = set(readers)
+            rows = store.redo(redo, self._retry.signatures(self._signatures) | dict.fromkeys(readers, ""))
+            self._retry.rows[origin] = rows
+            self._keep_errors = True
+            self._observer.note(f"retry: {len(rows)} rows of {redo.stage} are sent again")
+            for name in sorted(self._retry.edited):
+                self._observer.note(f"{name}: its declaration has changed; a resume looks at its other rows")
+            for name in sorted(readers):
+                self._observer.note(f"{name}: reads {redo.stage}: of these rows, those whose request changes are sent")
+        for line in job_remarks(self._experiment, self._fleet, pipeline, self._origins):
             self._observer.note(line)
+        self._known = KnownAnswers.for_run(self._experiment, self._folder, store, tables, self._observer.note)
+        if self._retry is None:
+            for line in opening_lines(store, list(pipeline.stages), edits, keep_errors=self._keep_errors):
+                self._observer.note(line)
         self._control.attach(store.cursor)
 
     def restore_usage(self, outputs: Path) -> None:
@@ -161,6 +177,7 @@ class RunSession:
             self._sink.check([column.name for column in origins[SOURCE]])
         self._filters = self._pipeline.filters(origins)
         check_sinks(connection, self._experiment.sinks)
+        self._origins = origins
 
     def _record(self, signatures: Mapping[str, str]) -> dict[str, Any]:
         facts = {name: stage.facts for name, stage in self._pipeline.stages.items()}
@@ -224,6 +241,8 @@ class RunSession:
         for wave in self._pipeline.waves:
             if wave.query is not None:
                 await asyncio.to_thread(writer.flush)  # the query must see every row of the waves before
+                if self._retry is not None and self._lacks_rows(wave, stats):
+                    break  # a resume runs it
                 await asyncio.to_thread(self._materialize, wave)
             if wave.graph.stages:
                 rows = self._pending_rows(wave)
@@ -237,8 +256,9 @@ class RunSession:
                     stats,
                     filters={name: self._filters[name] for name in wave.graph.stages if name in self._filters},
                     stale=self._stale,
-                    keep_errors=self._experiment.keep_errors,
+                    keep_errors=self._keep_errors,
                     known=self._known,
+                    scope=None if self._retry is None else self._retry.scope(wave.origin),
                     on_settled=self._guard_check(stats, guards) if guards else None,
                     on_error=self._guard_check(stats, guards),
                 )
@@ -250,23 +270,34 @@ class RunSession:
         self._complete = True
 
     def _pending_rows(self, wave: Wave) -> PendingRows:
-        keep_errors = self._experiment.keep_errors
-        return self._store.reader(wave.graph.needed, origin=wave.origin, stale=self._stale, keep_errors=keep_errors)
+        only = None if self._retry is None else self._retry.only(wave.origin)
+        return self._store.reader(
+            wave.graph.needed, origin=wave.origin, stale=self._stale, keep_errors=self._keep_errors, only=only
+        )
 
     def _restore_counts(self, stats: RunStats, rows: PendingRows) -> None:
         """Set the counts of an origin's stages to what earlier sessions have settled."""
         total = rows.total
+        scope = None if self._retry is None else self._retry.scope(rows.origin)
         for name, settled in rows.settled_counts().items():
             stage = stats.stages[name]
-            stage.total = total
+            stage.total = total if scope is None or name in scope else 0
             stage.done, stage.failed, stage.skipped = (settled.get(key, 0) for key in ("done", "error", "skipped"))
 
     def _materialize(self, wave: Wave) -> None:
         assert wave.query is not None
+        end = self._store.end_of(wave.origin)
         made = self._store.materialize(wave.query)
         if made is not None:
             rows, added, gone = made
             self._observer.note(f"{wave.origin}: {rows} rows, {added} of them new" + (f", {gone} gone" if gone else ""))
+            if self._retry is not None:
+                self._retry.rows[wave.origin] = range(end, self._store.end_of(wave.origin))
+
+    def _lacks_rows(self, wave: Wave, stats: RunStats) -> bool:
+        """Whether rows that a wave's query reads are pending, which a retry leaves so."""
+        assert wave.query is not None
+        return not left_open(self._store.counts(), stats.not_redone).keys().isdisjoint(wave.query.reads)
 
     def _committed(self) -> None:
         if self._runner is not None:
@@ -290,14 +321,18 @@ class RunSession:
         # The stats count too: a row of a stale stage has an old answer in its table, but is pending until its request
         # has been compared.
         unsettled = not self._complete or any(stage.settled < stage.total for stage in stats.stages.values())
+        others = left_open(counts, stats.not_redone) if self._retry is not None and self._complete else {}
         left = {name: found["pending"] for name, found in counts.items() if found.get("pending")}
         pending = unsettled or bool(left)
         failed = any(statuses.get("error") for statuses in counts.values()) or bool(stats.not_redone)
         status: RunStatus = "failed_rows" if failed else "done"
         if pending and self._stops:
             status = "interrupted" if self._stopped_by is None else "stopped"
+        elif others:
+            status = "interrupted"
+            self._observer.note(f"still pending, as before: {_rows_of(others)}; resume sends them")
         elif unsettled or left != {name: rows for name, (rows, _) in stats.not_redone.items()}:
-            listed = ", ".join(f"{number} of {name}" for name, number in left.items()) or "of a changed stage"
+            listed = _rows_of(left) or "of a changed stage"
             reason = f"the run came to its end, but rows are pending: {listed}. This is a bug; resume sends them."
             store.finish("crashed", elapsed_s, reason=reason)
             raise StoreError(reason)
@@ -308,7 +343,10 @@ class RunSession:
         sinks = {} if status == "interrupted" else self._experiment.sinks
         with store.cursor() as connection:
             files = write_sinks(connection, sinks, self._folder, self._place)
-        store.finish(status, elapsed_s, reason=self._stopped_by, signatures=None if pending else self._signatures)
+        signatures = None if pending and not others else self._signatures
+        if signatures is not None and self._retry is not None:
+            signatures = self._retry.signatures(signatures)
+        store.finish(status, elapsed_s, reason=self._stopped_by, signatures=signatures)
         return RunOutcome(
             self._folder,
             self._experiment.name,
@@ -321,6 +359,7 @@ class RunSession:
             stats.reused,
             self._stopped_by,
             files,
+            store.invalid_answers(),
         )
 
     async def _tick(self, stats: RunStats, guards: Guards) -> None:
@@ -435,6 +474,10 @@ def _unwrap_group(error: BaseException | None) -> BaseException | None:
             if isinstance(inner, InfermeshError):
                 return inner
     return error
+
+
+def _rows_of(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{rows} of {name}" for name, rows in counts.items())
 
 
 def _close_quietly(writer: GroupWriter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import orjson
 
 from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError, StoreError
+from infermesh.hints import command
 from infermesh.inputs.sources import Source
 from infermesh.store.connection import connect_to_write, half_made
 from infermesh.store.filter import parsed_condition
@@ -27,6 +29,7 @@ from infermesh.store.reshape import disown, fit, merge, outline, put_aside, stam
 from infermesh.store.schema import (
     ATTEMPTS,
     COMMON_DDL,
+    INVALID,
     MIGRATIONS,
     SCHEMA_VERSION,
     SOURCE,
@@ -34,6 +37,7 @@ from infermesh.store.schema import (
     QueryTable,
     RunStatus,
     StageTable,
+    invalid_answers,
     literal,
     not_retired,
     quoted,
@@ -50,6 +54,7 @@ Check = Callable[[Connection, Mapping[str, Sequence[Column]]], None]
 # On closing, DuckDB would also vacuum all row groups that are not full: for a million rows that took 130 MB and 4 s,
 # and left the file larger. One task each time is enough.
 _CHECKPOINT: Mapping[str, Any] = {"max_vacuum_tasks": 1}
+_IDS = 10_000  # row_ids that are fetched at once
 _HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks (duckdb/storage/storage_info.hpp)
 
 
@@ -242,6 +247,27 @@ class RunStore:
                         f"could mean either. Rename the stage."
                     )
 
+    def refuse_other(self, experiment: str, folder: Path) -> None:
+        """Refuse to put an experiment onto the run of another, whose rows would be taken for its own.
+
+        Parameters
+        ----------
+        folder
+            What the run's folder is called in the message.
+
+        Raises
+        ------
+        ConfigError
+            The database holds the run of another experiment.
+        """
+        stored = None if self.is_new else self.run_value("experiment")
+        if stored not in (None, experiment):
+            raise ConfigError(
+                f"{folder} holds the run of another experiment: '{stored}', and this one is '{experiment}'. Name "
+                "another folder (hydra.run.dir=FOLDER), or go on with the run that is there: "
+                f"{command('resume', folder)}"
+            )
+
     def materialize(self, query: QueryTable) -> tuple[int, int, int] | None:
         """Run a sql stage's query if its text or the rows it reads have changed, and merge the result into its table.
 
@@ -290,12 +316,20 @@ class RunStore:
         """The user's columns of ``source``, without ours such as ``row_id``."""
         return row_columns(self._connection)
 
+    def end_of(self, origin: str) -> int:
+        """The row_id after the last one of an origin: what is added to it begins there."""
+        return int(self._one(f"SELECT coalesce(max(row_id), -1) + 1 FROM {quoted(origin)}"))
+
+    def origin_of(self, stage: str) -> str:
+        """Whose rows a stage takes: ``source``, or a sql stage."""
+        return self._origins[stage]
+
     def total(self, origin: str = SOURCE) -> int:
         """How many rows of an origin are not retired."""
         return int(self._one(f"SELECT count(*) FROM {quoted(origin)} s WHERE {not_retired(origin)}"))
 
-    def redo(self, redo: Redo, signatures: Mapping[str, str]) -> int:
-        """Mark settled rows as to be done again, and return how many.
+    def redo(self, redo: Redo, signatures: Mapping[str, str]) -> Sequence[int]:
+        """Mark settled rows as to be done again, and return their row_ids, ascending.
 
         Each keeps its state until there is another, so that no answer is lost for nothing.
 
@@ -313,7 +347,11 @@ class RunStore:
         connection.begin()
         try:
             origin = self._origins[redo.stage]
-            rows = redo.count(connection, origin)
+            redo.count(connection, origin)  # refuses a condition that does not bind
+            rows = array("q")
+            found = connection.execute(f"SELECT s.row_id FROM {redo.rows(origin)} ORDER BY 1")
+            while batch := found.fetchmany(_IDS):
+                rows.extend(row_id for (row_id,) in batch)
             disown(connection, redo.stage, origin, redo.where)
             connection.execute(
                 f"INSERT INTO redo_rows SELECT {literal(redo.stage)}, s.row_id, s.finished_at FROM {redo.rows(origin)} "
@@ -372,6 +410,14 @@ class RunStore:
             return []
         return self._fetch(" UNION ALL ".join(parts) + " ORDER BY rows DESC")
 
+    def invalid_answers(self) -> list[tuple[str, int, str]]:
+        """``(stage, rows, example)`` of the answers that do not satisfy their stage's response format."""
+        found: list[tuple[str, int, str]] = []
+        for table in self._tables:
+            if any(column.name == INVALID for column in table.outputs):
+                found += self._fetch(invalid_answers(table.name, not_retired(table.origin)))
+        return found
+
     def output(self, stage: StageTable, kind: str, *, metadata: bool) -> OutputTable:
         """A stage's rows in the form of an output file; ``kind`` and ``metadata`` as in :class:`OutputTable`."""
         return OutputTable(self._connection.cursor(), stage, kind, metadata=metadata)
@@ -414,12 +460,13 @@ class RunStore:
         origin: str = SOURCE,
         stale: Collection[str] = (),
         keep_errors: bool = False,
+        only: Sequence[int] | None = None,
     ) -> PendingRows:
         """A reader of the origin's rows that have a stage to settle. Parameters as in :class:`PendingRows`."""
         tables = [table for table in self._tables if table.origin == origin]
         stale = [table.name for table in tables if table.name in stale]
         cursor = self._connection.cursor()
-        return PendingRows(cursor, origin, tables, needed, stale=stale, keep_errors=keep_errors)
+        return PendingRows(cursor, origin, tables, needed, stale=stale, keep_errors=keep_errors, only=only)
 
     def finish(
         self,

@@ -57,7 +57,13 @@ _FIELDS: dict[str, tuple[tuple[str, str, str | None], ...]] = {
     ),
 }
 # Fields that a line has only if one of them has a value.
-_MORE = {"generate": (("reasoning", "reasoning", None), ("tool_calls", "tool_calls", None))}
+_MORE = {
+    "generate": (
+        ("reasoning", "reasoning", None),
+        ("tool_calls", "tool_calls", None),
+        ("invalid", "invalid", None),
+    )
+}
 _ERROR = (("error", "error", None), ("error_type", "error_type", None))
 _LIVE = not_retired(SOURCE)
 _SETTLED = f"s.status IS NOT NULL AND {_LIVE}"

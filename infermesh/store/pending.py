@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,9 +103,13 @@ class PendingRows:
         Stages whose declaration, or upstream, has changed. If there is one, every row counts as pending.
     keep_errors
         Failed rows count as settled.
+    only
+        Read these rows alone, pending or not: their row_ids, ascending. ``None`` for every pending one.
 
     Attributes
     ----------
+    origin
+        As given.
     chunks
         The numbers of the chunks to :meth:`read`, ascending.
     """
@@ -118,9 +123,11 @@ class PendingRows:
         *,
         stale: Collection[str],
         keep_errors: bool,
+        only: Sequence[int] | None = None,
     ) -> None:
+        self._only = only
         self._connection = connection
-        self._origin = origin
+        self.origin = origin
         self._rows, self._live = quoted(origin), not_retired(origin)
         self._tables = tables
         self._needed = {name: list(columns) for name, columns in needed.items()}
@@ -132,7 +139,9 @@ class PendingRows:
         }
         self._resumed = any(self._has_rows(table) for table in tables)
         self._settled = {table.name: settled_state(table.name, keep_errors=keep_errors) for table in tables}
-        if stale or not self._resumed:
+        if only is not None:
+            condition = "false"
+        elif stale or not self._resumed:
             condition = "true" if tables else "false"
         else:
             condition = " OR ".join(
@@ -144,12 +153,16 @@ class PendingRows:
             "ORDER BY chunk"
         )
         self.chunks = [chunk for (chunk,) in self._fetch(query)]
+        if only is not None:
+            self.chunks = list(dict.fromkeys(row_id // CHUNK for row_id in only))
         self._sql = self._select()
         self._stale = stale
 
     @property
     def total(self) -> int:
-        """All rows of the origin that are not retired, settled ones included."""
+        """All rows of the origin that are not retired, settled ones included; of chosen rows, how many they are."""
+        if self._only is not None:
+            return len(self._only)
         ((rows,),) = self._fetch(f"SELECT count(*) FROM {self._rows} s WHERE {self._live}")
         return int(rows)
 
@@ -158,6 +171,8 @@ class PendingRows:
 
     def settled_counts(self) -> dict[str, dict[str, int]]:
         """Stage → status → rows that this session starts with as settled: none for a stale stage."""
+        if self._only is not None:
+            return {table.name: {} for table in self._tables}
         found: dict[str, dict[str, int]] = {}
         for table in self._tables:
             rows = (
@@ -179,7 +194,7 @@ class PendingRows:
         kinds = {name: kind for name, kind, *_ in shown}
         select = ["s.row_id", *(python_value(kinds[name], f"s.{quoted(name)}") for name in self._names)]
         joins = []
-        if self._origin == SOURCE:
+        if self.origin == SOURCE:
             select.append("e.error")
             joins.append("LEFT JOIN source_errors e ON e.row_id = s.row_id")
         else:
@@ -212,7 +227,7 @@ class PendingRows:
             rows = self._fetch(self._sql, bounds)
         except duckdb.Error as error:
             raise StoreError(f"run.duckdb could not be read: {error}") from None
-        return [self._row(row) for row in rows]
+        return [self._row(row) for row in rows if self._only is None or _holds(self._only, row[0])]
 
     def _row(self, row: tuple[Any, ...]) -> Row:
         end = len(self._names) + 1
@@ -227,8 +242,8 @@ class PendingRows:
                         unreadable = f"{self._names[number - 1]}: {error}"
             row = tuple(changed)
         values = dict(zip(self._names, row[1:end], strict=True))
-        if self._origin != SOURCE:  # templates may also name the sql stage: stage.column
-            values[self._origin] = {**values, "status": "done"}
+        if self.origin != SOURCE:  # templates may also name the sql stage: stage.column
+            values[self.origin] = {**values, "status": "done"}
         states: dict[str, StoredState] = {}
         if self._resumed:
             at = end + 1
@@ -244,3 +259,8 @@ class PendingRows:
                     states[table.name] = StoredState(status, error_type, key, found, bool(redo))
                 at += len(outputs)
         return Row(row[0], values, row[end] or unreadable, states)
+
+
+def _holds(ascending: Sequence[int], row_id: int) -> bool:
+    place = bisect_left(ascending, row_id)
+    return place < len(ascending) and ascending[place] == row_id

@@ -63,6 +63,8 @@ def test_the_stage_that_is_measured(keys: list[str], stage: str | None) -> None:
         ("simulator.latency_s", True),
         ("deployments.d.model", False),
         ("models.m.params.temperature", False),
+        ("stages.a.params.timeout", False),
+        ("deployments.d.params.max_retries", False),
         ("stages.a.prompt", False),
         ("experiment", False),
         ("source.limit", False),
@@ -144,3 +146,21 @@ def test_the_picture_is_in_the_order_of_the_settings() -> None:
 def test_no_picture_without_numbers(made: list[MeasuredJob]) -> None:
     keys = list(made[0].record.values)
     assert picture_of("t", made, keys, advise(made, keys)) is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["stages.a.prompt"], "stages.a.prompt decides what is answered"),
+        (["models.m.params.temperature"], "models.m.params.temperature decides what is answered"),
+        ([KEY, "stages.a.prompt"], "stages.a.prompt decides"),
+        (["stages.a.prompt", "models.m.deployments"], "stages.a.prompt and models.m.deployments decide what"),
+    ],
+)
+def test_what_is_asked_is_not_recommended_for_its_speed(keys: list[str], words: str) -> None:
+    made = [job(number, rate, **dict.fromkeys(keys, number)) for number, rate in enumerate((10, 20, 40))]
+    advice = advise(made, keys)
+    assert advice.job is None
+    assert words in advice.notes[0]
+    picture = picture_of("t", made, keys, advice)
+    assert picture is None or "Recommended" not in str(picture)

@@ -358,6 +358,17 @@ class TestResume:
         assert found.returncode == 1
         assert "no run 'nothing'" in found.stderr
 
+    def test_failed_rows_are_left_where_that_is_asked(self, interrupted: Lab, simulator: Simulator) -> None:
+        with duckdb.connect(str(interrupted.folder / "run.duckdb")) as connection:
+            connection.execute("UPDATE a SET status = 'error', error_type = 'timeout' WHERE row_id = 0")
+        found = here("resume", "left", "--keep-errors", cwd=interrupted.root)
+        assert found.returncode == 3, found.stderr
+        assert totals(simulator)["received"] == 3
+        retried = here("retry", "left", "--stage", "a", "--dry-run", cwd=interrupted.root)
+        assert "1 rows of a where status = 'error'" in retried.stderr
+        assert here("retry", "left", "--stage", "a", cwd=interrupted.root).returncode == 0
+        assert totals(simulator)["received"] == 4
+
     def test_from_another_folder(
         self, interrupted: Lab, simulator: Simulator, tmp_path_factory: pytest.TempPathFactory
     ) -> None:

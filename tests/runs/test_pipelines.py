@@ -11,6 +11,7 @@ import pytest
 from infermesh.config.declaration import declare
 from infermesh.errors import ConfigError, StoreError
 from infermesh.query.verify import verify
+from infermesh.runs.control import Control
 from infermesh.runs.execute import execute
 from infermesh.simulator import Simulator
 from infermesh.store.database import Redo
@@ -534,6 +535,102 @@ class TestRetry:
         simulator = start_simulator()
         mapping = experiment(simulator.url, {"answers": generate()}, keep_errors=True)
         assert again(lab, mapping, Redo("answers", "row_id = 1")).counts["answers"] == {"done": 1, "error": 2}
+
+    def test_other_failed_rows_are_left(self, lab: Lab, start_simulator: Start) -> None:
+        """Of the same stage, of one that reads it, and of one beside it."""
+        lab.rows(texts(6))
+        stages = {
+            "answers": generate(),
+            "vectors": embed("{{ answers.text }}"),
+            "beside": embed("beside {{ text }}"),
+        }
+        broken = experiment(start_simulator(faults={"server_error": 1.0}).url, stages)
+        broken["models"]["m"]["max_retries"] = 0
+        lab.run(broken)
+        simulator = start_simulator()
+        with duckdb.connect(str(lab.folder / DATABASE), read_only=True) as connection:
+            chosen = Redo("answers", "status = 'error' AND row_id IN (1, 4)")
+            assert chosen.count(connection) == 2
+        outcome = again(lab, experiment(simulator.url, stages), chosen)
+        assert totals(simulator, "chat")["received"] == 2
+        assert totals(simulator, "embeddings")["received"] == 1  # both in one batch
+        assert outcome.counts["answers"] == {"done": 2, "error": 4}
+        assert outcome.counts["vectors"] == {"done": 2, "skipped": 4}
+        assert outcome.counts["beside"] == {"error": 6}
+        assert outcome.status == "failed_rows"
+        assert lab.run(experiment(simulator.url, stages)).status == "done"
+        assert totals(simulator, "chat")["received"] == 6
+
+    def test_a_row_that_fails_beside_is_left_where_the_reader_needs_it(self, lab: Lab, start_simulator: Start) -> None:
+        lab.rows(texts(3))
+        stages = {
+            "answers": generate(),
+            "beside": embed("{{ text }}{{ 1 / 0 if n == 1 }}"),
+            "both": embed("{{ answers.text }} {{ beside.status }}"),
+        }
+        simulator = start_simulator()
+        lab.run(experiment(simulator.url, stages))
+        simulator.reset()
+        outcome = again(lab, experiment(simulator.url, stages), Redo("answers", "row_id = 1"))
+        assert (totals(simulator, "chat")["received"], totals(simulator, "embeddings")["received"]) == (1, 0)
+        assert outcome.counts["both"] == {"done": 2, "skipped": 1}
+
+    def test_pending_rows_are_left(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows(texts(2))
+        query = {"kind": "sql", "query": "SELECT count(*) AS answers FROM answers", "model": None}
+        mapping = experiment(simulator.url, {"answers": generate(), "number": query})
+        del mapping["stages"]["number"]["model"]
+        lab.run(mapping)
+        lab.rows(texts(5))
+        simulator.reset()
+        watch = Watch()
+        declared = declare(mapping, [lab.root])
+        outcome = execute(declared, lab.folder, observer=watch, environ={}, redo=Redo("answers", "row_id = 0"))
+        assert totals(simulator)["received"] == 1
+        assert (outcome.status, outcome.counts["answers"]) == ("interrupted", {"done": 2, "pending": 3})
+        assert lab.one("SELECT answers FROM number") == 2, "a query waits for all the rows that it reads"
+        assert any("still pending, as before: 3 of answers" in note for note in watch.notes)
+        assert lab.run(mapping).status == "done"
+        assert totals(simulator)["received"] == 4
+
+    def test_rows_that_a_query_makes_of_new_answers_are_sent(self, lab: Lab, start_simulator: Start) -> None:
+        lab.rows(texts(4))
+        query = {"kind": "sql", "query": "SELECT text FROM answers"}
+        stages = {"answers": generate(), "words": query, "vectors": embed("{{ text }}", rows="words")}
+        first = start_simulator(filter_marker="number 3")
+        mapping = experiment(first.url, stages)
+        del mapping["stages"]["words"]["model"]
+        lab.run(mapping)
+        assert lab.one("SELECT count(*) FROM vectors WHERE status = 'done'") == 3
+        simulator = start_simulator()
+        mapping["deployments"]["d"]["api_base"] = simulator.url
+        outcome = again(lab, mapping, Redo("answers", "status = 'error'"))
+        assert outcome.counts["vectors"]["done"] == 4
+        assert totals(simulator, "chat")["received"] == 1
+        assert totals(simulator, "embeddings")["received"] == 1
+
+    def test_an_edited_stage_stays_to_be_looked_at(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows(texts(4))
+        lab.run(experiment(simulator.url, {"answers": generate()}))
+        edited = experiment(simulator.url, {"answers": generate("Say: {{ text }}")})
+        simulator.reset()
+        assert again(lab, edited, Redo("answers", "row_id = 2")).status == "done"
+        assert totals(simulator)["received"] == 1
+        lab.run(edited)
+        assert totals(simulator)["received"] == 4
+
+    def test_a_retry_that_is_stopped_goes_on(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows(texts(40))
+        mapping = experiment(simulator.url, {"answers": generate(max_parallel_requests=1)})
+        lab.run(mapping)
+        simulator.reset()
+        control = Control()
+        control.stop()
+        declared, redo = declare(mapping, [lab.root]), Redo("answers", "row_id < 30")
+        outcome = execute(declared, lab.folder, observer=Watch(), environ={}, redo=redo, control=control)
+        assert outcome.status == "interrupted"
+        assert lab.run(mapping).status == "done"
+        assert totals(simulator)["received"] == 30
 
     def test_a_condition_that_does_not_bind(self, lab: Lab, simulator: Simulator) -> None:
         lab.rows(texts(2))
