@@ -19,11 +19,13 @@ from infermesh.config.schema import OWN_FIELDS
 from infermesh.errors import ConfigError, StoreError
 from infermesh.runs.explain import changed_facts
 from infermesh.store import RunStore, StageTable
-from infermesh.store.output_file import OutputRecord, OutputTable, digest_of
+from infermesh.store.kept_columns import kept_names
+from infermesh.store.output_file import OutputRecord, OutputTable, digest_of, own_names
 
 Note = Callable[[str], None]
 _BLOCK = 1 << 20
 _EXCERPT_BYTES = 70
+_KEPT = "keep_columns"  # in the stored facts: it decides no answer, and is not compared with them
 _INDEX = re.compile(rb'\{"_index":(\d+)[,}]')
 
 
@@ -43,6 +45,10 @@ class Sink(Protocol):
         StoreError
             The output file is not the one the checkpoint describes.
         """
+        ...
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Called with the source's columns before it is kept. Raises ``ConfigError`` for one that is not there."""
         ...
 
     def open(self, *, stale: bool, keep_errors: bool) -> None:
@@ -82,10 +88,23 @@ class _RowSet:
 
 
 class _StageSink:
-    """The part all sinks share: the stage's rows, and the check of the declaration they were made with."""
+    """The part all sinks share: the stage's rows, and the check of the declaration they were made with.
 
-    def __init__(self, kind: str, *, rerun_changed: bool = False) -> None:
+    Parameters
+    ----------
+    kind
+        ``generate``, ``embed`` or ``transcribe``.
+    rerun_changed
+        Accept another declaration than the one that the checkpoint was made with.
+    keep
+        Columns of the source that the rows carry: their names, or ``all`` alone.
+    """
+
+    def __init__(self, kind: str, *, rerun_changed: bool = False, keep: Sequence[str] = ()) -> None:
         self._kind = kind
+        self._keep = keep
+        self._kept: dict[str, str] = {}
+        self._kept_before: dict[str, str] = {}
         self._rerun_changed = rerun_changed
         self._table: OutputTable | None = None
         self._name = ""
@@ -104,6 +123,8 @@ class _StageSink:
         self._table = store.output(stage, self._kind, metadata=mapped)
         self._name, self._facts, self._note = stage.name, facts, note
         self._record = None if store.is_new else self._table.record()
+        if self._record is not None:
+            self._kept_before = dict(self._record.facts.pop(_KEPT, ()))
         if self._record is not None and not self._rerun_changed:
             changes = changed_facts(self._record.facts, facts)
             if changes and self._table.has_answers:
@@ -113,6 +134,20 @@ class _StageSink:
                     + "\n--rerun-changed sends again the rows whose request has changed. Or undo the change, or choose "
                     "another output."
                 )
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Find the columns to keep, and say which have another name in the output."""
+        if not self._keep:
+            return
+        self._kept = kept_names(self._keep, columns, own_names(self._kind))
+        for name, shown in self._kept.items():
+            if name != shown:
+                self._note(f"--keep-columns: '{name}' is a field of ours, so the input's column is '{shown}' there")
+
+    @property
+    def _stored_facts(self) -> dict[str, Any]:
+        """What decides the answers, and which columns stand beside them."""
+        return {**self._facts, _KEPT: [*self._kept.items()]} if self._kept else self._facts
 
     def _report_retired(self) -> None:
         if self._record is not None and (retired := self.table.retired):
@@ -132,17 +167,18 @@ class LineStream(_StageSink):
     :meth:`finish`.
     """
 
-    def __init__(self, kind: str, stream: BinaryIO, *, rerun_changed: bool = False) -> None:
-        super().__init__(kind, rerun_changed=rerun_changed)
+    def __init__(self, kind: str, stream: BinaryIO, *, rerun_changed: bool = False, keep: Sequence[str] = ()) -> None:
+        super().__init__(kind, rerun_changed=rerun_changed, keep=keep)
         self._stream = stream
         self._sent = _RowSet()
 
     def open(self, *, stale: bool, keep_errors: bool) -> None:
         """Write the rows of earlier sessions that this one will not change."""
+        self.table.keep(self._kept)
         if self._record is None:
-            self.table.begin(Path("-"), self._facts, "")
+            self.table.begin(Path("-"), self._stored_facts, "")
         else:
-            self.table.update(facts=self._facts)
+            self.table.update(facts=self._stored_facts)
             self._report_retired()
             for chunk in self.table.settled(standing=(stale, keep_errors)):
                 self._send(chunk)
@@ -165,8 +201,8 @@ class LineStream(_StageSink):
 class _FileSink(_StageSink):
     """An output file whose size and hash are in the checkpoint."""
 
-    def __init__(self, kind: str, path: Path, *, rerun_changed: bool = False) -> None:
-        super().__init__(kind, rerun_changed=rerun_changed)
+    def __init__(self, kind: str, path: Path, *, rerun_changed: bool = False, keep: Sequence[str] = ()) -> None:
+        super().__init__(kind, rerun_changed=rerun_changed, keep=keep)
         self._path = path
         self._place = path.absolute()  # a mapper may change the working directory
 
@@ -212,8 +248,8 @@ class LineFile(_FileSink):
     is appended for that row, and :meth:`finish` writes the whole file again.
     """
 
-    def __init__(self, kind: str, path: Path, *, rerun_changed: bool = False) -> None:
-        super().__init__(kind, path, rerun_changed=rerun_changed)
+    def __init__(self, kind: str, path: Path, *, rerun_changed: bool = False, keep: Sequence[str] = ()) -> None:
+        super().__init__(kind, path, rerun_changed=rerun_changed, keep=keep)
         self._file: BinaryIO | None = None
         self._hash = hashlib.blake2b(digest_size=16)
         self._size = 0
@@ -270,9 +306,10 @@ class LineFile(_FileSink):
 
     def open(self, *, stale: bool, keep_errors: bool) -> None:
         """Create the file; on a resumed run cut its uncertain tail off and append the missing lines."""
+        self.table.keep(self._kept if self._record is None else self._kept_before)
         try:
             if self._record is None:
-                self.table.begin(self._path, self._facts, self._hash.hexdigest())
+                self.table.begin(self._path, self._stored_facts, self._hash.hexdigest())
                 self._file = open(self._path, "xb")  # noqa: SIM115
                 return
             self._check_tail()
@@ -286,10 +323,20 @@ class LineFile(_FileSink):
             raise _unwritable(self._path, error) from None
         self._report_retired()
         redone = self.table.redone(stale=stale, keep_errors=keep_errors)
-        self._dirty = self._record.dirty or stale or any(row_id in self._written for row_id in redone)
-        self.table.update(dirty=self._dirty, facts=self._facts, path=str(self._path))
+        other = self._other_columns()
+        self._dirty = self._record.dirty or stale or other or any(row_id in self._written for row_id in redone)
+        self.table.update(dirty=self._dirty, facts=self._stored_facts, path=str(self._path))
         for chunk in self.table.settled(standing=(stale, keep_errors)):
             self._append([item for item in chunk if item[0] not in self._written])
+
+    def _other_columns(self) -> bool:
+        """Whether lines have other columns of the input from now on; the file is then written again at the end."""
+        self.table.keep(self._kept)
+        if self._kept == self._kept_before or not self._size:
+            return False
+        names = ", ".join(self._kept) or "none"
+        self._note(f"--keep-columns: they are {names} now, so {self._path} is written again at the end")
+        return True
 
     def _check_tail(self) -> None:
         """Check that the bytes after the recorded size are lines of the checkpoint; the last line may be incomplete."""
@@ -377,10 +424,11 @@ class ParquetFile(_FileSink):
             raise self._differs(f"its {found[0]:,} bytes are not those that were written ({self._record.bytes:,})")
 
     def open(self, *, stale: bool, keep_errors: bool) -> None:
+        self.table.keep(self._kept)
         if self._record is None:
-            self.table.begin(self._path, self._facts, "")
+            self.table.begin(self._path, self._stored_facts, "")
         else:
-            self.table.update(facts=self._facts, path=str(self._path))
+            self.table.update(facts=self._stored_facts, path=str(self._path))
             self._report_retired()
 
     def committed(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:

@@ -36,7 +36,7 @@ from infermesh.store import Column, Connection, GroupWriter, PendingRows, RunSto
 from infermesh.store.database import Redo
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
-from infermesh.store.schema import DATABASE, RunStatus
+from infermesh.store.schema import DATABASE, SOURCE, RunStatus
 from infermesh.store.usage import used_today
 
 logger = logging.getLogger("infermesh")
@@ -173,6 +173,8 @@ class RunSession:
 
     def _check(self, connection: Connection, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
+        if self._sink is not None:
+            self._sink.check([column.name for column in origins[SOURCE]])
         self._filters = self._pipeline.filters(origins)
         check_sinks(connection, self._experiment.sinks)
         self._origins = origins

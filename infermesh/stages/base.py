@@ -231,11 +231,12 @@ class ModelStage:
         assert self._own_fields is not None
         return self._own_fields(columns_of(context, self._hidden))
 
-    def missing_input(self, columns: Collection[str], whose: str) -> str | None:
+    def missing_input(self, columns: Sequence[Column], whose: str) -> str | None:
         """What to tell where it takes rows as they are, and they have no column for it; ``None`` where they may."""
         if self._own_fields is None:
             return None
-        return without_input(self._kind, f"stages.{self.name}", columns, whose)
+        types = {column.name: column.type for column in columns}
+        return without_input(self._kind, f"stages.{self.name}", types, whose)
 
     def try_params(self, own_field: str, make: Callable[[], Request]) -> None:
         """Make a request of no row, so that what fails for every row fails before the first.

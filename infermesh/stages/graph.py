@@ -277,7 +277,7 @@ class StageGraph:
         if self._origin != SOURCE:
             outputs[self._origin], whose = [*columns, *READABLE], f"stage '{self._origin}'"
         for name, stage in self.stages.items():
-            if isinstance(stage, ModelStage) and (problem := stage.missing_input([c.name for c in rows], whose)):
+            if isinstance(stage, ModelStage) and (problem := stage.missing_input(rows, whose)):
                 problems.append(problem)
             for template in stage.templates:
                 for used in sorted(template.names - columns - outputs.keys() - {ROW}):

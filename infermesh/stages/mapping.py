@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from infermesh.types import Endpoint
 
 METADATA = "metadata"
 _NUMBERS = ("id", "index", "key", "n", "number", "row")  # columns that are hardly what is to be sent
+# Types of columns that are never a prompt, a text or a path; as in a template, they would have to be written out.
+_NO_TEXT = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DOUBLE|FLOAT|DECIMAL.*|BOOLEAN|DATE|TIME.*|BLOB")
 _SHOWN = 20  # columns that a message lists
 
 
@@ -150,7 +153,7 @@ def columns_of(context: Mapping[str, Any], hidden: Collection[str]) -> dict[str,
     return {name: value for name, value in context.items() if name not in hidden}
 
 
-def without_input(kind: str, path: str, columns: Collection[str], whose: str = "the source") -> str | None:
+def without_input(kind: str, path: str, columns: Mapping[str, str], whose: str = "the source") -> str | None:
     """What to tell where rows are to be sent as they are, and none has a column for it; ``None`` where one may.
 
     Parameters
@@ -160,24 +163,29 @@ def without_input(kind: str, path: str, columns: Collection[str], whose: str = "
     path
         The stage's place in the declaration, such as ``stages.words``.
     columns, whose
-        The rows' columns, and where they come from.
+        The rows' columns with their types, and where they come from.
     """
     wanted = OWN_NAMES[kind]
-    if not columns or any(name in columns for name in wanted):
+    found = [name for name in wanted if name in columns]
+    if not columns or any(not _NO_TEXT.fullmatch(columns[name]) for name in found):
         return None
-    near = [name for name in columns if name.lower() in wanted] or difflib.get_close_matches(wanted[0], columns, n=1)
-    name = next(iter(near or [name for name in columns if name.lower() not in _NUMBERS] or columns))
-    key, remedy = wanted[0], "Name what to send in a template, such as '{{ %s }}'"
+    if found:
+        said = f"column {found[0]} of {whose} holds {columns[found[0]]}, not text"
+    else:
+        either = ", ".join(wanted[:-1]) + f" or {wanted[-1]}" if len(wanted) > 1 else wanted[0]
+        shown = ", ".join([*columns][:_SHOWN]) + (", …" if len(columns) > _SHOWN else "")
+        said = f"{whose} has no column {either}, so nothing says what to send. It has: {shown}"
+    key, name = wanted[0], _likeliest(wanted, columns)
+    remedy = f"Name what to send in a template, such as '{{{{ {name if name.isidentifier() else f'row[{name!r}]'} }}}}'"
     if kind == "transcribe":
-        key, remedy = "mapper", "Rename the one that names the clip, say '%s', to path"
-    elif not name.isidentifier():
-        remedy = "Name what to send in a template, such as '{{ row[%r] }}'"
-    either = ", ".join(wanted[:-1]) + f" or {wanted[-1]}" if len(wanted) > 1 else wanted[0]
-    shown = ", ".join([*columns][:_SHOWN]) + (", …" if len(columns) > _SHOWN else "")
-    return (
-        f"{path}.{key}: {whose} has no column {either}, so nothing says what to send. It has: {shown}. "
-        f"{remedy % name}, or use a mapper (module:function)."
-    )
+        key, remedy = "mapper", f"Rename the one that names the clip, say '{name}', to path"
+    return f"{path}.{key}: {said}. {remedy}, or use a mapper (module:function)."
+
+
+def _likeliest(wanted: Sequence[str], columns: Collection[str]) -> str:
+    """The column that is most likely to be sent."""
+    near = [name for name in columns if name.lower() in wanted] or difflib.get_close_matches(wanted[0], columns, n=1)
+    return next(iter(near or [name for name in columns if name.lower() not in _NUMBERS] or columns))
 
 
 def generation_row(row: Mapping[str, Any]) -> Mapped:

@@ -7,7 +7,7 @@ its row settles, after a crash, or when the file is written anew at the end.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import duckdb
 from infermesh.errors import StoreError
 from infermesh.exact_json import dumps, loads
 from infermesh.store.connection import connect
+from infermesh.store.ingest import row_columns
+from infermesh.store.kept_columns import kept_fields, kept_rows
 from infermesh.store.memory import VECTOR, fetch
 from infermesh.store.schema import SOURCE, StageTable, literal, not_retired, quoted
 from infermesh.store.values import json_value
@@ -67,6 +69,12 @@ _LIVE = not_retired(SOURCE)
 _SETTLED = f"s.status IS NOT NULL AND {_LIVE}"
 
 
+def own_names(kind: str) -> set[str]:
+    """The names of all fields that an output of that kind may have."""
+    fields = (*_FIELDS[kind], *_MORE.get(kind, ()), *_ERROR)
+    return {"_index", "metadata", *(name for name, *_ in fields)}
+
+
 @dataclass(slots=True)
 class OutputRecord:
     """What the checkpoint knows of its output file.
@@ -111,16 +119,25 @@ class OutputTable:
         self._connection = connection
         self._name, self._table = stage.name, quoted(stage.name)
         names = {column.name for column in stage.columns}
-        shown = [field for field in (*_FIELDS[kind], *_ERROR) if field[1] != "path" or "path" in names]
+        self._shown = [field for field in (*_FIELDS[kind], *_ERROR) if field[1] != "path" or "path" in names]
         if metadata:
-            shown.append(("metadata", "metadata", None))
-        more = _MORE.get(kind, ())
-        self._line = _json_object(shown)
+            self._shown.append(("metadata", "metadata", None))
+        self._more = _MORE.get(kind, ())
+        self._kept: dict[str, str] = {}
+        self.keep({})
+
+    def keep(self, kept: Mapping[str, str]) -> None:
+        """Show columns of the source, too: column → its name in the output, as from ``kept_names``."""
+        there = {column.name for column in row_columns(self._connection)} if kept else set()
+        self._kept = {name: shown for name, shown in kept.items() if name in there}
+        beside = kept_fields(self._connection, self._kept) if self._kept else []
+        shown, more = self._shown, self._more
+        self._line = _json_object([*shown, *beside])
         if more:
             unused = " AND ".join(f"{sql} IS NULL" for _, sql, _ in more)
-            self._line = f"CASE WHEN {unused} THEN {self._line} ELSE {_json_object([*shown, *more])} END"
-        columns = [f"{sql} AS {quoted(name)}" for name, sql, _ in (*shown, *more)]
-        self._columns = ", ".join(["row_id AS _index", *columns])
+            self._line = f"CASE WHEN {unused} THEN {self._line} ELSE {_json_object([*shown, *more, *beside])} END"
+        columns = [f"{sql} AS {quoted(name)}" for name, sql, _ in (*shown, *more, *beside)]
+        self._columns = ", ".join(["s.row_id AS _index", *columns])
 
     def lines(self, row_ids: Sequence[int]) -> list[tuple[int, bytes]]:
         """``(row_id, line)`` of these rows, in order."""
@@ -129,6 +146,7 @@ class OutputTable:
         return self._fetch_lines(
             "s.row_id BETWEEN ? AND ? AND s.row_id IN (SELECT unnest(?::BIGINT[]))",
             [min(row_ids), max(row_ids), list(row_ids)],
+            range(min(row_ids), max(row_ids) + 1),
         )
 
     def settled(self, *, standing: tuple[bool, bool] | None = None) -> Iterator[list[tuple[int, bytes]]]:
@@ -145,10 +163,13 @@ class OutputTable:
         row = self._connection.execute(f"SELECT max(row_id) FROM {self._table}").fetchone()
         last = -1 if row is None or row[0] is None else int(row[0])
         for low in range(0, last + 1, VECTOR):
-            yield self._fetch_lines(f"s.row_id >= ? AND s.row_id < ? AND {condition}", [low, low + VECTOR])
+            places = range(low, low + VECTOR)
+            yield self._fetch_lines(f"s.row_id >= ? AND s.row_id < ? AND {condition}", [low, low + VECTOR], places)
 
-    def _fetch_lines(self, condition: str, parameters: list[Any]) -> list[tuple[int, bytes]]:
-        query = f"SELECT s.row_id, {self._line}::VARCHAR FROM {self._table} s WHERE {condition} ORDER BY s.row_id"
+    def _fetch_lines(self, condition: str, parameters: list[Any], places: range) -> list[tuple[int, bytes]]:
+        beside = kept_rows(self._kept, f"row_id BETWEEN {places.start} AND {places.stop - 1}")
+        rows = f"{self._table} s{beside} WHERE {condition}"
+        query = f"SELECT s.row_id, {self._line}::VARCHAR FROM {rows} ORDER BY s.row_id"
         found = fetch(self._connection, query, parameters)
         return [(row_id, line.encode() + b"\n") for row_id, line in found]
 
@@ -170,7 +191,7 @@ class OutputTable:
 
     def write_parquet(self, path: Path) -> None:
         """Write every settled row, in order, into a Parquet file. Raises ``StoreError``."""
-        rows = f"SELECT {self._columns} FROM {self._table} s WHERE {_SETTLED} ORDER BY s.row_id"
+        rows = f"SELECT {self._columns} FROM {self._table} s{kept_rows(self._kept)} WHERE {_SETTLED} ORDER BY s.row_id"
         try:
             fetch(self._connection, f"COPY ({rows}) TO {literal(str(path))} (FORMAT parquet)")
         except duckdb.Error as error:

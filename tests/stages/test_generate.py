@@ -243,9 +243,25 @@ class TestStructured:
         assert lab.sql("SELECT DISTINCT error_type FROM b") == [("input",)]
 
 
-def test_rows_as_they_are_need_a_column_to_send(lab: Lab, simulator: Simulator) -> None:
-    lab.rows([{"id": 1, "Prompt": "Hello."}])
-    with pytest.raises(ConfigError, match=r"stages\.a\.prompt: the source has no column prompt, .*Prompt") as error:
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"id": 1, "Prompt": "Hello."}, "the source has no column prompt, messages or responses_input"),
+        ({"id": 1, "prompt": 7}, "column prompt of the source holds BIGINT, not text"),
+        ({"id": 1, "my question": "Hello."}, r"'{{ row['my question'] }}'"),
+    ],
+)
+def test_rows_as_they_are_need_a_column_to_send(lab: Lab, simulator: Simulator, row: dict[str, Any], said: str) -> None:
+    lab.rows([row])
+    with pytest.raises(ConfigError) as error:
         lab.run(experiment(simulator.url, {"a": {"kind": "generate", "mapper": "row"}}))
-    assert "'{{ Prompt }}'" in str(error.value)
+    assert str(error.value).startswith("stages.a.prompt: ")
+    assert said in str(error.value)
     assert totals(simulator)["received"] == 0
+
+
+@pytest.mark.parametrize("row", [{"prompt": "Hello."}, {"messages": [{"role": "user", "content": "Hello."}]}])
+def test_rows_as_they_are(lab: Lab, simulator: Simulator, row: dict[str, Any]) -> None:
+    lab.rows([row, {"id": 1}])
+    lab.run(experiment(simulator.url, {"a": {"kind": "generate", "mapper": "row"}}))
+    assert lab.sql("SELECT status, text FROM a ORDER BY row_id") == [("done", "Hello."), ("error", None)]

@@ -123,6 +123,10 @@ class OutputOptions:
         str | None,
         _option(FILES, "--output-jsonl", "--output", help=".jsonl or .parquet; else stdout.", metavar="FILE"),
     ] = None
+    keep_columns: Annotated[
+        str | None,
+        _option(FILES, "--keep-columns", help="Columns of the input to repeat: all, or a,b.", metavar="NAMES"),
+    ] = None
     resume: Annotated[bool, _option(RESUME, "--resume", help="Continue an interrupted run.")] = False
     keep_errors: Annotated[bool, _option(RESUME, "--keep-errors", help="Leave failed rows as they are.")] = False
     rerun_changed: Annotated[

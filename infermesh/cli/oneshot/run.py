@@ -12,6 +12,7 @@ folder, the checkpoint, so that ``--resume`` continues it:
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import os
 import shutil
@@ -82,6 +83,8 @@ class Command:
         if self.rows.input is None and self.out.output is None:
             if self.out.resume:
                 fail("--resume continues a file of rows: it needs --input-jsonl or --output-jsonl", code=2)
+            if self.out.keep_columns is not None:
+                fail("--keep-columns repeats columns of a file of rows: it needs --input-jsonl", code=2)
             work: Callable[[], int] = self._print_answers
         else:
             work = self._run_file
@@ -138,13 +141,13 @@ class Command:
         from infermesh.runs.output_files import LineFile, LineStream, ParquetFile, Sink
         from infermesh.store.folders import discard, remove_database
 
-        again = self.out.rerun_changed
+        how: dict[str, Any] = {"rerun_changed": self.out.rerun_changed, "keep": self._kept_columns()}
         if output is None:
-            sink: Sink = LineStream(self.kind, sys.stdout.buffer, rerun_changed=again)
+            sink: Sink = LineStream(self.kind, sys.stdout.buffer, **how)
         elif row_file(output).format == "parquet":
-            sink = ParquetFile(self.kind, output, rerun_changed=again)
+            sink = ParquetFile(self.kind, output, **how)
         else:
-            sink = LineFile(self.kind, output, rerun_changed=again)
+            sink = LineFile(self.kind, output, **how)
         kept_inputs = () if folder.exists() and replaced is None else _KEPT_INPUTS  # an earlier call's files stay
         try:
             job = self.declaration({"path": self._source_path(folder)}, **row_input(self.kind, self.rows, self.given))
@@ -160,6 +163,11 @@ class Command:
         lasting = output is not None or self.out.checkpoint_dir is not None
         print(oneshot_closing(outcome, output, folder if lasting else None), file=sys.stderr)
         return outcome.exit_code
+
+    def _kept_columns(self) -> list[str]:
+        """The names of ``--keep-columns``. As in CSV, one with a comma in it stands in quotes."""
+        names = next(csv.reader([self.out.keep_columns or ""], skipinitialspace=True), [])
+        return [name.strip() for name in names if name.strip()]
 
     def _source_path(self, folder: Path) -> str:
         """The source's path. Rows from stdin or the command line are written into the checkpoint first."""
