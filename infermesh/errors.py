@@ -19,6 +19,7 @@
         ├── ServerError              500, 502, 503, 504, 529 …        retryable
         ├── MalformedResponseError   an answer that is not the protocol's   retryable
         ├── UnfinishedError          an answer without a good end, or without anything in it   retryable
+        ├── InvalidAnswerError       an answer that does not satisfy the response format, where on_invalid is error
         ├── StoppedError             the caller stopped before the request was sent
         ├── FunctionError            a python stage's function raised, or returned what its columns cannot hold
         ├── InputError               the row cannot be made into a request: nothing was sent
@@ -49,6 +50,7 @@ __all__ = [
     "FunctionError",
     "InfermeshError",
     "InputError",
+    "InvalidAnswerError",
     "MalformedResponseError",
     "NoDeploymentError",
     "NotFoundError",
@@ -270,6 +272,12 @@ class UnfinishedError(RequestError):
 
     kind = "unfinished"
     default_retryable = True
+
+
+class InvalidAnswerError(RequestError):
+    """The answer does not satisfy the response format, and ``on_invalid="error"`` asks for none that does not."""
+
+    kind = "invalid_answer"
 
 
 class StoppedError(RequestError):

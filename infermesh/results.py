@@ -162,6 +162,8 @@ class GenerationResult(_ResultBase):
     output_parsed
         A pydantic object or plain JSON value where a ``response_format`` was given and the text satisfies it, else
         ``None``.
+    invalid
+        Why the text does not satisfy the ``response_format``; ``None`` where it does, or none was given.
     reasoning
         The model's reasoning, ``None`` where the server sends none.
     tool_calls
@@ -190,6 +192,7 @@ class GenerationResult(_ResultBase):
     tool_calls: list[ToolCall] | None = None
     finish_reason: str | None = None
     logprobs: dict[str, Any] | None = field(default=None, repr=False)
+    invalid: str | None = None
 
     def __str__(self) -> str:
         return self.output_text

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from infermesh.errors import StoreError
-from infermesh.hints import command
+from infermesh.hints import command, one_line
 from infermesh.query.glance import first_query_of
 from infermesh.query.reader import RunReader
 from infermesh.runs.outcome import RunOutcome
@@ -39,6 +39,10 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         return "\n".join(lines)
     lines += [f"  folder    {outcome.folder}", _query_line(outcome.folder)]
     lines += [f"  written   {file}" for file in outcome.files.written]
+    lines += _invalid_lines(outcome)
+    if outcome.invalid:
+        again = command("retry", outcome.folder, "--stage", outcome.invalid[0][0], "--where", "invalid is not null")
+        lines.append(f"            {again}")
     if outcome.failures:
         stage = outcome.failures[0][0]
         lines += _failure_lines(outcome, _FAILURE_LINES)
@@ -71,6 +75,7 @@ def oneshot_closing(outcome: RunOutcome, output: Path | None, checkpoint: Path |
         lines.append(f"  output    {output}")
     if checkpoint is not None:
         lines.append(_query_line(checkpoint))
+    lines += _invalid_lines(outcome)
     lines += _failure_lines(outcome, _FAILURE_LINES)
     if outcome.status != "done" and checkpoint is not None:
         lines.append(f"  resume    the same command with --resume   ({_what_resuming_does(outcome)})")
@@ -111,6 +116,11 @@ def _failure_lines(outcome: RunOutcome, most: int) -> Iterator[str]:
         yield f"  failures  {rows} × {stage}: {kind}: {first_line[:_EXAMPLE_CHARACTERS]}"
     if left := outcome.failures[most:]:
         yield f"  failures  {sum(rows for _, _, rows, _ in left)} of {len(left)} further kinds (infermesh status)"
+
+
+def _invalid_lines(outcome: RunOutcome) -> Iterator[str]:
+    for stage, rows, example in outcome.invalid:
+        yield f"  invalid   {rows} × {stage}: answers without 'parsed': {one_line(example, _EXAMPLE_CHARACTERS)}"
 
 
 def _what_resuming_does(outcome: RunOutcome) -> str:

@@ -125,6 +125,8 @@ def _print_status(info: RunInfo, found: RunDetails | None) -> None:
     print(f"  {found.requests} requests, {found.prompt_tokens + found.completion_tokens} tokens{cost}")
     for stage, kind, rows, example in found.failures:
         print(f"  failed: {rows} × {stage}: {kind}: {one_line(example or '', 160)}")
+    for stage, rows, example in found.invalid:
+        print(f"  invalid: {rows} × {stage}: answers without 'parsed': {one_line(example, 160)}")
     for failed in found.failed_requests:
         print(
             f"  requests that failed: {failed.requests} × {failed.stage} at {failed.deployment}: {failed.kind}: "

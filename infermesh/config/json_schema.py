@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from infermesh.config.schema import Experiment
+from infermesh.config.short_form import DEPLOYMENT_KEYS
 
 __all__ = ["experiment_schema"]
 
@@ -43,8 +44,19 @@ def experiment_schema() -> dict[str, Any]:
     schema: dict[str, Any] = _loosened(Experiment.model_json_schema())
     schema["$defs"]["Interpolation"] = _INTERPOLATION
     schema["$defs"]["GuardsConfig"]["properties"]["max_duration"]["anyOf"].append(_DURATION)
+    _add_short_forms(schema)
     schema["properties"] |= _HYDRA
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "infermesh experiment", **schema}
+
+
+def _add_short_forms(schema: dict[str, Any]) -> None:
+    """What is made long before a declaration is validated: models that say themselves who serves them."""
+    serves: dict[str, Any] = dict(schema["$defs"]["DeploymentEntry"]["properties"])
+    base: dict[str, Any] = serves["api_base"]
+    several = {"type": "array", "items": {"type": "string"}, "description": "A replica at each"}
+    serves["api_base"] = base | {"anyOf": [*base["anyOf"], several]}
+    model = schema["$defs"]["ModelEntry"]
+    model["properties"] = {name: serves[name] for name in sorted(DEPLOYMENT_KEYS)} | model["properties"]
 
 
 def _loosened(node: Any) -> Any:

@@ -81,6 +81,10 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
         return f"{path}: missing; it is required."
     if len(loc) == 2 and loc[0] == "models" and isinstance(detail.get("input"), str):
         return f"{path}: expected a mapping, such as {{model: {detail['input']}}}."
+    if loc[0] == "deployments" and loc[2:] == ["api_base"] and isinstance(detail.get("input"), list):
+        return (
+            f"{path}: a deployment is one server. A list stands in a model: models.NAME.api_base, beside its 'model'."
+        )
     message = detail["msg"].removeprefix("Value error, ")
     given = _at(mapping, detail["loc"], detail.get("input"))
     tells = isinstance(given, str | int | float | bool | None) and "headers" not in loc  # a header may hold a key

@@ -16,12 +16,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     TypeAdapter,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
 from infermesh.config.references import FromEnvironment
@@ -138,6 +141,8 @@ class DeploymentEntry(_Section):
         model = given.get("model") if isinstance(given, Mapping) else None
         if not isinstance(model, str) or not model.startswith(SIMULATED):
             return given
+        if model == SIMULATED:
+            raise ValueError(f"{model} has no name behind it: write {model}NAME, any name will do")
         if given.get("api_base") not in (None, "simulator"):
             raise ValueError(
                 f"{model} is the embedded simulator, but api_base names a server: write the name that the "
@@ -175,6 +180,18 @@ class ModelEntry(_Section):
         "0 lets rows fail",
     )
 
+    # The fields are those of the long form. The JSON schema is for editors, so it has the keys of a deployment as well,
+    # which may be written here instead (`config/short_form.py`).
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        written = handler.resolve_ref_schema(handler(core))
+        own = handler.resolve_ref_schema(handler(DeploymentEntry.__pydantic_core_schema__))
+        base = own["properties"]["api_base"]
+        several = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+        written["properties"] |= own["properties"] | {"api_base": base | {"anyOf": [*base["anyOf"], several]}}
+        del written["required"]
+        return written
+
 
 class _Stage(_Section):
     rows: str | None = Field(None, description="Whose rows it takes: source, or a sql stage; null: by what it names")
@@ -183,7 +200,7 @@ class _Stage(_Section):
 
 
 class _ModelStage(_Stage):
-    model: str = Field(description="One of models")
+    model: str = Field(description="One of models, or provider/name as a provider serves it")
     params: dict[str, Any] = Field(default_factory=dict, description="Wire parameters, over the model's")
 
 
@@ -201,7 +218,9 @@ class GenerateStage(_ModelStage):
     response_format: str | dict[str, Any] | None = Field(
         None, description="module:PydanticClass, a .json schema file, or a JSON schema"
     )
-    on_invalid: Literal["null", "retry"] = Field("null", description="What to do if the answer does not satisfy it")
+    on_invalid: Literal["null", "retry", "error"] = Field(
+        "null", description="What to do if the answer does not satisfy it"
+    )
     parse_json: bool = Field(False, description="Parse the answer as JSON, without asking the server for a format")
 
     @model_validator(mode="after")

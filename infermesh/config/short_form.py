@@ -25,6 +25,7 @@ DEPLOYMENT_KEYS = frozenset(DeploymentEntry.model_fields)
 """What a model may say itself of the deployments that serve it. ``api_base`` may be a list there."""
 
 _SECTIONS = ("limits", "deployments", "models", "stages")
+_SERVED = re.compile(r"[^/\s]+/\S.*")  # provider/name
 _ASKS_A_MODEL = {name for name, kind in STAGE_KINDS.items() if issubclass(kind, ModelStageConfig)}
 
 
@@ -194,7 +195,7 @@ class _Work:
         text = stage["model"]
         backend = _resolved(text, self._environ)
         written = f"stages.{name}.model"
-        if "/" not in backend or backend in self.sections["models"]:
+        if not _SERVED.fullmatch(backend) or backend in self.sections["models"]:
             return
         # A variable's value may be another one tomorrow, and is stored nowhere: then the stage gives the name.
         label = text if text == backend else name
@@ -234,6 +235,8 @@ def _resolved(text: str, environ: Mapping[str, str]) -> str:
 def _wrong_list(bases: Any) -> str | None:
     if bases == []:
         return "the list is empty: give at least one URL"
+    if isinstance(bases, str) and (urls := re.split(r"[,;\s]+(?=https?://)", bases.strip()))[1:]:
+        return f"several URLs are a list: [{', '.join(str(shown_url(url)) for url in urls)}]"
     twice = [each for each in bases if each != "simulator" and bases.count(each) > 1] if isinstance(bases, list) else []
     return f"{shown_url(str(twice[0]))} stands there twice" if twice else None
 

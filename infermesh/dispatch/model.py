@@ -16,7 +16,16 @@ from typing import Any, Literal, get_args
 from infermesh.dispatch import Deployment, Router
 from infermesh.dispatch.blame import blame
 from infermesh.dispatch.dispatcher import Dispatcher
-from infermesh.dispatch.reasking import asked_again, cost, merged, parse_into, parsed, with_earlier, with_failed_reask
+from infermesh.dispatch.reasking import (
+    asked_again,
+    cost,
+    merged,
+    parse_into,
+    parsed,
+    unusable,
+    with_earlier,
+    with_failed_reask,
+)
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import (
     BadRequestError,
@@ -52,7 +61,7 @@ from infermesh.wire.structured import ResponseFormat
 
 logger = logging.getLogger("infermesh")
 
-OnInvalid = Literal["null", "retry"]
+OnInvalid = Literal["null", "retry", "error"]
 MAX_REASKS = 2
 _HARMLESS = "text"
 _CHECKS = 8  # answers at once that a user's validators look at
@@ -184,7 +193,8 @@ class LogicalModel:
         With a ``response_format``, the answer is parsed into ``output_parsed``. Where it does not satisfy the format,
         ``on_invalid="null"`` logs a warning and leaves that ``None``; ``"retry"`` tells the model what was wrong and
         asks again, at most twice, but not after an answer that a limit has cut. Where asking again fails, the answer
-        that there is stays. Raises ``RequestError``.
+        that there is stays. In both cases the result's ``invalid`` says what is wrong; ``"error"`` raises an
+        ``InvalidAnswerError`` that does. Raises ``RequestError``.
         """
         if response_format is None:
             return self._generate(request, timeout)
@@ -207,6 +217,9 @@ class LogicalModel:
             elif (refusal := refusal_of(result)) is not None:  # it would refuse again
                 problem = f"the model refused: {refusal[:200]!r}"
                 reasks = 0
+            if on_invalid == "error":
+                raise unusable(result, problem)
+            result.invalid = problem
             if not reasks:
                 logger.warning("%s: output_parsed is None: %s", result.request_id or self.name, problem)
                 return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from infermesh.errors import RequestError
+from infermesh.errors import InvalidAnswerError, RequestError
 from infermesh.results import GenerationResult, RequestMetrics
 from infermesh.runtime.foreign import words_of
 from infermesh.types import Request
@@ -13,6 +13,7 @@ from infermesh.wire.endings import ending
 from infermesh.wire.structured import ResponseFormat
 from infermesh.wire.usage import together
 
+_SHOWN = 300  # characters of an answer that is not kept
 _REASK = "That answer could not be used: {problem}. Answer again with nothing but JSON that satisfies the schema."
 
 
@@ -53,6 +54,16 @@ def parse_into(result: GenerationResult, response_format: ResponseFormat) -> str
     if result.reasoning is None:
         result.reasoning = thoughts
     return None
+
+
+def unusable(result: GenerationResult, problem: str) -> InvalidAnswerError:
+    """The error in place of an answer that does not satisfy its format, with what it took to get it."""
+    text = result.output_text[:_SHOWN]
+    shown = "" if not text or text[:40] in problem else f": {text!r}"
+    answered = result.metrics.deployment if result.metrics is not None else None
+    error = InvalidAnswerError(f"{problem}{shown}", deployment=answered, request_id=result.request_id)
+    error.usage, error.metrics = result.token_usage, result.metrics
+    return error
 
 
 def with_failed_reask(result: GenerationResult, error: RequestError) -> GenerationResult:

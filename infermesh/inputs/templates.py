@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import DecimalException
 from pathlib import Path
@@ -11,11 +13,13 @@ from jinja2 import TemplateSyntaxError, Undefined, meta, nodes
 
 from infermesh.errors import ConfigError, InputError
 from infermesh.inputs.bounds import BUDGET
-from infermesh.inputs.formats import names_template
+from infermesh.inputs.formats import TEMPLATE_SUFFIXES, names_template
 from infermesh.inputs.paths import find, similar_file
 from infermesh.inputs.sandbox import ENVIRONMENT, PLAIN, count_turns, is_plain, refuse_missing
 
 _ABSENT: Any = object()
+_PATH = re.compile(r"(?:~|\.{0,2})/?[\w.-]+(?:[/\\][\w.-]+)*\.[A-Za-z][A-Za-z0-9]{0,9}")
+_WITHIN_TEXT = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 ROW = "row"  # names the whole row in a template, for columns whose name is no identifier
 
 
@@ -45,7 +49,7 @@ class Template:
     Raises
     ------
     ConfigError
-        The template does not parse.
+        The template does not parse, or a string within an expression holds a template of its own.
 
     Examples
     --------
@@ -73,6 +77,8 @@ class Template:
             raise ConfigError(f"{path}: the template is nested too deeply: {error}") from None
         except Exception as error:  # Jinja computes what is constant
             raise ConfigError(f"{path}: what is constant in the template fails: {error}") from None
+        if expression:
+            _refuse_templates_in_strings(tree, path)
         self.functions = _functions(tree)
         self.columns: set[tuple[str, str]] = set(self._attributes(tree))
         self.start, self.is_text = _leading_text(tree)
@@ -117,6 +123,23 @@ class Template:
         words = "" if isinstance(error, DecimalException) else str(error)  # it has but a list of classes
         words = words or type(error).__name__
         return InputError(f"{self.path}: the template could not be rendered for this row: {words[:1000]}")
+
+
+def _refuse_templates_in_strings(tree: nodes.Template, path: str) -> None:
+    """Refuse ``{{ column }}`` in a string of an expression: it would be sent as it stands, to every row alike."""
+    for node in tree.find_all(nodes.Const):
+        if not isinstance(node.value, str) or not ("{{" in node.value or "{%" in node.value):
+            continue
+        pieces = _WITHIN_TEXT.split(node.value)
+        texts = (json.dumps(text, ensure_ascii=False) if text else "" for text in pieces[::2])
+        parts = [part for pair in zip(texts, [*pieces[1::2], ""], strict=True) for part in pair if part]
+        instead = " ~ ".join(parts) if len(pieces) > 1 else '"{" ~ "{" for two braces that are to be sent'
+        if "{%" in node.value:
+            instead = 'an expression, such as "one" if column else "another"'
+        raise ConfigError(
+            f"{path}: {node.value!r:.200} is a string, and nothing within a string is filled in: it would be sent as "
+            f"it stands. In its place, write {instead}"
+        )
 
 
 def _functions(tree: nodes.Template) -> set[str]:
@@ -207,7 +230,7 @@ def _substitute(
     return render
 
 
-def load_template(value: str, path: str, roots: Sequence[Path]) -> Template:
+def load_template(value: str, path: str, roots: Sequence[Path], *, gives_path: bool = False) -> Template:
     """Make a template from a config's value, which is the text itself or the name of a file.
 
     Parameters
@@ -218,13 +241,17 @@ def load_template(value: str, path: str, roots: Sequence[Path]) -> Template:
         Where it stands in the config, for messages.
     roots
         The folders that the file is looked up in.
+    gives_path
+        What the template gives is a path, so that one without a ``{{`` may well be the name of a file.
 
     Raises
     ------
     ConfigError
-        There is no such file, or the template does not parse.
+        There is no such file, or the template does not parse; or the value is a file's name, but not written as one.
     """
     if not names_template(value):
+        if not gives_path:
+            _refuse_file_as_text(value, path, roots)
         return Template(value, path)
     file = find(value, roots)
     if file is None:
@@ -233,3 +260,17 @@ def load_template(value: str, path: str, roots: Sequence[Path]) -> Template:
         return Template(file.read_text(encoding="utf-8-sig"), f"{path} ({value})")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: {value} is not UTF-8 text: {error}") from None
+
+
+def _refuse_file_as_text(value: str, path: str, roots: Sequence[Path]) -> None:
+    """Refuse the name of a file that is there and would be sent itself, as a text."""
+    name = value.strip()
+    if looks_like_file(name) and (file := find(name, roots)) is not None and file.is_file():
+        endings = ", ".join(TEMPLATE_SUFFIXES)
+        cure = "leave out the space around it" if names_template(name) else f"let its name end in one of {endings}"
+        raise ConfigError(f"{path}: {name} is a file, but would be sent as a text of that name: {cure}.")
+
+
+def looks_like_file(text: str) -> bool:
+    """Whether a text is what a path to a file looks like."""
+    return _PATH.fullmatch(text.strip()) is not None

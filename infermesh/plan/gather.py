@@ -24,6 +24,7 @@ from infermesh.query.reader import ask_run
 from infermesh.query.survey import Measured, measured
 from infermesh.results import TokenUsage
 from infermesh.runs.assemble import assembled
+from infermesh.runs.remarks import job_remarks, missing_keys
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
@@ -117,6 +118,7 @@ def make_plan(
         rows, notes = PlannedRows(experiment, pipeline, folder, place), list[str]()
         stack.callback(rows.close)
         rows.load(declaration.roots, notes.append)
+        notes += [*missing_keys(experiment, environ), *job_remarks(experiment, fleet, pipeline, rows.origins)]
         return _Planner(experiment, fleet, pipeline, rows, folder, options, notes).plan()
 
 

@@ -38,6 +38,8 @@ class PlannedRows:
         Whether the folder holds a run.
     filters, stale, known
         As for :class:`~infermesh.runs.runner.Runner`; set by :meth:`load`.
+    origins
+        ``source`` and the sql stages, each with its columns; set by :meth:`load`.
     """
 
     def __init__(self, experiment: Experiment, pipeline: Pipeline, folder: Path, place: Path) -> None:
@@ -58,11 +60,13 @@ class PlannedRows:
         self._made = {SOURCE}
         self.filters: dict[str, RowFilter] = {}
         self.stale: set[str] = set()
+        self.origins: Mapping[str, Sequence[Column]] = {}
         self.known: KnownAnswers | None = None
 
     def load(self, roots: Sequence[Path], note: Callable[[str], None]) -> None:
         """Load the source, or merge its changes into the copy; find the stale stages."""
         store, pipeline = self._store, self._pipeline
+        store.refuse_other(self._experiment.name, self._folder)
         if not store.is_new:
             before = orjson.loads(store.run_value("signatures") or "{}")
             self.stale = {name for name, now in pipeline.signatures.items() if before.get(name, now) != now}
@@ -76,6 +80,7 @@ class PlannedRows:
 
     def _check(self, connection: Connection, origins: Mapping[str, Sequence[Column]]) -> None:
         self._pipeline.check_columns(origins)
+        self.origins = origins
         self.filters = self._pipeline.filters(origins)
 
     def make_rows(self, wave: Wave) -> bool:

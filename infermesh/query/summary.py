@@ -12,7 +12,7 @@ from infermesh.errors import StoreError, StoreInUseError
 from infermesh.query.reader import RunReader
 from infermesh.query.troubles import Failed, failed_requests, waiting_rows
 from infermesh.store.folders import run_folders, sweep_of
-from infermesh.store.schema import SOURCE, UNFINISHED, RunStatus, quoted, status_now
+from infermesh.store.schema import INVALID, SOURCE, UNFINISHED, RunStatus, invalid_answers, literal, quoted, status_now
 
 __all__ = ["STATES", "RunDetails", "RunInfo", "describe", "details", "newest_unfinished", "runs_below"]
 
@@ -85,6 +85,8 @@ class RunDetails:
         Of all attempts; the cost is ``None`` if no price is known.
     failures
         ``(stage, error_type, rows, example)``: the most frequent errors of each stage, in the stages' order.
+    invalid
+        ``(stage, rows, example)``: the answers that do not satisfy their response format.
     failed_requests
         Those of the last session, by where and how they failed, the most frequent first.
     waiting
@@ -97,6 +99,7 @@ class RunDetails:
     completion_tokens: int = 0
     cost_usd: float | None = None
     failures: list[tuple[str, str, int, str]] = field(default_factory=list)
+    invalid: list[tuple[str, int, str]] = field(default_factory=list)
     failed_requests: list[Failed] = field(default_factory=list)
     waiting: dict[str, int] = field(default_factory=dict)
 
@@ -109,6 +112,7 @@ class RunDetails:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "failures": [dict(zip(names, failure, strict=True)) for failure in self.failures],
+            "invalid": [dict(zip(("stage", "rows", "example"), each, strict=True)) for each in self.invalid],
             "failed_requests": [asdict(failed) for failed in self.failed_requests],
             "waiting": self.waiting,
         }
@@ -157,6 +161,9 @@ def details(reader: RunReader) -> RunDetails:
             f"SELECT '{stage}', error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} "
             f"WHERE status = 'error' GROUP BY ALL ORDER BY rows DESC, error_type LIMIT {_ERROR_KINDS}"
         )
+    named = f"SELECT table_name FROM duckdb_columns() WHERE column_name = {literal(INVALID)}"  # not in older runs
+    for stage in sorted(found.stages.keys() & {name for (name,) in reader.rows(named)}):
+        found.invalid += reader.rows(invalid_answers(stage))
     found.failed_requests = failed_requests(reader)
     if reader.live:
         found.waiting = {stage: rows for stage in found.stages if (rows := waiting_rows(reader, stage))}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
-from infermesh.errors import RequestError
+from infermesh.errors import ConfigError, RequestError
 from infermesh.runs.assemble import assembled
 from infermesh.runtime.workers import run_window
 from infermesh.stages import Stage, answers, prepare
 from infermesh.stages.base import Result
+from infermesh.stages.graph import StageGraph
+from infermesh.store import Column
 
 
 @dataclass(slots=True)
@@ -23,6 +25,12 @@ class DirectStage:
 
     stage: Stage
     fleet: Fleet
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Raise ``ConfigError`` if the stage names a column that is none of these, or takes one that is none."""
+        columns = [Column(name, "JSON") for name in names]
+        if problems := StageGraph({self.stage.name: self.stage}).missing_columns(columns):
+            raise ConfigError("\n".join(problems))
 
     async def ask(self, rows: Sequence[Mapping[str, Any]]) -> list[Result | RequestError]:
         """Send the rows in one request if the stage batches, else one after another; one result or error per row.

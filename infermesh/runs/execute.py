@@ -25,13 +25,14 @@ from infermesh.runs.assemble import assembled
 from infermesh.runs.control import Control
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
+from infermesh.runs.remarks import refuse_missing_keys
 from infermesh.runs.session import RunSession
 from infermesh.runs.stats import ForeignObserver, Observer
 from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
 from infermesh.store.connection import in_words
 from infermesh.store.database import Redo
-from infermesh.store.folders import CONFIG_FOLDER, LOG, discard, outputs_of, point_latest
+from infermesh.store.folders import CONFIG_FOLDER, LOG, discard, outputs_of, point_latest, remove_database
 from infermesh.store.schema import DATABASE
 
 logger = logging.getLogger("infermesh")
@@ -146,6 +147,7 @@ def _session(
         observer.note(warning)
     with ExitStack() as stack:
         fleet, pipeline = stack.enter_context(assembled(declaration, environ))
+        refuse_missing_keys(experiment, environ)
         source = resolve_source(experiment.source, declaration.roots)
         fresh = not (folder / DATABASE).exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +161,7 @@ def _session(
         except BaseException:
             if fresh:
                 stack.close()
-                _remove_database(folder)
+                remove_database(folder)
             raise
         if sink is None:
             point_latest(folder, experiment.name)
@@ -197,12 +199,6 @@ def _put(file: Path, content: bytes) -> None:
             arriving.unlink(missing_ok=True)
         error.filename = str(file)
         raise
-
-
-def _remove_database(folder: Path) -> None:
-    """Remove a database that this session created and closed, and in which nothing ran."""
-    for leftover in (folder / DATABASE, folder / f"{DATABASE}.wal"):
-        leftover.unlink(missing_ok=True)
 
 
 class _OneLine(logging.Formatter):

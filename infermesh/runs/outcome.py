@@ -36,6 +36,8 @@ class RunOutcome:
         The guard that stopped the session; ``None`` if none did.
     files
         What was written to the declared sinks.
+    invalid
+        ``(stage, rows, example)`` of answers that are done and do not satisfy their stage's response format.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class RunOutcome:
     reused: int = 0
     reason: str | None = None
     files: SinkReport = field(default_factory=SinkReport)
+    invalid: list[tuple[str, int, str]] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:

@@ -106,7 +106,7 @@ class _StageSink:
         self._record = None if store.is_new else self._table.record()
         if self._record is not None and not self._rerun_changed:
             changes = changed_facts(self._record.facts, facts)
-            if changes:
+            if changes and self._table.has_answers:
                 raise ConfigError(
                     f"what decides the answers has changed since {store.path.parent} was made:\n"
                     + "\n".join(f"  {change}" for change in changes)

@@ -27,6 +27,7 @@ from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
 from infermesh.runs.record import run_record
+from infermesh.runs.remarks import job_remarks
 from infermesh.runs.retry import Retry, left_open
 from infermesh.runs.runner import Runner
 from infermesh.runs.stats import Observer, RunStats, StageStats
@@ -88,6 +89,7 @@ class RunSession:
         self._retry: Retry | None = None
         self._store = RunStore(folder / DATABASE, experiment.store)
         self._filters: dict[str, RowFilter] = {}
+        self._origins: Mapping[str, Sequence[Column]] = {}
         self._stale: set[str] = set()
         self._signatures: dict[str, str] = {}
         self._known: KnownAnswers | None = None
@@ -117,6 +119,7 @@ class RunSession:
         tables = [stage.table for stage in pipeline.stages.values()]
         signatures = pipeline.signatures
         last = next(reversed(pipeline.stages.values()), None)
+        store.refuse_other(self._experiment.name, self._folder)
         if self._sink is not None and last is not None:
             self._sink.admit(store, last.table, last.facts, self._observer.note)
         edits: dict[str, str] = {}
@@ -153,6 +156,8 @@ class RunSession:
                 self._observer.note(f"{name}: its declaration has changed; a resume looks at its other rows")
             for name in sorted(readers):
                 self._observer.note(f"{name}: reads {redo.stage}: of these rows, those whose request changes are sent")
+        for line in job_remarks(self._experiment, self._fleet, pipeline, self._origins):
+            self._observer.note(line)
         self._known = KnownAnswers.for_run(self._experiment, self._folder, store, tables, self._observer.note)
         if self._retry is None:
             for line in opening_lines(store, list(pipeline.stages), edits, keep_errors=self._keep_errors):
@@ -170,6 +175,7 @@ class RunSession:
         self._pipeline.check_columns(origins)
         self._filters = self._pipeline.filters(origins)
         check_sinks(connection, self._experiment.sinks)
+        self._origins = origins
 
     def _record(self, signatures: Mapping[str, str]) -> dict[str, Any]:
         facts = {name: stage.facts for name, stage in self._pipeline.stages.items()}
@@ -351,6 +357,7 @@ class RunSession:
             stats.reused,
             self._stopped_by,
             files,
+            store.invalid_answers(),
         )
 
     async def _tick(self, stats: RunStats, guards: Guards) -> None:

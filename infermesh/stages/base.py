@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from infermesh.config.schema import OWN_FIELDS, ModelStageConfig
 from infermesh.dispatch.model import LogicalModel
-from infermesh.errors import InputError, RequestError
+from infermesh.errors import ConfigError, InputError, RequestError
 from infermesh.exact_json import dumps
 from infermesh.inputs.row_files import RowFiles
 from infermesh.inputs.templates import Template
 from infermesh.results import EmbeddingResult, FunctionResult, GenerationResult, TranscriptionResult
 from infermesh.runtime.foreign import words_of
-from infermesh.stages.mapping import FieldReader, Mapped, Mapper, columns_of
+from infermesh.stages.mapping import FieldReader, Mapped, Mapper, columns_of, without_input
 from infermesh.store import Column, StageTable
+from infermesh.types import Request
+from infermesh.wire.requests import all_params, payload_bytes
 
 R = TypeVar("R")
 _PAUSE = 128  # prepare so many rows, then let other tasks of the event loop run
@@ -228,6 +230,35 @@ class ModelStage:
             return made
         assert self._own_fields is not None
         return self._own_fields(columns_of(context, self._hidden))
+
+    def missing_input(self, columns: Collection[str], whose: str) -> str | None:
+        """What to tell where it takes rows as they are, and they have no column for it; ``None`` where they may."""
+        if self._own_fields is None:
+            return None
+        return without_input(self._kind, f"stages.{self.name}", columns, whose)
+
+    def try_params(self, own_field: str, make: Callable[[], Request]) -> None:
+        """Make a request of no row, so that what fails for every row fails before the first.
+
+        Parameters
+        ----------
+        own_field
+            Where the stage's own input stands in a request.
+
+        Raises
+        ------
+        ConfigError
+            No request can be made with these parameters.
+        """
+        path = f"stages.{self.name}.params"
+        if own_field in all_params(self.params):
+            raise ConfigError(
+                f"{path}.{own_field}: it would stand in place of what the stage makes of each row. Remove it."
+            )
+        try:
+            payload_bytes(make())
+        except InputError as error:
+            raise ConfigError(f"{path}: {error} (the model's params count as well)") from None
 
     def sign(self, **parts: Any) -> None:
         """Set ``facts`` and ``signature`` from the model, the parameters and ``parts``; ``None`` is an absent part.

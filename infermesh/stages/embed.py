@@ -30,6 +30,7 @@ class Embed(ModelStage):
         elif config.mapper is not None:
             self.map_rows(config.mapper, text_row, context.stages)
             self.table = StageTable(name, (*self.columns, Column(METADATA, "JSON")))
+        self.try_params("input", lambda: embedding_request([""], self.params))
         self.sign(text=self._text and self._text.source, mapper=config.mapper)
 
     def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[str]:

@@ -18,8 +18,9 @@ from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json
 from infermesh.stages.functions import import_object
 from infermesh.stages.mapping import METADATA, Mapped, generation_row
 from infermesh.store import Column, StageTable
+from infermesh.store.schema import INVALID, stored_text
 from infermesh.types import Endpoint, Request
-from infermesh.wire.requests import PromptForm, request_key
+from infermesh.wire.requests import INPUT_FIELD, PromptForm, all_params, request_key
 from infermesh.wire.structured import ResponseFormat, stored_json
 
 logger = logging.getLogger("infermesh")
@@ -34,6 +35,7 @@ class Generate(ModelStage):
         Column("reasoning", "VARCHAR"),
         Column("finish_reason", "VARCHAR"),
         Column("tool_calls", "JSON"),
+        Column(INVALID, "VARCHAR"),
     )
 
     def __init__(self, name: str, config: GenerateStage, context: StageContext) -> None:
@@ -42,7 +44,7 @@ class Generate(ModelStage):
         self._on_invalid = config.on_invalid
         self._prompt = load_template(config.prompt, f"{path}.prompt", context.roots) if config.prompt else None
         self._messages = Template(config.messages, f"{path}.messages", expression=True) if config.messages else None
-        self._asks_logprobs = any(self.params.get(key) for key in ("logprobs", "top_logprobs"))
+        self._asks_logprobs = any(all_params(self.params).get(key) for key in ("logprobs", "top_logprobs"))
         outputs = (*self.columns, Column("logprobs", "JSON")) if self._asks_logprobs else self.columns
         if config.mapper is not None:
             self.map_rows(config.mapper, generation_row, context.stages)
@@ -55,6 +57,7 @@ class Generate(ModelStage):
         self._format = _response_format(config.response_format, f"{path}.response_format", context.roots)
         if self._format is None and config.parse_json:
             self._format = ResponseFormat.any_json()
+        self.try_params(INPUT_FIELD[self.model.endpoint], lambda: self._request("", None))
         self._form: PromptForm | None = None
         self.sign(
             prompt=self._prompt and self._prompt.source,
@@ -101,18 +104,20 @@ class Generate(ModelStage):
         return await self.model.generate(prepared.request, self._format, on_invalid=self._on_invalid)
 
     def outputs(self, result: GenerationResult) -> tuple[Any, ...]:
-        parsed = None if result.output_parsed is None else self._parsed(result)
+        parsed, invalid = None, result.invalid
+        if result.output_parsed is not None:
+            parsed, invalid = self._parsed(result)
         calls = as_json(result.tool_calls)
-        values = (result.output_text, parsed, result.reasoning, result.finish_reason, calls)
+        values = (result.output_text, parsed, result.reasoning, result.finish_reason, calls, stored_text(invalid))
         return (*values, as_json(result.logprobs)) if self._asks_logprobs else values
 
-    def _parsed(self, result: GenerationResult) -> str | None:
-        """The parsed answer as JSON. NULL rather than another value where JSON cannot hold it: the text is there."""
+    def _parsed(self, result: GenerationResult) -> tuple[str | None, str | None]:
+        """The parsed answer as JSON; or NULL, where JSON cannot hold it, and why."""
         try:
-            return stored_json(result.output_parsed)
+            return stored_json(result.output_parsed), None
         except (TypeError, ValueError) as error:
             logger.warning("stage %s: %s: parsed is NULL: %s", self.name, result.request_id or "an answer", error)
-            return None
+            return None, str(error)
 
 
 def _response_format(value: str | dict[str, Any] | None, path: str, roots: Sequence[Path]) -> ResponseFormat | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
-from infermesh.inputs.templates import ROW
-from infermesh.stages.base import Stage, hashed
+from infermesh.inputs.formats import TEMPLATE_SUFFIXES
+from infermesh.inputs.templates import ROW, looks_like_file
+from infermesh.stages.base import ModelStage, Stage, hashed
 from infermesh.store import SOURCE, Column, QueryTable, StageTable
 from infermesh.store.filter import RowFilter, column_references
 
+# What f-strings and str.format write. Neither ``{{ x }}`` nor ``${x}``; JSON has quotes within its braces.
+_SINGLE_BRACES = re.compile(r"(?<![{$\w])\{\s*([A-Za-z_]\w*)\s*\}(?!\})")
 READABLE = ("status",)  # columns of every stage that templates and conditions may read besides its outputs
 
 
@@ -124,6 +127,16 @@ class Pipeline:
                     found[name] = RowFilter(stage.where, f"stages.{name}.where", columns or (), upstream)
         return found
 
+    def remarks(self, origins: Mapping[str, Sequence[Column]]) -> list[str]:
+        """What is allowed in the stages' templates, and is probably a slip: a line each.
+
+        Parameters
+        ----------
+        origins
+            ``source`` and the sql stages, each with its columns.
+        """
+        return [line for wave in self.waves if (rows := origins.get(wave.origin)) for line in wave.graph.remarks(rows)]
+
     def check_columns(self, origins: Mapping[str, Sequence[Column]]) -> None:
         """Check that every name in templates and conditions is a column of the stage's rows, or a stage, or its column.
 
@@ -231,6 +244,28 @@ class StageGraph:
             found[name] = hashed([stage.signature, *upstream])
         return found
 
+    def remarks(self, rows: Sequence[Column]) -> Iterator[str]:
+        """A line for each stage whose requests are the same for all rows, and for each column in the wrong braces."""
+        columns = {column.name for column in rows}
+        own = columns | self.stages.keys() | {self._origin, ROW}
+        for stage in self.stages.values():
+            if not stage.templates or stage.mapper is not None:
+                continue
+            meant = [
+                (template.path, f"{{{name}}}", name)
+                for template in stage.templates
+                for name in dict.fromkeys(_SINGLE_BRACES.findall(template.source))
+                if name in columns
+            ]
+            reads = any((template.names | template.functions) & own for template in stage.templates)
+            for path, written, name in meant:
+                same = "" if reads else ", and all rows get the same request"
+                yield f"{path}: {written} is sent as it stands{same}. The column is written {{{{ {name} }}}}"
+            if not reads and not meant:
+                first = stage.templates[0]
+                as_text = looks_like_file(first.source) and stage.facts.get("kind") != "transcribe"
+                yield f"{first.path}: {_NO_FILE.format(first.source.strip()) if as_text else _same_for_all(columns)}"
+
     def missing_columns(self, rows: Sequence[Column]) -> list[str]:
         """A line for each name in templates and conditions that is neither a column of the rows nor of a stage."""
         problems = []
@@ -242,6 +277,8 @@ class StageGraph:
         if self._origin != SOURCE:
             outputs[self._origin], whose = [*columns, *READABLE], f"stage '{self._origin}'"
         for name, stage in self.stages.items():
+            if isinstance(stage, ModelStage) and (problem := stage.missing_input([c.name for c in rows], whose)):
+                problems.append(problem)
             for template in stage.templates:
                 for used in sorted(template.names - columns - outputs.keys() - {ROW}):
                     hint = nearest(used, columns | outputs.keys())
@@ -272,3 +309,14 @@ def references(stage: Stage) -> set[tuple[str, ...]]:
     if stage.where is not None:
         found |= column_references(stage.where, f"stages.{stage.name}.where")
     return found
+
+
+_NO_FILE = (
+    "{} is sent for every row as it stands, as a text. If it is to be a file: there is none of that name, and its name "
+    f"has to end in one of {', '.join(TEMPLATE_SUFFIXES)}"
+)
+
+
+def _same_for_all(columns: Collection[str]) -> str:
+    example = next((name for name in sorted(columns) if name.isidentifier()), "column")
+    return f"names no column, so all rows get the same request. A column is written {{{{ {example} }}}}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from infermesh.stages.functions import imported_function, module_hash
 from infermesh.types import Endpoint
 
 METADATA = "metadata"
+_NUMBERS = ("id", "index", "key", "n", "number", "row")  # columns that are hardly what is to be sent
+_SHOWN = 20  # columns that a message lists
 
 
 @dataclass(slots=True)
@@ -34,6 +37,8 @@ class Mapped:
 
 
 FieldReader = Callable[[Mapping[str, Any]], Mapped]
+# What a row's own fields are called, by the kind of stage: it has one of them.
+OWN_NAMES = {"generate": ("prompt", "messages", "responses_input"), "embed": ("text",), "transcribe": ("path",)}
 
 
 class Mapper:
@@ -145,9 +150,39 @@ def columns_of(context: Mapping[str, Any], hidden: Collection[str]) -> dict[str,
     return {name: value for name, value in context.items() if name not in hidden}
 
 
+def without_input(kind: str, path: str, columns: Collection[str], whose: str = "the source") -> str | None:
+    """What to tell where rows are to be sent as they are, and none has a column for it; ``None`` where one may.
+
+    Parameters
+    ----------
+    kind
+        ``generate``, ``embed`` or ``transcribe``.
+    path
+        The stage's place in the declaration, such as ``stages.words``.
+    columns, whose
+        The rows' columns, and where they come from.
+    """
+    wanted = OWN_NAMES[kind]
+    if not columns or any(name in columns for name in wanted):
+        return None
+    near = [name for name in columns if name.lower() in wanted] or difflib.get_close_matches(wanted[0], columns, n=1)
+    name = next(iter(near or [name for name in columns if name.lower() not in _NUMBERS] or columns))
+    key, remedy = wanted[0], "Name what to send in a template, such as '{{ %s }}'"
+    if kind == "transcribe":
+        key, remedy = "mapper", "Rename the one that names the clip, say '%s', to path"
+    elif not name.isidentifier():
+        remedy = "Name what to send in a template, such as '{{ row[%r] }}'"
+    either = ", ".join(wanted[:-1]) + f" or {wanted[-1]}" if len(wanted) > 1 else wanted[0]
+    shown = ", ".join([*columns][:_SHOWN]) + (", …" if len(columns) > _SHOWN else "")
+    return (
+        f"{path}.{key}: {whose} has no column {either}, so nothing says what to send. It has: {shown}. "
+        f"{remedy % name}, or use a mapper (module:function)."
+    )
+
+
 def generation_row(row: Mapping[str, Any]) -> Mapped:
     """The input of a ``generate`` row: its ``prompt``, ``messages`` or ``responses_input``. It must have just one."""
-    given = [name for name in ("prompt", "messages", "responses_input") if row.get(name) is not None]
+    given = [name for name in OWN_NAMES["generate"] if row.get(name) is not None]
     if len(given) != 1:
         found = f"it has both {' and '.join(given)}" if given else f"it has {_fields(row)}"
         raise InputError(f"expected a row with one of prompt, messages, responses_input; {found}")

@@ -18,6 +18,8 @@ from infermesh.results import TranscriptionResult
 from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json
 from infermesh.stages.mapping import METADATA, Mapped, path_row
 from infermesh.store import Column, StageTable
+from infermesh.types import Audio
+from infermesh.wire.requests import transcription_request
 
 
 class Transcribe(ModelStage):
@@ -36,7 +38,7 @@ class Transcribe(ModelStage):
             (*self.columns, Column("words", "JSON"), Column("segments", "JSON")) if self._asks_times else self.columns
         )
         if config.audio is not None:
-            self._audio = load_template(config.audio, f"stages.{name}.audio", context.roots)
+            self._audio = load_template(config.audio, f"stages.{name}.audio", context.roots, gives_path=True)
             self._files = context.files.beginning(self._audio.start, whole=self._audio.is_text)
             self.templates = [self._audio]
         elif config.mapper is not None:
@@ -44,6 +46,7 @@ class Transcribe(ModelStage):
             outputs = (*outputs, Column("path", "VARCHAR"), Column(METADATA, "JSON"))
         self.table = StageTable(name, outputs)
         self._max_bytes = config.max_transcription_bytes
+        self.try_params("file", lambda: transcription_request(Audio(b"", "clip.wav"), self.params))
         self.sign(audio=self._audio and self._audio.source, mapper=config.mapper)
 
     def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[Path | InputError]:

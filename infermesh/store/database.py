@@ -16,6 +16,7 @@ import orjson
 
 from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError, StoreError
+from infermesh.hints import command
 from infermesh.inputs.sources import Source
 from infermesh.store.connection import connect_to_write, half_made
 from infermesh.store.filter import parsed_condition
@@ -28,6 +29,7 @@ from infermesh.store.reshape import disown, fit, merge, outline, put_aside, stam
 from infermesh.store.schema import (
     ATTEMPTS,
     COMMON_DDL,
+    INVALID,
     MIGRATIONS,
     SCHEMA_VERSION,
     SOURCE,
@@ -35,6 +37,7 @@ from infermesh.store.schema import (
     QueryTable,
     RunStatus,
     StageTable,
+    invalid_answers,
     literal,
     not_retired,
     quoted,
@@ -244,6 +247,27 @@ class RunStore:
                         f"could mean either. Rename the stage."
                     )
 
+    def refuse_other(self, experiment: str, folder: Path) -> None:
+        """Refuse to put an experiment onto the run of another, whose rows would be taken for its own.
+
+        Parameters
+        ----------
+        folder
+            What the run's folder is called in the message.
+
+        Raises
+        ------
+        ConfigError
+            The database holds the run of another experiment.
+        """
+        stored = None if self.is_new else self.run_value("experiment")
+        if stored not in (None, experiment):
+            raise ConfigError(
+                f"{folder} holds the run of another experiment: '{stored}', and this one is '{experiment}'. Name "
+                "another folder (hydra.run.dir=FOLDER), or go on with the run that is there: "
+                f"{command('resume', folder)}"
+            )
+
     def materialize(self, query: QueryTable) -> tuple[int, int, int] | None:
         """Run a sql stage's query if its text or the rows it reads have changed, and merge the result into its table.
 
@@ -385,6 +409,14 @@ class RunStore:
         if not parts:
             return []
         return self._fetch(" UNION ALL ".join(parts) + " ORDER BY rows DESC")
+
+    def invalid_answers(self) -> list[tuple[str, int, str]]:
+        """``(stage, rows, example)`` of the answers that do not satisfy their stage's response format."""
+        found: list[tuple[str, int, str]] = []
+        for table in self._tables:
+            if any(column.name == INVALID for column in table.outputs):
+                found += self._fetch(invalid_answers(table.name, not_retired(table.origin)))
+        return found
 
     def output(self, stage: StageTable, kind: str, *, metadata: bool) -> OutputTable:
         """A stage's rows in the form of an output file; ``kind`` and ``metadata`` as in :class:`OutputTable`."""

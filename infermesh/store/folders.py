@@ -118,6 +118,12 @@ def claim_folder(folder: Path) -> Path:
     raise AssertionError("unreachable")
 
 
+def remove_database(folder: Path) -> None:
+    """Remove a run's database, in which nothing is to be kept and which nobody has open."""
+    for leftover in (folder / DATABASE, folder / f"{DATABASE}.wal"):
+        leftover.unlink(missing_ok=True)
+
+
 def discard(folder: Path, also: Collection[str] = (), *, with_parent: bool = True) -> None:
     """Remove the folder of a run that never started.
 

@@ -16,6 +16,7 @@ import duckdb
 
 from infermesh.errors import StoreError
 from infermesh.exact_json import dumps, loads
+from infermesh.store.connection import connect
 from infermesh.store.memory import VECTOR, fetch
 from infermesh.store.schema import SOURCE, StageTable, literal, not_retired, quoted
 from infermesh.store.values import json_value
@@ -54,7 +55,13 @@ _FIELDS: dict[str, tuple[tuple[str, str, str | None], ...]] = {
     ),
 }
 # Fields that a line has only if one of them has a value.
-_MORE = {"generate": (("reasoning", "reasoning", None), ("tool_calls", "tool_calls", None))}
+_MORE = {
+    "generate": (
+        ("reasoning", "reasoning", None),
+        ("tool_calls", "tool_calls", None),
+        ("invalid", "invalid", None),
+    )
+}
 _ERROR = (("error", "error", None), ("error_type", "error_type", None))
 _LIVE = not_retired(SOURCE)
 _SETTLED = f"s.status IS NOT NULL AND {_LIVE}"
@@ -102,7 +109,7 @@ class OutputTable:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, stage: StageTable, kind: str, *, metadata: bool) -> None:
         self._connection = connection
-        self._table = quoted(stage.name)
+        self._name, self._table = stage.name, quoted(stage.name)
         names = {column.name for column in stage.columns}
         shown = [field for field in (*_FIELDS[kind], *_ERROR) if field[1] != "path" or "path" in names]
         if metadata:
@@ -170,6 +177,11 @@ class OutputTable:
             raise StoreError(f"{path} could not be written: {error}") from None
 
     @property
+    def has_answers(self) -> bool:
+        """Whether any row is done, be it in the source or no longer."""
+        return _states(self._connection, self._name)[0] > 0
+
+    @property
     def retired(self) -> int:
         """How many settled rows are no longer in the source."""
         row = self._connection.execute(f"SELECT count(*) FROM {self._table} s WHERE NOT ({_LIVE})").fetchone()
@@ -209,6 +221,47 @@ def read_record(connection: duckdb.DuckDBPyConnection) -> OutputRecord | None:
         return None
     values = dict(zip(names, row, strict=True))
     return OutputRecord(**{**values, "facts": loads(values["facts"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What an earlier command has left.
+
+    Attributes
+    ----------
+    failed
+        Rows that are errors.
+    file
+        Size and digest of the output file, as it was written last; ``None`` where none was.
+    """
+
+    failed: int
+    file: tuple[int, str] | None
+
+
+def without_answers(database: Path) -> Earlier | None:
+    """What is in a checkpoint that holds no answer.
+
+    ``None`` where it holds one, where a session has it open, or where it cannot be read.
+    """
+    try:
+        # Opened for writing, which a session that is under way does not allow.
+        with connect(database) as connection:
+            record = read_record(connection)
+            tables = connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+            counts = [_states(connection, name) for (name,) in tables if name in _FIELDS]
+    except (StoreError, duckdb.Error):
+        return None
+    if any(done for done, _ in counts):
+        return None
+    return Earlier(sum(failed for _, failed in counts), None if record is None else (record.bytes, record.digest))
+
+
+def _states(connection: duckdb.DuckDBPyConnection, table: str) -> tuple[int, int]:
+    """How many rows of a stage are done, and how many are errors; those that left the source included."""
+    states = "count(*) FILTER (status = 'done'), count(*) FILTER (status = 'error')"
+    done, failed = connection.execute(f"SELECT {states} FROM {quoted(table)}").fetchall()[0]
+    return done, failed
 
 
 def digest_of(path: Path, most: int | None = None) -> tuple[int, str]:

@@ -20,6 +20,7 @@ from infermesh.store.schema import DATABASE, StageTable, literal, quoted
 
 # The columns of an answer that are copied besides the stage's outputs. Attempts, costs and times stay those of the run
 # that sent the request.
+_LATER = {"reused_from", "invalid"}  # columns that the runs of former versions do not have
 CARRIED = ("model_id", "request_id", "prompt_tokens", "completion_tokens")
 
 
@@ -106,24 +107,24 @@ class EarlierAnswers:
             ).fetchall():
                 columns.setdefault(table, set()).add(column)
             for stage in self._tables.values():
-                wanted = {column.name for column in stage.columns} - {"reused_from"}
+                wanted = {column.name for column in stage.columns} - _LATER
                 for table, present in columns.items():
                     if wanted <= present:
-                        self._copy(stage, table, row[0], "reused_from" in present)
+                        self._copy(stage, table, row[0], present)
         finally:
             connection.execute("DETACH earlier")
 
-    def _copy(self, stage: StageTable, table: str, run_id: str, has_origin: bool) -> None:
+    def _copy(self, stage: StageTable, table: str, run_id: str, present: set[str]) -> None:
         mine = _temp_table(stage.name)
-        outputs = [quoted(column.name) for column in stage.outputs]
         kinds = {column.name: column.ddl for column in stage.columns}
         made = ", ".join(
             [kinds[name] for name in (*(column.name for column in stage.outputs), "request_key", *CARRIED)]
         )
         self._connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {mine} ({made}, run_id VARCHAR)")
         # An answer that the earlier run took from a still earlier one keeps the run that sent the request.
-        whose = f"coalesce(e.reused_from, {literal(run_id)})" if has_origin else literal(run_id)
-        values = ", ".join(f"e.{name}" for name in (*outputs, "request_key", *CARRIED))
+        whose = f"coalesce(e.reused_from, {literal(run_id)})" if "reused_from" in present else literal(run_id)
+        found = ["NULL" if column.name in _LATER - present else f"e.{quoted(column.name)}" for column in stage.outputs]
+        values = ", ".join([*found, *(f"e.{name}" for name in ("request_key", *CARRIED))])
         copy = (
             f"INSERT INTO {mine} SELECT {values}, {whose} FROM earlier.{quoted(table)} e WHERE e.status = 'done' "
             f"AND e.request_key IS NOT NULL AND e.request_key NOT IN (SELECT request_key FROM {mine}) "

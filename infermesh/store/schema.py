@@ -99,6 +99,23 @@ AFTER_OUTPUTS = (
 )
 
 
+INVALID = "invalid"  # of a generate stage: why the answer does not satisfy its response format
+
+
+def invalid_answers(stage: str, live: str = "true") -> str:
+    """A query for the stage, the count and one reason of the answers that do not satisfy the format; no row for none.
+
+    Parameters
+    ----------
+    live
+        An SQL condition on its rows ``s``.
+    """
+    return (
+        f"SELECT {literal(stage)}, count(*), any_value({INVALID}) FROM {quoted(stage)} s WHERE status = 'done' AND "
+        f"{INVALID} IS NOT NULL AND {live} HAVING count(*) > 0"
+    )
+
+
 def state_row(
     row_id: int,
     status: str,
@@ -124,7 +141,7 @@ def state_row(
         status,
         *outputs,
         error_type,
-        None if error is None else _utf8(error),
+        stored_text(error),
         attempts,
         deployment,
         model_id,
@@ -175,7 +192,7 @@ def attempt_row(stage: str, row_id: int, attempt: Attempt, error: str | None = N
         attempt.completion_tokens,
         attempt.cost_usd,
         attempt.rows,
-        None if error is None else _utf8(error[:_ERROR_CHARACTERS]),
+        None if error is None else stored_text(error[:_ERROR_CHARACTERS]),
     )
 
 
@@ -195,8 +212,9 @@ def row_instead(
     return state_row(row[0], "error", [None] * outputs, *error, attempts, *nothing, None, timestamp(time.time()), None)
 
 
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()  # half a surrogate is no UTF-8
+def stored_text(text: str | None) -> str | None:
+    """A message as a column can hold it: half a surrogate is no UTF-8."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
 def timestamp(seconds: float) -> datetime:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["OPENAI", "PROVIDERS", "Provider", "named_bare", "split_model"]
+__all__ = ["KNOWN_TO_LITELLM", "OPENAI", "PROVIDERS", "Provider", "named_bare", "split_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,9 @@ class Provider:
     prices
         Its id in the price list. ``None``: no price, as the tokens are those of the user's own hardware, or the list
         does not know the provider.
+    needs
+        The environment variables of which LiteLLM needs one where the deployment names neither key nor URL, the usual
+        one first. Empty where there are other ways to log in, or it is not known.
     litellm_name
         What LiteLLM calls it, where it does not know the name.
     bare_names
@@ -46,6 +49,7 @@ class Provider:
     base_vars: tuple[str, ...] = ()
     key_optional: bool = False
     prices: str | None = None
+    needs: tuple[str, ...] = ()
     litellm_name: str | None = None
     bare_names: tuple[str, ...] = ()
 
@@ -158,26 +162,45 @@ _TABLE = (
         key_vars=("TOGETHERAI_API_KEY", "TOGETHER_API_KEY", "TOGETHER_AI_API_KEY"),
         prices="together",
     ),
-    # Services that LiteLLM translates for. It finds their URLs and keys.
-    Provider(("anthropic",), "litellm", prices="anthropic"),
+    # Services that LiteLLM translates for. It finds their URLs and keys; ``needs`` is what its sources look for.
+    Provider(
+        ("anthropic",),
+        "litellm",
+        prices="anthropic",
+        needs=(
+            *("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL"),
+            *("ANTHROPIC_IDENTITY_TOKEN", "ANTHROPIC_IDENTITY_TOKEN_FILE", "ANTHROPIC_FEDERATION_RULE_ID"),
+        ),
+    ),
     Provider(("azure", "azure_ai"), "litellm", prices="azure"),
     Provider(("bedrock",), "litellm", prices="aws"),
-    Provider(("cerebras",), "litellm", prices="cerebras"),
-    Provider(("cohere", "cohere_chat"), "litellm", prices="cohere"),
+    Provider(("cerebras",), "litellm", prices="cerebras", needs=("CEREBRAS_API_KEY", "CEREBRAS_API_BASE")),
+    Provider(
+        ("cohere", "cohere_chat"),
+        "litellm",
+        prices="cohere",
+        needs=("COHERE_API_KEY", "CO_API_KEY", "COHERE_API_BASE"),
+    ),
     Provider(("databricks",), "litellm", prices="databricks"),
     Provider(("fireworks_ai",), "litellm", prices="fireworks"),
-    Provider(("gemini", "vertex_ai"), "litellm", prices="google"),
+    Provider(("gemini",), "litellm", prices="google", needs=("GEMINI_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_BASE")),
+    Provider(("vertex_ai",), "litellm", prices="google"),
     Provider(("moonshot",), "litellm", prices="moonshotai"),
     Provider(("novita",), "litellm", prices="novita"),
     Provider(("perplexity",), "litellm", prices="perplexity"),
     Provider(("voyage",), "litellm", prices="voyageai"),
-    Provider(("xai",), "litellm", prices="x-ai"),
+    Provider(("xai",), "litellm", prices="x-ai", needs=("XAI_API_KEY", "XAI_API_BASE", "XAI_OAUTH_AUTH_FILE")),
     Provider(("zai",), "litellm", prices="zai"),
     Provider(tuple(_TRANSLATED.split()), "litellm"),
 )
 
 PROVIDERS: dict[str, Provider] = {name: provider for provider in _TABLE for name in provider.names}
 OPENAI = PROVIDERS["openai"]
+# What the names begin with of which LiteLLM can tell the provider by itself: Anthropic's, Bedrock's, fine-tuned ones.
+KNOWN_TO_LITELLM = (
+    *("claude", "ft:", "arn:", "anthropic.", "amazon.", "meta.", "cohere.", "mistral.", "ai21.", "deepseek.", "qwen."),
+    *("openai.", "us.", "eu.", "apac.", "jp.", "au.", "ca.", "sa.", "us-gov.", "global."),
+)
 
 
 def split_model(model: str) -> tuple[str, str]:

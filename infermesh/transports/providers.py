@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,8 @@ from urllib.parse import urlsplit
 from infermesh.config.deployment import DeploymentConfig
 from infermesh.config.references import FromEnvironment
 from infermesh.errors import ConfigError
-from infermesh.redaction import names_secret, origin, secret_parts, url_secrets
-from infermesh.transports.provider_table import OPENAI, PROVIDERS, Provider, named_bare, split_model
+from infermesh.redaction import names_secret, origin, secret_parts, shown_url, url_secrets
+from infermesh.transports.provider_table import KNOWN_TO_LITELLM, OPENAI, PROVIDERS, Provider, named_bare, split_model
 
 __all__ = ["Resolved", "resolve_deployment"]
 
@@ -74,7 +75,8 @@ def resolve_deployment(config: DeploymentConfig, environ: Mapping[str, str], *, 
     Raises
     ------
     ConfigError
-        A variable that ``api_key_env`` or a header names is not set, or a native deployment has no base URL.
+        A variable that ``api_key_env`` or a header names is not set, a native deployment has no base URL or that of one
+        endpoint, or nobody can tell whose model it is.
     """
     from_variables = _variables_of(config, environ)
     config = _with_values(config, environ)
@@ -91,16 +93,22 @@ def resolve_deployment(config: DeploymentConfig, environ: Mapping[str, str], *, 
     api_key = _explicit_key(config, environ, label)
     headers, secrets = _headers(config, environ, label)
     secrets = (*secrets, *from_variables, *url_secrets(api_base or ""))
+    if config.transport == "auto" and kind == "litellm" and provider is _UNKNOWN:
+        _refuse_unknown(config.model, label)
     if kind == "litellm":
         if api_key is None and api_base is not None:
             api_key = _usual_key(prefix, provider, api_base, environ)
         wire_model = _litellm_name(config.model, provider, name, api_base)
-        return Resolved("litellm", wire_model, api_base, api_key, headers=headers, secrets=secrets)
+        missing = None
+        if api_key is None and api_base is None and not any(names_secret(each) for each in headers):
+            missing = next(iter(provider.needs), None) if not any(map(environ.get, provider.needs)) else None
+        return Resolved("litellm", wire_model, api_base, api_key, missing, headers, secrets)
     api_base = api_base or provider.base_url
     if api_base is None:
         raise ConfigError(
             f"deployment {label!r}: {config.model!r} needs api_base, the URL of its server, such as http://host:8000/v1"
         )
+    _refuse_endpoint(api_base, label, shows=not from_variables)
     if api_key is None:
         api_key = _usual_key(prefix, provider, api_base, environ)
     missing = None
@@ -113,6 +121,32 @@ def resolve_deployment(config: DeploymentConfig, environ: Mapping[str, str], *, 
     ):
         missing = provider.key_vars[0]
     return Resolved("native", name, api_base, api_key, missing, headers, secrets)
+
+
+def _refuse_unknown(model: str, label: str) -> None:
+    """Refuse a model whose server nobody can tell; LiteLLM would say so too, after seconds and for each row."""
+    prefix, slash, _ = model.partition("/")
+    if not slash and model.startswith(KNOWN_TO_LITELLM):
+        return
+    close = difflib.get_close_matches(prefix.lower(), PROVIDERS, n=1, cutoff=0.7) if slash else []
+    hint = f" Did you mean '{close[0]}/{model.partition('/')[2]}'?" if close else ""
+    what = f"no provider '{prefix}' is known" if slash else "it names no provider"
+    raise ConfigError(
+        f"deployment {label!r}: model {model!r}: {what}, and there is no api_base. For a server of your own, set "
+        f"api_base, such as http://host:8000/v1; for a service, write provider/model, such as openai/gpt-4.1.{hint}"
+    )
+
+
+_ENDPOINTS = re.compile(r"/+(chat/completions|completions|responses|embeddings|audio/transcriptions|models)/*(?=$|\?)")
+
+
+def _refuse_endpoint(api_base: str, label: str, *, shows: bool) -> None:
+    """Refuse a URL that ends in what each request adds to it. Without ``shows`` it is not repeated."""
+    if found := _ENDPOINTS.search(api_base):
+        base = shown_url(api_base[: found.start()] + api_base[found.end() :]) if shows else "it without that"
+        raise ConfigError(
+            f"deployment {label!r}: api_base ends in /{found[1]}, which each request adds by itself: write {base}"
+        )
 
 
 def _kind(provider: Provider, api_base: str | None) -> Literal["native", "litellm"]:

@@ -36,7 +36,8 @@ FOREIGN_PARAMETERS = {
     "max_retries": "retrying is the client's, not the wire's",
 }
 
-_INPUT_FIELD: dict[str, str] = {"chat_completion": "messages", "text_completion": "prompt", "responses": "input"}
+# Where a request of each endpoint holds its input.
+INPUT_FIELD: dict[str, str] = {"chat_completion": "messages", "text_completion": "prompt", "responses": "input"}
 
 
 def messages_from(input: str | Sequence[Mapping[str, Any]], system: str | None = None) -> list[dict[str, Any]]:
@@ -101,7 +102,7 @@ def generation_request(endpoint: Endpoint, input: GenerationInput, params: Mappi
     InputError
         The input does not fit the endpoint, or a parameter belongs elsewhere (``model``, ``api_key`` …).
     """
-    field = _INPUT_FIELD[endpoint]
+    field = INPUT_FIELD[endpoint]
     payload: dict[str, Any]
     if isinstance(input, str):
         payload = {field: [{"role": "user", "content": input}] if endpoint == "chat_completion" else input}
@@ -146,9 +147,17 @@ def _merged_input(endpoint: Endpoint, field: str, input: Mapping[str, Any]) -> d
     raise InputError(f"a {endpoint} input that is a mapping needs the key {field!r}; it has {sorted(map(str, input))}")
 
 
+def all_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with those in their ``extra_body``, which are sent beside the others."""
+    extra = params.get("extra_body")
+    return {**params, **extra} if isinstance(extra, Mapping) else dict(params)
+
+
 def _merge_params(payload: dict[str, Any], params: Mapping[str, Any]) -> None:
     payload.update(params)
     if (extra := payload.pop("extra_body", None)) is not None:
+        if not isinstance(extra, Mapping):
+            raise InputError(f"extra_body: expected a mapping of further parameters, got {type(extra).__name__}")
         payload.update(extra)
     if None in payload.values():
         for name in [name for name, value in payload.items() if value is None]:
@@ -157,7 +166,7 @@ def _merge_params(payload: dict[str, Any], params: Mapping[str, Any]) -> None:
         name = next(name for name in FOREIGN_PARAMETERS if name in payload)
         raise InputError(f"{name!r} is among the request's parameters: {FOREIGN_PARAMETERS[name]}, remove it")
     if payload.get("stream") or payload.get("n", 1) != 1:
-        raise InputError("stream and n > 1 are not supported: each request has one whole answer")
+        raise InputError("stream and n > 1 are not supported: each request has one whole answer. Remove them")
 
 
 def _to_responses(payload: dict[str, Any]) -> None:
@@ -361,7 +370,7 @@ class PromptForm:
             self._made += 1
             if self._made != 2 or (template := self._make_template()) is None:
                 return self._make(prompt)
-        field = _INPUT_FIELD[template.operation]
+        field = INPUT_FIELD[template.operation]
         before = template.payload[field]
         given: Any = prompt if isinstance(before, str) else [*before[:-1], {**before[-1], "content": prompt}]
         request = Request(template.operation, {**template.payload, field: given}, output_tokens=template.output_tokens)

@@ -247,3 +247,12 @@ def test_versions_that_are_missing_wrong_or_bad(monkeypatch: pytest.MonkeyPatch)
     failed = [each for each in machine.versions() if each.state == "fail"]
     assert sorted(each.words.split()[0] for each in failed) == ["duckdb", "litellm", "orjson"]
     assert all(each.do for each in failed)
+
+
+def test_a_proxy_is_named_without_its_password(lab: Lab) -> None:
+    write_experiment(lab.root, experiment("http://gpu.example.com/v1", {"a": generate()}))
+    proxy = "http://ada:geheim1234@127.0.0.1:9"
+    ended = here("doctor", "mine", cwd=lab.root, http_proxy=proxy, HTTP_PROXY=proxy)
+    assert ended.returncode == 1
+    assert "through the proxy http://127.0.0.1:9" in ended.stdout
+    assert "geheim" not in ended.stdout + ended.stderr

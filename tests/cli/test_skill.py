@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+from infermesh.simulator.server import Simulator
 from tests.support import here
 
 FILE = re.compile(r"`([\w/.]+)`:\n\n```\w+\n(.*?)```", re.DOTALL)
@@ -24,13 +25,14 @@ def steps(page: str) -> list[tuple[str, int, str]]:
     return found
 
 
-def test_what_the_page_says_works(tmp_path: Path) -> None:
+def test_what_the_page_says_works(tmp_path: Path, simulator: Simulator) -> None:
     page = here("skill", cwd=tmp_path).stdout
     assert page.startswith("---\nname: infermesh\ndescription: ")
     files = FILE.findall(page)
     assert [name for name, _ in files] == ["data/reviews.jsonl", "conf/experiment/reviews.yaml"]
     for name, text in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        text = text.replace("api_base: simulator", f"api_base: {simulator.url}")  # one for all, as each takes time
         (tmp_path / name).write_text(text, encoding="utf-8")
     tried = steps(page)
     assert len(tried) > 15

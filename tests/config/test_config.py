@@ -328,7 +328,7 @@ class TestValues:
         [
             ("stages.summaries.max_parallel_requests", 0, "greater than or equal to 1 (got 0)"),
             ("stages.summaries.max_parallel_requests", "many", "got 'many'"),
-            ("stages.summaries.on_invalid", "raise", "'null' or 'retry'"),
+            ("stages.summaries.on_invalid", "raise", "'null', 'retry' or 'error'"),
             ("stages.vectors.micro_batch_size", -1, "greater than or equal to 1"),
             ("models.llama.timeout", 0, "greater than 0"),
             ("models.llama.max_retries", -1, "greater than or equal to 0"),

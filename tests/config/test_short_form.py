@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from infermesh.config.compose import compose
 from infermesh.config.declaration import Declaration, declare
+from infermesh.config.schema import Experiment
 from infermesh.errors import ConfigError
 from infermesh.runs.assemble import NOWHERE, assembled
 from infermesh.simulator import Simulator
@@ -126,6 +128,14 @@ class TestMessages:
             ({"api_base": HOSTS[0]}, "models.m.model: missing; api_base needs it beside it: provider/name"),
             ({"model": GPU, "api_base": []}, "models.m.api_base: the list is empty: give at least one URL"),
             ({"model": GPU, "api_base": [HOSTS[0]] * 2}, f"models.m.api_base: {HOSTS[0]} stands there twice"),
+            (
+                {"model": GPU, "api_base": ",".join(HOSTS)},
+                f"models.m.api_base: several URLs are a list: [{', '.join(HOSTS)}]",
+            ),
+            (
+                {"model": "simulator/"},
+                "models.m: simulator/ has no name behind it: write simulator/NAME, any name will do",
+            ),
             ({"model": GPU, "api_base": [3, HOSTS[0]]}, "models.m.api_base.0: input should be a valid string (got 3)"),
             (
                 {"model": GPU, "api_base": HOSTS, "weight": -1},
@@ -164,6 +174,12 @@ class TestMessages:
         said = problem({}, GPU)
         assert said.startswith(f"stages.a.model: '{GPU}' needs api_base, the URL of its server")
         assert said.endswith(f"NAME stands in models: NAME: {{model: {GPU}, …}}, and the stage says model: NAME")
+
+    def test_a_list_of_servers_at_a_deployment(self) -> None:
+        said = problem({"m": {"deployments": ["d"]}}, deployments={"d": {"model": GPU, "api_base": HOSTS}})
+        assert said.startswith(
+            "deployments.d.api_base: a deployment is one server. A list stands in a model: models.NAME"
+        )
 
     def test_notes_of_a_plan_or_a_run(self) -> None:
         told = declaration({"m": {"model": GPU, "api_base": HOSTS}}, "openai/x").long_form.as_written
@@ -208,6 +224,20 @@ class TestMessages:
     def test_the_simulator_at_a_servers_url(self) -> None:
         said = problem({"m": {"model": "simulator/llama", "api_base": HOSTS[0]}})
         assert said.startswith("models.m: simulator/llama is the embedded simulator, but api_base names a server")
+
+
+@pytest.mark.parametrize(
+    ("entry", "valid"),
+    [
+        ({"model": GPU, "api_base": HOSTS, "limits": {"rpm": 3}, "params": {"seed": 1}}, True),
+        ({"deployments": ["d"]}, True),
+        ({"model": GPU, "zzz": 1}, False),
+    ],
+)
+def test_the_json_schema_has_both_forms(entry: Any, valid: bool) -> None:
+    schema = Experiment.model_json_schema()["$defs"]
+    checker = jsonschema.Draft202012Validator({"$ref": "#/$defs/ModelEntry", "$defs": schema})
+    assert checker.is_valid(entry) is valid
 
 
 def test_replicas_answer_and_resume_under_their_names(tmp_path: Path, simulator: Simulator) -> None:

@@ -217,3 +217,24 @@ def test_a_constant_that_fails_is_an_error_of_the_config(constant: str) -> None:
 def test_a_function_has_no_json(source: str) -> None:
     with pytest.raises(InputError, match="could not be rendered"):
         Template(source, "p").render({})
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("{{ review }}", "review"),
+        ("Rate 'this': {{ a.b }} and {{x}}!", '"Rate \'this\': " ~ a.b ~ " and " ~ x ~ "!"'),
+        ("{% if x %}y{% endif %}", 'an expression, such as "one" if column else "another"'),
+        ("{{ unclosed", '"{" ~ "{" for two braces that are to be sent'),
+    ],
+)
+def test_a_template_within_a_string_of_an_expression_is_refused(text: str, instead: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Template(f'[{{"role": "user", "content": "{text}"}}]', "stages.a.messages", expression=True)
+    assert str(caught.value).startswith("stages.a.messages: ")
+    assert str(caught.value).endswith(f"In its place, write {instead}")
+
+
+def test_braces_that_are_to_be_sent() -> None:
+    made = Template('["{" ~ "{ x }}"]', "stages.a.messages", expression=True)
+    assert made.evaluate({}) == ["{{ x }}"]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
+from infermesh import ConfigError
 from infermesh.simulator import Simulator
-from tests.support import Lab, experiment, generate, texts, totals
+from infermesh.store.schema import DATABASE
+from tests.support import Lab, experiment, generate, here, texts, totals, write_experiment
 
 Start = Callable[..., Simulator]
 
@@ -169,6 +173,48 @@ class TestStructured:
             assert (status, parsed) == ("done", None)
             assert text
         assert totals(simulator)["received"] == 2
+        for reason in lab.sql("SELECT invalid FROM a"):
+            assert str(reason).startswith("('the answer ")
+
+    def test_an_answer_that_satisfies_it_has_no_reason(self, lab: Lab, simulator: Simulator) -> None:
+        run(lab, simulator, response_format=SCHEMA)
+        assert lab.one("SELECT count(invalid) FROM a") == 0
+
+    def test_how_many_do_not_is_told_with_what_to_do(self, tmp_path: Path, start_simulator: Start) -> None:
+        simulator = start_simulator(faults={"invalid_json_content": 1.0})
+        Lab(tmp_path).rows(texts(3))
+        write_experiment(tmp_path, experiment(simulator.url, {"a": generate(PROMPT, response_format=SCHEMA)}))
+        done = here("run", "+experiment=mine", "hydra.run.dir=outputs/x", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "  invalid   3 × a: answers without 'parsed': the answer " in done.stderr
+        assert "infermesh retry outputs/x --stage a --where 'invalid is not null'" in done.stderr
+        assert "  invalid: 3 × a: answers without 'parsed': the answer " in here("status", cwd=tmp_path).stdout
+        again = here("retry", "outputs/x", "--stage", "a", "--where", "invalid is not null", "--dry-run", cwd=tmp_path)
+        assert "3 rows of a" in again.stderr
+
+    def test_it_may_be_an_error(self, lab: Lab, start_simulator: Start) -> None:
+        simulator = start_simulator(faults={"invalid_json_content": 1.0})
+        for status, text, parsed, _ in run(lab, simulator, response_format=SCHEMA, on_invalid="error"):
+            assert (status, text, parsed) == ("error", None, None)
+        ((kind, reason, attempts, tokens),) = lab.sql(
+            "SELECT DISTINCT error_type, error, attempts, (SELECT min(completion_tokens) FROM attempts) > 0 FROM a"
+        )
+        assert (kind, attempts, tokens) == ("invalid_answer", 1, True)
+        assert reason.startswith("the answer ")
+        assert totals(simulator)["received"] == 2
+
+    def test_a_run_made_before_there_were_reasons_goes_on(self, lab: Lab, simulator: Simulator) -> None:
+        run(lab, simulator, response_format=SCHEMA)
+        with duckdb.connect(str(lab.folder / DATABASE)) as connection:
+            for view in ("results", "progress"):
+                connection.execute(f"DROP VIEW {view}")
+            connection.execute("ALTER TABLE a DROP COLUMN invalid")
+        old, lab.folder = lab.folder, lab.folder.with_name("new")
+        mapping = experiment(simulator.url, {"a": generate(PROMPT, response_format=SCHEMA)}, reuse=str(old))
+        assert lab.run(mapping).reused == 2
+        lab.folder = old
+        assert lab.run(mapping | {"reuse": "none"}).totals["requests"] == 2
+        assert lab.sql("SELECT invalid, status FROM a") == [(None, "done")] * 2
 
     def test_asking_again_mends_it(self, lab: Lab, start_simulator: Start) -> None:
         simulator = start_simulator(faults={"invalid_json_content": 0.6}, seed=1)
@@ -195,3 +241,11 @@ class TestStructured:
         outcome = lab.run(experiment(simulator.url, stages))
         assert outcome.counts == {"a": {"done": 2}, "b": {"error": 2}}
         assert lab.sql("SELECT DISTINCT error_type FROM b") == [("input",)]
+
+
+def test_rows_as_they_are_need_a_column_to_send(lab: Lab, simulator: Simulator) -> None:
+    lab.rows([{"id": 1, "Prompt": "Hello."}])
+    with pytest.raises(ConfigError, match=r"stages\.a\.prompt: the source has no column prompt, .*Prompt") as error:
+        lab.run(experiment(simulator.url, {"a": {"kind": "generate", "mapper": "row"}}))
+    assert "'{{ Prompt }}'" in str(error.value)
+    assert totals(simulator)["received"] == 0

@@ -65,7 +65,7 @@ RULES: list[tuple[str, str | None, str, str, str | None, str | None]] = [
     ("claude-x", None, "litellm", "claude-x", None, None),
     ("azure/dep", "https://x.openai.azure.com", "litellm", "azure/dep", "https://x.openai.azure.com", None),
     ("bedrock/anthropic.claude", None, "litellm", "bedrock/anthropic.claude", None, None),
-    ("meta-llama/X", None, "litellm", "meta-llama/X", None, None),
+    ("eu.anthropic.claude-x", None, "litellm", "eu.anthropic.claude-x", None, None),
 ]
 
 
@@ -170,12 +170,24 @@ def test_a_header_may_be_the_key() -> None:
         (DeploymentConfig("X", transport="native"), "api_base"),
         (DeploymentConfig("hosted_vllm/X", "host:8000/v1"), "http://host:8000/v1"),
         (DeploymentConfig("openai/"), "no name"),
+        (DeploymentConfig("opnai/gpt-4.1"), "Did you mean 'openai/gpt-4.1'?"),
+        (DeploymentConfig("meta-llama/X"), "no provider 'meta-llama' is known, and there is no api_base"),
+        (DeploymentConfig("llama-3-8b"), "it names no provider, and there is no api_base"),
+        (DeploymentConfig("x", f"{HOST}/chat/completions"), f"write {HOST}"),
+        (DeploymentConfig("x", f"{HOST}/embeddings/"), "api_base ends in /embeddings"),
+        (DeploymentConfig("x", f"{HOST}/responses?key=secret"), "api_base ends in /responses"),
     ],
 )
 def test_wrong_declarations(config: DeploymentConfig, said: str) -> None:
     with pytest.raises(ConfigError, match="gpu-0") as caught:
         make_transport(config, label="gpu-0", environ={})
     assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_who_names_litellm_asks_litellm() -> None:
+    found = resolve_deployment(DeploymentConfig("brand-new/x", transport="litellm"), {})
+    assert (found.kind, found.wire_model) == ("litellm", "brand-new/x")
 
 
 async def test_a_missing_key_fails_the_request_not_the_construction() -> None:

@@ -81,7 +81,7 @@ def _config(overrides: Sequence[str]) -> tuple[list[Finding], Experiment | None,
         cure = "infermesh doctor +experiment=NAME looks at its deployments, too"
         return [*findings, Finding("experiment", "ok", f"none given: {cure}")], None, OUTPUTS
     try:
-        composed = compose(_named(words, config_dir), config_dir=config_dir)
+        composed = compose(_named(words), config_dir=config_dir)
         experiment = declare(composed.mapping, composed.roots, composed.overrides).experiment
     except ConfigError as error:
         cure = "mend it; infermesh run … --cfg job shows what is composed"
@@ -90,16 +90,19 @@ def _config(overrides: Sequence[str]) -> tuple[list[Finding], Experiment | None,
             None,
             OUTPUTS,
         )
-    stages, servers = len(experiment.stages), len(experiment.deployments)
-    findings.append(Finding("experiment", "ok", f"{experiment.name}: {stages} stages, {servers} deployments"))
+    words_of = (
+        f"stages {', '.join(experiment.stages)}",
+        f"deployments {', '.join([*experiment.deployments][:_SHOWN])}",
+    )
+    findings.append(Finding("experiment", "ok", f"{experiment.name}: {'; '.join(words_of)}"))
     folder = composed.folder
     return findings, experiment, OUTPUTS if folder is None else outputs_of(folder)
 
 
-def _named(words: list[str], config_dir: Path | None) -> list[str]:
+def _named(words: list[str]) -> list[str]:
     """A bare name in the first place is the experiment."""
     first = words[0]
-    return [f"+experiment={first}", *words[1:]] if first in experiments(Path.cwd(), config_dir) else words
+    return words if "=" in first or first.startswith(("-", "~")) else [f"+experiment={first}", *words[1:]]
 
 
 def _where(home: Path, config_dir: Path | None) -> Iterator[Finding]:

@@ -21,9 +21,12 @@ from infermesh.config.schema import (
     TranscribeStage,
 )
 from infermesh.errors import APIConnectionError, ConfigError, RequestError, RequestTimeoutError
-from infermesh.redaction import origin
+from infermesh.hints import one_line
+from infermesh.redaction import origin, redact
 from infermesh.runtime.loop import run_loop
 from infermesh.transports import LiteLLMTransport, NativeTransport, make_transport
+from infermesh.transports.http.message import origin_of
+from infermesh.transports.http.proxies import proxy_for
 from infermesh.transports.native import Listed
 from infermesh.transports.provider_table import PROVIDERS, split_model
 from infermesh.transports.providers import resolve_deployment
@@ -100,7 +103,11 @@ async def _ask_all(experiment: Experiment, environ: Mapping[str, str], timeout: 
 
     async def ask(label: str, entry: DeploymentEntry) -> _Seen:
         async with gate:
-            return await _ask(label, entry, uses.get(label, ()), environ, timeout, send)
+            try:
+                return await _ask(label, entry, uses.get(label, ()), environ, timeout, send)
+            except Exception as error:  # of one, so that the others are told
+                words = f"could not be asked: {type(error).__name__}: {redact(one_line(error, 200))}"
+                return _Seen([Finding(f"deployment {label}", "fail", words, "this is a fault of infermesh: report it")])
 
     entries = experiment.deployments
     found = await asyncio.gather(*(ask(label, entry) for label, entry in entries.items()))
@@ -142,7 +149,7 @@ async def _ask(
         transport = make_transport(config, label=label, environ=environ)
     except ConfigError as error:
         words, _, cure = str(error).removeprefix(f"deployment {label!r}: ").partition(": ")
-        return _Seen([Finding(about, "fail", words, cure)])
+        return _Seen([Finding(about, "fail", words, cure or f"look at deployments.{label} in the experiment")])
     if missing := resolved.missing_key:
         words = f"no key for {origin(resolved.api_base) if resolved.api_base else entry.model}, so nothing is sent"
         return _Seen([Finding(about, "fail", words, f"export {missing}=…, or --env-file FILE with that line")])
@@ -163,7 +170,7 @@ async def _listed(about: str, transport: Transport, model: str, timeout: float) 
     """Whether an endpoint answers, and whether it serves a model."""
     if not isinstance(transport, NativeTransport):
         return None, await _by_litellm(about, transport, model)
-    place = origin(transport.api_base)
+    place = origin(transport.api_base) + _by_proxy(transport.api_base)
     begun = time.monotonic()
     try:
         async with asyncio.timeout(timeout):
@@ -190,8 +197,20 @@ async def _listed(about: str, transport: Transport, model: str, timeout: float) 
     return listed, Finding(about, "fail", words, f"write one of these as deployments.{_label(about)}.model")
 
 
+def _by_proxy(api_base: str) -> str:
+    """The proxy before a server, which may be what answers."""
+    with contextlib.suppress(ValueError):  # a request says what is wrong with it
+        secure, host, port = origin_of(api_base)
+        if (proxy := proxy_for("https" if secure else "http", host, port)) is not None:
+            return f" through the proxy {proxy}"
+    return ""
+
+
 async def _by_litellm(about: str, transport: Transport, model: str) -> Finding:
     """Whether LiteLLM finds the variables that it needs; it has no list of models to ask for."""
+    if "/" in model and not split_model(model)[0]:
+        cure = f"for a server of your own: hosted_vllm/{model} and its api_base; LiteLLM's documentation has the others"
+        return Finding(about, "warn", f"{model.partition('/')[0]} is no provider that is known here", cure)
     names = await transport.missing_variables() if isinstance(transport, LiteLLMTransport) else []
     if not names:
         return Finding(about, "ok", f"{model} by LiteLLM, which has no list of models; --send asks it for an answer")

@@ -43,6 +43,8 @@ class Bench:
     request: GenerateOptions | None = None
     given: str | list[str] | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    param: list[str] | None = None
     allow_paths: list[str] = field(default_factory=list)
 
     def run(self) -> NoReturn:
@@ -77,20 +79,26 @@ class Bench:
             self.model,
             limits,
             request=self.request,
+            flags=self.flags,
+            param=self.param or (),
             stage={**self.stage, **row_input(self.kind, self.rows, self.given)},
             allow_paths=self.allow_paths,
         )
+        with open_stage(declare(mapping, [Path.cwd()])) as stage:
+            stage.check_columns(rows[0].keys())
+            self._print_plan(levels)
+            measured: list[Level] = run_loop(
+                sweep(stage, rows, levels, requests=self.sweep.requests, warmup=self.sweep.warmup, report=_print_level)
+            )
+        return self._print_recommendation(measured)
+
+    def _print_plan(self, levels: Sequence[int]) -> None:
         requests, warmup = self.sweep.requests, self.sweep.warmup
         print(f"{len(levels)} levels × {requests} requests, after {warmup} warm-up requests", file=sys.stderr)
         if requests < 2 * max(levels):
             print(f"{requests} requests are too few to measure c={max(levels)} well: raise --requests", file=sys.stderr)
         if (warning := allow_requests(max(levels))) is not None:
             print(warning, file=sys.stderr)
-        with open_stage(declare(mapping, [Path.cwd()])) as stage:
-            measured: list[Level] = run_loop(
-                sweep(stage, rows, levels, requests=requests, warmup=warmup, report=_print_level)
-            )
-        return self._print_recommendation(measured)
 
     def _print_recommendation(self, measured: Sequence[Level]) -> int:
         found = recommend(measured, self.sweep.max_p95)

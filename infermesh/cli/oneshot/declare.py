@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime as dt
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import yaml
 
 from infermesh.cli.common import fail
 from infermesh.cli.oneshot.options import KEY_REASON, GenerateOptions, LimitOptions, ModelOptions
@@ -17,14 +21,15 @@ from infermesh.inputs.formats import names_template
 from infermesh.redaction import looks_secret
 from infermesh.types import LIMITS
 
+_SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
+_WITH_FLAG = (*_SAMPLING, "dimensions", "language")
+_OTHER_FLAGS = (*(each.name for each in dataclasses.fields(LimitOptions)), "system", "max_parallel_requests")
 _MODEL = "model"
 _ACCOUNT = "account"
 # A path in the declaration → the flag that the user wrote.
 _FLAGS = {
     rf"limits\.{_ACCOUNT}\.": "--",
-    rf"models\.{_MODEL}\.params\.": "--",
     rf"models\.{_MODEL}\.": "--",
-    r"stages\.(?:generate|embed|transcribe)\.params\.": "--",
     r"stages\.(?:generate|embed|transcribe)\.": "--",
     r"source\.path\b": "--input_jsonl",
     r"allow_paths?\b": "--allow-path",
@@ -38,6 +43,8 @@ def flags_mapping(
     limits: LimitOptions,
     *,
     request: GenerateOptions | None = None,
+    flags: Mapping[str, Any] | None = None,
+    param: Sequence[str] = (),
     stage: Mapping[str, Any] | None = None,
     keep_errors: bool = False,
     allow_paths: Sequence[str] = (),
@@ -48,6 +55,10 @@ def flags_mapping(
     ----------
     kind
         ``generate``, ``embed`` or ``transcribe``. It is the stage's name as well.
+    flags
+        Request parameters from flags of their own, besides those of ``request``, by their names on the wire.
+    param
+        Further ones, as ``NAME=VALUE``.
     stage
         Keys of the stage: where its input comes from, its window. A value of ``None`` counts as not given.
     """
@@ -60,7 +71,7 @@ def flags_mapping(
         "deployments": list(deployments),
         "routing_strategy": model.routing_strategy,
         "endpoint": request.endpoint,
-        "params": _without_none({"temperature": request.temperature, "max_tokens": request.max_tokens}),
+        "params": _params({**{name: getattr(request, name) for name in _SAMPLING}, **(flags or {})}, param),
         "max_retries": limits.max_retries,
         "timeout": limits.timeout,
     }
@@ -94,9 +105,49 @@ def literal(text: str) -> str:
 
 def as_flags(message: str) -> str:
     """An error message that names flags where it named paths of the declaration."""
+    message = re.sub(
+        rf"\b(?:models\.{_MODEL}|stages\.(generate|embed|transcribe))\.params\.(\w+)",
+        lambda found: _param_flag(found[2]),
+        message,
+    )
     for path, flag in _FLAGS.items():
         message = re.sub(rf"\b{path}(\w*)", lambda found, flag=flag: flag + found[1].replace("_", "-"), message)  # type: ignore[misc]
-    return message.replace("--input_jsonl", "--input-jsonl")
+    return message.replace("--input_jsonl", "--input-jsonl").replace("the source", "the input")
+
+
+def _param_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}" if name in _WITH_FLAG else f"--param {name}"
+
+
+def _params(flags: Mapping[str, Any], further: Sequence[str]) -> dict[str, Any]:
+    """The request's parameters: those of flags, and ``NAME=VALUE`` pairs with values as YAML has them."""
+    found = _without_none(flags)
+    for pair in further:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            fail(f"--param {pair}: expected NAME=VALUE, such as --param presence_penalty=0.5", code=2)
+        if name in _OTHER_FLAGS:
+            fail(f"--param {name}: this is no parameter of a request: use --{name.replace('_', '-')}", code=2)
+        if name in found:
+            own = "transcript_format" if name == "response_format" else name
+            twice = (
+                f"--{own.replace('_', '-')} gives it already" if flags.get(name) is not None else "it is given twice"
+            )
+            fail(f"--param {name}: {twice}", code=2)
+        found[name] = _yaml_value(name, text)
+    return found
+
+
+def _yaml_value(name: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        quotes = f"'{name}=\"…\"'"
+        fail(f"--param {name}: {text!r:.100} is no YAML value: text with odd characters is quoted, {quotes}", code=2)
+    if isinstance(value, str) and value == text.strip():
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML 1.1 reads 1e-3 as text, and the files of an experiment as a number
+    return text if isinstance(value, dt.date | bytes | set) else value  # JSON has none of these
 
 
 def refuse_secrets(*groups: Any) -> None:

@@ -62,6 +62,7 @@ class TextOption:
     micro_batch_size: Annotated[
         int | None, _number_option(PACE, "--micro-batch-size", "Texts in one request (32).", min=1)
     ] = None
+    dimensions: Annotated[int | None, _number_option(REQUEST, "--dimensions", "Length of the vectors.", min=1)] = None
 
 
 @dataclass
@@ -72,9 +73,32 @@ class AudioOption:
     max_transcription_bytes: Annotated[
         int | None, _number_option(REQUEST, "--max-transcription-bytes", "Larger clips are refused; 0: none.", min=0)
     ] = None
+    language: Annotated[
+        str | None, _option(REQUEST, "--language", help="The clips' language, such as en.", metavar="CODE")
+    ] = None
+    transcript_format: Annotated[
+        str | None,
+        _option(
+            REQUEST,
+            "--transcript-format",
+            "--response-format",
+            help="json, verbose_json, text, srt, vtt …",
+            metavar="NAME",
+        ),
+    ] = None
     allow_path: Annotated[
         list[str] | None,
         _option(FILES, "--allow-path", help="Folder that rows may name files in; repeat it.", metavar="DIR"),
+    ] = None
+
+
+@dataclass
+class ParamOption:
+    """Request parameters that have no flag of their own."""
+
+    param: Annotated[
+        list[str] | None,
+        _option(REQUEST, "--param", help="A further parameter; repeat it.", metavar="NAME=VALUE"),
     ] = None
 
 
@@ -163,6 +187,8 @@ class GenerateOptions:
     )
     max_tokens: Annotated[int | None, _number_option(REQUEST, "--max-tokens", "Longest answer.", min=1)] = None
     temperature: Annotated[float | None, _number_option(REQUEST, "--temperature", "Sampling temperature.", "X")] = None
+    top_p: Annotated[float | None, _number_option(REQUEST, "--top-p", "Nucleus sampling.", "X", min=0, max=1)] = None
+    seed: Annotated[int | None, _number_option(REQUEST, "--seed", "Seed of the sampling.")] = None
     response_format: Annotated[
         str | None,
         _option(REQUEST, "--response-format", help="schema.json or module:Class.", metavar="SCHEMA"),

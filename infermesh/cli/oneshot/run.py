@@ -5,7 +5,8 @@ folder, the checkpoint, so that ``--resume`` continues it:
 
 - The checkpoint is beside the output, below ``--checkpoint-dir``, or temporary if the rows go to stdout.
 - Rows from stdin or from the command line are copied into the checkpoint, because a resumed run reads its source again.
-- Without ``--resume``, a command that finds an earlier output or checkpoint changes nothing and ends with an error.
+- Without ``--resume``, a command that finds an earlier output or checkpoint changes nothing and ends with an error,
+  unless neither holds an answer: then it takes their place, and says so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 import typer
@@ -39,6 +40,9 @@ from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import InfermeshError
 from infermesh.hints import system_words
 from infermesh.inputs.formats import row_file
+
+if TYPE_CHECKING:
+    from infermesh.store.output_file import Earlier
 
 # Kind → the option that asks for one answer, the row's field it fills, the stage's key for a template.
 ONE_ANSWER = {
@@ -62,6 +66,8 @@ class Command:
     request: GenerateOptions | None = None
     given: str | list[str] | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    param: list[str] | None = None
     allow_paths: list[str] = field(default_factory=list)
 
     def run(self) -> NoReturn:
@@ -97,6 +103,8 @@ class Command:
             self.model,
             self.limits,
             request=self.request,
+            flags=self.flags,
+            param=self.param or (),
             stage={"max_parallel_requests": self.window.max_parallel_requests, **self.stage, **stage},
             keep_errors=self.out.keep_errors,
             allow_paths=self.allow_paths,
@@ -120,15 +128,15 @@ class Command:
     def _run_file(self) -> int:
         output = self._output_path()
         with _checkpoint(output, self.rows.input, self.out.checkpoint_dir) as folder:
-            self._refuse_earlier_run(output, folder)
-            return self._execute(output, folder)
+            replaced = self._refuse_earlier_run(output, folder)
+            return self._execute(output, folder, replaced)
 
-    def _execute(self, output: Path | None, folder: Path) -> int:
+    def _execute(self, output: Path | None, folder: Path, replaced: str | None) -> int:
         from infermesh.cli.closing import oneshot_closing
         from infermesh.cli.progress import make_observer
         from infermesh.runs.execute import execute
         from infermesh.runs.output_files import LineFile, LineStream, ParquetFile, Sink
-        from infermesh.store.folders import discard
+        from infermesh.store.folders import discard, remove_database
 
         again = self.out.rerun_changed
         if output is None:
@@ -137,12 +145,17 @@ class Command:
             sink = ParquetFile(self.kind, output, rerun_changed=again)
         else:
             sink = LineFile(self.kind, output, rerun_changed=again)
-        kept_inputs = () if folder.exists() else _KEPT_INPUTS  # an earlier call's files stay
+        kept_inputs = () if folder.exists() and replaced is None else _KEPT_INPUTS  # an earlier call's files stay
         try:
             job = self.declaration({"path": self._source_path(folder)}, **row_input(self.kind, self.rows, self.given))
         except InfermeshError:
             discard(folder, kept_inputs, with_parent=False)
             raise
+        if replaced is not None:
+            print(replaced, file=sys.stderr)
+            remove_database(folder)
+            if output is not None:
+                output.unlink(missing_ok=True)
         outcome = execute(job, folder, observer=make_observer(), sink=sink, written=kept_inputs)
         lasting = output is not None or self.out.checkpoint_dir is not None
         print(oneshot_closing(outcome, output, folder if lasting else None), file=sys.stderr)
@@ -176,21 +189,49 @@ class Command:
             )
         return output
 
-    def _refuse_earlier_run(self, output: Path | None, folder: Path) -> None:
-        """Exit with an error rather than overwrite an earlier run, or append to an output whose checkpoint is gone."""
+    def _refuse_earlier_run(self, output: Path | None, folder: Path) -> str | None:
+        """Exit with an error rather than overwrite answers, or append to an output whose checkpoint is gone.
+
+        Returns
+        -------
+        str or None
+            What an earlier command has left and this one takes the place of, in words; ``None`` if there is nothing
+            to replace.
+        """
+        from infermesh.store.output_file import without_answers
         from infermesh.store.schema import DATABASE
 
-        checkpoint = (folder / DATABASE).exists()
-        if not self.out.resume:
-            if output is not None and output.exists():
-                fail(f"{output} exists. --resume continues it; or move it away, or choose another --output-jsonl.")
+        checkpoint, written = (folder / DATABASE).exists(), output is not None and output.exists()
+        if self.out.resume and checkpoint:
+            return None
+        if not checkpoint and not written:
+            return None
+        earlier = without_answers(folder / DATABASE) if checkpoint else None
+        if (not checkpoint or earlier is not None) and (output is None or _holds_nothing(output, earlier)):
+            names = [str(output)] if written else []
             if checkpoint:
-                fail(f"{folder} holds the checkpoint of an earlier run. --resume continues it; or delete the folder.")
-        elif output is not None and output.exists() and not checkpoint:
+                names.append(str(folder))
+            failed = f" ({earlier.failed:,} failed rows)" if earlier is not None and earlier.failed else ""
+            return f"{' and '.join(names)} from before: no answer is in there{failed}, so this command starts anew"
+        if self.out.resume:
             fail(
                 f"{output} exists, but its checkpoint {folder} does not. Put the checkpoint back, or move the file "
                 "away, or choose another --output-jsonl. Nothing was changed."
             )
+        if written:
+            fail(f"{output} exists. --resume continues it; or move it away, or choose another --output-jsonl.")
+        fail(f"{folder} holds the checkpoint of an earlier run. --resume continues it; or delete the folder.")
+
+
+def _holds_nothing(output: Path, earlier: Earlier | None) -> bool:
+    """Whether an output is missing, empty, or just as a checkpoint without answers describes it."""
+    from infermesh.store.output_file import digest_of
+
+    if not output.exists():
+        return True
+    if output.is_symlink() or not output.is_file():
+        return False
+    return not output.stat().st_size or (earlier is not None and digest_of(output) == earlier.file)
 
 
 def row_input(kind: str, rows: InputOptions, given: str | list[str] | None) -> dict[str, str]:

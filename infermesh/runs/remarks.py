@@ -1,0 +1,69 @@
+"""What is said of a job before its first request, by a run and by a plan alike: one line for each likely slip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from infermesh.config.remarks import remarks, used_deployments
+from infermesh.config.schema import Experiment
+from infermesh.dispatch.fleet import Fleet
+from infermesh.errors import ConfigError
+from infermesh.results import TokenUsage
+from infermesh.stages.graph import Pipeline
+from infermesh.store import Column
+from infermesh.transports.providers import resolve_deployment
+
+__all__ = ["job_remarks", "missing_keys", "refuse_missing_keys"]
+
+_ANSWERS = (TokenUsage(1000, 1000), TokenUsage(details={"audio_seconds": 60.0}))  # clips are priced by the hour
+
+
+def job_remarks(
+    experiment: Experiment, fleet: Fleet, pipeline: Pipeline, origins: Mapping[str, Sequence[Column]]
+) -> list[str]:
+    """Every line that is to be said of a job.
+
+    Parameters
+    ----------
+    origins
+        ``source`` and the sql stages, each with its columns.
+    """
+    return [*remarks(experiment), *_budget(experiment, fleet), *pipeline.remarks(origins)]
+
+
+def _budget(experiment: Experiment, fleet: Fleet) -> Iterator[str]:
+    """A line where a budget is set and a price is not known."""
+    if experiment.guards.max_cost_usd is None:
+        return
+    used = used_deployments(experiment)
+    prices = ((label, fleet.deployments[label].price) for label in used)
+    unknown = [label for label, price in prices if price is None or all(price(each) is None for each in _ANSWERS)]
+    if unknown:
+        effect = "it stops nothing" if len(unknown) == len(used) else "what they cost does not count"
+        each = f"deployments.{unknown[0]}" if len(unknown) == 1 else "each of them"
+        yield (
+            f"guards.max_cost_usd: no price is known for {', '.join(unknown)}: {effect}, unless the server tells what "
+            f"it bills. Set input_cost_per_token and output_cost_per_token of {each}"
+        )
+
+
+def missing_keys(experiment: Experiment, environ: Mapping[str, str]) -> list[str]:
+    """A line for each deployment that a stage sends to, and whose key is in none of its provider's usual variables."""
+    found = []
+    for label in used_deployments(experiment):
+        entry = experiment.deployments[label]
+        if entry.api_base == "simulator":
+            continue
+        missing = resolve_deployment(entry.deployment_config(), environ, label=label).missing_key
+        if missing is not None:
+            found.append(
+                f"deployments.{label}: no key for {entry.model}: the environment variable {missing} is not set. Export "
+                "it, put it into the --env-file, or name another variable in the deployment's api_key_env"
+            )
+    return found
+
+
+def refuse_missing_keys(experiment: Experiment, environ: Mapping[str, str]) -> None:
+    """Raise ``ConfigError`` with the lines of :func:`missing_keys`, if there are any."""
+    if found := missing_keys(experiment, environ):
+        raise ConfigError("\n".join(found))
