@@ -254,6 +254,29 @@ def status(
     show_status(run, experiment, state or [], json=json)
 
 
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh show quickstart ticket_id=T-0007 --stage summaries")
+def show(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] ROW", help="A run as elsewhere (default: the newest); a row_id, or COLUMN=VALUE."
+        ),
+    ],
+    origin: Annotated[
+        str, typer.Option("--rows", help="Whose row: source, or a sql stage that makes rows.")
+    ] = "source",
+    stage: Annotated[str | None, typer.Option("--stage", help="Only this stage.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show one row's story: its columns, and in each stage the request, the answer and every attempt.
+
+    Requests are rendered again from the run's config; a line says whether that is what was sent. Nothing is sent.
+    """
+    from infermesh.cli.show import show_row
+
+    show_row(words, origin, stage, json=json)
+
+
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh verify outputs/quickstart/latest")
 def verify(run: RunArgument = None) -> None:
     """Check that nothing of a run is lost, doubled or changed: its tables, its requests, the files that it wrote.

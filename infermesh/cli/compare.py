@@ -11,11 +11,12 @@ from pathlib import Path
 import duckdb
 
 from infermesh.cli.common import fail
-from infermesh.cli.find_run import find_run, runs_in
+from infermesh.cli.find_run import find_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
 from infermesh.hints import command, nearest, one_line
 from infermesh.query.diff import SIDES, RunDiff, StageDiff, StageTotals
+from infermesh.query.finding import runs_in
 from infermesh.query.union import RunUnion
 from infermesh.store.connection import damage
 from infermesh.store.folders import run_folders

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infermesh.cli.common import fail
-from infermesh.cli.find_run import find_run, runs_in, say_run
+from infermesh.cli.find_run import find_run, say_run
 from infermesh.errors import InfermeshError
 from infermesh.query.bound import in_thread
 from infermesh.query.export import WrittenFile, export, file_format
+from infermesh.query.finding import runs_in
 from infermesh.query.reader import RunReader
 from infermesh.query.table_query import SqlSource, TableQuery, table_query
 from infermesh.query.union import RunUnion

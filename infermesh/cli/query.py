@@ -7,10 +7,11 @@ from pathlib import Path
 
 from infermesh.cli.common import fail
 from infermesh.cli.compare import ask_runs
-from infermesh.cli.find_run import find_run, group_words, runs_in, say_run
+from infermesh.cli.find_run import find_run, say_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
 from infermesh.hints import command, one_line
+from infermesh.query.finding import group_words, runs_in
 from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.summary import describe
 from infermesh.store.folders import OUTPUTS, run_folders

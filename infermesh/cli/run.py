@@ -15,7 +15,7 @@ from typing import Any
 
 from infermesh.cli.closing import run_closing
 from infermesh.cli.common import fail, print_error, split_config_dir, words_of
-from infermesh.cli.find_run import find_run, group_words, runs_in, sweep_command
+from infermesh.cli.find_run import find_run, sweep_command
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob
 from infermesh.cli.terminal import guard_streams
@@ -27,6 +27,7 @@ from infermesh.config.understood import Understood, UsageError, understood
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.exact_json import loads
 from infermesh.hints import command, named, nearest, one_line
+from infermesh.query.finding import group_words, runs_in
 from infermesh.query.summary import describe, newest_unfinished
 from infermesh.redaction import redact
 from infermesh.runs.control import Control

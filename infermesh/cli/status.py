@@ -12,9 +12,10 @@ from typing import Any
 import orjson
 
 from infermesh.cli.common import fail
-from infermesh.cli.find_run import find_run, group_words, runs_in
+from infermesh.cli.find_run import find_run
 from infermesh.errors import StoreError
 from infermesh.hints import command, nearest, one_line
+from infermesh.query.finding import group_words, runs_in
 from infermesh.query.reader import RunReader
 from infermesh.query.summary import STATES, RunDetails, RunInfo, describe, details, runs_below
 from infermesh.query.union import RunUnion

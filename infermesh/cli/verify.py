@@ -7,8 +7,9 @@ from pathlib import Path
 import typer
 
 from infermesh.cli.common import print_error
-from infermesh.cli.find_run import find_run, runs_in
+from infermesh.cli.find_run import find_run
 from infermesh.errors import StoreError
+from infermesh.query.finding import runs_in
 from infermesh.query.verify import verify
 
 

@@ -365,4 +365,4 @@ def _config(entry: DeploymentEntry, experiment: Experiment, simulator_url: str |
     if entry.api_base != "simulator":
         return config
     # The user's own key must not be sent to the simulator.
-    return replace(config, api_base=simulator_url, api_key=experiment.simulator.api_key or "simulator")
+    return replace(config, api_base=simulator_url, api_key=experiment.simulator.api_key or "no-key-needed")

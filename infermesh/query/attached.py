@@ -87,13 +87,15 @@ class LiveTables:
             self.close()
             raise
 
-    def fill(self, tables: Iterable[str], columns: Sequence[str] | None = None) -> None:
+    def fill(self, tables: Iterable[str], columns: Sequence[str] | None = None, where: str = "true") -> None:
         """Fetch the rows of those tables that are still empty; names that are no table are ignored.
 
         Parameters
         ----------
         columns
             Fetch these columns alone; the others are NULL.
+        where
+            Fetch the rows alone that meet this condition.
 
         Raises
         ------
@@ -104,7 +106,7 @@ class LiveTables:
             if not self._live:
                 return
             select = "*" if columns is None else ", ".join(quoted(column) for column in columns)
-            _, rows = self._reader.prepare(f"SELECT {select} FROM {quoted(table)}")
+            _, rows = self._reader.prepare(f"SELECT {select} FROM {quoted(table)} WHERE {where}")
             if not self._reader.live:
                 self._attach_instead()
                 return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from infermesh.errors import StoreError
+from infermesh.exact_json import read
 from infermesh.hints import one_line
 from infermesh.query.bound import bare
 
@@ -80,8 +81,12 @@ class Relation:
             return connection.execute(query).fetchone()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows as dicts by column name."""
-        return [dict(zip(self.columns, row, strict=True)) for row in self.fetchall()]
+        """All rows as dicts by column name; JSON columns are Python's own objects."""
+        rows = [dict(zip(self.columns, row, strict=True)) for row in self.fetchall()]
+        for name in self._json:
+            for row in rows:
+                row[name] = _decoded(row[name])
+        return rows
 
     def arrow(self) -> pyarrow.Table:
         """All rows as an Arrow table. Raises ``ImportError`` without pyarrow."""
@@ -91,10 +96,13 @@ class Relation:
         return table
 
     def df(self) -> pandas.DataFrame:
-        """All rows as a pandas frame. Raises ``ImportError`` without pandas."""
+        """All rows as a pandas frame; JSON columns hold Python's own objects. Raises ``ImportError`` without pandas."""
         _need("pandas", "df()")
         with self._prepared() as (connection, query):
             frame: pandas.DataFrame = connection.sql(query).df()
+        for name in self._json:
+            if name in frame.columns:  # of two columns of one name, pandas gets the second under another
+                frame[name] = frame[name].map(_decoded)
         return frame
 
     def pl(self) -> polars.DataFrame:
@@ -118,6 +126,10 @@ class Relation:
         text = html_table(self.columns, rows[:_HTML_ROWS])
         return text + (f"<p>the first {_HTML_ROWS} rows</p>" if len(rows) > _HTML_ROWS else "")
 
+    @property
+    def _json(self) -> list[str]:
+        return [name for name, kind in zip(self.columns, self.types, strict=True) if kind == "JSON"]
+
     @contextmanager
     def _prepared(self) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
         with self._run() as prepare:
@@ -131,6 +143,16 @@ class Relation:
                 yield prepare
             except duckdb.Error as error:
                 raise StoreError(f"{one_line(error)} (in {self._place})") from None
+
+
+def _decoded(value: Any) -> Any:
+    """A JSON column's value; what cannot be read, as it is nested too deeply, stays text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return read(value)
+    except ValueError:
+        return value
 
 
 def html_table(columns: list[str], rows: list[tuple[Any, ...]]) -> str:

@@ -23,6 +23,7 @@ from infermesh.config.declaration import Declaration, declared
 from infermesh.config.overrides import from_mapping
 from infermesh.config.project import roots
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
+from infermesh.query.finding import group_words, named_run, runs_in
 from infermesh.query.reader import RunReader, request_stop
 from infermesh.query.relation import Prepare, Relation, html_table
 from infermesh.runs.execute import execute
@@ -157,7 +158,8 @@ def open_run(path: str | Path) -> Run:
     Parameters
     ----------
     path
-        The run's folder, or its ``run.duckdb``. The run may be over, or running in this or another process.
+        The run's folder, its ``run.duckdb``, its id, or an experiment's name (its newest run), as the commands take it.
+        The run may be over, or running in this or another process.
 
     Raises
     ------
@@ -170,12 +172,21 @@ def open_run(path: str | Path) -> Run:
 
         found = infermesh.open_run("outputs/summaries/latest")
         found.sql("SELECT stage, status, rows FROM progress").df()
+        infermesh.open_run("summaries").results("rows")[0]["summaries_parsed"]["topic"]
     """
     folder = Path(path).absolute()
     folder = (folder.parent if folder.name == DATABASE else folder).resolve()
     work = running_in(folder)
     if work is None and not (folder / DATABASE).is_file():
-        raise StoreError(f"{path}: no run is there: expected a folder that holds {DATABASE}, or that file")
+        if (group := runs_in(str(path))) is not None:
+            raise StoreError(f"{group_words(*group)}: open one of them, as {group[1][-1]}")
+        if (found := named_run(str(path))) is None:
+            raise StoreError(
+                f"{path}: no run is there: expected a folder that holds {DATABASE}, that file, a run's id, or an "
+                f"experiment's name"
+            )
+        folder = found.resolve()
+        work = running_in(folder)
     return Run(folder, work)
 
 
@@ -282,7 +293,8 @@ class Run:
         ----------
         format
             ``arrow``: a pyarrow table. ``pandas``, ``polars``: a frame. ``rows``: a list of dicts, which needs no
-            package.
+            package. JSON columns, such as a stage's ``parsed``, are Python's own objects in ``rows`` and ``pandas``,
+            and text in the others.
 
         Raises
         ------

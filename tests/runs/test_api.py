@@ -22,6 +22,7 @@ from infermesh import ConfigError, Run, StoreError
 from infermesh.simulator import Simulator
 from tests.support import (
     COMMAND_S,
+    Lab,
     Watch,
     ask,
     environment,
@@ -288,6 +289,15 @@ class TestTables:
         pytest.importorskip("pandas")
         assert list(finished.results("pandas")["n"]) == list(range(20))
 
+    def test_json_is_read(self, finished: Run) -> None:
+        """In dicts and in frames; what DuckDB itself gives stays text."""
+        query = "SELECT '{\"topic\": [1, null]}'::JSON AS parsed, NULL::JSON AS none, '{}' AS text"
+        result = finished.sql(query)
+        assert result.rows() == [{"parsed": {"topic": [1, None]}, "none": None, "text": "{}"}]
+        assert result.fetchall() == [('{"topic": [1, null]}', None, "{}")]
+        pytest.importorskip("pandas")
+        assert list(result.df()["parsed"]) == [{"topic": [1, None]}]
+
     def test_polars(self, finished: Run) -> None:
         pytest.importorskip("polars")
         assert finished.results("polars").shape[0] == 20
@@ -315,6 +325,20 @@ class TestTables:
     def test_a_wrong_query(self, finished: Run, query: str) -> None:
         with pytest.raises(StoreError):
             finished.sql(query)
+
+
+def test_a_run_is_opened_by_any_of_its_names(lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the commands take it; a sweep's folder names its jobs."""
+    lab.rows(texts(1))
+    lab.folder = lab.root / "outputs" / "lab" / "2026-01-01_10-00-00" / "0"
+    lab.run(experiment(simulator.url, {"a": generate()}))
+    monkeypatch.chdir(lab.root)
+    run_id = infermesh.open_run("lab").run_id
+    assert infermesh.open_run(run_id).folder == infermesh.open_run("outputs/lab/latest").folder == lab.folder.resolve()
+    with pytest.raises(StoreError, match=r"is a folder of 1 runs: open one of them, as .*10-00-00/0"):
+        infermesh.open_run(lab.folder.parent)
+    with pytest.raises(StoreError, match="or an experiment's name"):
+        infermesh.open_run("labs")
 
 
 def test_there_is_no_run(tmp_path: Path) -> None:
