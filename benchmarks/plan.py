@@ -17,8 +17,9 @@ from typing import Any
 
 from benchmarks.harness import Result, Target, say, script
 from benchmarks.jobs import LagProbe
-from infermesh.config.compose import compose, shipped_project
+from infermesh.config.compose import compose
 from infermesh.config.declaration import declare
+from infermesh.config.project import shipped_project
 from infermesh.plan import Plan, make_plan
 from infermesh.runs.execute import execute
 

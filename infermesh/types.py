@@ -21,10 +21,10 @@ HeaderBucketScope = Literal["auto", "minute", "day"]
 
 
 class UseClientDefault(Enum):
-    """The type of ``USE_CLIENT_DEFAULT``: no timeout was given, so the client's holds.
+    """The type of ``USE_CLIENT_DEFAULT``: nothing was given, so the client's value holds.
 
-    ``None`` cannot say that, since a timeout of ``None`` waits for ever. Use it as the default of a function of yours
-    that hands a timeout on.
+    ``None`` cannot say that: a timeout of ``None`` waits for ever, and ``max_transcription_bytes=None`` sends any clip.
+    Use it as the default of a function of yours that hands one of them on.
 
     Examples
     --------
@@ -44,6 +44,7 @@ class UseClientDefault(Enum):
 # One member of an enumeration, so that type checkers narrow it, and pickling and copying keep its identity.
 USE_CLIENT_DEFAULT: Final = UseClientDefault.USE_CLIENT_DEFAULT
 Timeout = float | None | UseClientDefault
+MaxBytes = int | None | UseClientDefault
 
 
 _Quota = Annotated[float | None, Interval(gt=0, lt=inf)]
@@ -161,6 +162,10 @@ class Request:
         The estimate that token limits reserve; 0 if no limit counts tokens.
     output_tokens
         The most tokens that the answer may have. ``None``: the request sets no maximum.
+    rows
+        How many inputs it carries.
+    earlier
+        How many attempts were made before for the same answer, which counts them on.
     fresh
         Whether it is to go out on a new connection, since it was lost on one that had been kept.
     """
@@ -170,6 +175,8 @@ class Request:
     audio: Audio | None = None
     prompt_tokens: int = 0
     output_tokens: int | None = None
+    rows: int = 1
+    earlier: int = 0
     fresh: bool = field(default=False, init=False, compare=False)
     encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)  # cache of wire.payload_bytes
 

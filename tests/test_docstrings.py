@@ -17,7 +17,8 @@ from infermesh.simulator import Simulator
 from tests.support import wav
 
 SERVER = "http://localhost:8000/v1"
-MODULES = ("client.client", "errors", "inputs.formats", "inputs.images", "results", "types")
+CLIENT = ("client.client", "client.generation", "client.embedding", "client.transcription")
+MODULES = (*CLIENT, "errors", "inputs.formats", "inputs.images", "results", "types")
 # Their docstrings are without an example.
 WITHOUT = {"DeploymentConfig", "Run", "__version__", "open_run", "run"}
 

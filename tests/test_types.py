@@ -46,6 +46,13 @@ def test_an_estimate_knows_every_limit() -> None:
 def test_a_swept_limit_decides_speed_only(name: str) -> None:
     assert decides_speed_only(f"limits.account.{name}")
     assert decides_speed_only(f"++deployments.gpu-0.limits.{name}")
+    assert decides_speed_only(f"models.m.limits.{name}")
+
+
+def test_which_keys_of_a_models_own_deployment_decide_speed_only() -> None:
+    assert decides_speed_only("models.m.api_base")
+    assert not decides_speed_only("models.m.model")
+    assert not decides_speed_only("models.m.params.temperature")
 
 
 @pytest.mark.parametrize("name", LIMITS)

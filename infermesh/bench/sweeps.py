@@ -15,6 +15,7 @@ import orjson
 from infermesh.bench.measure import Candidate, choose
 from infermesh.bench.plot import Picture, Point
 from infermesh.config.declaration import Declaration
+from infermesh.config.short_form import DEPLOYMENT_KEYS
 from infermesh.errors import ConfigError, StoreError
 from infermesh.inputs.sources import resolve_source
 from infermesh.query.figures import Figures, read_figures, read_stored, write_parquet
@@ -67,8 +68,12 @@ class MeasuredJob:
 def decides_speed_only(key: str) -> bool:
     """Whether a swept key changes the speed of a run only, and not its requests."""
     path = key.lstrip("+~")
-    if path.startswith("deployments.") and path.endswith(".model"):
+    section, _, rest = path.partition(".")
+    key = rest.partition(".")[2]
+    if section in ("deployments", "models") and key == "model":
         return False
+    if section == "models" and key.partition(".")[0] in DEPLOYMENT_KEYS:  # the short form of deployments
+        return True
     return path.startswith(_SECTIONS_OF_SPEED) or path.rpartition(".")[2] in _LEAVES_OF_SPEED
 
 

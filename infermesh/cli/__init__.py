@@ -39,27 +39,19 @@ def _end_with_what_is_written() -> None:
 
 
 def _run() -> None:
-    if sys.argv[1:2] == ["-sc"]:
-        _complete()
-        return
     from infermesh.cli.app import app
 
-    app(prog_name="infermesh")
+    if "_INFERMESH_COMPLETE_LINE" in os.environ:
+        from infermesh.cli.completion import answer
 
-
-def _complete() -> None:
-    """Answer a shell that completes ``infermesh run …``: Hydra's script calls the executable with ``-sc query=…``.
-
-    Hydra knows executables without subcommands, so ``run`` is taken out of the line before it looks.
-    """
-    line = os.environ.get("COMP_LINE", "")
-    words = line.split(maxsplit=2)
-    if len(words) < 2 or words[1] != "run":
+        answer(app)
         return
-    start = line.index(" run") + len(" run")
-    shorter = words[0] + line[start:]
-    point = int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shorter))
-    os.environ.update(COMP_LINE=shorter, COMP_POINT=str(max(point, 0)))
-    from infermesh.cli.run import run_hydra
+    app(_as_meant(sys.argv[1:]), prog_name="infermesh")
 
-    run_hydra(sys.argv[1:])
+
+def _as_meant(arguments: list[str]) -> list[str]:
+    """What Hydra's help says of completion (``-sc install=bash``), as the command that does it here."""
+    options = arguments[1:] if arguments[:1] == ["run"] else arguments
+    if options[:1] == ["-sc"] and len(options) == 2 and options[1].startswith("install="):
+        return ["completion", options[1].removeprefix("install=")]
+    return arguments

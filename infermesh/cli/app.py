@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from infermesh.cli.common import PROJECT, RUNS, Commands, EnvFile, FormatOption, OutputsOption, RunArgument, load_env
+from infermesh.cli.common import (
+    PROJECT,
+    RUNS,
+    Commands,
+    EnvFile,
+    ExperimentOption,
+    FormatOption,
+    JsonOption,
+    OutputsOption,
+    Overrides,
+    RecordOption,
+    RunArgument,
+    StateOption,
+    load_env,
+)
+from infermesh.cli.completers import complete_run, complete_setting, complete_shell, complete_stage, complete_table
 from infermesh.cli.oneshot import bench
 from infermesh.cli.oneshot import commands as oneshot
 
@@ -29,7 +44,7 @@ app = typer.Typer(
     epilog="Example: infermesh run +experiment=quickstart stages.summaries.max_parallel_requests=8",
 )
 def run(
-    context: typer.Context,
+    overrides: Overrides = None,
     env_file: EnvFile = None,
 ) -> None:
     """Run an experiment: +experiment=NAME, then any overrides (KEY=VALUE), in Hydra's syntax.
@@ -37,12 +52,12 @@ def run(
     +experiment=NAME reads conf/experiment/NAME.yaml. [bold]-m[/] runs one job for each comma-separated value;
     [bold]--cfg job[/] shows the composed config and runs nothing; [bold]--config-dir DIR[/] adds a folder of configs;
     [bold]hydra.run.dir=DIR[/] runs in DIR, or continues the run that is there; [bold]--hydra-help[/] lists Hydra's own
-    options. Tab completion: eval "$(infermesh run -sc install=bash)"
+    options. For completion at TAB: [bold]infermesh completion --help[/]
     """
     from infermesh.cli.run import run_hydra
 
     load_env(env_file)
-    raise typer.Exit(run_hydra(list(context.args), env_file))
+    raise typer.Exit(run_hydra(overrides or [], env_file))
 
 
 @app.command(
@@ -51,7 +66,7 @@ def run(
     epilog="Example: infermesh plan +experiment=quickstart --show 1",
 )
 def plan(
-    context: typer.Context,
+    overrides: Overrides = None,
     show: Annotated[int, typer.Option("--show", help="Print the first N requests of each stage in full.", min=0)] = 0,
     sample: Annotated[
         int, typer.Option("--sample", help="Rows to render for the estimate, spread over the source.", min=1)
@@ -73,13 +88,17 @@ def plan(
     from infermesh.cli.plan import run_plan
 
     load_env(env_file)
-    run_plan(list(context.args), show, sample, json, latency, output_tokens)
+    run_plan(overrides or [], show, sample, json, latency, output_tokens)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh resume outputs/quickstart/latest")
 def resume(
     run: Annotated[
-        str | None, typer.Argument(help="A run's folder or id, or an experiment's name; default: newest unfinished.")
+        str | None,
+        typer.Argument(
+            help="A run's folder or id, or an experiment's name; default: newest unfinished.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     env_file: EnvFile = None,
 ) -> None:
@@ -95,7 +114,9 @@ def resume(
     epilog="Example: infermesh retry --stage summaries --where \"error_type = 'timeout' or completion_tokens > 4000\"",
 )
 def retry(
-    stage: Annotated[str, typer.Option("--stage", help="The stage whose rows to send again.")],
+    stage: Annotated[
+        str, typer.Option("--stage", help="The stage whose rows to send again.", autocompletion=complete_stage)
+    ],
     run: RunArgument = None,
     where: Annotated[
         str, typer.Option("--where", help="Which of its rows: an SQL condition on the stage's columns.")
@@ -119,9 +140,15 @@ def sql(
         str, typer.Argument(help="A SELECT. Tables: results, progress, source, attempts, run, and one per stage.")
     ],
     run: Annotated[
-        str | None, typer.Option("--run", help="A run's folder or id, or an experiment's name; default: the newest.")
+        str | None,
+        typer.Option(
+            "--run",
+            help="A run's folder or id, or an experiment's name; default: the newest.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     format: FormatOption = None,
+    record: RecordOption = False,
     every: Annotated[bool, typer.Option("--all", help="Query all runs below --outputs together.")] = False,
     runs: Annotated[
         list[str] | None,
@@ -139,18 +166,25 @@ def sql(
     if every or runs:
         from infermesh.cli.compare import sql_across
 
-        sql_across(query, runs or [], format, run=run, every=every, outputs=outputs)
+        sql_across(query, runs or [], format, record=record, run=run, every=every, outputs=outputs)
         return
     from infermesh.cli.query import run_sql
 
-    run_sql(query, run, format, timeout)
+    run_sql(query, run, format, timeout, record=record)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh diff RUN_A RUN_B --stage summaries --format jsonl")
 def diff(
-    run_a: Annotated[str, typer.Argument(help="A run's folder or id, or an experiment's name (its newest run).")],
-    run_b: Annotated[str, typer.Argument(help="The run to compare it with.")],
-    stage: Annotated[str | None, typer.Option("--stage", help="Only this stage.")] = None,
+    run_a: Annotated[
+        str,
+        typer.Argument(
+            help="A run's folder or id, or an experiment's name (its newest run).", autocompletion=complete_run
+        ),
+    ],
+    run_b: Annotated[str, typer.Argument(help="The run to compare it with.", autocompletion=complete_run)],
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="Only this stage.", autocompletion=complete_stage)
+    ] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=0, help="Differing rows to show for each stage; 0 for all.")
     ] = 10,
@@ -167,12 +201,22 @@ def diff(
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh export outputs/quickstart/latest results.parquet")
 def export(
-    run: Annotated[str, typer.Argument(help="A run's folder or id, or an experiment's name (its newest run).")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's folder or id, or an experiment's name (its newest run).", autocompletion=complete_run
+        ),
+    ],
     out: Annotated[
         Path, typer.Argument(help="A .parquet, .csv, .tsv or .jsonl file; the last three also with .gz or .zst.")
     ],
     table: Annotated[
-        str | None, typer.Option("--table", help="The table to write: results (default), a stage, attempts, …")
+        str | None,
+        typer.Option(
+            "--table",
+            help="The table to write: results (default), a stage, attempts, …",
+            autocompletion=complete_table,
+        ),
     ] = None,
     columns: Annotated[str | None, typer.Option("--columns", help="The columns to write, separated by commas.")] = None,
     where: Annotated[
@@ -188,11 +232,19 @@ def export(
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh status outputs/quickstart/latest")
-def status(run: RunArgument = None) -> None:
-    """Show a run's progress and its failures."""
-    from infermesh.cli.query import show_status
+def status(
+    run: RunArgument = None,
+    experiment: ExperimentOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a run's progress and its failures; of a sweep's folder, its jobs.
 
-    show_status(run)
+    Without RUN, the newest run that [bold]--experiment[/] and [bold]--state[/] leave.
+    """
+    from infermesh.cli.status import show_status
+
+    show_status(run, experiment, state or [], json=json)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh verify outputs/quickstart/latest")
@@ -209,7 +261,11 @@ def verify(run: RunArgument = None) -> None:
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh stop outputs/quickstart/latest")
 def stop(
     run: Annotated[
-        str | None, typer.Argument(help="A run's folder or id, or an experiment's name; default: the running one.")
+        str | None,
+        typer.Argument(
+            help="A run's folder or id, or an experiment's name; default: the running one.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has ended.")] = True,
 ) -> None:
@@ -219,24 +275,35 @@ def stop(
     stop_run(run, wait)
 
 
-@app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --outputs outputs")
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --state failed_rows --state interrupted --json")
 def runs(
     outputs: OutputsOption = Path("outputs"),
+    experiment: ExperimentOption = None,
+    state: StateOption = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help="written (default), started, cost, done, failed or pending; largest first.")
+    ] = "written",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
+    json: JsonOption = False,
 ) -> None:
-    """List the runs below outputs/, newest first."""
-    from infermesh.cli.query import list_runs
+    """List the runs below outputs/, those that were written to last first."""
+    from infermesh.cli.status import list_runs
 
-    list_runs(outputs)
+    list_runs(outputs, experiment, state or [], sort, limit, json=json)
 
 
-@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project")
+@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh init my-project --template classify")
 def init(
     folder: Annotated[Path, typer.Argument(help="The project's folder. It may exist: existing files are kept.")],
+    template: Annotated[
+        str,
+        typer.Option("--template", help="reviews, classify, extract, embed, transcribe or judge.", metavar="NAME"),
+    ] = "reviews",
 ) -> None:
-    """Create a project that runs at once: conf/, pipelines/, outputs/, .env.example and README.md."""
+    """Create a small project that runs at once, with no key and no server: an experiment, its prompt, its data."""
     from infermesh.cli.init import init_project
 
-    init_project(folder)
+    init_project(folder, template)
 
 
 @app.command(
@@ -245,7 +312,10 @@ def init(
 )
 def simulate(
     settings: Annotated[
-        list[str] | None, typer.Argument(help="SETTING=VALUE pairs; --list shows all settings with their defaults.")
+        list[str] | None,
+        typer.Argument(
+            help="SETTING=VALUE pairs; --list shows all settings with their defaults.", autocompletion=complete_setting
+        ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0 picks a free one.")] = 0,
@@ -258,6 +328,67 @@ def simulate(
     from infermesh.cli.simulate import simulate_server
 
     simulate_server(settings or [], host, port, list_settings)
+
+
+@app.command(
+    rich_help_panel=PROJECT,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: infermesh doctor +experiment=quickstart --send",
+)
+def doctor(
+    overrides: Overrides = None,
+    send: Annotated[bool, typer.Option("--send", help="Ask each deployment for one tiny answer, too.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", help="Seconds for each answer; default: 10, with --send 30.", min=0.1),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    env_file: EnvFile = None,
+) -> None:
+    """Look for what stands between you and a run: versions, config, keys, deployments, clock, disk, file limits.
+
+    With +experiment=NAME and overrides, as [bold]run[/] takes them, each deployment is asked which models it serves.
+    Each line says ok, warn or fail, and what to do. Exit code 1 if something fails.
+    """
+    from infermesh.cli.doctor.command import run_doctor
+
+    load_env(env_file)
+    given = timeout if timeout is not None else 30.0 if send else 10.0
+    raise typer.Exit(run_doctor(overrides or [], timeout=given, send=send, as_json=json))
+
+
+@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh schema > conf/experiment.schema.json")
+def schema() -> None:
+    """Print the JSON schema of an experiment's file, for editors and checks.
+
+    An editor that has a YAML language server uses it where the file says so, in a line of its own near the top:
+    [bold]# yaml-language-server: $schema=../experiment.schema.json[/]
+    """
+    import orjson
+
+    from infermesh.config.json_schema import experiment_schema
+
+    print(orjson.dumps(experiment_schema(), option=orjson.OPT_INDENT_2).decode())
+
+
+@app.command(rich_help_panel=PROJECT, epilog="Example: infermesh skill > .claude/skills/infermesh/SKILL.md")
+def skill() -> None:
+    """Print a page for coding agents: how to write an experiment, run it, look at it, resume it, and common slips."""
+    print(Path(__file__).with_name("skill.md").read_text(encoding="utf-8"), end="")
+
+
+@app.command(rich_help_panel=PROJECT, epilog='Example: eval "$(infermesh completion bash)"')
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", autocompletion=complete_shell)],
+) -> None:
+    """Print the script that completes commands, options, experiments, overrides and runs at TAB.
+
+    For every new shell: add [bold]eval "$(infermesh completion bash)"[/] to ~/.bashrc, the same with zsh to ~/.zshrc;
+    for fish [bold]infermesh completion fish > ~/.config/fish/completions/infermesh.fish[/].
+    """
+    from infermesh.cli.completion import print_script
+
+    print_script(shell)
 
 
 def _version(value: bool) -> None:

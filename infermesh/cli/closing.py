@@ -19,6 +19,7 @@ _STATUS_WORDS = {
 }
 _COUNT_WORDS = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
 _EXAMPLE_CHARACTERS = 160
+_FAILURE_LINES = 5
 
 
 def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
@@ -28,29 +29,30 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         *(f"  {stage}: {_count_words(counts)}" for stage, counts in outcome.counts.items()),
         *([f"  kept      {outcome.kept} answers whose request is unchanged"] if outcome.kept else []),
         *([f"  reused    {outcome.reused} answers to identical requests"] if outcome.reused else []),
+        *_invalid_lines(outcome),
     ]
     if outcome.status == "stopped":
-        what = "start what it waited for to continue" if _waited(outcome) else "raise or remove that guard to continue"
-        lines.insert(1, f"  stopped   {outcome.reason}; {what}")
+        lines.insert(1, f"  stopped   {outcome.reason}; {_how_to_continue(outcome)}")
     if brief:
         return "\n".join(lines)
     lines += [f"  folder    {outcome.folder}", _query_line(outcome.folder)]
     lines += [f"  written   {file}" for file in outcome.files.written]
-    lines += _invalid_lines(outcome)
     if outcome.invalid:
         again = command("retry", outcome.folder, "--stage", outcome.invalid[0][0], "--where", "invalid is not null")
-        lines.append(f"            {again}")
+        lines.append(f"  again     {again}")
     if outcome.failures:
         stage = outcome.failures[0][0]
-        lines += _failure_lines(outcome, 1)
+        lines += _failure_lines(outcome, _FAILURE_LINES)
         lines.append(
             f'            infermesh sql "select row_id, error_type, error from {stage} '
             f"where status = 'error'\" {_run_option(outcome.folder)}"
         )
-    if outcome.status == "stopped" and not _waited(outcome):
-        lines.append(f"  continue  {_continue_command(outcome)}")
-    else:
+    if outcome.status != "stopped" or _waited(outcome) or _at_once(outcome):
         lines.append(f"  resume    {command('resume', outcome.folder)}   ({_what_resuming_does(outcome)})")
+    if _at_once(outcome):
+        lines.append(f"  rerun     {_run_command(outcome)}   (after an edit of the experiment; as resume does)")
+    if outcome.status == "stopped" and not _waited(outcome):
+        lines.append(f"  continue  {_run_command(outcome, without=_guard(outcome))}")
     return "\n".join(lines)
 
 
@@ -71,7 +73,7 @@ def oneshot_closing(outcome: RunOutcome, output: Path | None, checkpoint: Path |
     if checkpoint is not None:
         lines.append(_query_line(checkpoint))
     lines += _invalid_lines(outcome)
-    lines += _failure_lines(outcome, 3)
+    lines += _failure_lines(outcome, _FAILURE_LINES)
     if outcome.status != "done" and checkpoint is not None:
         lines.append(f"  resume    the same command with --resume   ({_what_resuming_does(outcome)})")
     return "\n".join(lines)
@@ -103,6 +105,8 @@ def _failure_lines(outcome: RunOutcome, most: int) -> Iterator[str]:
     for stage, kind, rows, example in outcome.failures[:most]:
         first_line = (example or "").splitlines()[0] if example else ""
         yield f"  failures  {rows} × {stage}: {kind}: {first_line[:_EXAMPLE_CHARACTERS]}"
+    if left := outcome.failures[most:]:
+        yield f"  failures  {sum(rows for _, _, rows, _ in left)} of {len(left)} further kinds (infermesh status)"
 
 
 def _invalid_lines(outcome: RunOutcome) -> Iterator[str]:
@@ -113,7 +117,11 @@ def _invalid_lines(outcome: RunOutcome) -> Iterator[str]:
 def _what_resuming_does(outcome: RunOutcome) -> str:
     if outcome.status == "done":
         return "nothing is left to send"
-    return "retries the failed rows" if outcome.status == "failed_rows" else "sends only what is left"
+    if outcome.status == "failed_rows":
+        return "retries the failed rows"
+    if _at_once(outcome):
+        return "sends the failed rows and what is left, under the stored config"
+    return "sends only what is left"
 
 
 def _waited(outcome: RunOutcome) -> bool:
@@ -121,11 +129,34 @@ def _waited(outcome: RunOutcome) -> bool:
     return (outcome.reason or "").startswith("models.")
 
 
-def _continue_command(outcome: RunOutcome) -> str:
-    """The command that continues without the guard. ``resume`` would keep it: it reads the stored config."""
-    guard = (outcome.reason or "guards").split()[0]
+def _at_once(outcome: RunOutcome) -> bool:
+    """Whether the run stopped since its first rows all failed alike: once that is mended, the guard may stay."""
+    return (outcome.reason or "").startswith("guards.first_errors")
+
+
+def _how_to_continue(outcome: RunOutcome) -> str:
+    if _waited(outcome):
+        return "start what it waited for to continue"
+    if _at_once(outcome):
+        return "mend it and go on, or go on all the same without that guard"
+    return "raise or remove that guard to continue"
+
+
+def _guard(outcome: RunOutcome) -> str:
+    return (outcome.reason or "guards").split()[0].rstrip(":")
+
+
+def _run_command(outcome: RunOutcome, *, without: str | None = None) -> str:
+    """The command that runs the experiment again on the same folder; ``resume`` reads the stored config.
+
+    Parameters
+    ----------
+    without
+        A key to set to null.
+    """
     kept = outcome.folder / ".hydra" / "overrides.yaml"
     overrides = yaml.safe_load(kept.read_text(encoding="utf-8")) if kept.exists() else ["+experiment=NAME"]
     named = ["+" + item if item.startswith("experiment=") else item for item in overrides or ()]
-    others = [item for item in named if item.lstrip("+").partition("=")[0] not in (guard, "hydra.run.dir")]
-    return command("run", *others, f"{guard}=null", f"hydra.run.dir={outcome.folder}")
+    others = [item for item in named if item.lstrip("+").partition("=")[0] not in (without, "hydra.run.dir")]
+    unset = [] if without is None else [f"{without}=null"]
+    return command("run", *others, *unset, f"hydra.run.dir={outcome.folder}")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from infermesh.cli.completers import complete_format, complete_override, complete_run
 from infermesh.errors import InfermeshError
 from infermesh.hints import one_line, system_words
 
@@ -21,11 +22,38 @@ EnvFile = Annotated[
 ]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--format", help="table, csv, json, jsonl or parquet. Default: table on a terminal, else csv."),
+    typer.Option(
+        "--format",
+        help="table, record, csv, json, jsonl or parquet. Default: table on a terminal, else csv.",
+        autocompletion=complete_format,
+    ),
+]
+RecordOption = Annotated[bool, typer.Option("--record", help="Show a row as a block of lines, with all its columns.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="Only runs of this experiment.")]
+StateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        help="Only runs in this state: running, done, failed_rows, interrupted, stopped, crashed, killed, empty or "
+        "damaged; repeatable.",
+    ),
 ]
 OutputsOption = Annotated[Path, typer.Option("--outputs", help="The folder that holds the runs.")]
 RunArgument = Annotated[
-    str | None, typer.Argument(help="A run's folder or id, or an experiment's name; default: the newest.")
+    str | None,
+    typer.Argument(
+        help="A run's folder or id, or an experiment's name; default: the newest.", autocompletion=complete_run
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="+experiment=NAME KEY=VALUE",
+        help="The experiment and changes to its config, in Hydra's syntax.",
+        autocompletion=complete_override,
+        show_default=False,
+    ),
 ]
 
 
@@ -86,30 +114,6 @@ def split_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
     if found is not None and not Path(found).is_dir():
         fail(f"--config-dir {found}: no such folder")
     return others, None if found is None else Path(found).resolve()
-
-
-_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
-
-
-def options_first(argv: Sequence[str]) -> list[str]:
-    """Hydra's arguments with its options before the overrides: its parser takes them in no other order.
-
-    Examples
-    --------
-    >>> options_first(["+experiment=mine", "-m", "source.limit=1,2", "--cfg", "job"])
-    ['-m', '--cfg', 'job', '+experiment=mine', 'source.limit=1,2']
-    """
-    options: list[str] = []
-    overrides: list[str] = []
-    rest = iter(argv)
-    for argument in rest:
-        if not argument.startswith("-") or argument == "-":
-            overrides.append(argument)
-            continue
-        options.append(argument)
-        if argument in _WITH_VALUE and (value := next(rest, None)) is not None:
-            options.append(value)
-    return [*options, *overrides]
 
 
 def load_env(env_file: Path | None) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import duckdb
 
 from infermesh.cli.common import fail
-from infermesh.cli.find_run import find_run
+from infermesh.cli.find_run import find_run, runs_in
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
-from infermesh.hints import nearest, one_line
+from infermesh.hints import command, nearest, one_line
 from infermesh.query.diff import SIDES, RunDiff, StageDiff, StageTotals
 from infermesh.query.union import RunUnion
 from infermesh.store.connection import damage
@@ -35,16 +35,28 @@ _FOR_TERMINAL = (
 
 
 def sql_across(
-    query: str, patterns: Sequence[str], format: str | None, *, run: str | None, every: bool, outputs: Path
+    query: str,
+    patterns: Sequence[str],
+    format: str | None,
+    *,
+    record: bool,
+    run: str | None,
+    every: bool,
+    outputs: Path,
 ) -> None:
     """Run a query over many runs' tables and write its rows to stdout."""
-    chosen = chosen_format(format)
+    chosen = chosen_format(format, record)
     if run is not None or (every and patterns):
         fail("--run asks one run, --runs and --all ask many: give one of the three", code=2)
     folders = run_folders(outputs) if every else [folder for pattern in patterns for folder in _matching(pattern)]
     folders = list({folder.resolve(): folder for folder in reversed(folders)}.values())
     if not folders:
         fail(f"there is no run below {outputs}/" if every else f"no run matches {', '.join(patterns)}")
+    ask_runs(query, folders, chosen)
+
+
+def ask_runs(query: str, folders: Sequence[Path], format: str) -> None:
+    """Run a query over these runs' tables; runs that cannot be asked are named on stderr."""
     with RunUnion(folders, DATABASE) as union:
         try:
             union.prepare(query)
@@ -52,13 +64,13 @@ def sql_across(
             if not union.runs:
                 fail(f"none of {len(folders)} runs can be asked")
             try:
-                write_query(union.connection, query, chosen)
+                write_query(union.connection, query, format)
             except duckdb.CatalogException:  # now with all views, so that the message can name the nearest table
                 union.make_views()
                 _say_left_out(union.left_out[said:])
-                write_query(union.connection, query, chosen)
+                write_query(union.connection, query, format)
         except duckdb.Error as error:
-            fail(f"{damage(error) or one_line(error, 2000)} (in {len(union.runs)} runs)")
+            fail(f"{damage(error) or one_line(error, 2000)} (in {len(union.runs)} runs){union.about(error)}")
 
 
 def _say_left_out(lines: Sequence[str]) -> int:
@@ -87,7 +99,8 @@ def _matching(pattern: str) -> list[Path]:
 def diff_runs(run_a: str, run_b: str, stage: str | None, limit: int, format: str | None) -> None:
     """Compare two runs; the summary goes to stderr, and the rows that differ go to stdout."""
     chosen = chosen_format(format)
-    first, second = find_run(run_a), find_run(run_b)
+    first = find_run(run_a, lambda job: _diff_command(job, run_b))
+    second = find_run(run_b, lambda job: command("diff", first, job))
     try:
         with RunDiff(first / DATABASE, second / DATABASE) as diff:
             stages = _chosen_stages(diff, stage, first, second)
@@ -104,6 +117,12 @@ def diff_runs(run_a: str, run_b: str, stage: str | None, limit: int, format: str
         fail(str(error))
     except duckdb.Error as error:
         fail(str(damage(error) or one_line(error, 2000)))
+
+
+def _diff_command(job: Path, other: str) -> str:
+    """Compare a sweep's last job with the run that was named, or its first job with the last."""
+    group = runs_in(other)
+    return command("diff", job, other) if group is None else command("diff", group[1][0], job)
 
 
 def _chosen_stages(diff: RunDiff, stage: str | None, first: Path, second: Path) -> list[str]:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict
 
 from infermesh.cli import sweep
 from infermesh.cli.common import print_error
-from infermesh.config.compose import addable
+from infermesh.config.overrides import addable
 from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
 

@@ -2,83 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 import sys
 from pathlib import Path
 
 from infermesh.cli.common import fail
-from infermesh.config.compose import shipped_project
-from infermesh.hints import named
+from infermesh.config.project import shipped_project
+from infermesh.hints import named, nearest
 
-_EXPERIMENT = """\
-# @package _global_
-# Run it: infermesh run +experiment={name}
-# Show every key with its value: infermesh run +experiment={name} --cfg job
-defaults:
-  - /deployment@deployments.local: simulator
-  - /model@models.llama: default
-  - /model@models.minilm: default
-  - /stage@stages.summaries: generate
-  - /stage@stages.vectors: embed
-  - _self_
-
-name: {name}
-source:
-  path: pipelines/{name}/data/rows.jsonl
-
-deployments:
-  local:
-    # The embedded simulator answers all requests. For a server of yours, write instead:
-    #   model: hosted_vllm/meta-llama/Meta-Llama-3-8B-Instruct
-    #   api_base: http://localhost:8000/v1
-    # For a provider (its key in the environment, or in a file given as --env-file):
-    #   model: openai/gpt-4.1-mini
-    #   api_base: null
-    # A deployment serves one model: for embeddings, add a deployment and name it at models.minilm.
-    max_parallel_requests: 16
-
-models:
-  llama:
-    deployments: [local]
-    params: {{temperature: 0.2, max_tokens: 200}}
-  minilm:
-    deployments: [local]
-
-stages:
-  summaries:
-    model: llama
-    prompt: pipelines/{name}/prompts/summary.jinja
-    response_format: pipelines.{name}.schema:Summary
-  vectors:
-    model: minilm
-    text: "{{{{ summaries.parsed.summary }}}}"
-
-simulator:
-  latency_s: 0.2
-  latency_spread: 0.4
-"""
-
-_PROMPT = """\
-Summarise the text in one sentence and say what it is about.
-Answer with JSON only.
-
-<text>
-{{ text }}
-</text>
-"""
-
-_SCHEMA = '''\
-"""The schema that the model's answers must fit."""
-
-from pydantic import BaseModel, Field
-
-
-class Summary(BaseModel):
-    """A summary of one text."""
-
-    summary: str = Field(description="One sentence")
-    topic: str = Field(description="One or two words")
-'''
+TEMPLATES = {
+    "reviews": "a summary and an embedding of each row",
+    "classify": "a label for each row, and how many are right",
+    "extract": "fields out of free text, as a pydantic class",
+    "embed": "vectors, and the nearest rows by SQL",
+    "transcribe": "what is said in a folder of clips",
+    "judge": "one model answers, another one scores",
+}
+"""What ``--template`` offers: a folder of ``examples/``, whose experiment has its name."""
 
 _ENV = """\
 # Copy to .env and pass it: infermesh run --env-file .env +experiment=NAME
@@ -87,63 +27,50 @@ _ENV = """\
 #ANTHROPIC_API_KEY=
 #HOSTED_VLLM_API_KEY=
 """
-
-_README = """\
-# {name}
-
-    infermesh run +experiment={name}
-    infermesh sql "select row_id, summaries_parsed, summaries_status from results"
-
-| path | what it holds |
-| --- | --- |
-| `conf/experiment/{name}.yaml` | the experiment: source, deployments, models, stages |
-| `pipelines/{name}/` | its prompt, its output schema, its data |
-| `outputs/{name}/` | its runs, one folder each; `latest` links to the newest |
-
-The experiment runs against the embedded simulator. Comments in its YAML file show how to use a server or a provider.
-"""
-
-_ROWS = """\
-{"id": 1, "text": "The new tram line opens in May. It links the harbour with the university in twelve minutes."}
-{"id": 2, "text": "Bakers knead the dough twice. The second rest decides how open the crumb will be."}
-{"id": 3, "text": "The probe sent its first pictures of the comet on Tuesday. Its surface is darker than coal."}
-"""
+_COMMON = {
+    "outputs/.gitignore": "*\n!.gitignore\n",
+    ".env.example": _ENV,
+    ".gitignore": ".env\n__pycache__/\n",
+}
+_LEFT_OUT = {"outputs", "__pycache__"}  # what a run leaves in the folder of an example
 
 
-def init_project(folder: Path) -> None:
-    """Write the project's files. A file that exists is kept, and a line on stderr says so."""
-    name = re.sub(r"\W+", "_", folder.resolve().name).strip("_").lower() or "project"
-    if name[0].isdigit():
-        name = f"project_{name}"
+def init_project(folder: Path, template: str) -> None:
+    """Write a template's files. A file that exists is kept, and a line on stderr says so."""
+    if template not in TEMPLATES:
+        fail(f"--template {template}: no such template.{nearest(template, TEMPLATES)}", code=2)
     if folder.exists() and not folder.is_dir():
         fail(f"{folder} is a file; name a folder")
-    files = {
-        f"conf/experiment/{name}.yaml": _EXPERIMENT.format(name=name),
-        f"pipelines/{name}/prompts/summary.jinja": _PROMPT,
-        f"pipelines/{name}/schema.py": _SCHEMA,
-        f"pipelines/{name}/data/rows.jsonl": _ROWS,
-        "outputs/.gitignore": "*\n!.gitignore\n",
-        ".env.example": _ENV,
-        ".gitignore": ".env\n__pycache__/\n",
-        "README.md": _README.format(name=name),
+    files = _files_of(template) | {path: text.encode() for path, text in _COMMON.items()}
+    kept = [_written(folder / path, content) for path, content in files.items()].count(False)
+    if kept:
+        print(f"{kept} files were there before and are as they were", file=sys.stderr)
+    others = ", ".join(name for name in TEMPLATES if name != template)
+    print(f"\n{template}: {TEMPLATES[template]}. Other templates: {others}", file=sys.stderr)
+    go_there = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
+    print(f"\n{go_there}infermesh run +experiment={template}", file=sys.stderr)
+
+
+def _files_of(template: str) -> dict[str, bytes]:
+    """Path in the project → content."""
+    source = shipped_project() / "examples" / template
+    paths = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    return {
+        within.as_posix(): path.read_bytes()
+        for path in paths
+        if not _LEFT_OUT.intersection((within := path.relative_to(source)).parts)
     }
-    for path, text in files.items():
-        target = folder / path
-        if target.exists():
-            print(f"kept    {target}", file=sys.stderr)
-            continue
-        _write(target, text.encode())
-        print(f"wrote   {target}", file=sys.stderr)
-    for group in ("source", "limits", "deployment", "model", "stage"):
-        target = folder / "conf" / group
-        if not target.exists():
-            for file in sorted((shipped_project() / "conf" / group).glob("*.yaml")):
-                _write(target / file.name, file.read_bytes())
-            print(f"wrote   {target}/", file=sys.stderr)
-    print(f"\ncd {folder} && infermesh run +experiment={name}", file=sys.stderr)
 
 
-def _write(target: Path, content: bytes) -> None:
+def _written(target: Path, content: bytes) -> bool:
+    """Write a file, unless there is one."""
     with named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+        try:
+            with target.open("xb") as file:
+                file.write(content)
+        except FileExistsError:
+            print(f"kept    {target}", file=sys.stderr)
+            return False
+    print(f"wrote   {target}", file=sys.stderr)
+    return True

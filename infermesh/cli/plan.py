@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import orjson
 from infermesh.cli.common import fail, split_config_dir
 from infermesh.config.compose import compose
 from infermesh.config.declaration import declared
+from infermesh.config.understood import FLAGS, WITH_VALUE, UsageError
 from infermesh.errors import InfermeshError
 from infermesh.hints import command
 from infermesh.plan import Options, Plan, QuotaFacts, Resource, StageEstimate, make_plan
@@ -53,14 +54,16 @@ def run_plan(
         with _warnings_muted():
             plan = make_plan(job, composed.folder, options=options)
     except InfermeshError as error:
-        fail(str(error))
-    for note in plan.notes:
+        fail(str(error), code=2 if isinstance(error, UsageError) else 1)
+    as_written = job.long_form.as_written
+    plan = dataclasses.replace(plan, notes=[*map(as_written, plan.notes)])
+    for note in (*composed.notes, *plan.notes):
         print(note, file=sys.stderr)
     if json:
         sys.stdout.buffer.write(orjson.dumps(as_json(plan), option=orjson.OPT_INDENT_2) + b"\n")
         sys.stdout.flush()
     else:
-        _print_report(plan, argv)
+        _print_report(plan, argv, as_written)
 
 
 @contextlib.contextmanager
@@ -76,14 +79,14 @@ def _warnings_muted() -> Iterator[None]:
 
 
 def _split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:
-    """Split off the folder of ``--config-dir``, and exit with an error on any other option."""
+    """Split off the folder of ``--config-dir``, and exit with an error on another option of Hydra's."""
     if not argv:
-        fail("which experiment? infermesh plan +experiment=NAME", code=2)
+        fail("which experiment? infermesh plan NAME", code=2)
     overrides, config_dir = split_config_dir(argv)
     for argument in overrides:
         if argument in ("-m", "--multirun"):
             fail("plan estimates one job: leave -m out, and give one value for each key", code=2)
-        if argument.startswith("-"):
+        if argument.partition("=")[0] in FLAGS | WITH_VALUE:
             fail(f"{argument}: no such option of plan; see infermesh plan --help", code=2)
     return overrides, config_dir
 
@@ -129,7 +132,7 @@ def _sum_if_known(values: Iterator[float | None]) -> float | None:
     return None if None in listed else sum(value or 0 for value in listed)
 
 
-def _print_report(plan: Plan, argv: Sequence[str]) -> None:
+def _print_report(plan: Plan, argv: Sequence[str], as_written: Callable[[str], str]) -> None:
     for name, listed in plan.requests.items():
         for number, sent in enumerate(listed, 1):
             print(f"{name}, request {number}: POST {sent.url} (deployment {sent.deployment})")
@@ -142,7 +145,7 @@ def _print_report(plan: Plan, argv: Sequence[str]) -> None:
         print(line)
     print()
     for line in _time_lines(plan):
-        print(line)
+        print(as_written(line))
     print(f"\nrun it: {command('run', *argv)}")
 
 

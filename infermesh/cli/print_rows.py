@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from typing import Any
 
 import duckdb
 
 from infermesh.cli.common import fail
-from infermesh.hints import named, nearest, visible
+from infermesh.hints import named, nearest
 from infermesh.query.bound import bind, in_thread, lines_of_query, select_from
 from infermesh.query.export import stream
 from infermesh.store.values import csv_value
 
-FORMATS = ("table", "csv", "json", "jsonl", "parquet")
-_CELL = 60
-_TABLE_ROWS = 200
+FORMATS = ("table", "record", "csv", "json", "jsonl", "parquet")
+_FOR_EYES = ("table", "record")
+_ROWS = 200  # for eyes
 _FLOATS = ("float", "double")
 _NUMBERS = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "BIGNUM")
 
 
-def chosen_format(format: str | None) -> str:
-    """The format that ``--format`` names; without one, a table on a terminal and CSV elsewhere."""
+def chosen_format(format: str | None, record: bool = False) -> str:
+    """The format that ``--format`` or ``--record`` names; without one, a table on a terminal and CSV elsewhere."""
+    if record:
+        if format not in (None, "record"):
+            fail(f"--record and --format {format} are two forms: give one of them", code=2)
+        return "record"
     if format is not None and format not in FORMATS:
         fail(f"--format {format}: no such format.{nearest(format, list(FORMATS))}", code=2)
     if format == "parquet" and sys.stdout.isatty():
@@ -31,8 +36,8 @@ def chosen_format(format: str | None) -> str:
 
 def write_query(connection: duckdb.DuckDBPyConnection, query: str, format: str) -> None:
     """Run a query and write its rows to stdout, in one of ``FORMATS``. Raises ``duckdb.Error``."""
-    if format == "table":
-        _print_table(connection, query)
+    if format in _FOR_EYES:
+        _print_rows(connection, query, blocks=format == "record")
         return
     with named("stdout"):
         sys.stdout.flush()
@@ -40,39 +45,44 @@ def write_query(connection: duckdb.DuckDBPyConnection, query: str, format: str) 
         sys.stdout.buffer.flush()
 
 
-def _print_table(connection: duckdb.DuckDBPyConnection, query: str) -> None:
-    """Print the first rows; long cells are cut."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from infermesh.cli.console import SafeConsole
+def _print_rows(connection: duckdb.DuckDBPyConnection, query: str, *, blocks: bool) -> None:
+    """Print the first rows as a table that fits the terminal, or each as a block; say what is left out."""
+    from infermesh.cli.table import Shown, as_cell, print_blocks, print_table
 
     bound = bind(connection, query)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, kind in bound.columns:
-        shown = str(kind)
-        right = any(number in shown for number in _NUMBERS) and "[" not in shown
-        table.add_column(
-            Text.assemble(visible(name), "\n", (shown.lower(), "dim")), justify="right" if right else "left"
-        )
     # Floats are rounded here; all other values are the text that CSV has.
     cells = [
         f"c{number}" if kind.id in _FLOATS else f"({csv_value(kind, f'c{number}')})::VARCHAR"
         for number, (_, kind) in enumerate(bound.columns)
     ]
-    select = f"{select_from(bound.sql, cells)} LIMIT {_TABLE_ROWS + 1}"
+    select = f"{select_from(bound.sql, cells)} LIMIT {_ROWS + 1}"
     with lines_of_query(), in_thread(connection, lambda: connection.execute(select).fetchall()) as found:
         rows = found.result()
-    for row in rows[:_TABLE_ROWS]:
-        table.add_row(*(Text(_cell(value), style="dim" if value is None else "") for value in row))
-    SafeConsole().print(table)
-    if len(rows) > _TABLE_ROWS:
-        print(f"the first {_TABLE_ROWS} rows; --format csv, json, jsonl or parquet gives all", file=sys.stderr)
+    columns = [
+        Shown(name, str(kind).lower(), _is_number(str(kind)), [as_cell(row[number]) for row in rows[:_ROWS]])
+        for number, (name, kind) in enumerate(bound.columns)
+    ]
+    width = terminal_width()
+    if blocks:
+        print_blocks(columns, width)
+    elif (shown := print_table(columns, width)) < len(columns):
+        sys.stdout.flush()
+        print(
+            f"{len(columns)} columns, {shown} shown: name some in the query, or --record shows a row as a block of "
+            f"all its columns",
+            file=sys.stderr,
+        )
+    if len(rows) > _ROWS:
+        print(f"the first {_ROWS} rows; --format csv, json, jsonl or parquet gives all", file=sys.stderr)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "NULL"
-    text = f"{value:.6g}" if isinstance(value, float) else visible(str(value).replace("\n", "⏎"))
-    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+def terminal_width() -> int | None:
+    """The characters in a line of the terminal, or in ``COLUMNS`` where stdout is none; ``None`` if neither says."""
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdecimal():
+        return None
+    return max(shutil.get_terminal_size().columns, 1)
+
+
+def _is_number(kind: str) -> bool:
+    name, _, _ = kind.partition("(")  # DECIMAL(18,3) is one, STRUCT(n INTEGER) is none
+    return any(number in name for number in _NUMBERS) and "[" not in kind

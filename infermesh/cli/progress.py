@@ -17,6 +17,9 @@ def make_observer() -> Observer:
     return LiveTable() if sys.stderr.isatty() else PlainLines()
 
 
+_WIDE = 76  # columns of a terminal that hold a long bar beside all counts
+
+
 class LiveTable:
     """Each stage's progress bar and counts on a terminal, redrawn in place."""
 
@@ -55,13 +58,15 @@ class LiveTable:
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("stage", no_wrap=True)
-        table.add_column("", width=20)
-        for heading in ("done", "failed", "skipped", "in flight", "of"):
+        width = 20 if self._console.width >= _WIDE else 6
+        table.add_column("", width=width)
+        skips = any(stage.skipped for stage in stats.stages.values())
+        for heading in ("done", "failed", *(["skipped"] if skips else []), "in flight", "of"):
             table.add_column(heading, justify="right", no_wrap=True)
         for name, stage in stats.stages.items():
-            bar = ProgressBar(total=max(stage.total, 1), completed=stage.settled, width=20)
+            bar = ProgressBar(total=max(stage.total, 1), completed=stage.settled, width=width)
             failed = Text(str(stage.failed), style="red" if stage.failed else "")
-            table.add_row(
-                name, bar, str(stage.done), failed, str(stage.skipped), str(stage.in_flight), str(stage.total or "–")
-            )
-        return Group(table, Text(summary(stats, self._rates)))
+            skipped = [str(stage.skipped)] if skips else []
+            table.add_row(name, bar, str(stage.done), failed, *skipped, str(stage.in_flight), str(stage.total or "–"))
+        waits = [Text(f"requests wait for {', '.join(stats.waits)}", style="yellow")] if stats.waits else []
+        return Group(table, Text(summary(stats, self._rates)), *waits)

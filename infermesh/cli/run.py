@@ -14,23 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from infermesh.cli.closing import run_closing
-from infermesh.cli.common import fail, options_first, print_error, split_config_dir, words_of
-from infermesh.cli.find_run import find_run
+from infermesh.cli.common import fail, print_error, split_config_dir, words_of
+from infermesh.cli.find_run import find_run, group_words, runs_in, sweep_command
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob
 from infermesh.cli.terminal import guard_streams
-from infermesh.config.compose import (
-    addable,
-    composition_error,
-    experiments,
-    overrides_of,
-    plain,
-    primary_folder,
-    refuse_inline,
-    roots,
-    search_path,
-)
+from infermesh.config.compose import composition_error, overrides_of, plain, search_path
 from infermesh.config.declaration import Declaration, declare
+from infermesh.config.overrides import addable, refuse_inline
+from infermesh.config.project import experiments, primary_folder, roots
+from infermesh.config.understood import Understood, UsageError, understood
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.exact_json import loads
 from infermesh.hints import command, named, nearest, one_line
@@ -55,18 +48,15 @@ def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
         The exit code; for a sweep, that of its worst job.
     """
     if not argv:
-        print("error: which experiment? infermesh run +experiment=NAME", file=sys.stderr)
+        print("error: which experiment? infermesh run NAME", file=sys.stderr)
         _list_experiments()
         return 2
-    try:
-        refuse_inline(argv)  # here, because Hydra writes a sweep's overrides to multirun.yaml before its first job
-    except ConfigError as error:
-        fail(str(error))
     _, config_dir = split_config_dir(argv)
+    given = _understood(argv, config_dir)
     # hydra.main() reads sys.argv and nothing else, so the arguments are put there for the time of the call.
     # The config itself may ask for a multirun (hydra.mode), so there is always somebody to be told of one.
     sweep = Sweep(argv, env_file)
-    arguments = ["infermesh", *options_first([addable(argument) for argument in argv]), ANNOUNCE]
+    arguments = ["infermesh", *given.options, *map(addable, given.overrides), ANNOUNCE]
     job = _Job(config_dir, sweep)
     with _patched_argv(arguments), _hydra_raises(), search_path(config_dir):
         try:
@@ -78,6 +68,18 @@ def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
             with named(sweep.folder):
                 fail(_before_the_job(error, job, config_dir))
     return sweep.report() if sweep.folder is not None or sweep.interrupted else job.code
+
+
+def _understood(argv: list[str], config_dir: Path | None) -> Understood:
+    """The arguments as Hydra takes them. What was decided is told; what is wrong ends the command."""
+    try:
+        given = understood(argv, Path.cwd(), config_dir)
+        refuse_inline(given.overrides)  # here, because Hydra writes a sweep's to multirun.yaml before its first job
+    except ConfigError as error:
+        fail(str(error), code=2 if isinstance(error, UsageError) else 1)
+    for note in given.notes:
+        print(note, file=sys.stderr)
+    return given
 
 
 def _before_the_job(error: Exception, job: _Job, config_dir: Path | None) -> str:
@@ -197,6 +199,9 @@ def run_job(
 
 def resume_run(name: str | None) -> int:
     """Continue a run in its folder, with the config stored there. Without a name: the newest unfinished run."""
+    if (group := runs_in(name)) is not None:
+        again = sweep_command(group[0]) or "run it again by the command that started it, with its hydra.sweep.dir"
+        fail(f"{group_words(*group)}. To go on with all that is left: {again}", code=2)
     folder = find_run(name) if name is not None else newest_unfinished()
     if folder is None:
         newest = describe(find_run(None))  # exits with an error if there is no run at all
@@ -215,7 +220,7 @@ def resume_run(name: str | None) -> int:
 
 def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int:
     """Send again the rows of a stage that match an SQL condition. Their number is printed first."""
-    folder = find_run(name)
+    folder = find_run(name, lambda job: command("retry", job, "--stage", stage))
     declaration = _stored_declaration(folder)
     redo = Redo(stage, where)
     over_rows = [name for name, config in declaration.experiment.stages.items() if config.kind != "sql"]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from infermesh.cli.common import fail
 from infermesh.hints import nearest
-from infermesh.simulator.settings import SimulatorSettings
+from infermesh.simulator.settings import SimulatorSettings, all_settings
 
 
 def simulate_server(pairs: list[str], host: str, port: int, list_settings: bool) -> None:
     """Serve until interrupted. The base URL goes to stdout once the server accepts requests."""
     if list_settings:
-        for name, default, description in _all_settings(SimulatorSettings, ""):
+        for name, default, description in all_settings():
             print(f"{name}={'null' if default is None else default}\n    {description}")
         return
     from infermesh.simulator.server import serve
@@ -26,20 +26,9 @@ def simulate_server(pairs: list[str], host: str, port: int, list_settings: bool)
     serve(_parse_settings(pairs), host=host, port=port, on_ready=announce)
 
 
-def _all_settings(model: type[BaseModel], prefix: str) -> list[tuple[str, Any, str]]:
-    found: list[tuple[str, Any, str]] = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found += _all_settings(inner, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", field.get_default(call_default_factory=True), field.description or ""))
-    return found
-
-
 def _parse_settings(pairs: list[str]) -> SimulatorSettings:
     values: dict[str, Any] = {}
-    valid = [name for name, _, _ in _all_settings(SimulatorSettings, "")]
+    valid = [name for name, _, _ in all_settings()]
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in valid:

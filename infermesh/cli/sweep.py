@@ -48,11 +48,10 @@ from infermesh.query.figures import read_stored
 from infermesh.runs.control import Control
 from infermesh.runs.progress import PlainLines, duration, short
 from infermesh.runs.stats import RunStats
-from infermesh.store.folders import discard
+from infermesh.store.folders import JOBS, discard
 from infermesh.store.schema import DATABASE
 
 ANNOUNCE = "++hydra.callbacks.infermesh={_target_:infermesh.cli.hydra_callback.Announcer}"
-_RECORDS = ".jobs"
 _UNQUOTED_VALUE = re.compile(r"[\w./:+%@-]+")
 
 current_sweep: Sweep | None = None  # Hydra creates the callback itself, so this is how the callback finds the sweep
@@ -159,7 +158,7 @@ class Sweep:
     @property
     def records(self) -> Path:
         assert self.folder is not None
-        return self.folder / _RECORDS
+        return self.folder / JOBS
 
     @property
     def stop_file(self) -> Path:

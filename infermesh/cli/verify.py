@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
-from infermesh.cli.common import fail
-from infermesh.cli.find_run import find_run
+from infermesh.cli.common import print_error
+from infermesh.cli.find_run import find_run, runs_in
 from infermesh.errors import StoreError
 from infermesh.query.verify import verify
 
 
 def verify_run(run: str | None) -> None:
-    """Print a line for each thing that was checked; exit with 1 if one is wrong."""
-    folder = find_run(run)
+    """Print a line for each thing that was checked, of a sweep in each job; exit with 1 if one is wrong."""
+    group = runs_in(run)
+    folders = [find_run(run)] if group is None else group[1]
+    wrong = [folder for folder in folders if not _verify(folder)]
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _verify(folder: Path) -> bool:
     print(folder)
     wrong = 0
     try:
@@ -20,6 +29,6 @@ def verify_run(run: str | None) -> None:
             wrong += not finding.ok
             print(f"  {'ok   ' if finding.ok else 'WRONG'}  {finding.about}: {finding.words}")
     except StoreError as error:
-        fail(str(error))
-    if wrong:
-        raise typer.Exit(1)
+        print_error(error)
+        return False
+    return not wrong

@@ -62,16 +62,20 @@ async def abatch(
     return await _batch(LoopCaller(loop.thread), loop.window, handler, inputs, callbacks, size)
 
 
-def stream(loop: ClientLoop, handler: Handler[I, R], inputs: Inputs[I]) -> Iterator[StreamItem[R]]:
-    """Handle inputs as the caller, in a thread, asks for what has settled. The inputs are checked at once."""
-    _check_inputs(inputs)
-    return _stream(loop, Job(handler, 1, loop.window or STREAM_WINDOW), inputs)
+def stream(loop: ClientLoop, handler: Handler[I, R], inputs: Inputs[I], size: int = 1) -> Iterator[StreamItem[R]]:
+    """Handle inputs as the caller, in a thread, asks for what has settled. The arguments are checked at once."""
+    return _stream(loop, _stream_job(loop, handler, inputs, size), inputs)
 
 
-def astream(loop: ClientLoop, handler: Handler[I, R], inputs: Inputs[I]) -> AsyncIterator[StreamItem[R]]:
-    """Handle inputs as the caller, in an event loop, asks for what has settled. The inputs are checked at once."""
+def astream(loop: ClientLoop, handler: Handler[I, R], inputs: Inputs[I], size: int = 1) -> AsyncIterator[StreamItem[R]]:
+    """Handle inputs as the caller, in an event loop, asks for what has settled. The arguments are checked at once."""
+    return _astream(loop, _stream_job(loop, handler, inputs, size), inputs)
+
+
+def _stream_job(loop: ClientLoop, handler: Handler[I, R], inputs: Inputs[I], size: int) -> Job[I, R]:
     _check_inputs(inputs)
-    return _astream(loop, Job(handler, 1, loop.window or STREAM_WINDOW), inputs)
+    _check_size(size)
+    return Job(handler, size, loop.window or STREAM_WINDOW)
 
 
 def _stream(loop: ClientLoop, job: Job[I, R], inputs: Inputs[I]) -> Iterator[StreamItem[R]]:
@@ -101,8 +105,7 @@ async def _batch(
     size: int,
 ) -> BatchResult[R]:
     _check_inputs(inputs)
-    if not isinstance(size, int) or size < 1:
-        raise ConfigError(f"micro_batch_size: expected a whole number of at least 1, got {size!r}")
+    _check_size(size)
     job = Job(handler, size, window)
     listed = inputs if isinstance(inputs, list | tuple) else None
     places = len(listed or ())
@@ -175,6 +178,11 @@ def _attached_to_errors(found: BatchResult[Any]) -> Iterator[None]:
         with suppress(AttributeError, TypeError):
             error.batch = found  # type: ignore[attr-defined]
         raise
+
+
+def _check_size(size: object) -> None:
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"micro_batch_size: expected a whole number of at least 1, got {size!r}")
 
 
 def _check_inputs(inputs: object) -> None:

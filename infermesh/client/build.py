@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
+from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig, check_max_response_bytes
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.fleet import Account, build_deployments, build_model
 from infermesh.dispatch.model import LogicalModel
@@ -27,23 +27,34 @@ def deployment_configs(
     """The deployments that a client's arguments describe, by label.
 
     Without ``deployments`` there is one for each ``api_base``: a single one has the model's name for a label, several
-    have ``replica-0``, ``replica-1`` and so on. ``api_key`` is given to those that have none of their own, and so is
-    ``max_response_bytes``.
+    have ``replica-0``, ``replica-1`` and so on. ``api_key`` and ``max_response_bytes`` are given to those that have
+    none of their own.
 
     Raises
     ------
     ConfigError
         Both ``api_base`` and ``deployments`` are given, one of them is empty, or a deployment has an unknown key.
     """
+    check_max_response_bytes(max_response_bytes)
+    configs = _described(model, api_base, api_key, deployments)
+    for label, config in configs.items():
+        if config.max_response_bytes is None:
+            configs[label] = dataclasses.replace(config, max_response_bytes=max_response_bytes)
+    return configs
+
+
+def _described(
+    model: str,
+    api_base: str | Sequence[str] | None,
+    api_key: str | None,
+    deployments: Mapping[str, DeploymentConfig | Mapping[str, Any]] | None,
+) -> dict[str, DeploymentConfig]:
     if deployments is None:
         if api_base is None or isinstance(api_base, str):
-            return {model: DeploymentConfig(model, api_base, api_key, max_response_bytes=max_response_bytes)}
+            return {model: DeploymentConfig(model, api_base, api_key)}
         if not api_base:
             raise ConfigError("api_base: the list is empty: give at least one URL")
-        return {
-            f"replica-{i}": DeploymentConfig(model, base, api_key, max_response_bytes=max_response_bytes)
-            for i, base in enumerate(api_base)
-        }
+        return {f"replica-{i}": DeploymentConfig(model, base, api_key) for i, base in enumerate(api_base)}
     if api_base is not None:
         raise ConfigError("give either api_base or deployments: each of the deployments has its own api_base")
     if not deployments:
@@ -53,9 +64,6 @@ def deployment_configs(
         for label, config in configs.items():
             if config.api_key is None and config.api_key_env is None:
                 configs[label] = dataclasses.replace(config, api_key=api_key)
-    for label, config in configs.items():
-        if config.max_response_bytes == MAX_RESPONSE_BYTES:
-            configs[label] = dataclasses.replace(config, max_response_bytes=max_response_bytes)
     return configs
 
 
@@ -134,7 +142,7 @@ def _with_defaults(
     given: dict[str, Any] = {}
     if config.input_cost_per_token is None and config.output_cost_per_token is None:
         given["input_cost_per_token"], given["output_cost_per_token"] = costs
-    if config.header_bucket_scope == "auto":
+    if config.header_bucket_scope is None:
         given["header_bucket_scope"] = account.header_bucket_scope
     if config.default_output_tokens is None:
         given["default_output_tokens"] = account.default_output_tokens

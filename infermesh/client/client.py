@@ -1,38 +1,34 @@
 """The Python client: one model behind one or more deployments, from scripts, threads, notebooks and event loops.
 
-Every method is here twice, plain and with an ``a`` in front, and only hands on what it was given. What they do is
-written once, in :mod:`infermesh.client.operations` and :mod:`infermesh.client.batches`.
+How it is made, opened and closed stands here. What it can be asked is in :mod:`infermesh.client.generation`,
+:mod:`infermesh.client.embedding` and :mod:`infermesh.client.transcription`. There every method is twice, plain and with
+an ``a`` in front, and only hands on what it was given. What they do is written once, in
+:mod:`infermesh.client.operations` and :mod:`infermesh.client.batches`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from infermesh.client.batches import Callbacks, Inputs, abatch, astream, batch, stream
 from infermesh.client.build import client_model, deployment_configs, spread_slots
+from infermesh.client.embedding import EmbeddingCalls
+from infermesh.client.generation import GenerationCalls
 from infermesh.client.lifetime import ClientLoop
-from infermesh.client.operations import AudioInput, Operations, check_choice, default_timeout
+from infermesh.client.operations import Operations, check_choice, check_max_bytes, check_timeout, client_default
+from infermesh.client.transcription import TranscriptionCalls
 from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
-from infermesh.dispatch.model import OnInvalid
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.inputs.audio import DEFAULT_MAX_BYTES
 from infermesh.limits import Limits
-from infermesh.results import BatchResult, EmbeddingResult, GenerationResult, StreamItem, TranscriptionResult
 from infermesh.transports import make_transport
-from infermesh.types import USE_CLIENT_DEFAULT, Endpoint, HeaderBucketScope, RoutingStrategy, Timeout
-from infermesh.wire.requests import GenerationInput
-from infermesh.wire.structured import ResponseFormatSpec
+from infermesh.types import Endpoint, HeaderBucketScope, RoutingStrategy
 
 __all__ = ["LMClient"]
 
-R = TypeVar("R")
-OnResult = Callable[[int, R | None, BaseException | None], object]
-OnProgress = Callable[[int, int | None], object]
 
-
-class LMClient:
+class LMClient(GenerationCalls, EmbeddingCalls, TranscriptionCalls):
     """Sends requests to one model: one at a time, a list of them, or a stream.
 
     Use it where code of yours makes the prompts and takes the results: in scripts, threads, notebooks and asyncio. It
@@ -77,7 +73,8 @@ class LMClient:
     routing_strategy
         ``simple-shuffle``, ``least-busy`` or ``latency-based-routing``.
     max_transcription_bytes
-        Largest clip that is sent. ``None`` sends any, and reads it into memory whole.
+        Largest clip that is sent, in bytes, at least 1. ``None`` sends any, and reads it into memory whole. One in
+        ``default_request_kwargs`` takes its place.
     max_response_bytes
         The most bytes that an answer may have, once it is decompressed, for deployments that do not set their own. A
         longer one is not read to its end, and fails with a ``MalformedResponseError``.
@@ -138,6 +135,7 @@ class LMClient:
     ) -> None:
         self.model = model
         defaults = dict(default_request_kwargs or {})
+        largest = client_default("max_transcription_bytes", max_transcription_bytes, defaults, check_max_bytes)
         configs, slots, window = spread_slots(
             deployment_configs(model, api_base, api_key, deployments, max_response_bytes), max_parallel_requests
         )
@@ -157,10 +155,10 @@ class LMClient:
             strategy=routing_strategy,
             endpoint=check_choice("endpoint", endpoint, Endpoint),
             retry=RetryPolicy(max_retries=max_retries),
-            timeout=default_timeout(timeout, defaults),
+            timeout=client_default("timeout", timeout, defaults, check_timeout),
             costs=(input_cost_per_token, output_cost_per_token),
         )
-        self._operations = Operations(logical_model, slots, defaults, max_transcription_bytes)
+        self._operations = Operations(logical_model, slots, defaults, largest)
         self._loop = ClientLoop(deployed, lambda label: make_transport(configs[label], label=label), window)
 
     def __repr__(self) -> str:
@@ -194,392 +192,3 @@ class LMClient:
     async def aclose(self) -> None:
         """Do what :meth:`close` does, without blocking the event loop."""
         await self._loop.aclose()
-
-    def generate(
-        self,
-        input: GenerationInput,
-        *,
-        response_format: ResponseFormatSpec | None = None,
-        parse_output: bool | None = None,
-        on_invalid: OnInvalid | None = None,
-        endpoint: Endpoint | None = None,
-        system: str | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> GenerationResult:
-        """Answer one prompt. For many, use :meth:`generate_batch` or :meth:`generate_stream`.
-
-        Options that are ``None`` are those of ``default_request_kwargs``, or else as described here.
-
-        Parameters
-        ----------
-        input
-            A prompt; a list of messages; or a mapping with the endpoint's own fields (``messages``, ``prompt``,
-            ``input`` …).
-        response_format
-            A pydantic class or a JSON schema. The server is asked for it, and the answer is checked and parsed into
-            ``output_parsed``. ``None`` asks for plain text.
-        parse_output
-            ``False`` sends the schema and leaves ``output_parsed`` empty. ``None`` is as ``True``.
-        on_invalid
-            What to do with an answer that does not satisfy the format. ``"null"`` (as ``None``): warn, and leave
-            ``output_parsed`` empty. ``"retry"``: tell the model what was wrong and ask again, at most twice.
-        endpoint
-            ``None`` takes the client's.
-        system
-            A system message, put first unless the conversation begins with one of its own.
-        timeout
-            Seconds for one attempt, above 0. ``None`` waits for ever. ``USE_CLIENT_DEFAULT`` takes the client's.
-        params
-            Wire parameters: ``temperature``, ``max_tokens``, ``tools`` and so on. ``None`` sends none of that name.
-
-        Raises
-        ------
-        RequestError
-            The failure of the last attempt; its class says what kind.
-        ConfigError
-            An option is wrong. Nothing was sent.
-
-        Examples
-        --------
-        >>> result = client.generate("What is the capital of France?", max_tokens=64, timeout=30)
-        >>> result.output_text
-        'What is the capital of France?'
-
-        (The server of these examples repeats the prompt.)
-
-        >>> from pydantic import BaseModel
-        >>> class City(BaseModel):
-        ...     name: str
-        ...     population: int
-        >>> type(client.generate("A city, as JSON.", response_format=City).output_parsed).__name__
-        'City'
-        """
-        handler = self._operations.generation(
-            params, response_format, parse_output, on_invalid, endpoint, system, timeout
-        )
-        return self._loop.run(handler.one, input)
-
-    async def agenerate(
-        self,
-        input: GenerationInput,
-        *,
-        response_format: ResponseFormatSpec | None = None,
-        parse_output: bool | None = None,
-        on_invalid: OnInvalid | None = None,
-        endpoint: Endpoint | None = None,
-        system: str | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> GenerationResult:
-        """Do what :meth:`generate` does, for ``await``."""
-        handler = self._operations.generation(
-            params, response_format, parse_output, on_invalid, endpoint, system, timeout
-        )
-        return await self._loop.arun(handler.one, input)
-
-    def generate_batch(
-        self,
-        inputs: Inputs[GenerationInput],
-        *,
-        return_exceptions: bool = True,
-        on_result: OnResult[GenerationResult] | None = None,
-        on_progress: OnProgress | None = None,
-        response_format: ResponseFormatSpec | None = None,
-        parse_output: bool | None = None,
-        on_invalid: OnInvalid | None = None,
-        endpoint: Endpoint | None = None,
-        system: str | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> BatchResult[GenerationResult]:
-        """Answer many prompts, and return when all have settled.
-
-        A failed item does not end the batch. For inputs or results that do not fit into memory there is
-        :meth:`generate_stream`.
-
-        Parameters
-        ----------
-        inputs
-            Any iterable of what :meth:`generate` takes, asynchronous ones included.
-        return_exceptions
-            ``True``: a failed item is ``None`` in ``batch.results``, and its exception is in ``batch.errors``.
-            ``False``: the first failure ends the batch and is raised.
-        on_result
-            Called with ``(index, result, error)`` as each item settles, in the caller's thread or loop, one call at a
-            time. If it raises, the batch ends.
-        on_progress
-            Called after it with ``(done, total)``; ``total`` is ``None`` where the inputs have no length.
-        response_format, parse_output, on_invalid, endpoint, system, timeout, params
-            As for :meth:`generate`.
-
-        Returns
-        -------
-        BatchResult
-            Results in the order of the inputs.
-
-        Raises
-        ------
-        BaseException
-            What ended the batch early, Ctrl-C included. Its attribute ``batch`` holds what had settled by then.
-
-        Examples
-        --------
-        >>> batch = client.generate_batch(["One.", "Two.", None], on_progress=lambda done, total: None)
-        >>> [str(result) for result in batch]
-        ['One.', 'Two.', 'None']
-        >>> batch.failures
-        {2: InputError(...)}
-        """
-        handler = self._operations.generation(
-            params, response_format, parse_output, on_invalid, endpoint, system, timeout
-        )
-        return batch(self._loop, handler, inputs, Callbacks(on_result, on_progress, not return_exceptions))
-
-    async def agenerate_batch(
-        self,
-        inputs: Inputs[GenerationInput],
-        *,
-        return_exceptions: bool = True,
-        on_result: OnResult[GenerationResult] | None = None,
-        on_progress: OnProgress | None = None,
-        response_format: ResponseFormatSpec | None = None,
-        parse_output: bool | None = None,
-        on_invalid: OnInvalid | None = None,
-        endpoint: Endpoint | None = None,
-        system: str | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> BatchResult[GenerationResult]:
-        """Do what :meth:`generate_batch` does, for ``await``. Callbacks may be ``async def``."""
-        handler = self._operations.generation(
-            params, response_format, parse_output, on_invalid, endpoint, system, timeout
-        )
-        return await abatch(self._loop, handler, inputs, Callbacks(on_result, on_progress, not return_exceptions))
-
-    def generate_stream(
-        self,
-        inputs: Inputs[GenerationInput],
-        *,
-        response_format: ResponseFormatSpec | None = None,
-        parse_output: bool | None = None,
-        on_invalid: OnInvalid | None = None,
-        endpoint: Endpoint | None = None,
-        system: str | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> Iterator[StreamItem[GenerationResult]]:
-        """Answer prompts one by one as they settle, for inputs and outputs of any length.
-
-        Inputs are pulled as results are taken: at most twice ``max_parallel_requests`` (64 where nothing says how many)
-        are between the iterator and the caller, so that a slow consumer slows the requests down. Leaving the loop early
-        ends the requests under way.
-
-        Yields
-        ------
-        StreamItem
-            ``(index, result, error)``, in the order in which they settle.
-
-        Examples
-        --------
-        >>> def rows():
-        ...     for number in range(1_000_000):
-        ...         yield f"Name city number {number}."
-        >>> for index, result, error in client.generate_stream(rows()):
-        ...     if index == 100:
-        ...         break
-        """
-        handler = self._operations.generation(
-            params, response_format, parse_output, on_invalid, endpoint, system, timeout
-        )
-        return stream(self._loop, handler, inputs)
-
-    def agenerate_stream(
-        self,
-        inputs: Inputs[GenerationInput],
-        *,
-        response_format: ResponseFormatSpec | None = None,
-        parse_output: bool | None = None,
-        on_invalid: OnInvalid | None = None,
-        endpoint: Endpoint | None = None,
-        system: str | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> AsyncIterator[StreamItem[GenerationResult]]:
-        """Do what :meth:`generate_stream` does, for ``async for``."""
-        handler = self._operations.generation(
-            params, response_format, parse_output, on_invalid, endpoint, system, timeout
-        )
-        return astream(self._loop, handler, inputs)
-
-    def embed(
-        self,
-        text: str,
-        *,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> EmbeddingResult:
-        """Embed one text. For many, use :meth:`embed_batch`: texts that travel together cost far less.
-
-        Parameters
-        ----------
-        text
-            What to embed.
-        timeout
-            As for :meth:`generate`.
-        params
-            Wire parameters: ``dimensions`` and so on.
-
-        Raises
-        ------
-        RequestError
-            The failure of the last attempt.
-
-        Examples
-        --------
-        >>> len(client.embed("The quick brown fox", dimensions=32).embedding)
-        32
-        """
-        handler = self._operations.embedding(params, timeout)
-        return self._loop.run(handler.one, text)
-
-    async def aembed(
-        self,
-        text: str,
-        *,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> EmbeddingResult:
-        """Do what :meth:`embed` does, for ``await``."""
-        handler = self._operations.embedding(params, timeout)
-        return await self._loop.arun(handler.one, text)
-
-    def embed_batch(
-        self,
-        texts: Inputs[str],
-        *,
-        micro_batch_size: int = 32,
-        return_exceptions: bool = True,
-        on_result: OnResult[EmbeddingResult] | None = None,
-        on_progress: OnProgress | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> BatchResult[EmbeddingResult]:
-        """Embed many texts.
-
-        Parameters
-        ----------
-        texts
-            Any iterable of strings, asynchronous ones included.
-        micro_batch_size
-            Texts that travel in one request, at least 1. A request that the server refuses is split until only the text
-            that is to blame fails.
-        return_exceptions, on_result, on_progress
-            As for :meth:`generate_batch`.
-        timeout, params
-            As for :meth:`embed`.
-
-        Examples
-        --------
-        >>> batch = client.embed_batch(["sentence one", "sentence two", "sentence three"], micro_batch_size=2)
-        >>> len([result.embedding for result in batch if result is not None])
-        3
-        """
-        handler = self._operations.embedding(params, timeout)
-        return batch(
-            self._loop, handler, texts, Callbacks(on_result, on_progress, not return_exceptions), micro_batch_size
-        )
-
-    async def aembed_batch(
-        self,
-        texts: Inputs[str],
-        *,
-        micro_batch_size: int = 32,
-        return_exceptions: bool = True,
-        on_result: OnResult[EmbeddingResult] | None = None,
-        on_progress: OnProgress | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> BatchResult[EmbeddingResult]:
-        """Do what :meth:`embed_batch` does, for ``await``."""
-        handler = self._operations.embedding(params, timeout)
-        return await abatch(
-            self._loop, handler, texts, Callbacks(on_result, on_progress, not return_exceptions), micro_batch_size
-        )
-
-    def transcribe(
-        self,
-        audio: AudioInput,
-        *,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> TranscriptionResult:
-        """Transcribe one clip.
-
-        Parameters
-        ----------
-        audio
-            A path, bytes, or an open binary file.
-        timeout
-            As for :meth:`generate`.
-        params
-            Wire parameters: ``language``, ``prompt`` and so on.
-
-        Raises
-        ------
-        RequestError
-            The failure of the last attempt; an ``InputError`` where the clip cannot be read or is too large.
-
-        Examples
-        --------
-        >>> client.transcribe("recording.wav", language="en").text
-        'Good morning.'
-        """
-        handler = self._operations.transcription(params, timeout)
-        return self._loop.run(handler.one, audio)
-
-    async def atranscribe(
-        self,
-        audio: AudioInput,
-        *,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> TranscriptionResult:
-        """Do what :meth:`transcribe` does, for ``await``."""
-        handler = self._operations.transcription(params, timeout)
-        return await self._loop.arun(handler.one, audio)
-
-    def transcribe_batch(
-        self,
-        audio: Inputs[AudioInput],
-        *,
-        return_exceptions: bool = True,
-        on_result: OnResult[TranscriptionResult] | None = None,
-        on_progress: OnProgress | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> BatchResult[TranscriptionResult]:
-        """Transcribe many clips, each in a request of its own. Other parameters are those of :meth:`generate_batch`.
-
-        Examples
-        --------
-        >>> batch = client.transcribe_batch(["recording.wav", "missing.wav"])
-        >>> batch.failures.keys()
-        dict_keys([1])
-        """
-        handler = self._operations.transcription(params, timeout)
-        return batch(self._loop, handler, audio, Callbacks(on_result, on_progress, not return_exceptions))
-
-    async def atranscribe_batch(
-        self,
-        audio: Inputs[AudioInput],
-        *,
-        return_exceptions: bool = True,
-        on_result: OnResult[TranscriptionResult] | None = None,
-        on_progress: OnProgress | None = None,
-        timeout: Timeout = USE_CLIENT_DEFAULT,
-        **params: Any,
-    ) -> BatchResult[TranscriptionResult]:
-        """Do what :meth:`transcribe_batch` does, for ``await``."""
-        handler = self._operations.transcription(params, timeout)
-        return await abatch(self._loop, handler, audio, Callbacks(on_result, on_progress, not return_exceptions))

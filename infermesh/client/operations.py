@@ -16,14 +16,24 @@ from infermesh.dispatch.model import LogicalModel, OnInvalid
 from infermesh.errors import ConfigError, InputError, RequestError
 from infermesh.inputs.audio import read_audio
 from infermesh.results import EmbeddingResult, GenerationResult, TranscriptionResult
-from infermesh.types import USE_CLIENT_DEFAULT, Endpoint, Request, Timeout
+from infermesh.types import USE_CLIENT_DEFAULT, Endpoint, MaxBytes, Request, Timeout, UseClientDefault
 from infermesh.wire.requests import GenerationInput, PromptForm
 from infermesh.wire.structured import ResponseFormat, ResponseFormatSpec
 
-__all__ = ["AudioInput", "Handler", "I", "Operations", "check_choice", "check_timeout", "default_timeout"]
+__all__ = [
+    "AudioInput",
+    "Handler",
+    "I",
+    "Operations",
+    "check_choice",
+    "check_max_bytes",
+    "check_timeout",
+    "client_default",
+]
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
+T = TypeVar("T")
 AudioInput = str | os.PathLike[str] | bytes | BinaryIO
 
 # What a generation takes besides wire parameters.
@@ -57,7 +67,7 @@ class Operations:
     slots
         Requests at once, over all callers and deployments; ``None`` where the deployments' own slots bound them.
     defaults
-        Options and wire parameters of every request, the timeout apart.
+        Options and wire parameters of every request, without those that :func:`client_default` has taken out.
     max_transcription_bytes
         Largest clip that is sent; ``None`` sends any.
     """
@@ -138,10 +148,14 @@ class Operations:
 
         return Handler(one, group)
 
-    def transcription(self, params: Mapping[str, Any], timeout: Timeout) -> Handler[AudioInput, TranscriptionResult]:
+    def transcription(
+        self, params: Mapping[str, Any], max_transcription_bytes: MaxBytes, timeout: Timeout
+    ) -> Handler[AudioInput, TranscriptionResult]:
         """Inputs are paths, bytes or binary files, read in another thread."""
         wire, seconds = {**self._params, **params}, check_timeout(timeout)
-        model, slots, max_bytes = self._model, self._slots, self._max_bytes
+        own = check_max_bytes(max_transcription_bytes)
+        max_bytes = self._max_bytes if own is USE_CLIENT_DEFAULT else own
+        model, slots = self._model, self._slots
 
         async def read_and_send(source: AudioInput) -> TranscriptionResult:
             clip = await asyncio.to_thread(read_audio, source, max_bytes=max_bytes)
@@ -233,13 +247,29 @@ def check_timeout(timeout: object) -> Timeout:
     return float(timeout)
 
 
-def default_timeout(timeout: object, defaults: dict[str, Any]) -> float | None:
-    """The timeout of calls that give none. One among the request defaults is taken out of them and goes first.
+def check_max_bytes(most: object) -> MaxBytes:
+    """The largest clip as a call may give it.
 
-    Raises ``ConfigError`` as :func:`check_timeout` does, and where the client itself is to use the client's default.
+    Raises ``ConfigError`` for anything but a whole number above 0, ``None`` and ``USE_CLIENT_DEFAULT``.
     """
-    own = check_timeout(timeout)
+    if most is None or most is USE_CLIENT_DEFAULT:
+        return most
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError(
+            f"max_transcription_bytes: expected a number of bytes, at least 1, or None to send any clip, got {most!r}"
+        )
+    return most
+
+
+def client_default(
+    name: str, value: object, defaults: dict[str, Any], check: Callable[[object], T | UseClientDefault]
+) -> T:
+    """What holds for calls that give none. One among the request defaults is taken out of them and goes first.
+
+    Raises ``ConfigError`` as ``check`` does, and where the client itself is to use the client's default.
+    """
+    own = check(value)
     if own is USE_CLIENT_DEFAULT:
-        raise ConfigError("timeout: this is the client's default: give seconds, or None to wait for ever")
-    given = check_timeout(defaults.pop("timeout", USE_CLIENT_DEFAULT))
+        raise ConfigError(f"{name}: this is the client's default: give a number, or None for no limit")
+    given = check(defaults.pop(name, USE_CLIENT_DEFAULT))
     return own if given is USE_CLIENT_DEFAULT else given

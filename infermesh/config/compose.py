@@ -14,15 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infermesh.config.overrides import EXPERIMENT, addable, refuse_inline
+from infermesh.config.project import (
+    experiments,
+    missing_experiment,
+    primary_folder,
+    roots,
+    shipped_project,
+    shown_path,
+)
 from infermesh.config.references import keeping_references, restored
 from infermesh.config.schema import Experiment
-from infermesh.config.secrets import refuse_inline_keys
+from infermesh.config.understood import understood
+from infermesh.config.yaml_words import yaml_words
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
 from infermesh.redaction import redact
 
-_SECTIONS = "source|limits|deployments|models|stages|store|simulator|guards|sinks"
-_SWEEPABLE = re.compile(rf"(?:{_SECTIONS})\.[^=@/~+]+=")
+_HINT = re.compile(r"\s*See https?://\S+( for (more )?(details|info\w*))?\.?")  # another project's page
 _LOCK = threading.Lock()  # Hydra's state is global
 
 
@@ -44,12 +53,15 @@ class Composed:
     overrides
         What was changed of the declaration, as Hydra writes it, without Hydra's own keys; ``None`` where it was not
         composed by Hydra.
+    notes
+        What was decided for the user, a line each.
     """
 
     mapping: dict[str, Any]
     roots: list[Path]
     folder: Path | None
     overrides: list[str] | None
+    notes: tuple[str, ...] = ()
 
 
 def compose(overrides: Sequence[str], *, config_dir: Path | None = None, cwd: Path | None = None) -> Composed:
@@ -60,7 +72,7 @@ def compose(overrides: Sequence[str], *, config_dir: Path | None = None, cwd: Pa
     Parameters
     ----------
     overrides
-        What stands behind ``infermesh run``: ``+experiment=NAME``, ``stages.x.y=value``.
+        What stands behind ``infermesh run``: ``NAME`` or ``+experiment=NAME``, ``stages.x.y=value``.
     config_dir
         A folder of configs that are looked up before those of the project.
     cwd
@@ -77,10 +89,13 @@ def compose(overrides: Sequence[str], *, config_dir: Path | None = None, cwd: Pa
     >>> compose(["+experiment=quickstart", "source.limit=5"]).mapping["source"]["limit"]
     5
     """
-    refuse_inline(overrides)
-    arguments = [addable(override) for override in overrides]
     home = Path.cwd() if cwd is None else cwd.absolute()
     config_dir = None if config_dir is None else config_dir.absolute()
+    given = understood(overrides, home, config_dir)
+    if given.options:
+        raise ConfigError(f"{given.options[0]}: an option of infermesh run alone; expected overrides, KEY=VALUE")
+    refuse_inline(given.overrides)
+    arguments = [addable(override) for override in given.overrides]
     with _LOCK:
         try:
             mapping, folder, task = _compose(arguments, home, config_dir)
@@ -88,7 +103,7 @@ def compose(overrides: Sequence[str], *, config_dir: Path | None = None, cwd: Pa
             raise ConfigError(composition_error(error, home, config_dir)) from None
     if folder is not None and cwd is not None:
         folder = home / folder
-    return Composed(mapping, roots(home, config_dir), folder, task)
+    return Composed(mapping, roots(home, config_dir), folder, task, tuple(given.notes))
 
 
 def _compose(
@@ -147,24 +162,6 @@ def _without_missing(node: Any) -> Any:
     return [_without_missing(value) for value in node] if isinstance(node, list) else node
 
 
-def shipped_project() -> Path:
-    """The folder of the shipped ``conf/`` and ``pipelines/``: in an installed wheel, or the repository."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "_project"
-    return inside if inside.is_dir() else package.parent
-
-
-def roots(home: Path, config_dir: Path | None) -> list[Path]:
-    """The folders in which a declaration's relative paths are looked up, in this order."""
-    return [home, *([config_dir.parent] if config_dir else []), shipped_project()]
-
-
-def primary_folder(home: Path) -> Path:
-    """Hydra's primary config folder: the project's, else the shipped one."""
-    own = home / "conf"
-    return own if own.is_dir() else shipped_project() / "conf"
-
-
 @contextlib.contextmanager
 def search_path(config_dir: Path | None) -> Iterator[None]:
     """Inside, Hydra looks for configs in ``config_dir`` first and in the shipped ones last."""
@@ -202,18 +199,6 @@ def _search_plugin() -> Any:
     return ShippedConfigs
 
 
-def experiments(home: Path, config_dir: Path | None = None) -> list[str]:
-    """The names of all experiments."""
-    folders = [home / "conf", shipped_project() / "conf", *([config_dir] if config_dir else [])]
-    return sorted(
-        {
-            file.relative_to(folder / "experiment").with_suffix("").as_posix()
-            for folder in folders
-            for file in (folder / "experiment").rglob("*.yaml")
-        }
-    )
-
-
 def check_chosen(mapping: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` if no experiment was chosen, or its file lacks the line ``# @package _global_``."""
     if not mapping.get("stages") and not mapping.get("models"):
@@ -223,60 +208,6 @@ def check_chosen(mapping: Mapping[str, Any]) -> None:
             )
         names = ", ".join(experiments(Path.cwd()))
         raise ConfigError(f"no experiment was chosen: infermesh run +experiment=NAME. There is: {names}.")
-
-
-def addable(argument: str) -> str:
-    """An override with ``++`` before it, so that it sets a key whether or not the YAML has it.
-
-    Validation then catches a misspelt key. Overrides of other keys stay as they are.
-    """
-    return f"++{argument}" if _SWEEPABLE.match(argument) else argument
-
-
-def refuse_inline(overrides: Sequence[str]) -> None:
-    """Raise ``ConfigError`` if an override, or one value of a sweep, holds a key. The message does not repeat it."""
-    for override in overrides:
-        for mapping in _as_mappings(override):
-            refuse_inline_keys(mapping)
-
-
-def _as_mappings(argument: str) -> Iterator[dict[str, Any]]:
-    """``a.b=c`` as nested dicts, one for each value that it sweeps over. Nothing for other arguments."""
-    name, equals, text = argument.lstrip("+~").partition("=")
-    if not equals:
-        return
-    for value in _values(argument, text):
-        node: Any = value
-        for part in reversed(name.split(".")):
-            node = {part: node}
-        yield node
-
-
-def _values(override: str, text: str) -> list[Any]:
-    """The values of an override as Hydra reads them; its text if Hydra cannot read it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep, Sweep
-    from hydra.errors import HydraException
-
-    try:
-        (parsed,) = OverridesParser.create().parse_overrides([override])
-    except HydraException:
-        return [text]
-    value = parsed.value()
-    if isinstance(value, ChoiceSweep):
-        return [_unquoted(choice) for choice in value.list]
-    return [text] if isinstance(value, Sweep) else [value]
-
-
-def _unquoted(value: Any) -> Any:
-    """A choice of a sweep without Hydra's quotes."""
-    from hydra.core.override_parser.types import QuotedString
-
-    if isinstance(value, QuotedString):
-        return value.text
-    if isinstance(value, dict):
-        return {_unquoted(name): _unquoted(item) for name, item in value.items()}
-    return [_unquoted(item) for item in value] if isinstance(value, list) else value
 
 
 def composition_error(error: Exception, home: Path, config_dir: Path | None = None) -> str:
@@ -293,19 +224,17 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
     said: BaseException | None = error
     while said is not None and not str(said).strip():  # Hydra wraps some of OmegaConf's errors into one without words
         said = said.__cause__ or said.__context__
-    text = redact(re.sub(r"\s*\n\s*", " ", str(said or type(error).__name__)).strip()).replace("'++", "'")
-    missing = re.match(r"Could not override '([^']+)'", text)
-    if missing:
-        top = missing[1].split(".")[0]
-        if missing[1] == "experiment":
-            return (
-                "experiment=NAME: an experiment is added to the config, so it takes a +: infermesh run +experiment=NAME"
-            )
-        return f"{missing[1]}: unknown key.{nearest(top, Experiment.model_fields)}"
-    if "Could not find 'experiment/" in text or "In 'config': Could not find" in text:
-        wanted = re.search(r"Could not find '([^']+)'", text)
-        name = wanted[1] if wanted else text
-        group, _, option = name.partition("/")
-        if group == "experiment":
-            return f"+experiment={option}: there is no such experiment.{nearest(option, experiments(home, config_dir))}"
+    if isinstance(said, YAMLError):
+        file = Path(str(getattr(getattr(said, "problem_mark", None), "name", "")))
+        return redact(yaml_words(said, file, shown_path(file)))
+    text = redact(" ".join(_HINT.sub("", str(said or type(error).__name__)).split())).replace("'++", "'")
+    if missing := re.match(r"Could not override '([^']+)'", text):
+        return f"{missing[1]}: unknown key.{nearest(missing[1].split('.')[0], Experiment.model_fields)}"
+    if wanted := re.search(r"Could not find '([^']+)'", text):
+        group, _, option = wanted[1].partition("/")
+        if group == EXPERIMENT:
+            return redact(missing_experiment(option, home, config_dir))
+        there = re.search(r"Available options in '[^']*': (.*?)( Config search path|$)", text)
+        hint = nearest(option, there[1].split()) if there else ""
+        return f"{group}={option}: there is no such config in the folder {group}/ of conf/.{hint}"
     return text

@@ -13,6 +13,7 @@ from infermesh.config.load import config_hash, load
 from infermesh.config.references import Taken, taken
 from infermesh.config.schema import Experiment
 from infermesh.config.secrets import refuse_inline_keys
+from infermesh.config.short_form import LongForm, long_form
 from infermesh.errors import ConfigError
 
 
@@ -23,8 +24,8 @@ class Declaration:
     Attributes
     ----------
     mapping
-        The config as it was composed: plain dicts, lists and scalars. It is stored with the run. What comes from
-        environment variables stands in it by their names.
+        The config as it was composed, in the long form: plain dicts, lists and scalars. It is stored with the run.
+        What comes from environment variables stands in it by their names.
     experiment
         The same with the variables' values, validated.
     roots
@@ -33,6 +34,8 @@ class Declaration:
         What the caller changed, in Hydra's syntax. ``None`` where nobody said: a resumed run keeps those it has.
     taken
         What hides the variables' values in what is stored of the experiment.
+    long_form
+        How the keys that were added to the mapping were written, for messages.
     """
 
     mapping: Mapping[str, Any]
@@ -40,6 +43,7 @@ class Declaration:
     roots: tuple[Path, ...]
     overrides: tuple[str, ...] | None = None
     taken: Taken = field(default=Taken({}), repr=False)
+    long_form: LongForm = field(default=LongForm({}, {}), repr=False)
 
     @property
     def hash(self) -> str:
@@ -96,9 +100,12 @@ def declare(
     mapping = _text_keys(mapping, "")
     check_chosen(mapping)
     refuse_inline_keys(mapping)  # before a missing variable is told
-    values, hides = taken(mapping, environ)
-    experiment = load(values, mapping)
-    return Declaration(mapping, experiment, tuple(roots), None if overrides is None else tuple(overrides), hides)
+    long = long_form(mapping, environ)
+    with long.told():
+        values, hides = taken(long.mapping, environ)
+        experiment = load(values, long.mapping)
+    changed = None if overrides is None else tuple(overrides)
+    return Declaration(long.mapping, experiment, tuple(roots), changed, hides, long)
 
 
 _DEEPEST = 200  # levels; Python's own limit comes soon after

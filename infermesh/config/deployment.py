@@ -13,6 +13,12 @@ MAX_RESPONSE_BYTES = 64 << 20
 """The most bytes that an answer may have where a deployment does not say: hundreds of long vectors as JSON."""
 
 
+def check_max_response_bytes(most: object) -> None:
+    """Raise ``ConfigError`` unless ``most`` is a whole number above 0."""
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError(f"max_response_bytes: expected a number of bytes, at least 1, got {most!r}")
+
+
 @dataclass(slots=True, repr=False)
 class DeploymentConfig:
     """One replica or account that can serve a model.
@@ -32,7 +38,8 @@ class DeploymentConfig:
     max_parallel_requests
         Requests in flight at once, over all stages and callers. ``None``: no bound.
     rpm, tpm, rpd, tpd, max_request_burst, max_token_burst, header_bucket_scope, default_output_tokens
-        Limits of this deployment alone, as :class:`~infermesh.types.Limits` has them.
+        Limits of this deployment alone, as :class:`~infermesh.types.Limits` has them. ``None`` takes the client's
+        ``header_bucket_scope`` and ``default_output_tokens``.
     transport
         ``native`` (OpenAI's wire format), ``litellm`` (every other provider), or ``auto`` to tell by the model.
     headers
@@ -44,7 +51,7 @@ class DeploymentConfig:
         A file (PEM) or folder with further authorities, for a server whose certificate the system does not know.
     max_response_bytes
         The most bytes that an answer may have, once it is decompressed, at least 1. A longer one is not read to its
-        end, and fails.
+        end, and fails. ``None`` takes the client's.
 
     Raises
     ------
@@ -70,23 +77,22 @@ class DeploymentConfig:
     tpd: float | None = None
     max_request_burst: float | None = None
     max_token_burst: float | None = None
-    header_bucket_scope: str = "auto"
+    header_bucket_scope: str | None = None
     default_output_tokens: int | None = None
     transport: str = "auto"
     headers: dict[str, Any] | None = field(default=None, repr=False)
     input_cost_per_token: float | None = None
     output_cost_per_token: float | None = None
     ca_bundle: str | None = None
-    max_response_bytes: int = MAX_RESPONSE_BYTES
+    max_response_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.transport not in get_args(TransportKind):
             raise ConfigError(
                 f"transport: expected one of {', '.join(get_args(TransportKind))}, got {self.transport!r}"
             )
-        most = self.max_response_bytes
-        if not isinstance(most, int) or most < 1:
-            raise ConfigError(f"max_response_bytes: expected a number of bytes, at least 1, got {most!r}")
+        if self.max_response_bytes is not None:
+            check_max_response_bytes(self.max_response_bytes)
 
     def __repr__(self) -> str:
         """What differs from the defaults, without keys: neither ``api_key`` nor headers, nor those in the URL."""
@@ -98,4 +104,5 @@ class DeploymentConfig:
     @property
     def limits(self) -> Limits:
         """The limits of this deployment alone. Raises ``ConfigError`` if one is out of its range."""
-        return Limits(**{name: getattr(self, name) for name in LIMITS})
+        given = {name: getattr(self, name) for name in LIMITS}
+        return Limits(**{name: value for name, value in given.items() if value is not None})

@@ -19,11 +19,13 @@ from infermesh.config.schema import (
     STAGE_NAME,
     Experiment,
     GenerateStage,
+    ModelEntry,
     ModelStageConfig,
     SqlStage,
     StageConfig,
 )
 from infermesh.config.secrets import refuse_inline_keys
+from infermesh.config.short_form import DEPLOYMENT_KEYS
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
 from infermesh.wire.requests import FOREIGN_PARAMETERS
@@ -62,6 +64,8 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
         del loc[2]  # pydantic's path names the kind, the user's does not
     path = ".".join(part if part.isprintable() and part.strip() else repr(part) for part in loc)
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if len(loc) == 3 and loc[0] == "stages" and loc[2] in DEPLOYMENT_KEYS:
+            return f"{path}: it belongs to the model that the stage names: write it as models.NAME.{loc[2]}."
         return f"{path}: unknown key.{nearest(loc[-1], _valid_keys(mapping, loc))}"
     if detail["type"] == "union_tag_not_found":
         named = [name for name, stage in mapping["stages"].items() if isinstance(stage, Mapping) and "kind" in stage]
@@ -71,8 +75,12 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     if detail["type"] == "union_tag_invalid":
         given = str(detail["ctx"]["tag"])
         return f"{path}.kind: no kind '{given}'.{nearest(given, STAGE_KINDS)}"
+    if detail["type"] == "missing" and len(loc) == 3 and (loc[0], loc[2]) == ("models", "deployments"):
+        return f"{'.'.join(loc[:2])}: nobody serves it: write model: provider/name, or name its deployments."
     if detail["type"] == "missing":
         return f"{path}: missing; it is required."
+    if len(loc) == 2 and loc[0] == "models" and isinstance(detail.get("input"), str):
+        return f"{path}: expected a mapping, such as {{model: {detail['input']}}}."
     message = detail["msg"].removeprefix("Value error, ")
     given = _at(mapping, detail["loc"], detail.get("input"))
     tells = isinstance(given, str | int | float | bool | None) and "headers" not in loc  # a header may hold a key
@@ -100,7 +108,7 @@ def _valid_keys(mapping: Mapping[str, Any], loc: Sequence[str]) -> list[str]:
         annotation = get_args(annotation)[1] if get_origin(annotation) is dict else _keys(annotation)[part]
         if annotation is StageConfig:
             annotation = STAGE_KINDS.get(str(node.get("kind")) if isinstance(node, Mapping) else "", GenerateStage)
-    return list(_keys(annotation))
+    return [*_keys(annotation), *(DEPLOYMENT_KEYS if annotation is ModelEntry else ())]
 
 
 def _keys(annotation: Any) -> dict[str, Any]:
@@ -147,7 +155,9 @@ def _references(experiment: Experiment) -> Iterator[str]:
         ):
             yield f"stages.{name}: '{name}' is the view over the rows of stages.{origin}. Choose another name."
         if isinstance(stage, ModelStageConfig) and stage.model not in experiment.models:
-            yield f"stages.{name}.model: no model '{stage.model}'.{nearest(stage.model, experiment.models)}"
+            hint = nearest(stage.model, experiment.models)
+            direct = "" if hint.startswith(" Did") else " What a provider serves is written provider/name."
+            yield f"stages.{name}.model: no model '{stage.model}'.{hint}{direct}"
 
 
 def config_hash(mapping: Mapping[str, Any]) -> str:

@@ -120,7 +120,7 @@ def _taken(
     except ConfigError as error:
         problems.append(f"{'.'.join(path)}: {error}")
         return node
-    if own and _is_late(path) and isinstance(value, str | dict | list):
+    if own and _is_late(path) and isinstance(value, str if path[-1] == "api_base" else str | dict | list):
         return FromEnvironment(node)
     used += own
     return value

@@ -36,6 +36,8 @@ OWN_FIELDS = "row"  # the mapper that takes a row's own fields as the request
 STAGE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+SIMULATED = "simulator/"  # what the model's name begins with where the embedded simulator answers
+
 _LIMITS = TypeAdapter(Limits)
 
 
@@ -112,7 +114,7 @@ LimitsOrAccount = Annotated[Limits | str | None, WrapValidator(_limits_or_accoun
 class DeploymentEntry(_Section):
     """One replica or account. Limits belong to it, or to an account in ``limits`` that several deployments share."""
 
-    model: str = Field(description="provider/model, as LiteLLM writes it")
+    model: str = Field(description="provider/model, as LiteLLM writes it; simulator/NAME: the embedded simulator")
     api_base: Text = Field(None, description="Base URL; null: the provider's own; 'simulator': the embedded one")
     api_key_env: str | None = Field(None, description="Environment variable that holds the key; null: the usual one")
     transport: TransportKind = Field("auto", description="native: OpenAI's wire format; litellm: any other provider")
@@ -128,6 +130,20 @@ class DeploymentEntry(_Section):
     max_response_bytes: int = Field(
         MAX_RESPONSE_BYTES, ge=1, description="The most bytes that an answer may have, once it is decompressed"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _simulated(cls, given: Any) -> Any:
+        """``simulator/NAME`` says both: the model's name, and that the embedded simulator answers."""
+        model = given.get("model") if isinstance(given, Mapping) else None
+        if not isinstance(model, str) or not model.startswith(SIMULATED):
+            return given
+        if given.get("api_base") not in (None, "simulator"):
+            raise ValueError(
+                f"{model} is the embedded simulator, but api_base names a server: write the name that the "
+                "server has for its model, such as hosted_vllm/NAME"
+            )
+        return {**given, "model": f"hosted_vllm/{model.removeprefix(SIMULATED)}", "api_base": "simulator"}
 
     def deployment_config(self) -> DeploymentConfig:
         """The same deployment as ``LMClient`` takes it. Limits of its own stand beside the other fields there.
@@ -274,6 +290,11 @@ class GuardsConfig(_Section):
     max_cost_usd: float | None = Field(None, gt=0, description="US dollars, over all sessions of the run")
     max_error_rate: float | None = Field(None, gt=0, le=1, description="Share of a session's row states that failed")
     max_errors: int | None = Field(None, ge=1, description="Failed row states of a session")
+    first_errors: int | None = Field(
+        20,
+        ge=1,
+        description="The first so many rows of a stage, if all fail with one kind of error that no retry mends",
+    )
     max_duration: float | None = Field(
         None, gt=0, description="Seconds of a session, or a text such as 90s, 30m, 2h, 1d"
     )

@@ -60,7 +60,7 @@ def _problems(node: Any, path: tuple[str, ...]) -> Iterator[str]:
 def _looks_secret(text: str, path: tuple[str, ...]) -> bool:
     if looks_secret(without_references(text)):
         return True
-    found = _USER.search(text) if path[-1:] in _URLS else None
+    found = _USER.search(text) if _is_url(path) else None
     return found is not None and "${" not in found[0]
 
 
@@ -78,6 +78,11 @@ def _stands_under_secret_name(value: Any, path: tuple[str, ...]) -> bool:
     return isinstance(value, str) and value != "" and names_config_secret(name)
 
 
+def _is_url(path: tuple[str, ...]) -> bool:
+    """Whether a URL stands there, or one of a list of them."""
+    return path[-1:] in _URLS or (path[-2:-1] in _URLS and path[-1].isdecimal())
+
+
 def _is_header(path: tuple[str, ...]) -> bool:
     return len(path) > 1 and path[-2] in _HEADERS
 
@@ -85,10 +90,11 @@ def _is_header(path: tuple[str, ...]) -> bool:
 def _remedy(path: tuple[str, ...]) -> str:
     if path[-2:-1] == ("env_set",):
         return "export it before the command"
-    if _is_header(path) and path[0] == "deployments":
+    serves = path[0] == "deployments" or (path[0] == "models" and path[2:3] != ("params",))
+    if _is_header(path) and serves:
         return f"{path[-1]}: {{env: NAME}} or ${{oc.env:NAME}}. A bearer key needs no header: api_key_env: NAME"
-    if path[-1:] in _URLS:
+    if _is_url(path):
         return "${oc.env:NAME} in the key's place, or api_key_env: NAME"
-    if path[:1] == ("deployments",) or path[-1] == "api_key":
+    if serves or path[-1] == "api_key":
         return "api_key_env: NAME"
     return "${oc.env:NAME} in its place. A deployment's own key: api_key_env: NAME"

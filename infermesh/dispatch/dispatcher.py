@@ -56,6 +56,8 @@ class Dispatcher:
         Seconds for durations; ``time.perf_counter``, since an event loop may tell the time in whole milliseconds.
     wall
         Seconds since the epoch, for ``started_at``.
+    tells
+        Whether failed attempts are told as they are made: see :data:`~infermesh.dispatch.failures.ON_FAILURE`.
     """
 
     def __init__(
@@ -66,11 +68,12 @@ class Dispatcher:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.perf_counter,
         wall: Callable[[], float] = time.time,
+        tells: bool = True,
     ) -> None:
         self.retry = retry or RetryPolicy()
         self.router = router
         self._patience = Patience(asked_s=self.retry.max_pause_s)
-        self._terms = Terms(self.retry, rng or random.Random(), clock, wall)
+        self._terms = Terms(self.retry, rng or random.Random(), clock, wall, tells)
         self._waiting: set[asyncio.Task[Any] | None] = set()
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._stopping = self._dropping = False
@@ -127,7 +130,7 @@ class Dispatcher:
         """
         if self._stopping:
             raise StoppedError("stopped before the request was sent")
-        state = RequestState(self._terms)
+        state = RequestState(self._terms, request)
         task = asyncio.current_task()
         router = self.router
         while True:

@@ -151,6 +151,30 @@ class Fleet:
                 told.append(f"{label} answers again")
         return told
 
+    def told_of(self, label: str) -> bool:
+        """Whether a deployment is told to be away or to refuse."""
+        return label in self._away
+
+    def waited_for(self) -> list[str]:
+        """What requests wait for at this moment, in words: a quota, a pause, a server that cannot be reached."""
+        found: dict[str, None] = {}  # several deployments may wait for their account
+        for label, deployment in self.deployments.items():
+            limiter = deployment.limiter
+            if deployment.awaited:
+                found[f"{label} (cannot be reached)"] = None
+            elif limiter.paused_for > _WORTH_TELLING_S and deployment.waited_for:
+                found[f"{label} (pauses for {limiter.paused_for:,.0f} s)"] = None
+            elif (quota := limiter.binding) is not None:
+                found[self._quota(label, quota)] = None
+        return [*found]
+
+    def _quota(self, label: str, quota: str) -> str:
+        """A quota that holds a deployment's requests, in words: its account's, or its own."""
+        for name, account in self._accounts.items():
+            if label in account.labels and account.limiter.binding == quota:
+                return f"{quota} of {name} ({getattr(account.limiter.limits, quota):,g} a minute)"
+        return f"{quota} of {label}"
+
     def _away_line(self, label: str, deployment: Deployment) -> str:
         why = deployment.health.why.removeprefix(f"{label}: ")
         if deployment.health.cause == "refusal":

@@ -139,7 +139,8 @@ class LogicalModel:
         router = Router(deployments, strategy, rng=rng, patience_s=retry.patience_s)
         self._dispatcher = Dispatcher(router, retry, rng=rng)
         # For the parts of a request that has failed with all its retries.
-        self._impatient = Dispatcher(router, replace(retry, max_retries=min(retry.max_retries, 1)), rng=rng)
+        once_more = replace(retry, max_retries=min(retry.max_retries, 1))
+        self._impatient = Dispatcher(router, once_more, rng=rng, tells=False)
         self._checks: ForeignFunction | None = None
         self._told_refusal = False
         self._lengths: dict[Any, int] = {}  # `dimensions` as asked for → the length of the vectors
@@ -292,13 +293,11 @@ class LogicalModel:
             return list(await self._embed(texts, params, timeout, dispatcher))
         except RequestError as error:
             failure = error
-        _set_rows(failure.metrics, len(texts))
         fault = _suspect(failure)
         if len(texts) == 1 or fault is None:
             return [failure] * len(texts)
         if fault == "away" or (split is not None and not split.probed):
             said, probe = await self._try_harmless(params, timeout)
-            _set_rows(probe, 0)
             failure.metrics = with_earlier(probe, failure.metrics)
             if fault == "away" and said is not None:
                 if isinstance(said, StoppedError):  # nobody knows whose fault it is: the texts wait for another run
@@ -325,7 +324,7 @@ class LogicalModel:
     ) -> tuple[RequestError | None, RequestMetrics | None]:
         """How a text fails that nothing is wrong with, ``None`` if it does not; and what it took to find out."""
         try:
-            (result,) = await self._embed([_HARMLESS], params, timeout, self._impatient)
+            (result,) = await self._embed([_HARMLESS], params, timeout, self._impatient, rows=0)
         except RequestError as error:
             return error, error.metrics
         return None, result.metrics
@@ -345,9 +344,16 @@ class LogicalModel:
         return refused
 
     async def _embed(
-        self, texts: Sequence[str], params: Mapping[str, Any], timeout: Timeout, dispatcher: Dispatcher
+        self,
+        texts: Sequence[str],
+        params: Mapping[str, Any],
+        timeout: Timeout,
+        dispatcher: Dispatcher,
+        *,
+        rows: int | None = None,
     ) -> list[EmbeddingResult]:
         request = embedding_request(texts, params)
+        request.rows = len(texts) if rows is None else rows
         if self._counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
         weights = [len(text) for text in texts]
@@ -359,7 +365,6 @@ class LogicalModel:
             return results, TokenUsage(sum(part.prompt_tokens for part in parts)) if parts else None
 
         results, metrics = await dispatcher.send(request, parse, self._seconds(timeout))
-        _set_rows(metrics, len(texts))
         price = self._prices[metrics.deployment]
         for result in results:
             result.metrics = metrics
@@ -424,9 +429,3 @@ def _suspect(error: RequestError) -> Literal["text", "away"] | None:
     if isinstance(error, ServerError):
         return "text" if fault == "failure" and error.status_code != 498 else None
     return "text" if isinstance(error, BadRequestError | InputError | MalformedResponseError) else None
-
-
-def _set_rows(metrics: RequestMetrics | None, rows: int) -> None:
-    if metrics is not None:
-        for attempt in metrics.attempts:
-            attempt.rows = rows

@@ -89,7 +89,8 @@ def asked_again(request: Request, result: GenerationResult, problem: str) -> Req
         payload["input"] = [*start, *turns]
     else:
         payload["prompt"] = f"{payload['prompt']}{result.output_text}\n\n{note}\n"
-    return Request(request.operation, payload, output_tokens=request.output_tokens)
+    earlier = len(result.metrics.attempts) if result.metrics is not None else 0
+    return Request(request.operation, payload, output_tokens=request.output_tokens, earlier=earlier)
 
 
 def merged(first: GenerationResult, again: GenerationResult) -> GenerationResult:

@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 
 from infermesh.dispatch import Deployment, Lease, Router
 from infermesh.dispatch.blame import blame, is_unconnected
+from infermesh.dispatch.failures import ON_FAILURE
 from infermesh.dispatch.pricing import reported_cost
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import (
@@ -23,7 +24,7 @@ from infermesh.errors import (
 )
 from infermesh.limits import Grant, HeldError
 from infermesh.results import Attempt, RequestMetrics, TokenUsage
-from infermesh.types import Reply
+from infermesh.types import Reply, Request
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Terms:
     rng: random.Random
     clock: Callable[[], float]
     wall: Callable[[], float]
+    tells: bool
 
 
 class _Trouble:
@@ -63,6 +65,7 @@ class RequestState:
     __slots__ = (
         "_attempts",
         "_ended",
+        "_request",
         "_sent",
         "_started",
         "_terms",
@@ -73,8 +76,9 @@ class RequestState:
         "reply",
     )
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: Terms, request: Request) -> None:
         self._terms = terms
+        self._request = request
         self._started = self._ended = terms.clock()
         self._sent = 0.0
         self._wall = 0.0
@@ -290,21 +294,24 @@ class RequestState:
                 cost = deployment.price(usage)
             elif usage.details is not None:
                 cost = reported_cost(usage)
-        self._attempts.append(
-            Attempt(
-                len(self._attempts) + 1,
-                deployment.label,
-                self._wall,
-                self._sent - self._ended,
-                now - self._sent,
-                status,
-                None if error is None else error.kind,
-                prompt,
-                completion,
-                cost,
-            )
+        request = self._request
+        attempt = Attempt(
+            request.earlier + len(self._attempts) + 1,
+            deployment.label,
+            self._wall,
+            self._sent - self._ended,
+            now - self._sent,
+            status,
+            None if error is None else error.kind,
+            prompt,
+            completion,
+            cost,
+            request.rows,
         )
+        self._attempts.append(attempt)
         self._ended = now
+        if error is not None and self._terms.tells and (told := ON_FAILURE.get()) is not None:
+            told(attempt, error)
 
     def _metrics(self, label: str, now: float) -> RequestMetrics:
         attempts = self._attempts

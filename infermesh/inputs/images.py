@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ _SENT = ("image/png", "image/jpeg", "image/gif", "image/webp")  # what every pro
 _MAX_BYTES = 64 * 1024 * 1024  # more than any provider takes
 
 
-def image_block(source: str | Path | bytes, *, detail: str | None = None, mime: str | None = None) -> dict[str, Any]:
+def image_block(
+    source: str | Path | bytes, *, mime_type: str | None = None, detail: str | None = None, mime: str | None = None
+) -> dict[str, Any]:
     """Make a picture a part of a chat message: ``{"type": "image_url", "image_url": {"url": …}}``.
 
     Parameters
@@ -25,15 +28,19 @@ def image_block(source: str | Path | bytes, *, detail: str | None = None, mime: 
     source
         A file's path, its bytes, or an ``http(s)://`` or ``data:`` URL. A file is sent in the request as a data URL. An
         http URL is sent as it is, and the server fetches it.
+    mime_type
+        The media type, such as ``image/svg+xml``. ``None`` tells PNG, JPEG, GIF and WebP by their bytes. Of a URL it
+        says nothing: the server goes by what it fetches.
     detail
         OpenAI's ``low``, ``high`` or ``auto``.
     mime
-        The media type, if the picture is not PNG, JPEG, GIF or WebP.
+        A former name of ``mime_type``.
 
     Raises
     ------
     InputError
-        The file is missing, unreadable, larger than 64 MiB, or not an image of a known type.
+        The file is missing, unreadable, larger than 64 MiB, or not an image of a known type; or ``mime_type`` is no
+        media type.
 
     Examples
     --------
@@ -43,10 +50,17 @@ def image_block(source: str | Path | bytes, *, detail: str | None = None, mime: 
     >>> client.generate([turn]).finish_reason
     'stop'
     """
-    image: dict[str, Any] = {"url": _url(source, mime)}
+    image: dict[str, Any] = {"url": _url(source, _media_type(mime_type if mime_type is not None else mime))}
     if detail is not None:
         image["detail"] = detail
     return {"type": "image_url", "image_url": image}
+
+
+def _media_type(given: object) -> str | None:
+    """A media type that a data URL can carry: type/subtype, in the characters of RFC 6838, section 4.2."""
+    if given is None or (isinstance(given, str) and re.fullmatch(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+", given, re.ASCII)):
+        return given
+    raise InputError(f"mime_type: expected a media type such as 'image/png', got {given!r:.100}")
 
 
 def _url(source: str | Path | bytes, mime: str | None) -> str:
@@ -80,5 +94,5 @@ def _mime(data: bytes, name: str) -> str:
     found = sniff(data)
     if found is None or found.mime not in _SENT:
         what = "" if found is None else f" but {found.mime}"
-        raise InputError(f"{name} is not a PNG, JPEG, GIF or WebP{what}: convert it, or pass its mime type")
+        raise InputError(f"{name} is not a PNG, JPEG, GIF or WebP{what}: convert it, or pass its mime_type")
     return found.mime

@@ -119,3 +119,8 @@ class RateLimiter(Protocol):
     def waiting(self) -> int:
         """How many requests wait."""
         ...
+
+    @property
+    def binding(self) -> str | None:
+        """Which quota the request at the front waits for, such as ``rpm``; ``None``: none of the declared ones."""
+        ...

@@ -67,6 +67,10 @@ class OpenLimiter:
     def waiting(self) -> int:
         return 0 if self._open else self._told.waiting
 
+    @property
+    def binding(self) -> str | None:
+        return None
+
 
 class _Grants:
     __slots__ = ("_parts",)
@@ -164,6 +168,10 @@ class CompositeLimiter:
     def waiting(self) -> int:
         """How many requests wait here, or at the member where most do."""
         return max(self._waiting, *(member.waiting for member in self._members))
+
+    @property
+    def binding(self) -> str | None:
+        return next((member.binding for member in self._members if member.binding is not None), None)
 
 
 def make_limiter(limits: Limits | None = None, *shared: RateLimiter) -> RateLimiter:

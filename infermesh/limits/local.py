@@ -320,6 +320,14 @@ class LocalRateLimiter:
         return len(self._line)
 
     @property
+    def binding(self) -> str | None:
+        if not self._line or self.paused_for:
+            return None
+        if self._requests is not None and self._requests.credit < 1:
+            return "rpm"
+        return None if self._tokens is None else "tpm"
+
+    @property
     def used_today(self) -> DayUsage | None:
         """This UTC day's count, ``None`` without a quota a day. Set it to restore a count after a restart.
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any, get_args
 
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.query.reader import RunReader
-from infermesh.store.folders import run_folders
-from infermesh.store.schema import SOURCE, UNFINISHED, status_now
+from infermesh.query.troubles import Failed, failed_requests, waiting_rows
+from infermesh.store.folders import run_folders, sweep_of
+from infermesh.store.schema import INVALID, SOURCE, UNFINISHED, RunStatus, invalid_answers, literal, quoted, status_now
+
+__all__ = ["STATES", "RunDetails", "RunInfo", "describe", "details", "newest_unfinished", "runs_below"]
+
+STATES = (*get_args(RunStatus), "killed", "empty", "damaged")  # of a run, as `runs` and `status` say it
+_ERROR_KINDS = 5  # of a stage
+_COUNTED = ("done", "error", "skipped", "pending")
 
 
 @dataclass(slots=True)
@@ -46,6 +55,68 @@ class RunInfo:
         """Whether rows are pending and no process runs it."""
         return self.status in UNFINISHED
 
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain values; what is unknown is ``None``."""
+        sweep = sweep_of(self.folder)
+        return {
+            "run_id": None if self.run_id == "?" else self.run_id,
+            "experiment": None if self.experiment == "?" else self.experiment,
+            "status": self.status,
+            "started_at": None if self.started_at is None else f"{self.started_at.isoformat()}Z",
+            "done": self.done if self.answers else None,
+            "failed": self.failed if self.answers else None,
+            "pending": self.pending if self.answers else None,
+            "cost_usd": self.cost_usd,
+            "folder": str(self.folder),
+            "sweep": None if sweep is None else str(sweep),
+            "problem": self.problem,
+        }
+
+
+@dataclass(slots=True)
+class RunDetails:
+    """What a run has done so far.
+
+    Attributes
+    ----------
+    stages
+        Stage → status → rows: ``done``, ``error``, ``skipped``, ``pending``.
+    requests, prompt_tokens, completion_tokens, cost_usd
+        Of all attempts; the cost is ``None`` if no price is known.
+    failures
+        ``(stage, error_type, rows, example)``: the most frequent errors of each stage, in the stages' order.
+    invalid
+        ``(stage, rows, example)``: answers that are done, and do not satisfy their stage's response format.
+    failed_requests
+        Those of the last session, by where and how they failed, the most frequent first.
+    waiting
+        Stage → rows of a live run that have failed requests, and wait for another try.
+    """
+
+    stages: dict[str, dict[str, int]] = field(default_factory=dict)
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None
+    failures: list[tuple[str, str, int, str]] = field(default_factory=list)
+    invalid: list[tuple[str, int, str]] = field(default_factory=list)
+    failed_requests: list[Failed] = field(default_factory=list)
+    waiting: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        names = ("stage", "error_type", "rows", "example")
+        return {
+            "stages": {name: {key: counts.get(key, 0) for key in _COUNTED} for name, counts in self.stages.items()},
+            "requests": self.requests,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "failures": [dict(zip(names, failure, strict=True)) for failure in self.failures],
+            "invalid": [dict(zip(("stage", "rows", "example"), each, strict=True)) for each in self.invalid],
+            "failed_requests": [asdict(failed) for failed in self.failed_requests],
+            "waiting": self.waiting,
+        }
+
 
 def describe(folder: Path) -> RunInfo:
     """Sum up the run in ``folder``, live or not."""
@@ -75,6 +146,45 @@ def _fill(info: RunInfo, reader: RunReader) -> None:
     info.done, info.failed = counts.get("done", 0), counts.get("error", 0)
     info.pending = counts.get("pending", 0)
     ((info.cost_usd,),) = reader.rows("SELECT sum(cost_usd) FROM attempts")
+
+
+def details(reader: RunReader) -> RunDetails:
+    """What a run that is no empty one has done so far."""
+    found = RunDetails()
+    for stage, status, rows in reader.rows("SELECT stage, status, rows FROM progress"):
+        found.stages.setdefault(stage, {})[status] = rows
+    totals = "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost_usd) FROM attempts"
+    ((found.requests, asked, answered, found.cost_usd),) = reader.rows(totals)
+    found.prompt_tokens, found.completion_tokens = int(asked or 0), int(answered or 0)
+    for stage in (name for name, counts in found.stages.items() if "error" in counts):
+        found.failures += reader.rows(
+            f"SELECT '{stage}', error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} "
+            f"WHERE status = 'error' GROUP BY ALL ORDER BY rows DESC, error_type LIMIT {_ERROR_KINDS}"
+        )
+    named = f"SELECT table_name FROM duckdb_columns() WHERE column_name = {literal(INVALID)}"  # older runs: none
+    having = {name for (name,) in reader.rows(named)}
+    for stage in (name for name in found.stages if name in having):
+        found.invalid += reader.rows(invalid_answers(stage))
+    found.failed_requests = failed_requests(reader)
+    if reader.live:
+        found.waiting = {stage: rows for stage in found.stages if (rows := waiting_rows(reader, stage))}
+    return found
+
+
+def runs_below(outputs: Path, *, experiment: str | None, states: Collection[str]) -> Iterator[RunInfo]:
+    """The runs below a folder, most recently written first.
+
+    Parameters
+    ----------
+    experiment
+        Only this one's; ``None`` for all.
+    states
+        Only runs in one of these :data:`STATES`; none for all.
+    """
+    for folder in run_folders(outputs):
+        info = describe(folder)
+        if (experiment is None or info.experiment == experiment) and (not states or info.status in states):
+            yield info
 
 
 def newest_unfinished() -> Path | None:

@@ -66,10 +66,15 @@ class AttachedRun:
         """The value of a dotted key in this run: the override's, or else the composed config's."""
         return self.settings[key] if key in self.settings else config_value(self.config, key)
 
+    def shown(self, key: str) -> str:
+        """That value for people: texts as they are."""
+        value = self.setting(key)
+        return value if isinstance(value, str) else as_text(value)
+
 
 @dataclass(frozen=True, slots=True)
-class _Label:
-    """The column of a setting that differs between the runs."""
+class Label:
+    """The column of a setting that differs between the runs: the dotted key, the column's name and its type."""
 
     key: str
     name: str
@@ -94,6 +99,8 @@ class RunUnion:
         Those that could be opened, in the order of their start.
     left_out
         A line for each of the others: which run, and why.
+    labels
+        The settings that differ between the runs, and the columns that hold them.
     """
 
     def __init__(self, folders: Iterable[Path], database: str) -> None:
@@ -107,7 +114,7 @@ class RunUnion:
         self._read_tables()
         self._fill(["run"])
         self._identify()
-        self._labels = self._find_labels()
+        self.labels = self._find_labels()
 
     def prepare(self, query: str) -> None:
         """Make the views that a query may name. Making all of them takes a while where there are hundreds of runs."""
@@ -120,6 +127,18 @@ class RunUnion:
         """Make every view."""
         self._fill(self._tables())
         self._make(self._tables())
+
+    def about(self, error: duckdb.Error) -> str:
+        """What to say besides of a query that names a setting's key, but not its column; else nothing.
+
+        A column has the shortest name that no other differing key shares, so it depends on the runs that are asked.
+        """
+        found = re.search(r'column "?([\w.]+?)"? not found', str(error))
+        if found is None:
+            return ""
+        ending = f".{found[1].lower()}"
+        meant = [f"{one.name} ({one.key})" for one in self.labels if f".{one.key.lower()}".endswith(ending)]
+        return f". In these runs the setting {found[1]} is {' or '.join(meant)}" if meant else ""
 
     def close(self) -> None:
         """Close all databases."""
@@ -204,7 +223,7 @@ class RunUnion:
             f"SELECT run_id, config, {overrides}, started_at, experiment FROM {run.catalog}.run"
         ).fetchone()
 
-    def _find_labels(self) -> list[_Label]:
+    def _find_labels(self) -> list[Label]:
         """The columns of the settings that differ between the runs."""
         several = len({run.experiment for run in self.runs}) > 1
         if several:  # say it, whichever override chose them
@@ -222,7 +241,7 @@ class RunUnion:
             if not (several and (table, column) == ("run", "experiment"))  # it is the same thing
         }
         return [
-            _Label(key, name, column_type([run.setting(key) for run in self.runs]))
+            Label(key, name, column_type([run.setting(key) for run in self.runs]))
             for key, name in column_names(differing, taken).items()
         ]
 
@@ -261,7 +280,7 @@ class RunUnion:
     def _run_table(self, run: AttachedRun, table: str, common: Mapping[str, str]) -> str:
         """The ``run`` table of one run: its columns, without those that stand in front, and the run's folder."""
         columns = run.tables[table]
-        front = {"run_id", *(label.name for label in self._labels)}
+        front = {"run_id", *(label.name for label in self.labels)}
         rest = {column: kind for column, kind in columns.items() if column not in front}
         without = ", ".join(quoted(column) for column in columns if column in front)
         star = f"* EXCLUDE ({without}){_casts(rest, common)}"
@@ -280,7 +299,7 @@ class RunUnion:
     def _front(self, run: AttachedRun) -> str:
         """The columns that every view begins with."""
         values = [(run.run_id, "VARCHAR", "run_id")]
-        values += [(run.setting(label.key), label.type, label.name) for label in self._labels]
+        values += [(run.setting(label.key), label.type, label.name) for label in self.labels]
         return ", ".join(f"{_constant(value, kind)} AS {quoted(name)}" for value, kind, name in values)
 
 

@@ -5,26 +5,30 @@ from __future__ import annotations
 import asyncio
 import html
 import os
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 from dotenv import dotenv_values
 
-from infermesh.config.compose import Composed, compose, roots
+from infermesh.config.compose import Composed, compose
 from infermesh.config.declaration import Declaration, declared
+from infermesh.config.overrides import from_mapping
+from infermesh.config.project import roots
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
 from infermesh.query.reader import RunReader, request_stop
 from infermesh.query.relation import Prepare, Relation, html_table
 from infermesh.runs.execute import execute
 from infermesh.runs.outcome import EXIT_CODES, RunOutcome
 from infermesh.runs.progress import PlainLines
-from infermesh.runs.stats import Observer
+from infermesh.runs.stats import ForeignObserver, Observer
 from infermesh.runs.threads import RunThread, claim, running_in
 from infermesh.store.folders import OUTPUTS, claim_folder, discard, resolve_latest
 from infermesh.store.schema import DATABASE, status_now
@@ -36,14 +40,14 @@ ROWS = "rows.jsonl"
 
 def run(
     experiment: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     config_dir: str | Path | None = None,
     *,
     config: Mapping[str, Any] | None = None,
     rows: Iterable[Mapping[str, Any]] | None = None,
     folder: str | Path | None = None,
     env: Mapping[str, str] | str | Path | None = None,
-    progress: Callable[[str], object] | Observer | None = None,
+    progress: Callable[[str], object] | Observer | bool | None = None,
     wait: bool = True,
 ) -> Run:
     """Run an experiment, or resume the run that is in ``folder``.
@@ -54,7 +58,8 @@ def run(
     Parameters
     ----------
     experiment, overrides, config_dir
-        The same as in ``infermesh run +experiment=NAME OVERRIDE … --config-dir DIR``.
+        The same as in ``infermesh run NAME OVERRIDE … --config-dir DIR``. The overrides may be a mapping of keys to
+        values, which need no quotes then: ``{"stages.summaries.prompt": "Say {{ text }}", "source.limit": 5}``.
     config
         A whole declaration as plain dicts, lists and scalars, instead of the three above.
     rows
@@ -68,9 +73,9 @@ def run(
         Variables for ``api_key_env`` and ``${oc.env:NAME}``. A mapping overrides the environment. A path names a file
         of ``NAME=value`` lines, which the environment overrides. ``None`` is the environment alone.
     progress
-        A function such as ``print``, called with a line of text every five seconds; or an
-        :class:`~infermesh.runs.stats.Observer`. Both are called in the run's thread.
-        What they raise does not end the run; the first error is in ``run.log``. ``None`` prints nothing.
+        A function such as ``print``, called with a line of text every five seconds; ``True``, which prints these lines
+        to stderr; or an :class:`~infermesh.runs.stats.Observer`. They are called in the run's thread.
+        What they raise does not end the run; the first error is in ``run.log``. ``None`` and ``False`` print nothing.
     wait
         True returns when the run has ended; Ctrl-C drains the run, then raises ``KeyboardInterrupt``. False returns at
         once: use :meth:`Run.wait`, or ``await`` the run. At interpreter exit, running runs are drained.
@@ -104,15 +109,18 @@ def run(
     if config is not None and (experiment is not None or overrides or config_dir is not None):
         raise ConfigError("give either config, or an experiment with its overrides and config_dir")
     if isinstance(overrides, str):
-        raise ConfigError(f"overrides: expected a list of overrides, got the text {overrides!r}")
+        raise ConfigError(f"overrides: expected a list of overrides or a dict, got the text {overrides!r}")
     if config is not None:
         composed = Composed(_plain(config), roots(Path.cwd(), None), None, None)
     else:
-        chosen = [*([] if experiment is None else [f"+experiment={experiment}"]), *overrides]
+        listed = from_mapping(overrides) if isinstance(overrides, Mapping) else [*overrides]
+        chosen = [*([] if experiment is None else [f"+experiment={experiment}"]), *listed]
         composed = compose(chosen, config_dir=None if config_dir is None else Path(config_dir))
     if rows is not None:
         composed = replace(composed, mapping={**composed.mapping, "source": {"path": ROWS, "format": "jsonl"}})
     observer, environ = _observer(progress), _environment(env)
+    for note in composed.notes:
+        ForeignObserver(observer).note(note)
     declaration = declared(composed, environ)
     named = Path(folder or composed.folder or _new_folder(declaration)).absolute()
     fresh = folder is None and not any("hydra.run.dir" in override for override in overrides)
@@ -457,7 +465,13 @@ def _as_json(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__}")
 
 
-def _observer(progress: Callable[[str], object] | Observer | None) -> Observer:
-    if progress is None:
+def _observer(progress: Callable[[str], object] | Observer | bool | None) -> Observer:
+    if progress is None or progress is False:
         return PlainLines(lambda line: None)
-    return PlainLines(progress) if callable(progress) else progress
+    if progress is True:
+        return PlainLines(lambda line: print(line, file=sys.stderr))
+    if callable(progress):
+        return PlainLines(progress)
+    if any(getattr_static(progress, name, None) is None for name in ("start", "tick", "stop", "note")):
+        raise ConfigError(f"progress={progress!r}: expected True, a function such as print, or an Observer")
+    return progress

@@ -43,7 +43,8 @@ def assembled(
         stack.enter_context(_importable(roots))
         if experiment.uses_simulator and simulator_url is None:
             simulator_url = stack.enter_context(SimulatorProcess(experiment.simulator)).url
-        fleet = Fleet(experiment, simulator_url=simulator_url, environ=environ)
+        with declaration.long_form.told():
+            fleet = Fleet(experiment, simulator_url=simulator_url, environ=environ)
         pipeline = build_stages(experiment, StageContext(fleet.models, roots))
         for stage in pipeline.stages.values():
             stage.facts = declaration.taken.hidden(stage.facts)  # they are stored

@@ -81,7 +81,7 @@ def execute(
     KeyboardInterrupt
         Ctrl-C before the first request. Later, Ctrl-C drains the run and raises nothing.
     """
-    observer = ForeignObserver(observer)
+    observer = ForeignObserver(observer, declaration.long_form.as_written)
     fresh = not (folder / DATABASE).exists()
     # A refused declaration must leave no trace: a new folder is removed, and a resumed run gets back the config that
     # its rows were made with. Once the source is loaded nothing is removed, since `discard` spares a folder that holds
@@ -138,11 +138,12 @@ def _session(
 ) -> Iterator[RunSession]:
     """Open a session: load its source, log to ``run.log``, serve queries on the run's socket."""
     experiment = declaration.experiment
-    if (warning := allow_requests(_requests_at_once(experiment))) is not None:
+    if (warning := allow_requests(requests_at_once(experiment))) is not None:
         observer.note(warning)
     with ExitStack() as stack:
         fleet, pipeline = stack.enter_context(assembled(declaration, environ))
-        refuse_missing_keys(experiment, environ)
+        with declaration.long_form.told():
+            refuse_missing_keys(experiment, environ)
         source = resolve_source(experiment.source, declaration.roots)
         fresh = not (folder / DATABASE).exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +166,7 @@ def _session(
         yield session
 
 
-def _requests_at_once(experiment: Experiment) -> int:
+def requests_at_once(experiment: Experiment) -> int:
     """The most requests that can be in flight: bounded by the stages' windows and by the deployments' slots."""
     windows = sum(
         stage.max_parallel_requests for stage in experiment.stages.values() if isinstance(stage, ModelStageConfig)

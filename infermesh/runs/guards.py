@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from infermesh.config.schema import GuardsConfig
-from infermesh.runs.stats import RunStats
+from infermesh.runs.stats import Failures, RunStats, StageStats
 
 LEAST_ROWS = 20  # below this, one failure would be a rate of over 5 %
 
@@ -33,8 +33,8 @@ class Guards:
         self._started = clock()
 
     def __bool__(self) -> bool:
-        """Whether any limit is set."""
-        return any(value is not None for value in self._config.model_dump().values())
+        """Whether any limit is set that an answer can reach."""
+        return any(value is not None for name, value in self._config.model_dump().items() if name != "first_errors")
 
     def tripped(self, stats: RunStats) -> str | None:
         """The first limit that is reached, with its value and the run's, in words; ``None`` if none is."""
@@ -52,6 +52,22 @@ class Guards:
                     f"guards.max_error_rate is {config.max_error_rate:g}, {stats.errors} of {stats.settled} row states "
                     f"failed in this session ({rate:.1%})"
                 )
+        if config.first_errors is not None and stats.errors:
+            for name, stage in stats.stages.items():
+                if (failures := _all_alike(stage)) is not None and failures[1].rows >= config.first_errors:
+                    kind, found = failures
+                    return (
+                        f"guards.first_errors is {config.first_errors}: the first {found.rows} rows of {name} have all "
+                        f"failed with {kind}, which no retry mends: {found.example}"
+                    )
         if config.max_duration is not None and self._clock() - self._started >= config.max_duration:
             return f"guards.max_duration is {config.max_duration:g} s"
         return None
+
+
+def _all_alike(stage: StageStats) -> tuple[str, Failures] | None:
+    """The one kind of error with which all rows of a stage have failed, if no retry mends it and none was answered."""
+    if stage.done or len(stage.failures) != 1:
+        return None
+    ((kind, failures),) = stage.failures.items()
+    return (kind, failures) if failures.lasting else None

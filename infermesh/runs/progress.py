@@ -12,6 +12,8 @@ from infermesh.runs.stats import RunStats
 
 _LINE_EVERY_S = 5.0
 _RATE_WINDOW_S = 10.0
+_LONGEST_WINDOW_S = 60.0  # where little settles, as under a small quota
+_ENOUGH = 50  # row states that settled: a rate of fewer would jump
 
 
 def duration(seconds: float) -> str:
@@ -32,7 +34,10 @@ def short(number: float) -> str:
 
 
 class Rates:
-    """Rows, row states and tokens per second over the last ten seconds, and the time left at that rate."""
+    """Rows, row states and tokens per second, and the time left at that rate.
+
+    Over the last ten seconds; where fewer than fifty row states settled in these, over up to a minute.
+    """
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int, int]] = deque()
@@ -43,7 +48,7 @@ class Rates:
     def update(self, stats: RunStats) -> None:
         now = time.monotonic()
         self._seen.append((now, stats.rows, stats.settled, stats.prompt_tokens + stats.completion_tokens))
-        while len(self._seen) > 2 and self._seen[0][0] < now - _RATE_WINDOW_S:
+        while len(self._seen) > 2 and self._is_old(now):
             self._seen.popleft()
         then, *before = self._seen[0]
         elapsed = now - then
@@ -52,6 +57,11 @@ class Rates:
             self.rows, self.states, self.tokens = (
                 (new - old) / elapsed for new, old in zip(latest, before, strict=True)
             )
+
+    def _is_old(self, now: float) -> bool:
+        """Whether the rates can do without the oldest counts."""
+        age, settled = now - self._seen[0][0], self._seen[-1][2] - self._seen[1][2]
+        return age > _LONGEST_WINDOW_S or (age > _RATE_WINDOW_S and settled >= _ENOUGH)
 
     def left(self, stats: RunStats) -> str:
         """Time left; ``?`` if nothing has settled lately, ``+`` if a sql stage has not made its rows yet."""
@@ -114,4 +124,5 @@ class PlainLines:
             + (f" [{stage.in_flight} in flight]" if stage.in_flight else "")
             for name, stage in stats.stages.items()
         )
-        self.note(f"{stages}  |  {summary(stats, self._rates)}")
+        waits = f"  |  requests wait for {', '.join(stats.waits)}" if stats.waits else ""
+        self.note(f"{stages}  |  {summary(stats, self._rates)}{waits}")

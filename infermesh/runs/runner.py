@@ -22,6 +22,7 @@ from typing import Any
 
 from infermesh.errors import InputError, RequestError, StoppedError
 from infermesh.results import RequestMetrics, TokenUsage
+from infermesh.runs.attempts import AttemptLog
 from infermesh.runs.gate import Gate
 from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored, to_be_redone
 from infermesh.runs.stats import RunStats
@@ -34,7 +35,7 @@ from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
 from infermesh.store.reuse import KnownAnswer
-from infermesh.store.schema import attempt_row, state_row, timestamp
+from infermesh.store.schema import state_row, timestamp
 
 logger = logging.getLogger("infermesh")
 
@@ -66,6 +67,8 @@ class Runner:
         Answers of retired rows and of earlier runs; ``None`` to look up none.
     on_settled
         Called after the rows of each request have settled.
+    on_error
+        Called after a row has settled with an error.
     """
 
     def __init__(
@@ -79,11 +82,14 @@ class Runner:
         keep_errors: bool,
         known: KnownAnswers | None = None,
         on_settled: Callable[[], None] | None = None,
+        on_error: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_settled = on_settled
+        self._on_error = on_error
         self._graph = graph
         self._writer = writer
         self.stats = stats
+        self._log = AttemptLog(writer, stats)
         self._stale = stale
         self._keep_errors = keep_errors
         self._channels: dict[str, Channel[Row]] = {name: Channel() for name in graph.stages}
@@ -305,6 +311,7 @@ class Runner:
         """Send one row's request and settle the row with the result."""
         stats = self.stats.stages[stage.name]
         stats.in_flight += 1
+        log = self._log.begin(stage.name, row.row_id)
         result: Result | RequestError
         try:
             result = await stage.answer(item)
@@ -316,7 +323,7 @@ class Runner:
         finally:
             stats.in_flight -= 1
         if result.metrics is not None:
-            self._log_attempts(stage.name, row.row_id, result.metrics)
+            log.end(result.metrics)
         self._settle_result(stage, row, item, result)
         if self._on_settled is not None:
             self._on_settled()
@@ -325,6 +332,7 @@ class Runner:
         """Send one request for several rows and settle each with its result."""
         stats = self.stats.stages[stage.name]
         stats.in_flight += len(rows)
+        log = self._log.begin(stage.name, rows[0].row_id)
         try:
             results = await stage.answer_batch(items)
         except Exception as error:
@@ -338,7 +346,7 @@ class Runner:
             metrics = result.metrics
             if metrics is not None and metrics is not seen:  # rows of one request share its metrics
                 seen = metrics
-                self._log_attempts(stage.name, row.row_id, metrics)
+                log.end(metrics, row.row_id)
             self._settle_result(stage, row, item, result)
         if self._on_settled is not None:
             self._on_settled()
@@ -400,7 +408,8 @@ class Runner:
             stats.done += 1
             row.context[name] = self._outputs[name].done(outputs or ())
         elif status == "error":
-            stats.failed += 1
+            kind = error[0] if error is not None else "internal"
+            stats.fail(kind, message or "", lasting=row.error is None and not getattr(result, "retryable", False))
             self.stats.errors += 1
             row.failed[name] = message or "failed"
         else:
@@ -415,6 +424,8 @@ class Runner:
         # Queued before the row advances: the writer commits in this order, so that no commit has a state without the
         # upstream states that it was made from.
         self._writer.put(name, state, replaces=name in row.states)
+        if status == "error":
+            self._on_error()
         self._advance(name, row)
 
     def _advance(self, name: str, row: Row) -> None:
@@ -433,23 +444,6 @@ class Runner:
                 row.waiting[follower] -= 1
                 if not row.waiting[follower]:
                     self._submit(follower, row)
-
-    def _log_attempts(self, stage: str, row_id: int, metrics: RequestMetrics) -> None:
-        """Queue a row of ``attempts`` for each request sent. A request for several rows is logged under the first."""
-        stats = self.stats
-        for attempt in metrics.attempts:
-            stats.requests += 1
-            if attempt.error_type is not None or attempt.attempt > 1:
-                stats.retries += attempt.attempt > 1
-                stats.rate_limited += attempt.status_code == 429
-            prompt, completion, cost = attempt.prompt_tokens, attempt.completion_tokens, attempt.cost_usd
-            if prompt:
-                stats.prompt_tokens += prompt
-            if completion:
-                stats.completion_tokens += completion
-            if cost is not None:
-                stats.cost_usd = (stats.cost_usd or 0.0) + cost
-            self._writer.put("attempts", attempt_row(stage, row_id, attempt))
 
 
 def _state(

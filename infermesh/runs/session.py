@@ -211,6 +211,7 @@ class RunSession:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
             await asyncio.to_thread(_close_quietly, writer)  # commits what is queued, after a cancel too
+            stats.waits = []
             observer.stop(stats)
             await self._fleet.aclose()
         if failure:
@@ -243,6 +244,7 @@ class RunSession:
                     keep_errors=self._experiment.keep_errors,
                     known=self._known,
                     on_settled=self._guard_check(stats, guards) if guards else None,
+                    on_error=self._guard_check(stats, guards),
                 )
                 if self._stops:  # stopped before this runner existed, or while the query ran
                     runner.stop()
@@ -284,11 +286,10 @@ class RunSession:
     def _outcome(self, stats: RunStats, elapsed_s: float) -> RunOutcome:
         store = self._store
         if (displaced := store.displaced()) is not None:
-            store.finish("crashed", elapsed_s, reason=displaced)
-            raise StoreError(
-                f"{displaced}. What was done is where the file is now; if it was deleted, it is lost. Resume it where "
-                f"it is, or run it again, and leave the folder alone meanwhile."
-            )
+            what, advice = displaced
+            with contextlib.suppress(Exception):  # what is left may be damaged
+                store.finish("crashed", elapsed_s, reason=what)
+            raise StoreError(f"{what}. {advice}")
         counts = store.counts()
         # The stats count too: a row of a stale stage has an old answer in its table, but is pending until its request
         # has been compared.
@@ -333,10 +334,11 @@ class RunSession:
             await asyncio.sleep(_TICK_S)
             check()
             if not self._stops and (displaced := self._store.displaced()):
-                self._stop(displaced)
-            self._observer.tick(stats)
+                self._stop(displaced[0])
             now = asyncio.get_running_loop().time()
-            for note in (*self._fleet.used_up(), *self._fleet.waits(now)):
+            stats.waits = self._fleet.waited_for()
+            self._observer.tick(stats)
+            for note in (*self._fleet.used_up(), *self._fleet.waits(now), *stats.untold(self._fleet.told_of)):
                 logger.info("%s", note)
                 self._observer.note(note)
             if not self._stops and (reason := self._fleet.unreachable(now)):

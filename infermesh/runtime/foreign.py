@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import inspect
 import logging
@@ -24,7 +25,11 @@ _Work = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., An
 
 
 class Foreign(Exception):
-    """A call ended in an exception that must not travel further as it is: exit, interrupt, cancellation, StopIteration.
+    """What a call of somebody else's function ended in; its text is the error's name and message.
+
+    The error itself must not travel further: a ``StopIteration`` cannot be an awaited future's exception, a
+    ``SystemExit``, ``KeyboardInterrupt`` or ``CancelledError`` would end more than the call, and the methods of any
+    other are the user's too. So its text is read where the call ran, since even that may never end.
 
     Attributes
     ----------
@@ -33,7 +38,7 @@ class Foreign(Exception):
     """
 
     def __init__(self, ended_in: BaseException) -> None:
-        super().__init__(type(ended_in).__name__)
+        super().__init__(words_of(ended_in))
         self.ended_in = ended_in
 
 
@@ -46,23 +51,12 @@ def words_of(error: BaseException) -> str:
     'ValueError: no'
     """
     if isinstance(error, Foreign):
-        error = error.ended_in
+        return str(error)
     try:
         text = f"{type(error).__name__}: {error}"
         return text if len(text) <= _WORDS else f"{text[:_WORDS]}…"
     except BaseException:
         return type(error).__name__
-
-
-def harmless(error: BaseException) -> Exception:
-    """The error itself if it may be raised on an event loop; else a :class:`Foreign` that holds it.
-
-    A ``StopIteration`` cannot be an awaited future's exception, and ``SystemExit``, ``KeyboardInterrupt`` or
-    ``CancelledError`` would end more than the call.
-    """
-    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
-        return error
-    return Foreign(error)
 
 
 class NoAnswer(Exception):
@@ -112,8 +106,8 @@ class ForeignFunction:
         ------
         NoAnswer
             It took longer than ``timeout`` seconds. The call goes on unawaited: a thread cannot be cancelled.
-        Exception
-            What the function raises, as :func:`harmless` makes it.
+        Foreign
+            The function ended in an exception, or ``taken`` did.
         """
         if not self._is_async:
             return await _within(timeout, self._pool.call(lambda: self._taken(self.function(argument))))
@@ -151,17 +145,16 @@ class ForeignFunction:
 async def _within(timeout: float | None, call: Coroutine[Any, Any, Any]) -> Any:
     wait = None if timeout == math.inf else timeout  # no timer can be set to infinity
     try:
-        async with asyncio.timeout(wait) as limit:
+        async with asyncio.timeout(wait):
             return await call
-    except TimeoutError:
-        if not limit.expired():  # the function's own
-            raise
+    except TimeoutError:  # the function's own is a Foreign
         raise NoAnswer(f"no answer within {timeout:g} s") from None
 
 
 async def _on(loop: LoopThread, coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Await a coroutine that runs on another loop. Who is cancelled cancels it, and does not wait for its end."""
-    task = loop.submit(coroutine)
+    # In a context of its own: what this loop's context says of a row is not for the requests that a function sends.
+    task = contextvars.Context().run(loop.submit, coroutine)
     try:
         return await asyncio.wrap_future(task.future)
     except asyncio.CancelledError:
@@ -170,15 +163,12 @@ async def _on(loop: LoopThread, coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def _guarded(function: Callable[[Any], Awaitable[Any]], argument: Any, begun: asyncio.Event) -> Any:
-    """Await a function. An end that would be more than the call's own (exit, interrupt) is a :class:`Foreign`."""
+    """Await a function. Raises :class:`Foreign` for whatever it ends in."""
     begun.set()
     try:
         return await function(argument)
-    except BaseException as raised:
-        error = harmless(raised)
-        if error is raised:
-            raise
-        raise error from None
+    except BaseException as error:
+        raise Foreign(error) from None
 
 
 class DaemonThreads:
@@ -213,7 +203,7 @@ class DaemonThreads:
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the function in a thread and return what it returns.
 
-        Raises what the function raises, as :func:`harmless` makes it. If the caller is cancelled, the call goes on
+        Raises :class:`Foreign` for whatever the function ends in. If the caller is cancelled, the call goes on
         unawaited: a thread cannot be cancelled.
         """
         loop = asyncio.get_running_loop()
@@ -245,11 +235,11 @@ def _serve(waiting: queue.SimpleQueue[_Work | None]) -> None:
         if future.cancelled():  # before it began: this thread is not lost, but was counted so
             return
         value: Any = None
-        error: Exception | None = None
+        error: Foreign | None = None
         try:
             value = function(*arguments)
         except BaseException as raised:
-            error = harmless(raised)
+            error = Foreign(raised)
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(_settle, future, value, error)
         del work, function, arguments, value, error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Endpoint", "Faults", "SimulatorSettings"]
+__all__ = ["Endpoint", "Faults", "SimulatorSettings", "all_settings"]
 
 Endpoint = Literal["chat", "completions", "responses", "embeddings", "transcriptions"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -129,3 +129,15 @@ class SimulatorSettings(BaseModel):
     language: str = Field(default="en", description="Language of a clip that does not state its own (RIFF `ILNG`).")
 
     faults: Faults = Field(default_factory=lambda: Faults(), description="How often requests fail, and how.")
+
+
+def all_settings(model: type[BaseModel] = SimulatorSettings, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Name (with points), default and description of each setting."""
+    found: list[tuple[str, Any, str]] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += all_settings(inner, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", field.get_default(call_default_factory=True), field.description or ""))
+    return found

@@ -13,7 +13,7 @@ from infermesh.config.schema import OWN_FIELDS
 from infermesh.errors import ConfigError, InputError, StoppedError
 from infermesh.exact_json import dumps, loads
 from infermesh.hints import nearest
-from infermesh.runtime.foreign import NoAnswer, words_of
+from infermesh.runtime.foreign import Foreign
 from infermesh.stages.functions import imported_function, module_hash
 from infermesh.types import Endpoint
 
@@ -100,7 +100,8 @@ class Mapper:
         if call.cancelled():
             raise StoppedError("stopped before the mapper had ended")
         if (error := call.exception()) is not None:
-            words = str(error) if isinstance(error, NoAnswer | InputError) else words_of(error)
+            ended = error.ended_in if isinstance(error, Foreign) else error
+            words = ended if isinstance(ended, InputError) else error
             raise InputError(f"mapper {self.spec}: {words}") from error
         mapped: Mapped = call.result()
         return mapped

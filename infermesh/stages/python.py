@@ -20,7 +20,7 @@ from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
 from infermesh.limits import make_limiter
 from infermesh.results import FunctionResult
-from infermesh.runtime.foreign import Foreign, ForeignFunction, NoAnswer, words_of
+from infermesh.runtime.foreign import Foreign, ForeignFunction, NoAnswer
 from infermesh.stages.base import Prepared, StageContext, hashed
 from infermesh.stages.functions import imported_function, module_hash
 from infermesh.stages.mapping import Mapped, Mapper, columns_of
@@ -31,7 +31,10 @@ from infermesh.wire.answers import FLOAT32_MAX
 DEPLOYMENT = "python"
 _OWN = frozenset(column.name for column in StageTable("", ()).columns)
 # Exceptions that a second call would raise again, so that it is not retried.
-_LASTING = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError)
+_LASTING = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError),
+    *(StopIteration, StopAsyncIteration),
+)
 
 
 class Python:
@@ -201,12 +204,14 @@ class _Function:
         """Call the function once."""
         try:
             value = await self._function.call(request.payload, timeout)
-        except RequestError:
-            raise
-        except Exception as error:
-            again = not isinstance(error, (*_LASTING, Foreign))
-            words = str(error) if isinstance(error, NoAnswer) else words_of(error)
-            raise FunctionError(f"{self._function.name}: {words}", retryable=again) from error
+        except NoAnswer as error:
+            raise FunctionError(f"{self._function.name}: {error}", retryable=True) from None
+        except Foreign as error:
+            ended = error.ended_in
+            if isinstance(ended, RequestError):  # what it returned does not fit, or it sends requests itself
+                raise ended from None
+            again = isinstance(ended, Exception) and not isinstance(ended, _LASTING)
+            raise FunctionError(f"{self._function.name}: {error}", retryable=again) from ended
         return Reply(None, value, _no_header)
 
     async def aclose(self) -> None:

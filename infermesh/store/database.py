@@ -21,6 +21,7 @@ from infermesh.store.connection import connect_to_write, half_made
 from infermesh.store.filter import parsed_condition
 from infermesh.store.ingest import ingest, query_rows, row_columns
 from infermesh.store.memory import drop_cache, fetch, set_limit, with_room
+from infermesh.store.open_file import OpenFile
 from infermesh.store.output_file import OutputTable
 from infermesh.store.pending import PendingRows
 from infermesh.store.reshape import disown, fit, merge, outline, put_aside, stamp_of, wrapped
@@ -52,18 +53,12 @@ Check = Callable[[Connection, Mapping[str, Sequence[Column]]], None]
 # On closing, DuckDB would also vacuum all row groups that are not full: for a million rows that took 130 MB and 4 s,
 # and left the file larger. One task each time is enough.
 _CHECKPOINT: Mapping[str, Any] = {"max_vacuum_tasks": 1}
+_HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks (duckdb/storage/storage_info.hpp)
 
 
 def utcnow() -> datetime:
     """Now in UTC, as a TIMESTAMP column stores it: without a time zone."""
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def _file_at(place: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        found = place.stat()
-        return found.st_dev, found.st_ino
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +115,7 @@ class RunStore:
         self._memory_limit = config.memory_limit
         limits = {"memory_limit": config.memory_limit, "threads": config.threads}
         self._connection = connect_to_write(path, {**limits, **_CHECKPOINT})
-        self._place = path.absolute()  # a function may change the working directory
-        self._file = _file_at(self._place)
+        self._file = OpenFile(path)
         self._interval = config.commit_interval
         self._tables: list[StageTable] = []
         self._origins: dict[str, str] = {}
@@ -357,10 +351,10 @@ class RunStore:
             raise
         return rows
 
-    def displaced(self) -> str | None:
-        """Why what is written reaches nobody: the file is not where it was. ``None`` if it is."""
-        is_there = _file_at(self._place) == self._file
-        return None if is_there else f"{self.path} was deleted, moved or replaced while the run had it open"
+    def displaced(self) -> tuple[str, str] | None:
+        """Why what is written reaches nobody, and what to do; ``None`` if the file is where it was, and whole."""
+        size = "SELECT block_size * total_blocks FROM pragma_database_size()"
+        return self._file.lost(lambda: _HEADERS + int(self._one(size)))
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Stage → the facts that decided its answers in the last session; empty if an older version ran it."""
@@ -427,12 +421,23 @@ class RunStore:
         return GroupWriter(
             self._connection.cursor(),
             tables,
-            instead=functools.partial(row_instead, tables),
+            instead=functools.partial(self._instead, tables),
             interval=self._interval,
             on_commit=on_commit,
             on_rows=on_rows,
             on_failure=on_failure,
         )
+
+    def _instead(
+        self, tables: Mapping[str, Sequence[Column]], table: str, row: tuple[Any, ...], reason: str
+    ) -> tuple[Any, ...] | None:
+        """What to store for a row that cannot be stored. A row that is done again keeps the answer that it has."""
+        if table != "attempts":
+            with self._connection.cursor() as connection:
+                kept = f"SELECT 1 FROM {quoted(table)} s WHERE row_id = ? AND status = 'done' AND {redone(table, 's')}"
+                if connection.execute(kept, [row[0]]).fetchone():
+                    return None
+        return row_instead(tables, table, row, reason)
 
     def reader(
         self,

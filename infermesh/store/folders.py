@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from infermesh.store.schema import DATABASE
-
 OUTPUTS = Path("outputs")
+DATABASE = "run.duckdb"
 LATEST = "latest"
 CONFIG_FOLDER = ".hydra"
 LOG = "run.log"
+JOBS = ".jobs"  # in a sweep's folder: a record of each of its jobs
 
 
 def run_folders(outputs: Path = OUTPUTS) -> list[Path]:
@@ -50,6 +50,21 @@ def _with_database(top: Path) -> Iterator[tuple[str, Path]]:
                 if place != str(top):
                     folders.clear()  # no runs are in a run's folder; a link there may lead to a large data set
             links += [path for name in sorted(folders) if os.path.islink(path := os.path.join(place, name))]
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is that of a sweep, whose jobs are in it."""
+    return (folder / JOBS).is_dir() or (folder / "multirun.yaml").is_file()
+
+
+def sweep_of(folder: Path) -> Path | None:
+    """The sweep that a run is a job of; ``None`` if it is none."""
+    return folder.parent if is_sweep(folder.parent) else None
+
+
+def job_folders(folder: Path) -> list[Path]:
+    """The runs at or below a folder, by name: a sweep's jobs in their order."""
+    return sorted(run_folders(folder), key=lambda found: [(len(part), part) for part in found.parts])
 
 
 def written_at(folder: Path) -> float:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import duckdb
 
 from infermesh.results import Attempt
+from infermesh.store.folders import DATABASE as DATABASE
 
-DATABASE = "run.duckdb"
 SCHEMA_VERSION = 2
 # Without this, DuckDB also resolves a table name to a Python variable of the caller. It would search Python's frames
 # while it holds a lock of the database, and a user's SQL could name variables of ours.
@@ -157,6 +157,7 @@ def state_row(
     )
 
 
+_ERROR_CHARACTERS = 500  # of a failed request's message in attempts; a row's own error is there as a whole
 ATTEMPTS = (
     Column("stage", "VARCHAR"),
     Column("row_id", "BIGINT"),
@@ -171,10 +172,11 @@ ATTEMPTS = (
     Column("completion_tokens", "INTEGER"),
     Column("cost_usd", "DOUBLE"),
     Column("request_rows", "INTEGER"),
+    Column("error", "VARCHAR"),
 )
 
 
-def attempt_row(stage: str, row_id: int, attempt: Attempt) -> tuple[Any, ...]:
+def attempt_row(stage: str, row_id: int, attempt: Attempt, error: str | None = None) -> tuple[Any, ...]:
     """Make a row of ``attempts``: the values of ``ATTEMPTS``."""
     return (
         stage,
@@ -190,6 +192,7 @@ def attempt_row(stage: str, row_id: int, attempt: Attempt) -> tuple[Any, ...]:
         attempt.completion_tokens,
         attempt.cost_usd,
         attempt.rows,
+        None if error is None else stored_text(error[:_ERROR_CHARACTERS]),
     )
 
 
@@ -240,6 +243,7 @@ COMMON_DDL = (RUN_DDL, SESSIONS_DDL, SOURCE_ERRORS_DDL, RETIRED_DDL, MATERIALIZE
 MIGRATIONS = (  # from schema 1; without effect on a newer database
     "ALTER TABLE run ADD COLUMN IF NOT EXISTS overrides JSON",
     "ALTER TABLE run ADD COLUMN IF NOT EXISTS facts JSON",
+    "ALTER TABLE attempts ADD COLUMN IF NOT EXISTS error VARCHAR",
     "ALTER TABLE retired ADD COLUMN IF NOT EXISTS origin VARCHAR DEFAULT 'source'",
 )
 

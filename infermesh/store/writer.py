@@ -55,8 +55,8 @@ class GroupWriter:
     tables
         Table name → its columns, in the order of the tuples given to :meth:`put`.
     instead
-        Called with a table's name, a row that its columns cannot hold, and why; returns the row to store in its place.
-        ``None``: such a row makes writing fail.
+        Called with a table's name, a row that its columns cannot hold, and why; returns the row to store in its place,
+        or ``None`` to leave the table as it is. Without it such a row makes writing fail.
     interval
         Seconds between commits.
     on_commit
@@ -72,7 +72,7 @@ class GroupWriter:
         connection: duckdb.DuckDBPyConnection,
         tables: Mapping[str, Sequence[Column]],
         *,
-        instead: Callable[[str, tuple[Any, ...], str], tuple[Any, ...]] | None = None,
+        instead: Callable[[str, tuple[Any, ...], str], tuple[Any, ...] | None] | None = None,
         interval: float = 0.1,
         on_commit: Callable[[int], None] | None = None,
         on_rows: Callable[[Mapping[str, Sequence[tuple[Any, ...]]]], None] | None = None,
@@ -190,8 +190,11 @@ class GroupWriter:
                 self._store(queued[half:], stored)
                 return
             table, row, replaces = queued[0]
-            logger.error("a row of %s could not be stored, and is an error now: %s", table, error)
-            self._store([(table, self._instead(table, row, str(error)), replaces)], stored, last=True)
+            other = self._instead(table, row, str(error))
+            what = "keeps the answer it had" if other is None else "is an error now"
+            logger.error("a row of %s could not be stored, and %s: %s", table, what, error)
+            if other is not None:
+                self._store([(table, other, replaces)], stored, last=True)
             return
         for table, values in rows.items():
             stored.setdefault(table, []).extend(values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from infermesh.config.deployment import DeploymentConfig
+from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
 from infermesh.redaction import secret_values
 from infermesh.transports.dialect import Dialect
 from infermesh.transports.exposure import warn_of_exposed_keys
@@ -61,7 +61,7 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
             missing_key=found.missing_key,
             dialect=dialect,
             ca_bundle=config.ca_bundle,
-            max_response_bytes=config.max_response_bytes,
+            max_response_bytes=config.max_response_bytes or MAX_RESPONSE_BYTES,
         )
     return LiteLLMTransport(
         label=label,
@@ -72,5 +72,5 @@ def make_transport(config: DeploymentConfig, *, label: str, environ: Mapping[str
         secrets=found.secrets,
         dialect=dialect,
         ca_bundle=config.ca_bundle,
-        max_response_bytes=config.max_response_bytes,
+        max_response_bytes=config.max_response_bytes or MAX_RESPONSE_BYTES,
     )

@@ -173,6 +173,13 @@ class LiteLLMTransport:
             body["id"] = header("request-id") or header("x-request-id")  # what the provider can look up
         return Reply(200, body, header, secrets=self._secrets)
 
+    async def missing_variables(self) -> list[str]:
+        """The environment variables that LiteLLM looks for in vain; none where the key is known. Nothing is sent."""
+        if self._common.get("api_key") or self.api_base:
+            return []
+        litellm = await self._load()
+        return [str(name) for name in litellm.validate_environment(self.model)["missing_keys"]]
+
     async def aclose(self) -> None:
         """Close LiteLLM's connections with the last transport that uses them: it has one pool for all."""
         if self._closed:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -26,7 +26,7 @@ from infermesh.types import Operation, Reply, Request
 from infermesh.wire.error_bodies import is_error
 from infermesh.wire.requests import request_body
 
-__all__ = ["NativeTransport"]
+__all__ = ["Listed", "NativeTransport"]
 
 _PATHS: dict[Operation, str] = {
     "chat_completion": "/chat/completions",
@@ -43,7 +43,26 @@ _ANSWER: dict[Operation, str] = {
     "embedding": "data",
     "transcription": "text",
 }
+_ANY_MODEL = "simulator"  # the one name that the simulator lists where it answers to all
 _TEXT_FORMATS = frozenset(("text", "srt", "vtt"))
+
+
+class Listed(NamedTuple):
+    """What an endpoint says that it serves.
+
+    Attributes
+    ----------
+    models
+        Names, as requests have them. ``None``: its answer is no list of models.
+    date
+        Its ``Date`` header.
+    open
+        Whether it takes other names as well: a proxy's list of patterns, or the simulator.
+    """
+
+    models: tuple[str, ...] | None
+    date: str | None
+    open: bool = False
 
 
 class NativeTransport:
@@ -168,6 +187,27 @@ class NativeTransport:
             self._take_cost(body, header)
         return Reply(status, body, header, data, self._secrets)
 
+    async def models(self, timeout: float | None) -> Listed:
+        """Ask which models the endpoint serves (``GET /models``), with the deployment's own headers and key.
+
+        Raises
+        ------
+        RequestError
+            No answer came, or its status is an error.
+        """
+        client = self._client or self._connect()
+        url = self._url("/models")
+        status, data, header = await client.get(url, timeout)
+        if not 200 <= status < 300:
+            raise error_from_status(status, data, header, self.label, secrets=self._secrets, url=url, model=self.model)
+        try:
+            found = loads_leniently(bytes(data)).get("data")
+            entries = [each for each in found if isinstance(each.get("id"), str)]
+        except (ValueError, AttributeError, TypeError):
+            return Listed(None, header("date"))
+        ids = tuple(redact(each["id"], *self._secrets) for each in entries)
+        return Listed(ids, header("date"), any("*" in each or each == _ANY_MODEL for each in ids))
+
     async def aclose(self) -> None:
         """Close every connection. A request in flight fails."""
         self._closed = True
@@ -176,8 +216,11 @@ class NativeTransport:
 
     def url(self, operation: Operation) -> str:
         """Where requests of this kind go."""
+        return self._url(_PATHS[operation])
+
+    def _url(self, path: str) -> str:
         base, _, query = self.api_base.partition("?")
-        return base.rstrip("/") + _PATHS[operation] + (f"?{query}" if query else "")
+        return base.rstrip("/") + path + (f"?{query}" if query else "")
 
     def shown_url(self, operation: Operation) -> str:
         """The same to be shown: without a query, a user and what came from a variable."""

@@ -10,9 +10,8 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
-from fractions import Fraction
 from functools import cache, cached_property
 from typing import Any
 
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from infermesh.errors import ConfigError
 from infermesh.exact_json import dumps, loads
 from infermesh.wire.extraction import candidates, mended
+from infermesh.wire.keywords import KEYWORDS, VALUES, without_foreign_patterns
 from infermesh.wire.strict import NotStrictError, strict_schema
 
 __all__ = ["ResponseFormat", "ResponseFormatSpec", "stored_json", "to_json"]
@@ -29,7 +29,6 @@ logger = logging.getLogger("infermesh")
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _SHOWN = 200
-_VALUES = ("default", "examples", "enum", "const")  # keywords that hold values, and no schemas
 _TEXT_OR_NUMBER = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?', re.DOTALL)
 
 
@@ -208,11 +207,11 @@ class ResponseFormat:
         import jsonschema
         from referencing import Registry
 
-        schema: Any = _without_foreign_patterns(dict(self.schema or {}), [])
+        schema: Any = without_foreign_patterns(dict(self.schema or {}), [])
         draft = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
         # An empty registry: a remote $ref is an error, not a download.
         extend: Any = jsonschema.validators.extend
-        return extend(draft, {"multipleOf": _check_multiple})(schema, registry=Registry())
+        return extend(draft, KEYWORDS)(schema, registry=Registry())
 
     @cached_property
     def _has_decimals(self) -> bool:
@@ -334,46 +333,6 @@ def _types(core_schema: Any) -> set[Any]:
     return found
 
 
-def _check_multiple(validator: Any, factor: Any, instance: Any, schema: Any) -> Iterator[Exception]:
-    """JSON Schema's ``multipleOf`` by the digits that are written: 19.99 is a multiple of 0.01, which floats deny."""
-    import jsonschema
-
-    if validator.is_type(instance, "number") and (
-        (isinstance(instance, float) and not math.isfinite(instance)) or _fraction(instance) % _fraction(factor)
-    ):
-        yield jsonschema.ValidationError(f"{instance!r} is not a multiple of {factor!r}")
-
-
-def _fraction(number: float) -> Fraction:
-    return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
-
-
-def _without_foreign_patterns(node: Any, left: list[str]) -> Any:
-    """A copy without the patterns that only other dialects know (ECMA-262's ``\\p{L}``); they are added to ``left``."""
-    if isinstance(node, list):
-        return [_without_foreign_patterns(item, left) for item in node]
-    if not isinstance(node, dict):
-        return node
-    copy = {name: value if name in _VALUES else _without_foreign_patterns(value, left) for name, value in node.items()}
-    if isinstance(pattern := copy.get("pattern"), str) and not _compiles(pattern):
-        left.append(copy.pop("pattern"))
-    named = copy.get("patternProperties")
-    if isinstance(named, dict) and (foreign := [pattern for pattern in named if not _compiles(pattern)]):
-        left.extend(foreign)
-        copy["patternProperties"] = {pattern: named[pattern] for pattern in named if pattern not in foreign}
-        for rest in ("additionalProperties", "unevaluatedProperties"):  # nobody knows which properties these are
-            copy.pop(rest, None)
-    return copy
-
-
-def _compiles(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
-
-
 def _json_schema(name: str, schema: Mapping[str, Any], strict: bool | None = None) -> dict[str, Any]:
     clean = _NOT_A_NAME.sub("_", name).strip("_")[:64] or "response"
     sent = dict(schema)
@@ -394,7 +353,7 @@ def _say_once(name: str, reason: str) -> None:
 @cache
 def _warn_of_pattern(pattern: str) -> None:
     logger.warning(
-        "response_format: the pattern %r is left to the server: Python's regular expressions cannot compile it, so no "
+        "response_format: the pattern %r is left to the server: the regex package cannot compile it, so no "
         "answer is checked against it. To have them checked, write it without what only other dialects know",
         pattern,
     )
@@ -404,11 +363,12 @@ def _check(schema: Mapping[str, Any]) -> None:
     import jsonschema
 
     left: list[str] = []
-    known = _without_foreign_patterns(dict(schema), left)
+    known = without_foreign_patterns(dict(schema), left)
     for pattern in left:
         _warn_of_pattern(pattern)
     try:
-        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(known)
+        draft: Any = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+        draft.check_schema(known, format_checker=jsonschema.FormatChecker(formats=()))  # patterns are looked at above
     except jsonschema.SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "its root"
         raise ConfigError(f"response_format is not a valid JSON schema at {where}: {error.message[:_SHOWN]}") from None
@@ -420,7 +380,7 @@ def _closed(node: Any) -> Any:
         return [_closed(item) for item in node]
     if not isinstance(node, dict):
         return node
-    copy = {key: value if key in _VALUES else _closed(value) for key, value in node.items()}
+    copy = {key: value if key in VALUES else _closed(value) for key, value in node.items()}
     if node.get("type") == "object" and isinstance(node.get("properties"), dict):
         copy.setdefault("additionalProperties", False)
     return copy

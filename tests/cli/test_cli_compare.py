@@ -303,3 +303,66 @@ class TestExport:
         assert (found.returncode, found.stdout) == (code, "")
         assert words in found.stderr
         assert not (project / arguments[0]).exists()
+
+
+class TestAFolderOfRuns:
+    """A sweep's folder, wherever a run is expected: every command takes it, or says which command works."""
+
+    @pytest.fixture
+    def sweep(self, project: Path) -> Path:
+        (project / JOBS / ".jobs").mkdir(exist_ok=True)
+        return project
+
+    def test_sql_asks_all_its_jobs(self, sweep: Path) -> None:
+        found = here(
+            "sql", "--run", JOBS, "SELECT max_parallel_requests AS slots, count(*) FROM a GROUP BY 1", cwd=sweep
+        )
+        assert sorted(found.stdout.splitlines()) == ["1,10", "4,10", "slots,count_star()"]
+        assert f"{JOBS} is a sweep of 2 jobs" in found.stderr
+
+    def test_status_lists_its_jobs_with_what_differs(self, sweep: Path) -> None:
+        text = output(sweep, "status", JOBS)
+        assert "0  max_parallel_requests=1  done" in text
+        assert "1  max_parallel_requests=4  done" in text
+        assert f"infermesh sql --runs {JOBS}" in text
+        assert [job["folder"] for job in json.loads(output(sweep, "status", JOBS, "--json"))] == [
+            f"{JOBS}/0",
+            f"{JOBS}/1",
+        ]
+
+    def test_status_of_a_job_names_its_sweep(self, sweep: Path) -> None:
+        assert f"infermesh status {JOBS}" in output(sweep, "status", f"{JOBS}/1")
+
+    def test_verify_looks_at_each(self, sweep: Path) -> None:
+        text = output(sweep, "verify", JOBS)
+        assert f"{JOBS}/0\n" in text
+        assert f"{JOBS}/1\n" in text
+
+    def test_export_writes_all_with_what_differs(self, sweep: Path) -> None:
+        options = ("--table", "a", "--columns", "max_parallel_requests,row_id,text", "--overwrite")
+        output(sweep, "export", JOBS, "all.jsonl", *options)
+        rows = [json.loads(line) for line in (sweep / "all.jsonl").read_text().splitlines()]
+        assert sorted(row["max_parallel_requests"] for row in rows) == [1] * 10 + [4] * 10
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["diff", JOBS, JOBS], f"infermesh diff {JOBS}/0 {JOBS}/1"),
+            (["diff", JOBS, OTHER], f"infermesh diff {JOBS}/1 {OTHER}"),
+            (["diff", OTHER, JOBS], f"infermesh diff {OTHER} {JOBS}/1"),
+            (["stop", JOBS], f"no run is going on below {JOBS}/"),
+            (["retry", JOBS, "--stage", "a"], f"infermesh retry {JOBS}/1 --stage a"),
+        ],
+    )
+    def test_where_one_run_is_needed_the_command_is_there(self, sweep: Path, arguments: list[str], words: str) -> None:
+        found = here(*arguments, cwd=sweep)
+        assert found.returncode in (1, 2)
+        assert words in found.stderr
+        assert len(found.stderr.splitlines()) == 1
+
+    def test_a_setting_with_another_columns_name_is_told(self, project: Path) -> None:
+        """A column has the shortest name that no other setting has, which depends on the runs that are asked."""
+        found = here("sql", "--all", "SELECT a.max_parallel_requests, stages FROM results", cwd=project)
+        assert "In these runs" not in found.stderr
+        found = here("sql", "--all", 'SELECT "a.max_parallel_requests" FROM results', cwd=project)
+        assert "is max_parallel_requests (stages.a.max_parallel_requests)" in found.stderr

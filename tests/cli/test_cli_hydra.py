@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import infermesh as package
-from infermesh.config.compose import shipped_project
+from infermesh.config.project import shipped_project
 from infermesh.simulator import Simulator
 from tests.support import (
     COMMAND_S,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import tomllib
@@ -13,6 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 
 import infermesh as package
+from infermesh.cli.init import TEMPLATES
+from infermesh.config.compose import compose
+from infermesh.config.declaration import declare
 from tests.support import COMMAND_S, ask, command, environment, here, infermesh, run_folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,23 +26,50 @@ class TestInit:
     def test_a_new_project_runs_at_once(self, tmp_path: Path) -> None:
         found = here("init", "My Project", cwd=tmp_path)
         assert (found.returncode, found.stdout) == (0, "")
-        assert "infermesh run +experiment=my_project" in found.stderr
+        assert "cd 'My Project' && infermesh run +experiment=reviews" in found.stderr
         project = tmp_path / "My Project"
-        found = infermesh("run", "+experiment=my_project", "simulator.latency_s=0", cwd=project)
+        found = infermesh("run", "+experiment=reviews", cwd=project)
         assert found.returncode == 0, found.stderr
         (folder,) = run_folders(project)
-        query = "SELECT count(*) FROM results WHERE summaries_parsed IS NOT NULL AND vectors_status = 'done'"
-        assert ask(folder, query) == [(3,)]
+        query = "SELECT count(summaries_text), count(*) FILTER (vectors_status = 'done') FROM results"
+        assert ask(folder, query) == [(4, 6)]
+
+    @pytest.mark.parametrize("template", TEMPLATES)
+    def test_a_template_is_the_example_and_shadows_nothing_that_is_shipped(self, tmp_path: Path, template: str) -> None:
+        """tests/test_examples.py runs them."""
+        assert here("init", ".", "--template", template, cwd=tmp_path).returncode == 0
+        example = ROOT / "examples" / template
+        assert (tmp_path / "README.md").read_text() == (example / "README.md").read_text()
+        assert [path.name for path in (tmp_path / "conf").rglob("*.yaml")] == [f"{template}.yaml"]
+        assert not (ROOT / "conf" / "experiment" / f"{template}.yaml").exists()
+        written = (tmp_path / "conf" / "experiment" / f"{template}.yaml").read_text()
+        (override,) = set(re.findall(rf"infermesh run \+experiment={template} (models\.\S+)", written))
+        composed = compose([f"+experiment={template}", override], cwd=tmp_path)
+        model = override.split(".")[1]
+        entry = declare(composed.mapping, composed.roots).experiment.deployments[model]
+        assert (entry.model, entry.api_base) == (override.split("=")[1], None)
+
+    def test_two_templates_in_one_folder(self, tmp_path: Path) -> None:
+        for template in TEMPLATES:
+            found = here("init", ".", "--template", template, cwd=tmp_path)
+            kept = re.findall(r"^kept +(.+)$", found.stderr, re.M)
+            assert set(kept) <= {"README.md", ".gitignore", ".env.example", "outputs/.gitignore"}
 
     def test_files_that_are_there_are_kept(self, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("mine")
         found = here("init", ".", cwd=tmp_path)
         assert found.returncode == 0
         assert (tmp_path / "README.md").read_text() == "mine"
-        assert "kept" in found.stderr
+        assert "kept    README.md" in found.stderr
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         assert here("init", ".", cwd=tmp_path).returncode == 0
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    def test_a_template_that_there_is_not(self, tmp_path: Path) -> None:
+        found = here("init", "p", "--template", "clasify", cwd=tmp_path)
+        assert found.returncode == 2
+        assert "--template clasify: no such template. Did you mean 'classify'?" in found.stderr
+        assert not (tmp_path / "p").exists()
 
     def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
         (tmp_path / "taken").write_text("x")
@@ -114,8 +145,9 @@ class TestPackage:
         assert build["wheel"]["force-include"] == {
             "conf": "infermesh/_project/conf",
             "pipelines": "infermesh/_project/pipelines",
+            "examples": "infermesh/_project/examples",
         }
-        for folder in ("conf", "pipelines"):
+        for folder in ("conf", "pipelines", "examples"):
             assert f"/{folder}" in build["sdist"]["include"]
 
     def test_everything_that_the_quickstart_names_is_shipped(self) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sql(root: Path, query: str, *options: str) -> str:
     found = here("sql", query, *options, cwd=root)
     assert found.returncode == 0, found.stderr
-    assert found.stderr == ""
+    assert found.stderr == "" or re.fullmatch(r"asked \S+( \(the newest run\))?\n", found.stderr)
     return found.stdout
 
 
@@ -111,6 +112,20 @@ class TestSql:
         text = sql(project, "SELECT text, a_error FROM results ORDER BY n", "--run", OLD, "--format", "table")
         assert "NULL" in text
         assert "«late».⏎Sorry." in text
+
+    def test_a_row_as_a_block(self, project: Path) -> None:
+        text = sql(project, "SELECT n, text, a_error FROM results ORDER BY n LIMIT 2", "--run", OLD, "--record")
+        assert "text     Parcel 0, «late».\n         Sorry.\n" in text
+        assert text.count("a_error  NULL") == 2
+
+    @pytest.mark.parametrize(("run", "said"), [(None, "(the newest run)"), ("lab", "outputs/lab/"), (OLD, "")])
+    def test_the_run_that_was_asked_is_said_where_its_name_does_not(
+        self, project: Path, run: str | None, said: str
+    ) -> None:
+        found = here("sql", "SELECT 1", *([] if run is None else ["--run", run]), cwd=project)
+        assert found.stderr.startswith("asked outputs/lab/2025-01-02_10-00-00" if said else "")
+        assert said in found.stderr
+        assert len(found.stderr.splitlines()) == bool(said)
 
     @pytest.mark.parametrize(
         "run", ["outputs/lab/latest", "outputs/lab/2025-01-02_10-00-00", "lab", "2025-01-02_10-00-00", None]
@@ -227,6 +242,50 @@ class TestStatusAndRuns:
         assert "3 done, 1 failed, 0 pending" in newest
         assert "2025-01-01_10-00-00" in oldest
         assert "8 done" in oldest
+
+    @pytest.mark.parametrize(
+        ("options", "folders"),
+        [
+            (["--state", "done"], ["2025-01-01_10-00-00"]),
+            (
+                ["--state", "failed_rows", "--state", "done", "--sort", "done"],
+                ["2025-01-01_10-00-00", "2025-01-02_10-00-00"],
+            ),
+            (["--sort", "failed", "--limit", "1"], ["2025-01-02_10-00-00"]),
+            (["--experiment", "lab", "--limit", "1"], ["2025-01-02_10-00-00"]),
+            (["--experiment", "other"], []),
+        ],
+    )
+    def test_runs_filtered_sorted_and_as_json(self, project: Path, options: list[str], folders: list[str]) -> None:
+        found = here("runs", *options, "--json", cwd=project)
+        assert found.returncode == 0, found.stderr
+        runs = json.loads(found.stdout)
+        assert [Path(run["folder"]).name for run in runs] == folders
+        assert all(run["experiment"] == "lab" and run["started_at"].endswith("Z") for run in runs)
+        assert len(here("runs", *options, cwd=project).stdout.splitlines()) == len(folders)
+
+    def test_status_as_json(self, project: Path) -> None:
+        found = json.loads(here("status", "--json", cwd=project).stdout)
+        assert (found["status"], found["done"], found["failed"], found["requests"]) == ("failed_rows", 3, 1, 3)
+        assert found["stages"] == {"a": {"done": 3, "error": 1, "skipped": 0, "pending": 0}}
+        assert [(each["stage"], each["rows"]) for each in found["failures"]] == [("a", 1)]
+
+    def test_status_of_the_newest_in_a_state(self, project: Path) -> None:
+        assert OLD in here("status", "--state", "done", cwd=project).stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "words"),
+        [
+            (["runs", "--state", "failed"], 2, "Did you mean 'failed_rows'?"),
+            (["runs", "--sort", "price"], 2, "--sort price: no such order"),
+            (["status", "--state", "killed"], 1, "no run below outputs/ of state killed"),
+            (["status", OLD, "--experiment", "other"], 1, "is lab, done: it is no run of experiment other"),
+        ],
+    )
+    def test_a_filter_that_leaves_nothing(self, project: Path, arguments: list[str], code: int, words: str) -> None:
+        found = here(*arguments, cwd=project)
+        assert (found.returncode, found.stdout) == (code, "")
+        assert words in found.stderr
 
     def test_no_runs(self, tmp_path: Path) -> None:
         found = here("runs", cwd=tmp_path)

@@ -25,6 +25,8 @@ from infermesh import (
     RequestTimeoutError,
     image_block,
 )
+from infermesh.client.build import deployment_configs
+from infermesh.config.deployment import MAX_RESPONSE_BYTES
 from infermesh.simulator import Faults, Simulator
 from tests.support import totals, wav
 
@@ -166,6 +168,32 @@ def test_a_large_clip_is_refused_unless_allowed(simulator: Simulator) -> None:
     assert totals(simulator)["received"] == 0
     with LMClient(MODEL, api_base=simulator.url, max_transcription_bytes=None) as client:
         assert client.transcribe(clip).text == "Good morning."
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "25 MB"])
+def test_what_is_no_size_of_a_clip_is_refused(client: LMClient, wrong: Any) -> None:
+    for call in (
+        lambda: client.transcribe(b"RIFF", max_transcription_bytes=wrong),
+        lambda: client.transcribe_stream([], max_transcription_bytes=wrong),
+        lambda: LMClient(MODEL, max_transcription_bytes=wrong),
+        lambda: LMClient(MODEL, default_request_kwargs={"max_transcription_bytes": wrong}),
+    ):
+        with pytest.raises(ConfigError, match="max_transcription_bytes"):
+            call()
+
+
+def test_a_deployments_own_value_stands_though_it_is_the_usual_one() -> None:
+    """Not given is not the same as given with the value that holds where nothing is given."""
+    deployments: dict[str, Any] = {
+        "given": {"model": MODEL, "api_base": "http://127.0.0.1:9/v1", "max_response_bytes": MAX_RESPONSE_BYTES},
+        "config": DeploymentConfig(MODEL, "http://127.0.0.1:9/v1", max_response_bytes=MAX_RESPONSE_BYTES),
+        "silent": DeploymentConfig(MODEL, "http://127.0.0.1:9/v1"),
+    }
+    found = deployment_configs("m", None, None, deployments, 1000)
+    assert {label: config.max_response_bytes for label, config in found.items()} == {
+        **dict.fromkeys(("given", "config"), MAX_RESPONSE_BYTES),
+        "silent": 1000,
+    }
 
 
 def test_errors_keep_their_class_and_tell_no_key(start_simulator: Start) -> None:

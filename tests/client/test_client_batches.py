@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from infermesh import BadRequestError, BatchResult, ConfigError, ContentFilterError, InputError, LMClient
+from infermesh.client.operations import AudioInput
 from infermesh.simulator import Faults, Simulator
 from tests.support import totals, wait_until, wav
 
@@ -174,6 +175,61 @@ def test_a_stream_pulls_no_more_than_it_may_have_on_its_way(client: LMClient, si
     assert totals(simulator)["received"] <= pulled
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_stream_of_texts_is_bounded_and_gives_each_once(client: LMClient, simulator: Simulator, size: int) -> None:
+    pulled, bound = 0, 2 * WINDOW * size
+
+    def many() -> Iterator[str]:
+        nonlocal pulled
+        for pulled in range(1, 301):
+            yield f"Parcel {pulled}."
+
+    seen = set()
+    for taken, (index, result, error) in enumerate(client.embed_stream(many(), micro_batch_size=size), 1):
+        assert error is None
+        assert result is not None
+        seen.add(index)
+        assert pulled - taken < bound
+    assert seen == set(range(300))
+    assert totals(simulator, "embeddings")["received"] == 300 // size
+    assert totals(simulator, "embeddings")["max_in_flight"] <= WINDOW
+
+
+def test_a_stream_of_texts_or_clips_tells_what_fails(picky: LMClient) -> None:
+    found = list(picky.embed_stream(["One.", "forbidden", None, "Four."], micro_batch_size=4))  # type: ignore[list-item]
+    kinds = {index: type(error) for index, _, error in found if error is not None}
+    assert (len(found), kinds) == (4, {1: BadRequestError, 2: InputError})
+    clips: list[AudioInput] = [wav("One."), "nowhere.wav", wav("Three.")]
+    said = {
+        index: (result and result.text, type(error))
+        for index, result, error in picky.transcribe_stream(iter(clips), language="en")
+    }
+    assert said == {0: ("One.", type(None)), 1: (None, InputError), 2: ("Three.", type(None))}
+
+
+@pytest.mark.parametrize("method", ["embed_stream", "aembed_stream", "transcribe_stream", "atranscribe_stream"])
+def test_a_stream_checks_its_inputs_at_once(client: LMClient, method: str) -> None:
+    ask = getattr(client, method)
+    with pytest.raises(TypeError, match="expected a list"):
+        ask("one text")
+    with pytest.raises(ConfigError, match="timeout"):
+        ask(["one"], timeout=0)
+    if "embed" in method:
+        with pytest.raises(ConfigError, match="micro_batch_size"):
+            ask(["one"], micro_batch_size=0)
+
+
+def test_leaving_a_stream_of_clips_ends_its_requests(start_simulator: Start) -> None:
+    service = start_simulator(latency_s=0.05)
+    with LMClient(MODEL, api_base=service.url, max_parallel_requests=WINDOW) as client:
+        stream = client.transcribe_stream(wav(f"Number {n}.") for n in range(1000))
+        assert next(stream).error is None
+        stream.close()  # type: ignore[attr-defined]
+        assert client.embed("In between.").embedding
+        wait_until(lambda: totals(service, "transcriptions")["in_flight"] == 0, "requests to end")
+        assert totals(service, "transcriptions")["received"] <= 3 * WINDOW
+
+
 def test_a_stream_that_nobody_reads_stands_still(client: LMClient, simulator: Simulator) -> None:
     stream = client.generate_stream(f"Parcel {n}." for n in range(10_000))
     next(stream)
@@ -273,6 +329,15 @@ async def test_an_async_stream_is_bounded_and_ends_early(client: LMClient, simul
             if taken == 100:
                 break
     assert (await asyncio.to_thread(totals, simulator))["in_flight"] == 0
+
+
+async def test_async_streams_of_texts_and_clips(picky: LMClient) -> None:
+    inputs = ["One.", "forbidden", "Three."]
+    errors = {index: type(error) async for index, _, error in picky.aembed_stream(later(inputs), micro_batch_size=2)}
+    assert errors == {0: type(None), 1: BadRequestError, 2: type(None)}
+    clips = picky.atranscribe_stream(later([wav("One."), b"", wav("Three.")]))
+    said = {index: None if result is None else result.text async for index, result, _ in clips}
+    assert said == {0: "One.", 1: None, 2: "Three."}
 
 
 async def test_a_slow_async_source_does_not_hold_back_what_has_settled(client: LMClient) -> None:

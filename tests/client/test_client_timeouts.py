@@ -1,4 +1,4 @@
-"""Which timeout holds, the call's, the defaults' or the client's, in every method; ``None`` waits for ever."""
+"""Which timeout and which largest clip hold, the call's, the defaults' or the client's, in every method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infermesh import USE_CLIENT_DEFAULT, ConfigError, LMClient, RequestTimeoutError
+from infermesh import USE_CLIENT_DEFAULT, ConfigError, InputError, LMClient, RequestTimeoutError
 from infermesh.simulator import Faults, Simulator, SimulatorSettings
 from tests.support import wav
 
@@ -45,12 +45,16 @@ METHODS: dict[str, Callable[..., Any]] = {
     "aembed_batch": lambda client, **options: asyncio.run(
         client.aembed_batch([TEXT], return_exceptions=False, **options)
     ),
+    "embed_stream": lambda client, **options: _taken(client.embed_stream([TEXT], **options)),
+    "aembed_stream": lambda client, **options: asyncio.run(_ataken(client.aembed_stream([TEXT], **options))),
     "transcribe": lambda client, **options: client.transcribe(CLIP, **options),
     "atranscribe": lambda client, **options: asyncio.run(client.atranscribe(CLIP, **options)),
     "transcribe_batch": lambda client, **options: client.transcribe_batch([CLIP], return_exceptions=False, **options),
     "atranscribe_batch": lambda client, **options: asyncio.run(
         client.atranscribe_batch([CLIP], return_exceptions=False, **options)
     ),
+    "transcribe_stream": lambda client, **options: _taken(client.transcribe_stream([CLIP], **options)),
+    "atranscribe_stream": lambda client, **options: asyncio.run(_ataken(client.atranscribe_stream([CLIP], **options))),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -129,6 +133,23 @@ def test_a_client_refuses_it_when_it_is_made(wrong: Any) -> None:
             LMClient(MODEL, api_base="http://127.0.0.1:9/v1", **options)
     with pytest.raises(ConfigError, match="timeout"):
         LMClient(MODEL, api_base="http://127.0.0.1:9/v1", timeout=USE_CLIENT_DEFAULT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "transcribe" in name])
+def test_a_call_may_set_the_largest_clip(url: str, method: str) -> None:
+    """The call's size stands over the defaults', and those over the client's; no server is told of it."""
+    ask = METHODS[method]
+    small: dict[str, Any] = {"api_base": url, "max_transcription_bytes": 1000}
+    with LMClient(MODEL, **small) as client:
+        for refused in ({}, {"max_transcription_bytes": USE_CLIENT_DEFAULT}, {"max_transcription_bytes": 500}):
+            with pytest.raises(InputError, match="max_transcription_bytes"):
+                ask(client, **refused)
+        for allowed in (None, 10**6):
+            ask(client, max_transcription_bytes=allowed)
+    with LMClient(MODEL, **small, default_request_kwargs={"max_transcription_bytes": None}) as client:
+        ask(client)
+        with pytest.raises(InputError, match="1,000 are sent"):
+            ask(client, max_transcription_bytes=1000)
 
 
 def test_the_sentinel_shows_its_name() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from infermesh.config.compose import compose, shipped_project
+from infermesh.config.compose import compose
 from infermesh.config.load import load
+from infermesh.config.project import shipped_project
 from infermesh.errors import ConfigError
 from tests.support import experiment, generate, write_experiment
 
@@ -69,7 +70,7 @@ def test_no_name_no_folder(project: Path) -> None:
     ("overrides", "words"),
     [
         (["+experiment=min"], ["no such experiment. Did you mean 'mine'?"]),
-        (["experiment=mine"], ["it takes a +"]),
+        (["-m", "+experiment=mine"], ["-m: an option of infermesh run alone"]),
         (["+experiment=mine", "keep_error=true"], ["keep_error: unknown key. Did you mean 'keep_errors'?"]),
         (["+experiment=mine", "stages.a.max_parallel_requests=1,2"], ["1,2"]),
         (["+experiment=mine", "a b"], ["a b"]),

@@ -308,11 +308,13 @@ class TestStages:
         assert problem.startswith("stages.summaries: give either 'prompt'")
         assert "'messages'" in problem
 
-    @pytest.mark.parametrize(
-        "path", ["stages.vectors.model", "models.llama.deployments", "deployments.cloud.model", "name", "source"]
-    )
+    @pytest.mark.parametrize("path", ["stages.vectors.model", "deployments.cloud.model", "name", "source"])
     def test_what_is_required(self, path: str) -> None:
         assert problems(edited(without(path))) == [f"{path}: missing; it is required."]
+
+    def test_a_model_that_nobody_serves(self) -> None:
+        (problem,) = problems(edited(without("models.llama.deployments")))
+        assert problem == "models.llama: nobody serves it: write model: provider/name, or name its deployments."
 
     @pytest.mark.parametrize("value", ["generate", None, ["generate"], 3])
     def test_a_stage_that_is_no_mapping(self, value: Any) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from infermesh.config.compose import compose, refuse_inline
+from infermesh.config.compose import compose
 from infermesh.config.load import load
+from infermesh.config.overrides import refuse_inline
 from infermesh.config.schema import HeaderFromEnv
 from infermesh.errors import ConfigError
 from infermesh.simulator import Simulator

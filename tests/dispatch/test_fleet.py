@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime as dt
+import inspect
 from typing import Any
 
 import pytest
 
-from infermesh import ConfigError, DeploymentConfig
+from infermesh import ConfigError, DeploymentConfig, LMClient
 from infermesh.client.build import client_model, deployment_configs
 from infermesh.config.load import load
 from infermesh.config.schema import DeploymentEntry
@@ -47,6 +48,8 @@ def test_an_entry_of_an_experiment_says_what_a_deployment_config_says() -> None:
     }
     configs = {field.name: field.default for field in dataclasses.fields(DeploymentConfig)}
     assert entries.keys() - {"limits"} == configs.keys() - LIMITS.keys() - {"api_key"}
+    # None takes the client's, which has the same default.
+    configs["max_response_bytes"] = inspect.signature(LMClient).parameters["max_response_bytes"].default
     for name in entries.keys() - {"limits", "model", "headers"}:
         assert entries[name] == configs[name], name
 

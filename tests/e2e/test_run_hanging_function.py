@@ -31,6 +31,15 @@ def plain(row):
     return {"input": f"row {hangs(row)}"}
 async def blocking(row):
     return plain(row)
+class Unspeakable(Exception):
+    def __str__(self):
+        return str(hangs({"n": 0}))
+def speechless(row):
+    if row["n"] == 0:
+        raise Unspeakable
+    return 1
+def dumb(row):
+    return {"input": str(speechless(row))}
 """
 RUN = ("run", "+experiment=mine", f"hydra.run.dir={FOLDER}")
 
@@ -60,8 +69,8 @@ def mapped_experiment(root: Path, name: str, timeout: float | None) -> None:
 
 
 KINDS = {
-    **dict.fromkeys(("hangs", "ignores", "blocks"), experiment),
-    **dict.fromkeys(("plain", "blocking"), mapped_experiment),
+    **dict.fromkeys(("hangs", "ignores", "blocks", "speechless"), experiment),
+    **dict.fromkeys(("plain", "blocking", "dumb"), mapped_experiment),
 }
 
 

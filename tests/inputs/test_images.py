@@ -39,7 +39,15 @@ def test_urls_are_sent_as_they_are(url: str) -> None:
 def test_mime_for_other_kinds() -> None:
     with pytest.raises(InputError, match="not a PNG"):
         image_block(b"<svg/>")
-    assert image_block(b"<svg/>", mime="image/svg+xml")["image_url"]["url"].startswith("data:image/svg+xml;base64,")
+    for name in ("mime_type", "mime"):
+        url = image_block(b"<svg/>", **{name: "image/svg+xml"})["image_url"]["url"]
+        assert url.startswith("data:image/svg+xml;base64,")
+
+
+@pytest.mark.parametrize("wrong", ["", "png", "image/png;base64,AA", "image/p ng", 7])
+def test_what_is_no_media_type(wrong: Any) -> None:
+    with pytest.raises(InputError, match="mime_type: expected a media type"):
+        image_block(b"<svg/>", mime_type=wrong)
 
 
 @pytest.mark.parametrize("bad", ["nowhere.png", "data:text/plain,hi", "\0", ".", 7, None, b""])

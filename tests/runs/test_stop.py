@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import Any
 
@@ -70,6 +71,24 @@ def test_two_stages_of_one_model_store_what_was_in_flight(lab: Lab, start_simula
     assert totals(service)["abandoned"] == 0
     done = sum(counts.get("done", 0) for counts in outcome.counts.values())
     assert done == totals(service)["received"] < 40
+
+
+def test_a_database_that_is_cut_short_meanwhile(lab: Lab, start_simulator: Any) -> None:
+    service = start_simulator(latency_s=0.05)
+    lab.rows(texts(200, filler="x" * 2000))
+    mapping = experiment(service.url, {"a": generate(max_parallel_requests=2)})
+
+    limited = mapping | {"source": mapping["source"] | {"limit": 2}}
+    assert lab.run(limited).status == "done"  # DuckDB writes its file at a session's end
+
+    def cut(stats: Any) -> None:
+        place = lab.folder / DATABASE
+        if stats.settled >= 4 and place.stat().st_size > 20_000:
+            os.truncate(place, 20_000)
+
+    with pytest.raises(StoreError, match=r"run\.duckdb was cut short while the run had it open\. What stood"):
+        lab.run(mapping, watch=Watch(cut))
+    assert totals(service)["received"] < 200
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])

@@ -21,6 +21,7 @@ from infermesh.results import Attempt
 from infermesh.store import Column, RunStore, StageTable
 from infermesh.store import connection as opening
 from infermesh.store.connection import connect
+from infermesh.store.database import Redo
 from infermesh.store.schema import AFTER_OUTPUTS, ATTEMPTS, BEFORE_OUTPUTS, attempt_row, state_row
 from tests.support import DEADLINE_S, RECORD, texts, write_jsonl
 
@@ -353,7 +354,7 @@ def test_a_tables_columns_and_the_rows_put_into_it_have_the_same_order() -> None
     from_state = list(inspect.signature(state_row).parameters)
     assert from_state == [column.name for column in (*BEFORE_OUTPUTS, Column("outputs", ""), *AFTER_OUTPUTS)]
     attempt = Attempt(2, "gpu", 86400.5, 0.1, 0.2, 429, "rate_limit", 5, 6, 0.7, 8)
-    by_column = dict(zip([column.name for column in ATTEMPTS], attempt_row("a", 3, attempt), strict=True))
+    by_column = dict(zip([column.name for column in ATTEMPTS], attempt_row("a", 3, attempt, "slow down"), strict=True))
     assert by_column == {
         "stage": "a",
         "row_id": 3,
@@ -368,4 +369,31 @@ def test_a_tables_columns_and_the_rows_put_into_it_have_the_same_order() -> None
         "completion_tokens": 6,
         "cost_usd": 0.7,
         "request_rows": 8,
+        "error": "slow down",
     }
+
+
+def test_an_answer_stays_where_the_one_that_replaces_it_cannot_be_stored(store: RunStore, tmp_path: Path) -> None:
+    put(
+        store,
+        *(
+            ("answers", state(ANSWERS, row, "done", f"first {row}", finished_at=datetime(2026, 1, 1)))
+            for row in range(4)
+        ),
+    )
+    assert store.redo(Redo("answers", "row_id < 3"), {}) == 3
+    later = datetime(2026, 1, 2)
+    put(
+        store,
+        ("answers", state(ANSWERS, 0, "done", "second", finished_at=later)),
+        ("answers", state(ANSWERS, 1, "done", "\ud800", finished_at=later)),
+        ("answers", state(ANSWERS, 3, "done", "\ud800", finished_at=later)),  # not one to be done again
+        replaces=True,
+    )
+    store.close()
+    with connect(tmp_path / "run.duckdb", read_only=True) as connection:
+        found = connection.execute("SELECT row_id, status, text FROM answers ORDER BY ALL").fetchall()
+        assert found == [(0, "done", "second"), (1, "done", "first 1"), (2, "done", "first 2"), (3, "error", None)]
+        assert Redo("answers", "status = 'done'").count(connection) == 3
+        left = connection.execute("SELECT rows FROM progress WHERE stage = 'answers' AND status = 'pending'")
+        assert left.fetchall() == [(2,)]

@@ -196,18 +196,18 @@ def test_multiples_go_by_the_digits(number: str, factor: float, fits: bool) -> N
         form.parse(f'{{"x": {number}}}')
 
 
-def test_patterns_of_other_dialects_are_left_to_the_server(caplog: pytest.LogCaptureFixture) -> None:
-    word = {"type": "string", "pattern": r"^\p{L}+$"}
+def test_patterns_that_nobody_here_can_read_are_left_to_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    word = {"type": "string", "pattern": r"^\p{Script=NoSuch}+$"}
     schema = {
         "type": "object",
         "properties": {"word": word, "pattern": {"type": "string", "pattern": "^a+$"}},
-        "patternProperties": {r"^\p{Lu}": {"type": "integer"}, "^b": {"type": "integer"}},
+        "patternProperties": {r"^(?<=b+)c": {"type": "integer"}, "^b": {"type": "integer"}, "^(": {}},
         "additionalProperties": False,
     }
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             form = ResponseFormat.of(schema)
-    assert [r"\\p{L}" in line or r"\\p{Lu}" in line for line in caplog.messages] == [True, True]
+    assert ["NoSuch" in line or "'^('" in line for line in caplog.messages] == [True, True]
     assert form.wire["json_schema"]["schema"] == schema
     good = {"word": "Öl", "pattern": "aa", "b": 1, "X": 1}
     assert form.parse(to_json(good)) == good
@@ -216,6 +216,48 @@ def test_patterns_of_other_dialects_are_left_to_the_server(caplog: pytest.LogCap
             form.parse(to_json(bad))
     with pytest.raises(ConfigError, match="not a valid JSON schema"):
         ResponseFormat.of({"type": "object", "properties": {"a": {"pattern": 7}}})
+
+
+def test_patterns_as_json_schema_has_them() -> None:
+    """ECMA-262's classes of letters; what a pattern names is no additional property."""
+    schema = {
+        "type": "object",
+        "properties": {"word": {"type": "string", "pattern": r"^\p{L}+$"}},
+        "patternProperties": {r"^\p{Lu}": {"type": "integer"}},
+        "additionalProperties": {"type": "boolean"},
+    }
+    form = ResponseFormat.of(schema)
+    good = {"word": "Öl", "Äpfel": 3, "birne": True}
+    assert form.parse(to_json(good)) == good
+    closed = ResponseFormat.of(schema | {"additionalProperties": False})
+    assert closed.parse(to_json({"word": "Öl", "Äpfel": 3})) == {"word": "Öl", "Äpfel": 3}
+    for bad, of in (
+        ({"word": "1"}, form),
+        ({"Äpfel": "3"}, form),
+        ({"birne": 1}, form),
+        ({"birne": True}, closed),
+    ):
+        with pytest.raises(ValueError, match="does not fit"):
+            of.parse(to_json(bad))
+
+
+@pytest.mark.parametrize("where", ["pattern", "patternProperties", "additionalProperties"])
+def test_a_pattern_that_never_ends_costs_its_answer_half_a_second(where: str) -> None:
+    endless, text = "^(a|a)*$", "a" * 60 + "b"
+    schemas: dict[str, dict[str, Any]] = {
+        "pattern": {"type": "object", "properties": {"x": {"type": "string", "pattern": endless}}},
+        "patternProperties": {"type": "object", "patternProperties": {endless: {}}},
+        "additionalProperties": {
+            "type": "object",
+            "additionalProperties": False,
+            "patternProperties": {endless: {}},
+        },
+    }
+    answer = {"x": text} if where == "pattern" else {text: 1}
+    with pytest.raises(
+        ValueError, match=r"cannot be checked: the schema's pattern '\^\(a\|a\)\*\$' takes more than 0\.5 s"
+    ):
+        ResponseFormat.of(schemas[where]).parse(to_json(answer))
 
 
 class Loaded(BaseModel):

@@ -143,6 +143,10 @@ class HttpClient:
         start = head(self._urls[operation], headers, forwarded=self._forwarded)
         return await self._ask(b"%b%d\r\n\r\n" % (start, sum(map(len, form.pieces))), form.pieces, timeout, fresh)
 
+    async def get(self, url: str, timeout: float | None) -> Response:
+        """Ask for what stands at a URL of the same origin, with the same headers, on a new connection."""
+        return await self._ask(head(url, self._headers, forwarded=self._forwarded, method="GET"), (), timeout, True)
+
     async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None, fresh: bool) -> Response:
         left = timeout
         now = self.loop.time()

@@ -48,8 +48,8 @@ def origin_of(url: str) -> Origin:
     return Origin(secure, host, (443 if secure else 80) if port is None else port)
 
 
-def head(url: str, headers: Mapping[str, str], *, forwarded: bool = False) -> bytes:
-    """The head of a POST request, up to where the length of its body is to follow.
+def head(url: str, headers: Mapping[str, str], *, forwarded: bool = False, method: str = "POST") -> bytes:
+    """The head of a POST request, up to where the length of its body is to follow; of a GET request, all of it.
 
     A user and a password in the URL become its ``authorization`` (RFC 7617), unless ``headers`` has another.
 
@@ -61,6 +61,8 @@ def head(url: str, headers: Mapping[str, str], *, forwarded: bool = False) -> by
         Sent with it, instead of one's own of that name.
     forwarded
         Whether a proxy is asked to pass it on: it needs the whole URL (RFC 9112, section 3.2.2).
+    method
+        ``POST`` or ``GET``, which has no body.
 
     Raises
     ------
@@ -78,7 +80,8 @@ def head(url: str, headers: Mapping[str, str], *, forwarded: bool = False) -> by
             raise ValueError(f"the {what} is not text on one line")
     path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), _KEPT)
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"POST {f'http://{host}' if forwarded else ''}{path} HTTP/1.1\r\n{lines}content-length: ".encode()
+    end = "\r\n" if method == "GET" else "content-length: "
+    return f"{method} {f'http://{host}' if forwarded else ''}{path} HTTP/1.1\r\n{lines}{end}".encode()
 
 
 def _ascii(host: str) -> str:

@@ -1,0 +1,161 @@
+"""Where a project's configs are: its folders, its experiments' files, and what to say of one that is not there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infermesh.config.yaml_words import yaml_words
+from infermesh.errors import ConfigError
+from infermesh.hints import nearest
+
+EXPERIMENTS = "experiment"  # the folder below conf/
+_SUFFIXES = (".yaml", ".yml")
+_ROWS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
+_DEEPEST = 8  # experiments that build on each other
+_ELSEWHERE = (".", "conf*", "conf*/*", "experiment*", "exp*")  # where else a file of an experiment is put
+
+
+def shipped_project() -> Path:
+    """The folder of the shipped ``conf/`` and ``pipelines/``: in an installed wheel, or the repository."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_project"
+    return inside if inside.is_dir() else package.parent
+
+
+def roots(home: Path, config_dir: Path | None) -> list[Path]:
+    """The folders in which a declaration's relative paths are looked up, in this order."""
+    return [home, *([config_dir.parent] if config_dir else []), shipped_project()]
+
+
+def primary_folder(home: Path) -> Path:
+    """Hydra's primary config folder: the project's, else the shipped one."""
+    own = home / "conf"
+    return own if own.is_dir() else shipped_project() / "conf"
+
+
+def config_folders(home: Path, config_dir: Path | None = None) -> list[Path]:
+    """The folders of configs, the one that wins first."""
+    return [*([config_dir] if config_dir else []), home / "conf", shipped_project() / "conf"]
+
+
+def experiments(home: Path, config_dir: Path | None = None) -> list[str]:
+    """The names of all experiments."""
+    return options_of(EXPERIMENTS, home, config_dir)
+
+
+def options_of(group: str, home: Path, config_dir: Path | None = None) -> list[str]:
+    """The names in a config group; none where there is no such group."""
+    files = (
+        (file, folder / group)
+        for folder in config_folders(home, config_dir)
+        for file in ((folder / group).rglob("*.yaml") if group else ())
+    )
+    return sorted({file.relative_to(folder).with_suffix("").as_posix() for file, folder in files})
+
+
+def experiment_name(text: str, home: Path) -> str:
+    """An experiment's name where its file may be given: ``conf/experiment/mine.yaml`` is ``mine``.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> experiment_name("conf/experiment/deep/one.yaml", Path.cwd())
+    'deep/one'
+    """
+    name = text.strip().replace("\\", "/")
+    own = f"{(home / 'conf' / EXPERIMENTS).as_posix()}/"
+    for start in (own, "./", f"conf/{EXPERIMENTS}/", f"{EXPERIMENTS}/"):
+        name = name.removeprefix(start)
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def written(name: str, home: Path, config_dir: Path | None = None) -> dict[str, Any]:
+    """What the file of an experiment says, over what the experiments say that it builds on; empty if there is none.
+
+    Nothing is resolved: this is for what has to be known before the config is composed.
+
+    Raises
+    ------
+    ConfigError
+        A file is no YAML, or holds no keys, or a list where there must be names.
+    """
+    return _written(name, config_folders(home, config_dir), 0)
+
+
+def _written(name: str, folders: list[Path], depth: int) -> dict[str, Any]:
+    file = next((file for folder in folders if (file := folder / EXPERIMENTS / f"{name}.yaml").is_file()), None)
+    if file is None or depth > _DEEPEST:
+        return {}
+    said = _read(file)
+    found: dict[str, Any] = {}
+    for base in said.get("defaults") or []:
+        if isinstance(base, str) and base != "_self_":
+            found |= _written(base.removeprefix(f"/{EXPERIMENTS}/"), folders, depth + 1)
+    return found | said
+
+
+def _read(file: Path) -> dict[str, Any]:
+    shown = shown_path(file)
+    try:
+        said = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
+    except yaml.YAMLError as error:
+        raise ConfigError(yaml_words(error, file, shown)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown}: not UTF-8 text: {error}") from None
+    if not isinstance(said, dict):
+        what = "nothing is in it" if said is None else f"it is {'a list' if isinstance(said, list) else 'text'}"
+        raise ConfigError(f"{shown}: an experiment is keys with values (name: …, source: …, stages: …); {what}.")
+    return said
+
+
+def _loader() -> type:
+    """OmegaConf's way of reading is YAML's own with a few differences, none of which matters here."""
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def shown_path(file: Path) -> str:
+    """A file as messages call it: relative to the working directory if it is below it."""
+    try:
+        return str(file.relative_to(Path.cwd()))
+    except ValueError:
+        return str(file)
+
+
+def missing_experiment(name: str, home: Path, config_dir: Path | None = None) -> str:
+    """What to say of an experiment that is not there: where it was looked for, and where it may be."""
+    start = f"+experiment={name}: there is no such experiment"
+    if _ROWS.search(name):
+        return f"{start}: that names a file of rows. An experiment's rows are source.path={name}"
+    known = experiments(home, config_dir)
+    close = nearest(name, known)
+    if close.startswith(" Did you mean"):
+        return f"{start}.{close}"
+    folders = [folder / EXPERIMENTS for folder in config_folders(home, config_dir)[:-1]]
+    looked = " and ".join(f"{shown_path(each)}/{'' if each.is_dir() else ' (no such folder)'}" for each in folders)
+    found = _elsewhere(name.rpartition("/")[2], home)
+    return f"{start} in {looked}{'' if config_dir else f' of {home}'}.{found or close}"
+
+
+def _elsewhere(name: str, home: Path) -> str:
+    """Where else a file of that name is, and what to do; empty if nowhere."""
+    for parent in home.parents:
+        if (parent / "conf" / EXPERIMENTS / f"{name}.yaml").is_file():
+            return f" It is in {parent}: cd {parent}"
+    for pattern in _ELSEWHERE:
+        for suffix in _SUFFIXES:
+            for file in sorted(home.glob(f"{pattern}/{name}{suffix}")):
+                target = Path("conf") / EXPERIMENTS / f"{name}.yaml"
+                shown = shown_path(file)
+                return f" {shown} is there, but an experiment's file is {target}: {_move(shown, target)}"
+    return ""
+
+
+def _move(file: str, target: Path) -> str:
+    return shlex.join(["mv", file, str(target)])
