@@ -32,6 +32,7 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         *(f"  {stage}: {_count_words(counts)}" for stage, counts in outcome.counts.items()),
         *([f"  kept      {outcome.kept} answers whose request is unchanged"] if outcome.kept else []),
         *([f"  reused    {outcome.reused} answers to identical requests"] if outcome.reused else []),
+        *_invalid_lines(outcome),
     ]
     if outcome.status == "stopped":
         lines.insert(1, f"  stopped   {outcome.reason}; {_how_to_continue(outcome)}")
@@ -39,10 +40,9 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         return "\n".join(lines)
     lines += [f"  folder    {outcome.folder}", _query_line(outcome.folder)]
     lines += [f"  written   {file}" for file in outcome.files.written]
-    lines += _invalid_lines(outcome)
     if outcome.invalid:
         again = command("retry", outcome.folder, "--stage", outcome.invalid[0][0], "--where", "invalid is not null")
-        lines.append(f"            {again}")
+        lines.append(f"  again     {again}")
     if outcome.failures:
         stage = outcome.failures[0][0]
         lines += _failure_lines(outcome, _FAILURE_LINES)

@@ -86,7 +86,7 @@ class RunDetails:
     failures
         ``(stage, error_type, rows, example)``: the most frequent errors of each stage, in the stages' order.
     invalid
-        ``(stage, rows, example)``: the answers that do not satisfy their response format.
+        ``(stage, rows, example)``: answers that are done, and do not satisfy their stage's response format.
     failed_requests
         Those of the last session, by where and how they failed, the most frequent first.
     waiting
@@ -161,8 +161,9 @@ def details(reader: RunReader) -> RunDetails:
             f"SELECT '{stage}', error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} "
             f"WHERE status = 'error' GROUP BY ALL ORDER BY rows DESC, error_type LIMIT {_ERROR_KINDS}"
         )
-    named = f"SELECT table_name FROM duckdb_columns() WHERE column_name = {literal(INVALID)}"  # not in older runs
-    for stage in sorted(found.stages.keys() & {name for (name,) in reader.rows(named)}):
+    named = f"SELECT table_name FROM duckdb_columns() WHERE column_name = {literal(INVALID)}"  # older runs: none
+    having = {name for (name,) in reader.rows(named)}
+    for stage in (name for name in found.stages if name in having):
         found.invalid += reader.rows(invalid_answers(stage))
     found.failed_requests = failed_requests(reader)
     if reader.live:

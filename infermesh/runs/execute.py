@@ -147,7 +147,8 @@ def _session(
         observer.note(warning)
     with ExitStack() as stack:
         fleet, pipeline = stack.enter_context(assembled(declaration, environ))
-        refuse_missing_keys(experiment, environ)
+        with declaration.long_form.told():
+            refuse_missing_keys(experiment, environ)
         source = resolve_source(experiment.source, declaration.roots)
         fresh = not (folder / DATABASE).exists()
         folder.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ class Generate(ModelStage):
         self._on_invalid = config.on_invalid
         self._prompt = load_template(config.prompt, f"{path}.prompt", context.roots) if config.prompt else None
         self._messages = Template(config.messages, f"{path}.messages", expression=True) if config.messages else None
-        self._asks_logprobs = any(all_params(self.params).get(key) for key in ("logprobs", "top_logprobs"))
+        self._asks_logprobs = _asks_logprobs(all_params(self.params))
         outputs = (*self.columns, Column("logprobs", "JSON")) if self._asks_logprobs else self.columns
         if config.mapper is not None:
             self.map_rows(config.mapper, generation_row, context.stages)
@@ -118,6 +118,12 @@ class Generate(ModelStage):
         except (TypeError, ValueError) as error:
             logger.warning("stage %s: %s: parsed is NULL: %s", self.name, result.request_id or "an answer", error)
             return None, str(error)
+
+
+def _asks_logprobs(params: Mapping[str, Any]) -> bool:
+    included = params.get("include")  # as the Responses API asks for them
+    named = isinstance(included, list) and any("logprobs" in str(item) for item in included)
+    return bool(params.get("logprobs") or params.get("top_logprobs") or named)
 
 
 def _response_format(value: str | dict[str, Any] | None, path: str, roots: Sequence[Path]) -> ResponseFormat | None:

@@ -47,11 +47,19 @@ def columns(lab: Lab, stage: str) -> set[str]:
     return {name for (name,) in lab.sql(f"SELECT column_name FROM (DESCRIBE {stage})")}
 
 
-def test_log_probabilities_where_params_ask_for_them(lab: Lab, url: str) -> None:
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"logprobs": True},
+        {"extra_body": {"logprobs": True}},
+        {"include": ["message.output_text.logprobs"]},
+    ],
+)
+def test_log_probabilities_where_params_ask_for_them(lab: Lab, url: str, params: dict[str, Any]) -> None:
     lab.rows([{"text": "Is it?"}])
     lab.run(experiment(url, {"a": generate()}))
     assert "logprobs" not in columns(lab, "a")
-    lab.run(experiment(url, {"a": generate(params={"logprobs": True})}))  # the same run, edited
+    lab.run(experiment(url, {"a": generate(params=params)}))  # the same run, edited
     assert json.loads(lab.one("SELECT logprobs FROM a")) == {"content": [TOKEN]}
     assert lab.one("SELECT results.a_logprobs->>'$.content[0].token' FROM results") == "Yes"
 
