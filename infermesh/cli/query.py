@@ -14,6 +14,7 @@ from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.summary import RunInfo, describe
 from infermesh.store.folders import run_folders
 from infermesh.store.schema import quoted
+from infermesh.store.sql_words import refusal
 
 
 def run_sql(query: str, run: str | None, format: str | None, timeout: float | None = None) -> None:
@@ -25,7 +26,7 @@ def run_sql(query: str, run: str | None, format: str | None, timeout: float | No
             with reader.asked(query, timeout=timeout) as (connection, asked):
                 write_query(connection, asked, chosen)
         except StoreError as error:
-            fail(f"{one_line(error, 2000)} (in {folder})")
+            fail(f"{refusal(error, 2000)} (in {folder})")
 
 
 def _open(folder: Path) -> RunReader:

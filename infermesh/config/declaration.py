@@ -13,6 +13,7 @@ from infermesh.config.load import config_hash, load
 from infermesh.config.references import Taken, taken
 from infermesh.config.schema import Experiment
 from infermesh.config.secrets import refuse_inline_keys
+from infermesh.config.understood import source_of
 from infermesh.errors import ConfigError
 
 
@@ -94,6 +95,8 @@ def declare(
     64
     """
     mapping = _text_keys(mapping, "")
+    if isinstance(mapping.get("source"), str):
+        mapping = {**mapping, "source": source_of(mapping["source"])}
     check_chosen(mapping)
     refuse_inline_keys(mapping)  # before a missing variable is told
     values, hides = taken(mapping, environ)

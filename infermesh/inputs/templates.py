@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import DecimalException
 from pathlib import Path
@@ -68,7 +69,8 @@ class Template:
                 self._render = _renderer(tree)
             self.names: set[str] = meta.find_undeclared_variables(tree)
         except TemplateSyntaxError as error:
-            raise ConfigError(f"{path}: line {error.lineno} of the template: {error.message}") from None
+            hint = _two_words(source)
+            raise ConfigError(f"{path}: line {error.lineno} of the template: {error.message}{hint}") from None
         except (RecursionError, SyntaxError, MemoryError) as error:  # of Python's compiler
             raise ConfigError(f"{path}: the template is nested too deeply: {error}") from None
         except Exception as error:  # Jinja computes what is constant
@@ -117,6 +119,15 @@ class Template:
         words = "" if isinstance(error, DecimalException) else str(error)  # it has but a list of classes
         words = words or type(error).__name__
         return InputError(f"{self.path}: the template could not be rendered for this row: {words[:1000]}")
+
+
+_WORDS = re.compile(r"\{\{-?\s*([A-Za-z_]\w*(?:[ .-]+\w+)*[ ]+\w+)\s*-?\}\}")
+
+
+def _two_words(source: str) -> str:
+    """The end of a message about a template that names a column of two words."""
+    found = _WORDS.search(source)
+    return f". A column whose name has blanks is written {{{{ row[{found[1]!r}] }}}}" if found else ""
 
 
 def _functions(tree: nodes.Template) -> set[str]:

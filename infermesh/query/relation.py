@@ -13,6 +13,7 @@ import duckdb
 from infermesh.errors import StoreError
 from infermesh.hints import one_line
 from infermesh.query.bound import bare
+from infermesh.store.sql_words import refusal
 
 if TYPE_CHECKING:
     import pandas
@@ -130,7 +131,7 @@ class Relation:
             try:
                 yield prepare
             except duckdb.Error as error:
-                raise StoreError(f"{one_line(error)} (in {self._place})") from None
+                raise StoreError(f"{refusal(error, 400)} (in {self._place})") from None
 
 
 def html_table(columns: list[str], rows: list[tuple[Any, ...]]) -> str:
