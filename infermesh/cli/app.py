@@ -53,9 +53,9 @@ def run(
     overrides: Overrides = None,
     env_file: EnvFile = None,
 ) -> None:
-    """Run an experiment: +experiment=NAME, then any overrides (KEY=VALUE), in Hydra's syntax.
+    """Run an experiment: its NAME, then any overrides (KEY=VALUE), in Hydra's syntax.
 
-    +experiment=NAME reads conf/experiment/NAME.yaml. [bold]-m[/] runs one job for each comma-separated value;
+    NAME, or +experiment=NAME, reads conf/experiment/NAME.yaml. [bold]-m[/] runs one job for each comma-separated value;
     [bold]--cfg job[/] shows the composed config and runs nothing; [bold]--config-dir DIR[/] adds a folder of configs;
     [bold]hydra.run.dir=DIR[/] runs in DIR, or continues the run that is there; [bold]--hydra-help[/] lists Hydra's own
     options. For completion at TAB: [bold]infermesh completion --help[/]
@@ -102,7 +102,7 @@ def resume(
     run: Annotated[
         str | None,
         typer.Argument(
-            help="A run's folder or id, or an experiment's name; default: newest unfinished.",
+            help="A run's folder or id, or an experiment's name; default: the newest, if unfinished.",
             autocompletion=complete_run,
         ),
     ] = None,

@@ -150,7 +150,12 @@ class _Job:
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
         folder = resolve_latest(folder)
-        mapping, overrides = plain(config), overrides_of(hydra_config)
+        try:
+            mapping, overrides = plain(config), overrides_of(hydra_config)
+        except Exception as error:  # told here, as below
+            print_error(composition_error(error, self.home, self._config_dir))
+            self.code = 1
+            return self.code
         search_roots = roots(Path.cwd(), self._config_dir)
         if hydra_config.mode == RunMode.MULTIRUN:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)

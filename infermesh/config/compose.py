@@ -232,6 +232,13 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
         file = Path(str(getattr(getattr(said, "problem_mark", None), "name", "")))
         return redact(yaml_words(said, file, shown_path(file)))
     text = redact(" ".join(_HINT.sub("", str(said or type(error).__name__)).split())).replace("'++", "'")
+    if found := re.match(r"Interpolation key '([^']+)' not found full_key: (\S+)", text):
+        return (
+            f"{found[2]}: ${{{found[1]}}} refers to a key of the config, and there is none of that name. As text, it "
+            f"is written \\${{"
+        )
+    if (found := re.match(r"Error merging override \+*([^=]+)=", text)) and "${" in text:
+        return f"{found[1]}: ${{ begins a reference to a key of the config. As text, it is written \\${{"
     if missing := re.match(r"Could not override '([^']+)'", text):
         return f"{missing[1]}: unknown key.{nearest(missing[1].split('.')[0], Experiment.model_fields)}"
     if wanted := re.search(r"Could not find '([^']+)'", text):

@@ -26,6 +26,7 @@ from infermesh.config.schema import (
 )
 from infermesh.config.secrets import refuse_inline_keys
 from infermesh.config.short_form import DEPLOYMENT_KEYS
+from infermesh.config.understood import SHORT
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
 from infermesh.wire.requests import FOREIGN_PARAMETERS
@@ -45,6 +46,7 @@ _SAID = {
     "float_type": "expected a number",
     "bool_parsing": "expected true or false",
     "bool_type": "expected true or false",
+    "too_short": "expected at least 1 entry",
 }
 
 
@@ -84,7 +86,7 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     if (words := _who_serves(loc, detail["type"], given)) is not None:
         return f"{path}: {words}"
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{path}: unknown key.{nearest(loc[-1], _valid_keys(mapping, loc))}"
+        return f"{path}: unknown key.{_meant(loc, _valid_keys(mapping, loc))}"
     if detail["type"] == "union_tag_not_found":
         named = [name for name, stage in mapping["stages"].items() if isinstance(stage, Mapping) and "kind" in stage]
         close = difflib.get_close_matches(loc[-1], named, n=1)
@@ -104,6 +106,27 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
     if detail["type"] == "string_type" and isinstance(detail["input"], list | dict):
         shown = f", got {'a list' if isinstance(detail['input'], list) else 'keys with values'}"
     return f"{path or 'config'}: {message[0].lower()}{message[1:]}{shown}"
+
+
+# Other tools' words for keys, and ours.
+_OTHER_WORDS = {
+    **dict.fromkeys(("file", "files", "filename", "data", "csv", "jsonl"), "path"),
+    **dict.fromkeys(("template", "input", "user"), "prompt"),
+    **dict.fromkeys(("schema", "output_schema", "json_schema"), "response_format"),
+    **dict.fromkeys(("concurrency", "parallelism", "workers", "num_workers"), "max_parallel_requests"),
+    **dict.fromkeys(("type", "task"), "kind"),
+    **dict.fromkeys(("filter", "condition"), "where"),
+    **dict.fromkeys(("base_url", "url", "endpoint_url"), "api_base"),
+    "query": "sql",
+}
+
+
+def _meant(loc: Sequence[str], valid: Sequence[str]) -> str:
+    """The end of a message about an unknown key: where it belongs, what it is called here, or the nearest one."""
+    if len(loc) == 1 and loc[0] in SHORT:
+        return f" Did you mean '{SHORT[loc[0]]}'?"
+    ours = _OTHER_WORDS.get(loc[-1])
+    return f" Did you mean '{ours}'?" if ours in valid else nearest(loc[-1], [*valid])
 
 
 def _who_serves(loc: Sequence[str], kind: str, given: Any) -> str | None:

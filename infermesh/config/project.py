@@ -104,7 +104,10 @@ def _written(name: str, folders: list[Path], depth: int) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     shown = shown_path(file)
     try:
-        said = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
+        text = file.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):  # Hydra would not find the first line
+            raise ConfigError(f"{shown}: it begins with a byte order mark. Save it as UTF-8 without one.")
+        said = yaml.load(text, Loader=_loader())
     except yaml.YAMLError as error:
         raise ConfigError(yaml_words(error, file, shown)) from None
     except UnicodeDecodeError as error:

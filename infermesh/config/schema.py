@@ -83,7 +83,9 @@ class SourceConfig(_Section):
     @model_validator(mode="after")
     def _one_of(self) -> SourceConfig:
         if (self.path, self.sql, self.dataset).count(None) != 2:
-            raise ValueError("give either 'path' (a file or a glob), 'sql' (a query) or 'dataset' (a dataset's id)")
+            given = [name for name in ("path", "sql", "dataset") if getattr(self, name) is not None]
+            more = f"; {' and '.join(given)} are given: set one to null" if given else ""
+            raise ValueError(f"give either 'path' (a file or a glob), 'sql' (a query) or 'dataset' (an id){more}")
         return self
 
 
@@ -115,6 +117,12 @@ def _limits_or_account(given: Any, _: Any) -> Any:
     return given
 
 
+def _format_forms(given: Any, _: Any) -> Any:
+    if given is not None and not isinstance(given, str | Mapping):
+        raise ValueError("expected module:PydanticClass, a .json file, or a JSON schema")
+    return dict(given) if isinstance(given, Mapping) else given
+
+
 def _message_forms(given: Any, _: Any) -> Any:
     if given is None or isinstance(given, str):
         return given
@@ -128,6 +136,7 @@ def _message_forms(given: Any, _: Any) -> Any:
 
 Text = Annotated[str | None, WrapValidator(_text_or_reference)]
 HeaderValue = Annotated[str | HeaderFromEnv, WrapValidator(_header_value)]
+Format = Annotated[str | dict[str, Any] | None, WrapValidator(_format_forms)]
 Messages = Annotated[str | list[dict[str, Any]] | None, WrapValidator(_message_forms)]
 LimitsOrAccount = Annotated[Limits | str | None, WrapValidator(_limits_or_account)]
 
@@ -225,9 +234,7 @@ class GenerateStage(_ModelStage):
         description="Instead of prompt: module:function → {input, metadata}; 'row' takes the row's own fields",
     )
     system: str | None = Field(None, description="A template, or a file, for the system message")
-    response_format: str | dict[str, Any] | None = Field(
-        None, description="module:PydanticClass, a .json schema file, or a JSON schema"
-    )
+    response_format: Format = Field(None, description="module:PydanticClass, a .json schema file, or a JSON schema")
     on_invalid: Literal["null", "retry", "error"] = Field(
         "null", description="What to do if the answer does not satisfy it"
     )

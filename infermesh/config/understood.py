@@ -23,14 +23,14 @@ from infermesh.errors import ConfigError
 from infermesh.hints import command, nearest
 from infermesh.redaction import redact
 
-__all__ = ["FLAGS", "WITH_VALUE", "Understood", "UsageError", "source_of", "understood"]
+__all__ = ["FLAGS", "SHORT", "WITH_VALUE", "Understood", "UsageError", "source_of", "understood"]
 
 _DOTTED = re.compile(rf"(?:{'|'.join(SECTIONS)})(?:\.[\w-]+)+")
 _ROWS = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?|/|\*.*)$", re.IGNORECASE)
 _IDENTITY = ("path", "sql", "dataset")  # what a source is; a text that stands for all of it is one of them
 # Keys that only one section has: `limit` is `source.limit`.
 _ONE_SECTION: dict[str, type[BaseModel]] = {"source": SourceConfig, "guards": GuardsConfig, "store": StoreConfig}
-_SHORT = {name: f"{section}.{name}" for section, model in _ONE_SECTION.items() for name in model.model_fields}
+SHORT = {name: f"{section}.{name}" for section, model in _ONE_SECTION.items() for name in model.model_fields}
 # What is often written as an option, and what to write instead.
 _INSTEAD = {
     "resume": f"a run is continued by {command('resume')} RUN",
@@ -116,7 +116,9 @@ class _Reader:
     def read(self) -> Understood:
         self._join_equals()
         while self._words:
-            word = self._words.pop(0)
+            word = _unquoted(self._words.pop(0))
+            if not word.strip() or word.startswith("="):
+                raise ConfigError(f"'{word}': no key is there. Is a variable of the shell empty? Expected KEY=VALUE")
             if word.startswith("-") and word != "-":
                 self._option(word)
             elif "=" in word or word.startswith("~"):
@@ -147,6 +149,9 @@ class _Reader:
         if name in FLAGS:
             self._found.options.append(word)
         elif name in WITH_VALUE:
+            chosen = value if equals else next(iter(self._words), "")
+            if name in ("--cfg", "-c") and chosen not in ("job", "hydra", "all"):
+                raise UsageError(f"{name}: expected {name} job, which shows the composed config and runs nothing")
             self._found.options.append(word)
             if not equals and self._words:
                 self._found.options.append(self._words.pop(0))
@@ -161,6 +166,8 @@ class _Reader:
         key = name.lstrip("-").replace("-", "_")
         if name.startswith("--") and (key == "experiment" or _home_of(key) is not None):
             given = self._words.pop(0) if value is None and self._next() is not None else value
+            if given is None and _is_flag(key):
+                given = "true"
             if given is None:
                 raise UsageError(f"{name}: no value. Keys are set without dashes: {_home_of(key) or key}=VALUE")
             self._found.overrides.append(self._keyed(f"{key}={given}"))
@@ -181,7 +188,7 @@ class _Reader:
             return self._chosen(text) if mark != "++" else word
         if not mark and key == "source" and _ROWS.search(text) and not self._is_option("source", text):
             return f"source.path={text}"
-        full = _SHORT.get(key)
+        full = SHORT.get(key)
         if full is not None and not mark and key not in Experiment.model_fields and not self._is_group(key):
             self._found.notes.append(f"{key}={text} is taken as {full}={text}")
             key = full
@@ -216,6 +223,8 @@ class _Reader:
 
     def _override(self, argument: str, said: Mapping[str, Any], sweeps: bool) -> str:
         found = OVERRIDE.fullmatch(argument)
+        if found is not None and found["key"] == EXPERIMENT and not sweeps and re.match(r"[^\[(]*,", found["text"]):
+            raise ConfigError(f"{argument.lstrip('+')}: a run takes one experiment; -m runs one after the other")
         if found is None or found["key"] == EXPERIMENT:
             return argument
         key = found["key"]
@@ -238,8 +247,8 @@ class _Reader:
         elif not rest and first in _PARAMETERS:
             hint = f" Did you mean 'stages.{stage}.params.{key}'?"
         else:
-            near = get_close_matches(first, [*Experiment.model_fields, *(() if rest else _SHORT)], n=1, cutoff=0.5)
-            hint = f" Did you mean '{_SHORT.get(near[0], near[0])}'?" if near else nearest("", Experiment.model_fields)
+            near = get_close_matches(first, [*Experiment.model_fields, *(() if rest else SHORT)], n=1, cutoff=0.5)
+            hint = f" Did you mean '{SHORT.get(near[0], near[0])}'?" if near else nearest("", Experiment.model_fields)
         raise ConfigError(f"{key}: unknown key.{hint}")
 
     def _refuse_lists(self, said: Mapping[str, Any]) -> None:
@@ -267,6 +276,17 @@ class _Reader:
 _PARAMETERS = frozenset({"temperature", "max_tokens", "top_p", "seed", "max_completion_tokens", "stop", "logprobs"})
 
 
+def _unquoted(word: str) -> str:
+    """An argument without quotes around all of it, which a shell would have taken off: ``'source.limit=5'``."""
+    found = re.fullmatch(r"(['\"])([\w.+]+=[^'\"]*)\1", word)
+    return found[2] if found else word
+
+
+def _is_flag(key: str) -> bool:
+    field = Experiment.model_fields.get(key) or SourceConfig.model_fields.get(key)
+    return field is not None and field.annotation is bool
+
+
 def _chooses(argument: str) -> bool:
     return argument.lstrip("+").startswith(f"{EXPERIMENT}=")
 
@@ -283,8 +303,8 @@ def _chooses_itself(home: Path) -> bool:
 
 def _home_of(key: str) -> str | None:
     """A key in full, if it is one that can be told by its name; else ``None``."""
-    if key in _SHORT:
-        return _SHORT[key]
+    if key in SHORT:
+        return SHORT[key]
     return key if _DOTTED.fullmatch(key) or key in Experiment.model_fields else None
 
 

@@ -1,4 +1,4 @@
-"""Sixty slips of a first hour, and the line that each gets: read it as a list of what a newcomer types and sees.
+"""Sixty slips of a first hour and more, and the line that each gets: what a newcomer types, and what is said.
 
 A slip that is clear works as it is meant (``WORKS``). Each other one gets one line that begins with ``error:`` and says
 what to write; ``…`` stands for anything. None brings a traceback, or the page of another project.
@@ -81,6 +81,8 @@ OVERRIDES = [
     Slip(["mine", 'stages.label.params={"temperature": 0}'], WORKS),
     Slip("mine stages.label.max_parallel_requests=1,2", "…=1,2: a job for each value takes -m; a list is written …"),
     Slip("mine source=data/reviews.csv", WORKS),
+    Slip(["mine", "stages.label.where=${x}"], "stages.label.where: ${x} refers to a key of the config, …"),
+    Slip("mine source.sql=x", "source: give either … path and sql are given: set one to null"),
     Slip("mine source=none", "source=none: there is no such config in the folder source/ of conf/. There is: default."),
     Slip("mine source.path=data", "source.path: 'data' is a folder. Name a file of it, data/reviews.csv, or all: …"),
     Slip("mine source.path=data/review.csv", "…no file matches 'data/review.csv'. Did you mean 'data/reviews.csv'?"),
@@ -100,6 +102,9 @@ IN_YAML = [
     yaml(YAML, "", f"{FILE}: an experiment is keys with values …; nothing is in it."),
     yaml("  label:\n    kind", "  - name: label\n    kind", "stages: expected names …, not a list: …"),
     yaml(SOURCE, "source: data/reviews.csv", WORKS),
+    yaml(SOURCE, "source: {file: data/reviews.csv}", "source.file: unknown key. Did you mean 'path'?"),
+    yaml(SOURCE, f"limit: 5\n{SOURCE}", "limit: unknown key. Did you mean 'source.limit'?"),
+    yaml("# @package", "\ufeff# @package", f"{FILE}: it begins with a byte order mark. Save it as UTF-8 …"),
     yaml(SOURCE, "source: {path: [data/reviews.csv]}", "source.path: expected text, got a list"),
     yaml(MODELS, "models: {m: {deployments: local}}", "models.m.deployments: expected a list: [local]"),
     yaml(PROMPT, 'messages: [{role: user, content: "{{ review }}"}]', WORKS),
