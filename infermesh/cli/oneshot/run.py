@@ -109,6 +109,7 @@ class Command:
             flags=self.flags,
             param=self.param or (),
             stage={"max_parallel_requests": self.window.max_parallel_requests, **self.stage, **stage},
+            first_errors=self.window.first_errors,
             keep_errors=self.out.keep_errors,
             allow_paths=self.allow_paths,
         )
@@ -161,7 +162,7 @@ class Command:
                 output.unlink(missing_ok=True)
         outcome = execute(job, folder, observer=make_observer(), sink=sink, written=kept_inputs)
         lasting = output is not None or self.out.checkpoint_dir is not None
-        print(oneshot_closing(outcome, output, folder if lasting else None), file=sys.stderr)
+        print(as_flags(oneshot_closing(outcome, output, folder if lasting else None)), file=sys.stderr)
         return outcome.exit_code
 
     def _kept_columns(self) -> list[str]:
