@@ -71,6 +71,8 @@ def test_an_unknown_column_is_one_error_and_nothing_is_sent(shell: Shell, simula
     assert (done.returncode, totals(simulator)["received"]) == (1, 0)
     assert "--keep-columns: the input has no column 'notes'. Did you mean 'my note'?" in done.stderr
     assert sorted(shell.folder.iterdir()) == before
+    done = shell.here("generate", *files, "--keep-columns", " ,")
+    assert (done.returncode, "--keep-columns: expected names" in done.stderr) == (2, True)
     done = shell.here("generate", "--prompt", "Hello", "--keep-columns", "id")
     assert (done.returncode, "needs --input-jsonl" in done.stderr) == (2, True)
 
