@@ -167,8 +167,13 @@ class Command:
 
     def _kept_columns(self) -> list[str]:
         """The names of ``--keep-columns``. As in CSV, one with a comma in it stands in quotes."""
-        names = next(csv.reader([self.out.keep_columns or ""], skipinitialspace=True), [])
-        return [name.strip() for name in names if name.strip()]
+        if self.out.keep_columns is None:
+            return []
+        names = next(csv.reader([self.out.keep_columns], skipinitialspace=True), [])
+        found = [name.strip() for name in names if name.strip()]
+        if not found:
+            fail("--keep-columns: expected names of columns with commas between them, or all", code=2)
+        return found
 
     def _source_path(self, folder: Path) -> str:
         """The source's path. Rows from stdin or the command line are written into the checkpoint first."""
