@@ -10,11 +10,12 @@ from infermesh.cli.compare import ask_runs
 from infermesh.cli.find_run import find_run, say_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
-from infermesh.hints import command, one_line
+from infermesh.hints import command
 from infermesh.query.finding import group_words, runs_in
 from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.summary import describe
 from infermesh.store.folders import OUTPUTS, run_folders
+from infermesh.store.sql_words import refusal
 
 
 def run_sql(
@@ -33,7 +34,7 @@ def run_sql(
                 write_query(connection, asked, chosen)
                 say_run(run, folder)
         except StoreError as error:
-            fail(f"{one_line(error, 2000)} (in {folder})")
+            fail(f"{refusal(error, 2000)} (in {folder})")
 
 
 def _open(folder: Path) -> RunReader:

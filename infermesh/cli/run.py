@@ -7,11 +7,15 @@ config that the run stored in its database.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from infermesh.cli.closing import run_closing
 from infermesh.cli.common import fail, print_error, split_config_dir, words_of
@@ -35,7 +39,7 @@ from infermesh.runs.execute import execute
 from infermesh.runs.stats import Observer
 from infermesh.store.connection import connect, in_words
 from infermesh.store.database import Redo
-from infermesh.store.folders import CONFIG_FOLDER, claim_folder, discard, resolve_latest
+from infermesh.store.folders import CONFIG_FOLDER, claim_folder, discard, resolve_latest, run_folders
 from infermesh.store.output_file import read_record
 from infermesh.store.schema import DATABASE
 
@@ -59,6 +63,8 @@ def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
     sweep = Sweep(argv, env_file)
     arguments = ["infermesh", *given.options, *map(addable, given.overrides), ANNOUNCE]
     job = _Job(config_dir, sweep)
+    if "--hydra-help" in given.options:
+        return _print_hydras_help(arguments, job)
     with _patched_argv(arguments), _hydra_raises(), search_path(config_dir):
         try:
             with sweep.announced():
@@ -81,6 +87,23 @@ def _understood(argv: list[str], config_dir: Path | None) -> Understood:
     for note in given.notes:
         print(note, file=sys.stderr)
     return given
+
+
+def _print_hydras_help(arguments: list[str], job: _Job) -> int:
+    """Print what Hydra says of its options, with our command where it names the program."""
+    said = io.StringIO()
+    with (
+        _patched_argv(arguments),
+        search_path(None),
+        contextlib.redirect_stdout(said),
+        contextlib.suppress(SystemExit),  # Hydra ends so
+    ):
+        _hydra_main(job)()
+    text = re.sub(
+        r"^See https?://\S+.*\n|, see the \[\w+\]\(https?://[^)]*\) for details", "", said.getvalue(), flags=re.M
+    )
+    print(re.sub(r"\binfermesh -", "infermesh run -", text), end="")
+    return 0
 
 
 def _before_the_job(error: Exception, job: _Job, config_dir: Path | None) -> str:
@@ -202,7 +225,9 @@ def run_job(
 
 
 def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
-    """Continue a run in its folder, with the config stored there. Without a name: the newest unfinished run.
+    """Continue a run in its folder, with the config stored there. Without a name: the newest run, if it is unfinished.
+
+    An older one is continued only if the user says so.
 
     Parameters
     ----------
@@ -223,9 +248,26 @@ def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
                 file=sys.stderr,
             )
         return 0
+    found = describe(folder)
+    words = f"{folder} ({found.experiment}: {found.status}, {found.pending} row states pending)"
+    if name is None and not _is_wanted(folder, words):
+        return 2
     declaration = _stored_declaration(folder)
-    print(f"resuming {folder}", file=sys.stderr)
+    print(f"resuming {words}", file=sys.stderr)
     return run_job(declaration, folder, keep_errors=keep_errors)
+
+
+def _is_wanted(folder: Path, words: str) -> bool:
+    """Whether a run that nobody named may be resumed: the newest one, or one that the user on the terminal wants."""
+    newest = run_folders()[0]
+    if newest == folder:
+        return True
+    other = describe(newest)
+    older = f"{words} is unfinished, but older than the newest run, {newest} ({other.experiment}: {other.status})"
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return typer.confirm(f"{older}. Resume it?", err=True)
+    print(f"error: {older}. To resume it: {command('resume', folder)}", file=sys.stderr)
+    return False
 
 
 def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infermesh.config.overrides import EXPERIMENT, addable, refuse_inline
 from infermesh.config.project import (
+    EXPERIMENTS,
     experiments,
     missing_experiment,
     primary_folder,
@@ -24,8 +24,6 @@ from infermesh.config.project import (
     shown_path,
 )
 from infermesh.config.references import keeping_references, restored
-from infermesh.config.schema import Experiment
-from infermesh.config.understood import understood
 from infermesh.config.yaml_words import yaml_words
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
@@ -89,6 +87,10 @@ def compose(overrides: Sequence[str], *, config_dir: Path | None = None, cwd: Pa
     >>> compose(["+experiment=quickstart", "source.limit=5"]).mapping["source"]["limit"]
     5
     """
+    # Late: the schema takes a quarter of a second to make.
+    from infermesh.config.overrides import addable, refuse_inline
+    from infermesh.config.understood import understood
+
     home = Path.cwd() if cwd is None else cwd.absolute()
     config_dir = None if config_dir is None else config_dir.absolute()
     given = understood(overrides, home, config_dir)
@@ -219,6 +221,8 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from infermesh.config.schema import Experiment
+
     if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         raise error
     said: BaseException | None = error
@@ -232,7 +236,7 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
         return f"{missing[1]}: unknown key.{nearest(missing[1].split('.')[0], Experiment.model_fields)}"
     if wanted := re.search(r"Could not find '([^']+)'", text):
         group, _, option = wanted[1].partition("/")
-        if group == EXPERIMENT:
+        if group == EXPERIMENTS:
             return redact(missing_experiment(option, home, config_dir))
         there = re.search(r"Available options in '[^']*': (.*?)( Config search path|$)", text)
         hint = nearest(option, there[1].split()) if there else ""

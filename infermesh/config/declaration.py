@@ -14,6 +14,7 @@ from infermesh.config.references import Taken, taken
 from infermesh.config.schema import Experiment
 from infermesh.config.secrets import refuse_inline_keys
 from infermesh.config.short_form import LongForm, long_form
+from infermesh.config.understood import source_of
 from infermesh.errors import ConfigError
 
 
@@ -98,6 +99,8 @@ def declare(
     64
     """
     mapping = _text_keys(mapping, "")
+    if isinstance(mapping.get("source"), str):
+        mapping = {**mapping, "source": source_of(mapping["source"])}
     check_chosen(mapping)
     refuse_inline_keys(mapping)  # before a missing variable is told
     long = long_form(mapping, environ)

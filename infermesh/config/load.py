@@ -30,6 +30,23 @@ from infermesh.errors import ConfigError
 from infermesh.hints import nearest
 from infermesh.wire.requests import FOREIGN_PARAMETERS
 
+# pydantic's types of mistakes, in the words of somebody who writes YAML.
+_SAID = {
+    "string_type": "expected text",
+    "list_type": "expected a list",
+    "dict_type": "expected keys with values below it",
+    "model_type": "expected keys with values below it",
+    "model_attributes_type": "expected keys with values below it",
+    "dataclass_type": "expected keys with values below it",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+}
+
 
 def load(mapping: Mapping[str, Any], written: Mapping[str, Any] | None = None) -> Experiment:
     """Validate a composed config. Pure: it reads no file and no environment variable, and takes some milliseconds.
@@ -78,9 +95,14 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
         return f"{path}.kind: no kind '{given}'.{nearest(given, STAGE_KINDS)}"
     if detail["type"] == "missing":
         return f"{path}: missing; it is required."
-    message = detail["msg"].removeprefix("Value error, ")
+    message = _SAID.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
+    given = _at(mapping, detail["loc"], detail.get("input"))
     tells = isinstance(given, str | int | float | bool | None) and "headers" not in loc  # a header may hold a key
     shown = f" (got {given!r})" if tells else ""
+    if detail["type"] == "list_type" and isinstance(given, str) and tells:
+        shown = f": [{given}]"
+    if detail["type"] == "string_type" and isinstance(detail["input"], list | dict):
+        shown = f", got {'a list' if isinstance(detail['input'], list) else 'keys with values'}"
     return f"{path or 'config'}: {message[0].lower()}{message[1:]}{shown}"
 
 

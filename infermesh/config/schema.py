@@ -45,6 +45,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), frozen=True)
 
 
+def _type_names(given: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    if given not in ("text", "auto") and not isinstance(given, Mapping):
+        raise ValueError("expected text, auto, or a type for each column: {stars: BIGINT}")
+    return validate(given)
+
+
+TypeNames = Annotated[Literal["text", "auto"] | dict[str, str], WrapValidator(_type_names)]
+
+
 class SourceConfig(_Section):
     """Where rows come from: files (``path``), a DuckDB query (``sql``) or a Hugging Face dataset, one of the three."""
 
@@ -66,7 +75,7 @@ class SourceConfig(_Section):
     header: bool = Field(True, description="Whether a CSV file's first line names the columns; else column0, column1 …")
     encoding: str | None = Field(None, description="Of CSV; null: UTF-8, or as a byte order mark says")
     comment: str | None = Field(None, min_length=1, max_length=1, description="What comments in CSV begin with")
-    types: Literal["text", "auto"] | dict[str, str] = Field(
+    types: TypeNames = Field(
         "text", description="Of CSV columns: text, auto (what all values fit), or column: DuckDB type"
     )
     hive: bool = Field(False, description="Make columns of the folders' names (lang=en/)")
@@ -106,8 +115,20 @@ def _limits_or_account(given: Any, _: Any) -> Any:
     return given
 
 
+def _message_forms(given: Any, _: Any) -> Any:
+    if given is None or isinstance(given, str):
+        return given
+    if not isinstance(given, list) or not given or not all(isinstance(item, Mapping) for item in given):
+        raise ValueError('expected messages, such as [{role: user, content: "{{ text }}"}], a file, or an expression')
+    for number, message in enumerate(given):
+        if not isinstance(message.get("role"), str):
+            raise ValueError(f"message {number + 1} has no role: expected {{role: user, content: …}}")
+    return [dict(message) for message in given]
+
+
 Text = Annotated[str | None, WrapValidator(_text_or_reference)]
 HeaderValue = Annotated[str | HeaderFromEnv, WrapValidator(_header_value)]
+Messages = Annotated[str | list[dict[str, Any]] | None, WrapValidator(_message_forms)]
 LimitsOrAccount = Annotated[Limits | str | None, WrapValidator(_limits_or_account)]
 
 
@@ -194,7 +215,11 @@ class GenerateStage(_ModelStage):
 
     kind: Literal["generate"] = "generate"
     prompt: str | None = Field(None, description="A template, or a file that holds one (.jinja, .j2, .txt, .md)")
-    messages: str | None = Field(None, description="Instead of prompt: an expression that gives a list of messages")
+    messages: Messages = Field(
+        None,
+        description="Instead of prompt: a list of messages with templates in their texts, a file that holds one "
+        "(.yaml, .json, .jinja …), or an expression that gives one",
+    )
     mapper: str | None = Field(
         None,
         description="Instead of prompt: module:function → {input, metadata}; 'row' takes the row's own fields",
@@ -211,7 +236,9 @@ class GenerateStage(_ModelStage):
     @model_validator(mode="after")
     def _one_of(self) -> GenerateStage:
         if (self.prompt, self.messages, self.mapper).count(None) != 2:
-            raise ValueError("give either 'prompt' (a template or its file), 'messages' (an expression) or 'mapper'")
+            raise ValueError("give either 'prompt' (a template or its file), 'messages' (a list) or 'mapper'")
+        if "" in (self.prompt, self.messages, self.mapper):
+            raise ValueError("the prompt is empty. It is a template such as '{{ text }}', or the file that holds one")
         return self
 
 

@@ -27,7 +27,8 @@ def similar_file(path: str, roots: Sequence[Path]) -> str:
     for root in roots:
         folder = (root / path).parent
         if folder.is_dir():
-            close = difflib.get_close_matches(Path(path).name, [item.name for item in folder.iterdir()], n=1)
+            others = [item.name for item in folder.iterdir() if item.name != Path(path).name]
+            close = difflib.get_close_matches(Path(path).name, others, n=1)
             if close:
                 return f" Did you mean '{Path(path).parent / close[0]}'?"
     return f" Looked in: {', '.join(str(root) for root in roots)}."

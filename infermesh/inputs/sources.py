@@ -14,7 +14,7 @@ from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError
 from infermesh.inputs.formats import RowFormat, row_file
 from infermesh.inputs.huggingface import HubDataset, open_dataset
-from infermesh.inputs.paths import similar_file
+from infermesh.inputs.paths import find, similar_file
 
 FileFormat = Literal["jsonl", "csv", "parquet"]
 _READ_AS: dict[RowFormat | None, FileFormat] = {
@@ -115,7 +115,7 @@ def resolve_source(config: SourceConfig, roots: Sequence[Path]) -> Source:
         if files:
             break
     if not files:
-        raise ConfigError(f"source.path: no file matches '{config.path}'.{similar_file(config.path, roots)}")
+        raise ConfigError(_no_file(config.path, roots))
     formats = {_READ_AS.get(row_file(file).format) if config.format == "auto" else config.format for file in files}
     if len(formats) != 1 or None in formats:
         raise ConfigError(
@@ -131,3 +131,15 @@ def resolve_source(config: SourceConfig, roots: Sequence[Path]) -> Source:
             f"{formats.pop()} files. Remove them."
         )
     return Source(tuple(files), formats.pop(), None, config.limit, csv=given, hive=config.hive)
+
+
+def _no_file(path: str, roots: Sequence[Path]) -> str:
+    """What to say where no file matches: of a folder, what is in it."""
+    folder = find(path, roots)
+    if folder is None or not folder.is_dir():
+        return f"source.path: no file matches '{path}'.{similar_file(path, roots)}"
+    inside = sorted(item.name for item in folder.iterdir() if item.is_file() and row_file(item.name).format)
+    if not inside:
+        return f"source.path: '{path}' is a folder, and no file of rows is in it: .jsonl, .csv, .tsv or .parquet"
+    each = f"{path.rstrip('/')}/*{Path(inside[0]).suffix}"
+    return f"source.path: '{path}' is a folder. Name a file of it, {path.rstrip('/')}/{inside[0]}, or all: {each}"

@@ -72,7 +72,8 @@ class Template:
                 self._render = _renderer(tree)
             self.names: set[str] = meta.find_undeclared_variables(tree)
         except TemplateSyntaxError as error:
-            raise ConfigError(f"{path}: line {error.lineno} of the template: {error.message}") from None
+            hint = _two_words(source)
+            raise ConfigError(f"{path}: line {error.lineno} of the template: {error.message}{hint}") from None
         except (RecursionError, SyntaxError, MemoryError) as error:  # of Python's compiler
             raise ConfigError(f"{path}: the template is nested too deeply: {error}") from None
         except Exception as error:  # Jinja computes what is constant
@@ -140,6 +141,15 @@ def _refuse_templates_in_strings(tree: nodes.Template, path: str) -> None:
             f"{path}: {node.value!r:.200} is a string, and nothing within a string is filled in: it would be sent as "
             f"it stands. In its place, write {instead}"
         )
+
+
+_WORDS = re.compile(r"\{\{-?\s*([A-Za-z_]\w*(?:[ .-]+\w+)*[ ]+\w+)\s*-?\}\}")
+
+
+def _two_words(source: str) -> str:
+    """The end of a message about a template that names a column of two words."""
+    found = _WORDS.search(source)
+    return f". A column whose name has blanks is written {{{{ row[{found[1]!r}] }}}}" if found else ""
 
 
 def _functions(tree: nodes.Template) -> set[str]:

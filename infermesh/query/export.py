@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import duckdb
 
 from infermesh.errors import ConfigError, StoreError
-from infermesh.hints import cured, one_line, system_words
+from infermesh.hints import cured, system_words
 from infermesh.inputs.formats import RowFormat, row_file
 from infermesh.query.beside import folder_beside
 from infermesh.query.bound import bind, copy_rows, in_thread
@@ -25,6 +25,7 @@ from infermesh.query.table_query import TableQuery
 from infermesh.store.connection import damage, shortened
 from infermesh.store.memory import VECTOR, more_room
 from infermesh.store.schema import literal, quoted
+from infermesh.store.sql_words import refusal
 from infermesh.store.values import csv_value, json_value, parquet_value
 
 _FORMATS: dict[RowFormat | None, str] = {"parquet": "parquet", "csv": "csv", "tsv": "tsv", "jsonl": "jsonl"}
@@ -98,7 +99,7 @@ def export(connection: duckdb.DuckDBPyConnection, query: str | TableQuery, path:
     try:
         bound = bind(connection, query.sql if isinstance(query, TableQuery) else query)
     except duckdb.Error as error:
-        raise ConfigError(f"the query fails: {one_line(error)}") from None
+        raise ConfigError(f"the query fails: {refusal(error, 400)}") from None
     written = _expressions(bound.columns, format)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from infermesh.errors import StoreError
 from infermesh.exact_json import read
 from infermesh.hints import one_line
 from infermesh.query.bound import bare
+from infermesh.store.sql_words import refusal
 
 if TYPE_CHECKING:
     import pandas
@@ -142,7 +143,7 @@ class Relation:
             try:
                 yield prepare
             except duckdb.Error as error:
-                raise StoreError(f"{one_line(error)} (in {self._place})") from None
+                raise StoreError(f"{refusal(error, 400)} (in {self._place})") from None
 
 
 def _decoded(value: Any) -> Any:

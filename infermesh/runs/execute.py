@@ -230,3 +230,6 @@ def _log_to(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.disabled, logger.level = before
         handler.close()
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == 0:  # nothing to tell
+                path.unlink()

@@ -11,8 +11,9 @@ import orjson
 
 from infermesh.config.schema import GenerateStage
 from infermesh.errors import ConfigError, InputError
+from infermesh.inputs.messages import load_messages
 from infermesh.inputs.paths import find, similar_file
-from infermesh.inputs.templates import Template, load_template
+from infermesh.inputs.templates import load_template
 from infermesh.results import GenerationResult
 from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json
 from infermesh.stages.functions import import_object
@@ -43,7 +44,7 @@ class Generate(ModelStage):
         path = f"stages.{name}"
         self._on_invalid = config.on_invalid
         self._prompt = load_template(config.prompt, f"{path}.prompt", context.roots) if config.prompt else None
-        self._messages = Template(config.messages, f"{path}.messages", expression=True) if config.messages else None
+        self._messages = load_messages(config.messages, f"{path}.messages", context.roots) if config.messages else None
         self._asks_logprobs = _asks_logprobs(all_params(self.params))
         outputs = (*self.columns, Column("logprobs", "JSON")) if self._asks_logprobs else self.columns
         if config.mapper is not None:
@@ -51,7 +52,8 @@ class Generate(ModelStage):
             outputs = (*outputs, Column(METADATA, "JSON"))
         self.table = StageTable(name, outputs)
         self._system = load_template(config.system, f"{path}.system", context.roots) if config.system else None
-        self.templates = [item for item in (self._prompt, self._messages, self._system) if item is not None]
+        asked = self._messages.templates if self._messages else []
+        self.templates = [item for item in (self._prompt, *asked, self._system) if item is not None]
         # parse_json changes the stored answer but not the request, so it has to change the key.
         self._identity = f"{self.model.identity}|parsed" if config.parse_json else self.model.identity
         self._format = _response_format(config.response_format, f"{path}.response_format", context.roots)

@@ -282,7 +282,7 @@ class StageGraph:
                 problems.append(problem)
             for template in stage.templates:
                 for used in sorted(template.names - columns - outputs.keys() - {ROW}):
-                    hint = nearest(used, columns | outputs.keys())
+                    hint = _as_item(nearest(used, columns | outputs.keys()))
                     odd = next((name for name in columns if used != name and used in re.split(r"\W+", name)), None)
                     if odd is not None:
                         hint = f" A column whose name is no identifier is written {{{{ row[{odd!r}] }}}}."
@@ -299,6 +299,12 @@ class StageGraph:
                     hint = nearest(column, outputs[upstream])
                     problems.append(f"stages.{name}: '{upstream}.{column}' is no column of stage '{upstream}'.{hint}")
         return problems
+
+
+def _as_item(hint: str) -> str:
+    """A hint at a column's name as a template writes it: ``my text`` is no identifier."""
+    found = re.fullmatch(r" Did you mean '(.*)'\?", hint)
+    return f" Did you mean {{{{ row[{found[1]!r}] }}}}?" if found and not found[1].isidentifier() else hint
 
 
 def references(stage: Stage) -> set[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import duckdb
 
 from infermesh.errors import ConfigError
-from infermesh.hints import nearest, one_line
+from infermesh.hints import nearest
 from infermesh.store.schema import quoted
 
 __all__ = ["set_types"]
@@ -54,7 +54,11 @@ def set_types(
             )
             connection.execute(f"ALTER TABLE {quoted(table)} ALTER {quoted(name)} TYPE {kind} USING {typed}")
         except (duckdb.CatalogException, duckdb.ParserException, duckdb.BinderException) as error:
-            raise ConfigError(f"source.types.{name}: {kind!r} is no type: {one_line(error, 200)}") from None
+            near = re.search(r'Did you mean "(\w+)"', str(error))
+            hint = f" Did you mean '{near[1].upper()}'?" if near else ""
+            raise ConfigError(
+                f"source.types.{name}: {kind!r} is no type of DuckDB.{hint} Some are {', '.join(_AUTO_TYPES)}, VARCHAR."
+            ) from None
 
 
 def _typed(name: str, kind: str) -> str:

@@ -46,6 +46,7 @@ from infermesh.store.schema import (
     stored_origin,
     views,
 )
+from infermesh.store.sql_words import refusal
 from infermesh.store.writer import GroupWriter
 
 Connection = duckdb.DuckDBPyConnection
@@ -93,7 +94,7 @@ class Redo:
 
     def refused(self, error: duckdb.Error) -> ConfigError:
         """The error that reports DuckDB's message about the condition."""
-        return ConfigError(f"where: {' '.join(str(error).split())[:400]} (over the columns of {self.stage})")
+        return ConfigError(f"where: {refusal(error, 400)} (over the columns of {self.stage})")
 
 
 class RunStore:
@@ -291,7 +292,7 @@ class RunStore:
             added, gone = with_room(self._connection, lambda: self._materialize(query, stamp))
         except (duckdb.Error, StoreError) as error:
             raise StoreError(
-                f"stages.{query.name}.query fails: {' '.join(str(error).split())[:600]}. What the stages before it "
+                f"stages.{query.name}.query fails: {refusal(error, 600)}. What the stages before it "
                 f"have done is kept: correct the query and run it again on the same folder."
             ) from None
         return self.total(query.name), added, gone

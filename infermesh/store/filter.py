@@ -18,6 +18,7 @@ from infermesh.exact_json import dumps
 from infermesh.hints import nearest, one_line
 from infermesh.store.connection import open_duckdb
 from infermesh.store.schema import Column, StageTable, quoted
+from infermesh.store.sql_words import as_column, as_sql, refusal, two_words
 
 _MESSAGE = 300  # characters of DuckDB's message
 
@@ -31,7 +32,7 @@ def column_references(condition: str, path: str) -> frozenset[tuple[str, ...]]:
     ConfigError
         The condition does not parse.
     """
-    return frozenset(_columns(parsed_condition(condition, path)))
+    return frozenset(_columns(parsed_condition(as_sql(condition), path)))
 
 
 def parsed_condition(condition: str, path: str) -> dict[str, Any]:
@@ -50,7 +51,8 @@ def parsed_condition(condition: str, path: str) -> dict[str, Any]:
             row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
             tree = orjson.loads(row[0] if row else b"{}")
             if tree.get("error"):
-                raise ConfigError(f"{path}: not a SQL condition: {tree.get('error_message')} in: {condition}")
+                hint = two_words(condition)
+                raise ConfigError(f"{path}: not a SQL condition: {tree.get('error_message')} in: {condition}{hint}")
     return tree
 
 
@@ -96,7 +98,7 @@ class RowFilter:
             fields.append(f"{quoted(table.name)} STRUCT({inner})")
         self._connection = open_duckdb(config={"threads": 1})
         self._connection.execute(f"CREATE TABLE rows ({', '.join(['__position INTEGER', *fields])})")
-        self._sql = f"SELECT __position FROM rows WHERE ({condition}\n)"
+        self._sql = f"SELECT __position FROM rows WHERE ({as_sql(condition)}\n)"
         try:
             # Some errors come only with a row. A row of NULLs shows those that every row would have.
             self._connection.execute("INSERT INTO rows (__position) VALUES (0)")
@@ -108,11 +110,11 @@ class RowFilter:
             valid = {name.lower(): name for name in (*(column.name for column in source), *stages)}
             unknown = sorted(named - valid.keys())
             if unknown:
-                hint = nearest(unknown[0], valid)
+                hint = as_column(nearest(unknown[0], valid))
                 raise ConfigError(
                     f"{path}: '{unknown[0]}' is neither a column of the source nor a stage.{hint}"
                 ) from None
-            raise ConfigError(f"{path}: {one_line(error, _MESSAGE)}") from None
+            raise ConfigError(f"{path}: {refusal(error, _MESSAGE)}") from None
 
     def passing(self, contexts: Sequence[Mapping[str, Any]]) -> list[bool | InputError]:
         """For each row's context, whether the condition is true, or the error with which it fails; ``NULL`` is false.

@@ -53,6 +53,7 @@ class EarlierAnswers:
         self._lock = threading.Lock()
         self._tables = {table.name: table for table in tables}
         self.found: dict[str, int] = dict.fromkeys(self._tables, 0)
+        self.taken: dict[str, int] = {}  # table of earlier runs → its answers that some stage can use
 
     @classmethod
     def for_run(
@@ -85,7 +86,7 @@ class EarlierAnswers:
                 note(f"reuse: {run} is left out: {' '.join(str(error).split())[:200]}")
             if experiment.reuse == "latest" and taken:
                 break
-        counts = ", ".join(f"{rows} for {name}" for name, rows in answers.found.items() if rows)
+        counts = ", ".join(f"{rows} of {table}" for table, rows in answers.taken.items() if rows)
         which = "the latest run" if taken == 1 else f"{taken} earlier runs"
         note(f"reuse: {experiment.reuse}: answers of {which}: {counts or 'none that these stages could use'}")
         return answers if any(answers.found.values()) else None
@@ -106,11 +107,16 @@ class EarlierAnswers:
                 "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'earlier'"
             ).fetchall():
                 columns.setdefault(table, set()).add(column)
+            taken: dict[str, int] = {}  # a table may serve several stages, and counts once
             for stage in self._tables.values():
                 wanted = {column.name for column in stage.columns} - _LATER
                 for table, present in columns.items():
                     if wanted <= present:
+                        before = self.found[stage.name]
                         self._copy(stage, table, row[0], present)
+                        taken[table] = max(taken.get(table, 0), self.found[stage.name] - before)
+            for table, rows in taken.items():
+                self.taken[table] = self.taken.get(table, 0) + rows
         finally:
             connection.execute("DETACH earlier")
 

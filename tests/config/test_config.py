@@ -344,7 +344,7 @@ class TestValues:
             ("source.limit", -1, "greater than or equal to 0"),
             ("source.format", "xml", "'parquet'"),
             ("stages", {}, "at least 1"),
-            ("stages", None, "dictionary"),
+            ("stages", None, "expected keys with values"),
         ],
     )
     def test_a_value_that_cannot_be(self, path: str, value: Any, words: str) -> None:

@@ -134,7 +134,7 @@ class TestMessages:
                 {"model": "simulator/"},
                 "models.m: simulator/ has no name behind it: write simulator/NAME, any name will do",
             ),
-            ({"model": GPU, "api_base": [3, HOSTS[0]]}, "models.m.api_base.0: input should be a valid string (got 3)"),
+            ({"model": GPU, "api_base": [3, HOSTS[0]]}, "models.m.api_base.0: expected text (got 3)"),
             (
                 {"model": GPU, "api_base": HOSTS, "weight": -1},
                 "models.m.weight: input should be greater than 0 (got -1)",

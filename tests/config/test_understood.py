@@ -49,7 +49,7 @@ def project(tmp_path: Path) -> Path:
         (["mine", "stages.a.prompt=null"], [CHOSEN, "stages.a.prompt=null"]),
         (["mine", "stages.a.prompt=7"], [CHOSEN, "stages.a.prompt='7'"]),
         (["mine", 'stages.a.params={"stop": ["a b"]}'], [CHOSEN, "stages.a.params={stop: ['a b']}"]),
-        (["mine", *(given := ["++stages.a.new=1", "~guards", "hydra.run.dir=x"])], [CHOSEN, *given]),
+        (["mine", "++stages.a.new=1", "~guards"], [CHOSEN, "++stages.a.new=1", "~guards"]),
         (["mine,other", "-m"], ["+experiment=mine,other"]),
     ],
 )  # fmt: skip
