@@ -225,7 +225,7 @@ class WindowOption:
     ] = None
     first_errors: Annotated[
         int | None,
-        _number_option(PACE, "--first-errors", "Stop if the first N fail alike (20).", min=0),
+        _number_option(PACE, "--first-errors", "Stop if the first N fail (20).", min=0),
     ] = None
 
 
