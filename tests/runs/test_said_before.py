@@ -45,7 +45,10 @@ def test_a_run_and_a_plan_say_the_same(lab: Lab, simulator: Simulator) -> None:
         (generate("{{ n }}: {text}"), "stages.a.prompt: {text} is sent as it stands. The column is written {{ text }}"),
         (generate("Say something."), "stages.a.prompt: names no column, so all rows get the same request."),
         (generate("prompts/none.prompt"), "stages.a.prompt: prompts/none.prompt is sent for every row as it stands"),
-        (embed("text"), "stages.a.text: names no column"),
+        (
+            embed("$text"),
+            "stages.a.text: names no column, so all rows get the same request. A column is written {{ text }}",
+        ),
         (
             {"kind": "generate", "messages": '[{"role": "user", "content": "Say {text}"}]'},
             HABIT.replace("prompt", "messages"),
