@@ -138,9 +138,8 @@ def missing_experiment(name: str, home: Path, config_dir: Path | None = None) ->
     if close.startswith(" Did you mean"):
         return f"{start}.{close}"
     folders = [folder / EXPERIMENTS for folder in config_folders(home, config_dir)[:-1]]
-    looked = " and ".join(f"{shown_path(each)}/{'' if each.is_dir() else ' (no such folder)'}" for each in folders)
-    found = _elsewhere(name.rpartition("/")[2], home)
-    return f"{start} in {looked}{'' if config_dir else f' of {home}'}.{found or close}"
+    looked = " and ".join(f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in folders)
+    return f"{start}. Looked in {looked}.{_elsewhere(name.rpartition('/')[2], home) or close}"
 
 
 def _elsewhere(name: str, home: Path) -> str:
@@ -152,10 +151,7 @@ def _elsewhere(name: str, home: Path) -> str:
         for suffix in _SUFFIXES:
             for file in sorted(home.glob(f"{pattern}/{name}{suffix}")):
                 target = Path("conf") / EXPERIMENTS / f"{name}.yaml"
+                made = "" if (home / target).parent.is_dir() else f"mkdir -p {target.parent} && "
                 shown = shown_path(file)
-                return f" {shown} is there, but an experiment's file is {target}: {_move(shown, target)}"
+                return f" {shown} has to be {target}: {made}{shlex.join(['mv', shown, str(target)])}"
     return ""
-
-
-def _move(file: str, target: Path) -> str:
-    return shlex.join(["mv", file, str(target)])

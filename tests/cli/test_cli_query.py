@@ -348,6 +348,18 @@ class TestResume:
         assert "nothing to resume" in found.stderr
         assert totals(simulator)["received"] == 0
 
+    def test_an_older_run_is_named_and_not_resumed(self, interrupted: Lab, simulator: Simulator) -> None:
+        """Nobody named it, and it may be of another experiment: on a terminal it is asked, and here refused."""
+        interrupted.folder = interrupted.root / "outputs" / "lab" / "newest"
+        interrupted.run(experiment(simulator.url, {"a": generate()}))
+        simulator.reset()
+        found = here("resume", cwd=interrupted.root)
+        assert found.returncode == 2
+        assert "outputs/lab/left (lab: interrupted, 0 row states pending) is unfinished, but older" in found.stderr
+        assert "the newest run, outputs/lab/newest (lab: done)" in found.stderr
+        assert "infermesh resume outputs/lab/left" in found.stderr
+        assert totals(simulator)["received"] == 0
+
     def test_no_run_at_all(self, tmp_path: Path) -> None:
         found = here("resume", cwd=tmp_path)
         assert found.returncode == 1

@@ -82,6 +82,18 @@ def test_an_experiment(project: Path, simulator: Simulator) -> None:
     ]
 
 
+def test_overrides_as_a_dict_and_progress_as_a_word(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = {"stages.a.prompt": "It's {{ text }}, {n}", "limit": 2}
+    done = infermesh.run("mine.yaml", given, progress=True)
+    assert done.sql("SELECT count(*) FROM results WHERE a_text = 'It''s ' || text || ', {n}'").fetchone() == (2,)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "limit=2 is taken as source.limit=2" in said.err
+    assert "2 rows" in said.err
+    with pytest.raises(ConfigError, match="progress='yes': expected True, a function such as print, or an Observer"):
+        infermesh.run("mine", progress="yes")  # type: ignore[arg-type]
+
+
 def test_an_experiment_of_another_folder(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with chdir(tmp_path_factory.mktemp("elsewhere")):
         assert infermesh.run("mine", config_dir=project / "conf").status == "done"
