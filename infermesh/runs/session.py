@@ -38,6 +38,7 @@ from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.schema import DATABASE, SOURCE, RunStatus
 from infermesh.store.usage import used_today
+from infermesh.store.whose import refuse_other
 
 logger = logging.getLogger("infermesh")
 
@@ -119,7 +120,7 @@ class RunSession:
         tables = [stage.table for stage in pipeline.stages.values()]
         signatures = pipeline.signatures
         last = next(reversed(pipeline.stages.values()), None)
-        store.refuse_other(self._experiment.name, self._folder)
+        refuse_other(store, self._experiment.name, self._declaration.overrides, self._folder)
         if self._sink is not None and last is not None:
             self._sink.admit(store, last.table, last.facts, self._observer.note)
         edits: dict[str, str] = {}

@@ -264,8 +264,10 @@ class StageGraph:
             if not reads and not meant:
                 first = stage.templates[0]
                 as_text = looks_like_file(first.source) and stage.facts.get("kind") != "transcribe"
-                words = _NO_FILE.format(first.source.strip()) if as_text else _same_for_all(first.source, columns)
-                yield f"{first.path}: {words}"
+                texts = " ".join(template.source for template in stage.templates)
+                words = _NO_FILE.format(first.source.strip()) if as_text else _same_for_all(texts, columns)
+                # A conversation has a template for each of its texts.
+                yield f"{first.path.partition('[')[0]}: {words}"
 
     def missing_columns(self, rows: Sequence[Column]) -> list[str]:
         """A line for each name in templates and conditions that is neither a column of the rows nor of a stage."""
