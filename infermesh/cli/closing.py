@@ -71,6 +71,9 @@ def oneshot_closing(outcome: RunOutcome, output: Path | None, checkpoint: Path |
     """
     counts = outcome.counts[outcome.experiment]
     lines = [f"{_ending(outcome)}: {_count_words(counts)} ({_totals(outcome)})"]
+    if outcome.status == "stopped":
+        what = "correct the command and give it again; --first-errors 0 goes on all the same"
+        lines.append(f"  stopped   {outcome.reason}" + (f"; {what}" if _at_once(outcome) else ""))
     if output is not None:
         lines.append(f"  output    {output}")
     if checkpoint is not None:

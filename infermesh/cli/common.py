@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -125,3 +127,15 @@ def load_env(env_file: Path | None) -> None:
             load_dotenv(env_file, override=False)
         except UnicodeDecodeError:
             fail(f"--env-file {env_file}: it is no text in UTF-8")
+
+
+@contextlib.contextmanager
+def warnings_muted() -> Iterator[None]:
+    """Mute warnings: a made-up answer that does not fit its schema is no news to the user."""
+    logger = logging.getLogger("infermesh")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from infermesh.cli.common import fail, split_config_dir
+from infermesh.cli.common import fail, split_config_dir, warnings_muted
 from infermesh.config.compose import compose
 from infermesh.config.declaration import declared
 from infermesh.config.understood import FLAGS, WITH_VALUE, UsageError
@@ -51,7 +49,7 @@ def run_plan(
         job = declared(composed)
         assert composed.folder is not None  # a declaration that validates has a name, so it has a folder
         options = Options(show, sample, latency_s, output_tokens)
-        with _warnings_muted():
+        with warnings_muted():
             plan = make_plan(job, composed.folder, options=options)
     except InfermeshError as error:
         fail(str(error), code=2 if isinstance(error, UsageError) else 1)
@@ -64,18 +62,6 @@ def run_plan(
         sys.stdout.flush()
     else:
         _print_report(plan, argv, as_written)
-
-
-@contextlib.contextmanager
-def _warnings_muted() -> Iterator[None]:
-    """Mute warnings: a made-up answer that does not fit its schema is no news to the user."""
-    logger = logging.getLogger("infermesh")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _split_arguments(argv: list[str]) -> tuple[list[str], Path | None]:

@@ -39,7 +39,7 @@ from infermesh.runs.execute import execute
 from infermesh.runs.stats import Observer
 from infermesh.store.connection import connect, in_words
 from infermesh.store.database import Redo
-from infermesh.store.folders import CONFIG_FOLDER, claim_folder, discard, resolve_latest, run_folders
+from infermesh.store.folders import CONFIG_FOLDER, claim_folder, discard, resolve_latest, run_folders, sweep_of
 from infermesh.store.output_file import read_record
 from infermesh.store.schema import DATABASE
 
@@ -259,6 +259,8 @@ def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
         return 2
     declaration = _stored_declaration(folder)
     print(f"resuming {words}", file=sys.stderr)
+    if (sweep := sweep_of(folder)) is not None and (whole := sweep_command(sweep)) is not None:
+        print(f"it is one job of a sweep; to go on with all of them: {whole}", file=sys.stderr)
     return run_job(declaration, folder, keep_errors=keep_errors)
 
 

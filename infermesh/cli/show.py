@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from infermesh.cli.common import fail
+from infermesh.cli.common import fail, warnings_muted
 from infermesh.cli.find_run import find_run
 from infermesh.errors import ConfigError, StoreError
 from infermesh.exact_json import dumps
@@ -33,7 +33,8 @@ def show_row(words: Sequence[str], origin: str, stage: str | None, *, json: bool
         fail(f"'{row}' is no row: infermesh show [RUN] ROW, such as: {command('show', row, 0)}", code=2)
     folder = find_run(name, lambda job: command("show", job, row))
     try:
-        story = row_story(folder, find_row(folder, row, origin), origin)
+        with warnings_muted():
+            story = row_story(folder, find_row(folder, row, origin), origin)
     except (StoreError, ConfigError) as error:
         fail(str(error))
     if stage is not None:

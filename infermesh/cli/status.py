@@ -16,6 +16,7 @@ from infermesh.cli.find_run import find_run
 from infermesh.errors import StoreError
 from infermesh.hints import command, nearest, one_line
 from infermesh.query.finding import group_words, runs_in
+from infermesh.query.glance import first_query_across
 from infermesh.query.reader import RunReader
 from infermesh.query.summary import STATES, RunDetails, RunInfo, describe, details, runs_below
 from infermesh.query.union import RunUnion
@@ -145,20 +146,25 @@ def _print_status(info: RunInfo, found: RunDetails | None) -> None:
 def _print_group(folder: Path, runs: Sequence[Path], infos: Sequence[RunInfo]) -> None:
     """A line for each run in a folder: what was set for it and not for the others, and how it stands."""
     print(group_words(folder, list(runs)))
-    settings = _settings(runs)
-    for info in infos:
-        name = info.folder.relative_to(folder)
-        values = "  ".join(settings.get(info.folder, ()))
-        print(f"  {name}  {values}{'  ' if values else ''}{_state_words(info)}")
-    print(f"  answers: {command('sql', '--runs', folder, 'from progress')}")
+    settings, query = _compared(runs)
+    rows = [[str(info.folder.relative_to(folder)), *settings.get(info.folder, ())] for info in infos]
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+    for info, row in zip(infos, rows, strict=True):
+        cells = itertools.zip_longest(row, widths, fillvalue="")
+        print("  " + "  ".join(f"{text:<{width}}" for text, width in cells) + f"  {_state_words(info)}")
+    print(f"  answers: {command('sql', '--runs', folder, query)}")
     if is_sweep(folder) and any(info.unfinished for info in infos):
         print(f"  continue: {command('resume', folder)}")
 
 
-def _settings(runs: Sequence[Path]) -> dict[Path, list[str]]:
-    """Run → ``key=value`` of each setting that differs between the runs."""
+def _compared(runs: Sequence[Path]) -> tuple[dict[Path, list[str]], str]:
+    """Run → ``key=value`` of each setting that differs between the runs; and a query over the answers of all."""
     with RunUnion(runs, DATABASE) as union:
-        return {run.folder: [f"{label.name}={run.shown(label.key)}" for label in union.labels] for run in union.runs}
+        labels = union.labels
+        settings = {
+            run.folder: [f"{label.name}={one_line(run.shown(label.key), 60)}" for label in labels] for run in union.runs
+        }
+        return settings, first_query_across(union) if union.runs else "from progress"
 
 
 def _run_line(info: RunInfo) -> str:

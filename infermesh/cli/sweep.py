@@ -47,7 +47,7 @@ from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, StoreError
 from infermesh.hints import command
 from infermesh.query.figures import read_stored
-from infermesh.query.glance import first_query, quoted_name
+from infermesh.query.glance import first_query_across
 from infermesh.query.union import RunUnion
 from infermesh.runs.control import Control
 from infermesh.runs.progress import PlainLines
@@ -224,10 +224,7 @@ class Sweep:
         folders = [job.record.folder for job in jobs if job.figures is not None]
         try:
             with RunUnion(folders, DATABASE) as union:
-                union.make_views()
-                labels = [label.name for label in union.labels if label.key in self.keys]
-                order = "order by " + ", ".join(["row_id", *map(quoted_name, labels)])
-                return first_query(union.rows, labels, order=order, limit=max(4, 2 * len(union.runs)))
+                return first_query_across(union)
         except StoreError:
             return None
 

@@ -36,6 +36,7 @@ OWN_FIELDS = "row"  # the mapper that takes a row's own fields as the request
 STAGE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+NO_NAME = "unnamed"  # what an experiment is called that does not say
 SIMULATED = "simulator/"  # what the model's name begins with where the embedded simulator answers
 
 _LIMITS = TypeAdapter(Limits)

@@ -173,7 +173,9 @@ class Fleet:
         for name, account in self._accounts.items():
             if label in account.labels and account.limiter.binding == quota:
                 return f"{quota} of {name} ({getattr(account.limiter.limits, quota):,g} a minute)"
-        return f"{quota} of {label}"
+        own = self.deployments[label].limiter
+        rate = f" ({getattr(own.limits, quota):,g} a minute)" if isinstance(own, LocalRateLimiter) else ""
+        return f"{quota} of {label}{rate}"
 
     def _away_line(self, label: str, deployment: Deployment) -> str:
         why = deployment.health.why.removeprefix(f"{label}: ")

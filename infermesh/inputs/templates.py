@@ -139,7 +139,7 @@ def _refuse_templates_in_strings(tree: nodes.Template, path: str) -> None:
             instead = 'an expression, such as "one" if column else "another"'
         raise ConfigError(
             f"{path}: {node.value!r:.200} is a string, and nothing within a string is filled in: it would be sent as "
-            f"it stands. In its place, write {instead}"
+            f"it stands. In its place, write {instead}; or messages as a YAML list, whose texts are templates"
         )
 
 

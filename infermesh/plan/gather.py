@@ -117,7 +117,7 @@ def make_plan(
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infermesh-plan-")))
         rows, notes = PlannedRows(experiment, pipeline, folder, place), list[str]()
         stack.callback(rows.close)
-        rows.load(declaration.roots, notes.append)
+        rows.load(declaration.roots, notes.append, declaration.overrides)
         notes += [*missing_keys(experiment, environ), *job_remarks(experiment, fleet, pipeline, rows.origins)]
         return _Planner(experiment, fleet, pipeline, rows, folder, options, notes).plan()
 

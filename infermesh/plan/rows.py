@@ -25,6 +25,7 @@ from infermesh.store.filter import RowFilter, column_references
 from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
 from infermesh.store.schema import DATABASE
+from infermesh.store.whose import refuse_other
 
 __all__ = ["PlannedRows"]
 
@@ -63,10 +64,10 @@ class PlannedRows:
         self.origins: Mapping[str, Sequence[Column]] = {}
         self.known: KnownAnswers | None = None
 
-    def load(self, roots: Sequence[Path], note: Callable[[str], None]) -> None:
+    def load(self, roots: Sequence[Path], note: Callable[[str], None], overrides: Sequence[str] | None = None) -> None:
         """Load the source, or merge its changes into the copy; find the stale stages."""
         store, pipeline = self._store, self._pipeline
-        store.refuse_other(self._experiment.name, self._folder)
+        refuse_other(store, self._experiment.name, overrides, self._folder)
         if not store.is_new:
             before = orjson.loads(store.run_value("signatures") or "{}")
             self.stale = {name for name, now in pipeline.signatures.items() if before.get(name, now) != now}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from infermesh.query.reader import RunReader
+from infermesh.query.union import RunUnion
 from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, quoted
 
-__all__ = ["Ask", "first_query", "first_query_of", "quoted_name"]
+__all__ = ["Ask", "first_query_across", "first_query_of"]
 
 Ask = Callable[[str], Sequence[tuple[Any, ...]]]
 
@@ -21,11 +22,24 @@ _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def first_query_of(reader: RunReader) -> str:
-    """:func:`first_query` for one run."""
-    return first_query(reader.rows)
+    """A query over a run whose answer is worth looking at.
+
+    Examples
+    --------
+    >>> first_query_of(reader)
+    'select row_id, summaries_parsed from results order by row_id limit 5'
+    """
+    return _first_query(reader.rows)
 
 
-def first_query(ask: Ask, before: Sequence[str] = (), *, order: str = "", limit: int = 5) -> str:
+def first_query_across(union: RunUnion) -> str:
+    """The same over many runs: the answers to a row below each other, with what was set otherwise in each run."""
+    union.make_views()
+    labels = [label.name for label in union.labels]
+    return _first_query(union.rows, labels, limit=max(4, 2 * len(union.runs)))
+
+
+def _first_query(ask: Ask, before: Sequence[str] = (), *, limit: int = 5) -> str:
     """A query whose answer is worth looking at: each row's number and what the last stages have made of it.
 
     Parameters
@@ -34,13 +48,6 @@ def first_query(ask: Ask, before: Sequence[str] = (), *, order: str = "", limit:
         Gives the rows of a query over the run's tables, or over many runs'.
     before
         Columns to put before the answers.
-    order
-        A clause such as ``order by row_id``.
-
-    Examples
-    --------
-    >>> first_query(reader.rows)
-    'select row_id, summaries_parsed from results limit 5'
     """
     done: dict[str, int] = {}
     for stage, status, rows in ask("SELECT stage, status, rows FROM progress"):
@@ -56,8 +63,9 @@ def first_query(ask: Ask, before: Sequence[str] = (), *, order: str = "", limit:
     there = _names(ask, view)
     chosen = [f"{stage}_{column}" for stage, columns in answers.items() for column in columns]
     chosen = [column for column in chosen if column in there][-_MOST:]
-    listed = ", ".join(quoted_name(column) for column in ["row_id", *before, *chosen])
-    return " ".join(filter(None, [f"select {listed} from {quoted_name(view)}", order, f"limit {limit}"]))
+    listed = ", ".join(_shown(column) for column in ["row_id", *before, *chosen])
+    order = ", ".join(["row_id", *map(_shown, before)])
+    return f"select {listed} from {_shown(view)} order by {order} limit {limit}"
 
 
 def _answer_columns(ask: Ask, stage: str) -> list[str]:
@@ -82,6 +90,6 @@ def _names(ask: Ask, table: str) -> list[str]:
     return [str(row[0]) for row in ask(f"DESCRIBE {quoted(table)}")]
 
 
-def quoted_name(name: str) -> str:
+def _shown(name: str) -> str:
     """A name as people write it in SQL: quoted only where it has to be."""
     return name if _BARE.fullmatch(name) else quoted(name)

@@ -40,7 +40,7 @@ def _budget(experiment: Experiment, fleet: Fleet) -> Iterator[str]:
     unknown = [label for label, price in prices if price is None or all(price(each) is None for each in _ANSWERS)]
     if unknown:
         effect = "it stops nothing" if len(unknown) == len(used) else "what they cost does not count"
-        each = f"deployments.{unknown[0]}" if len(unknown) == 1 else "each of them"
+        each = "deployments." + (unknown[0] if len(unknown) == 1 else f"{{{','.join(unknown)}}}")
         yield (
             f"guards.max_cost_usd: no price is known for {', '.join(unknown)}: {effect}, unless the server tells what "
             f"it bills. Set input_cost_per_token and output_cost_per_token of {each}"

@@ -36,6 +36,11 @@ class Retry:
         """The stages over an origin that may send its rows; ``None`` for all."""
         return {self.stage, *self.readers} if origin == self.origin else None
 
+    def may_send(self, stage: str, origin: str) -> bool:
+        """Whether rows of a stage, over an origin, may be sent."""
+        scope = self.scope(origin)
+        return scope is None or stage in scope
+
     def signatures(self, now: Mapping[str, str]) -> dict[str, str]:
         """The signatures to store at the end: an edited stage stays stale, as its other rows were not looked at."""
         return {**now, **dict.fromkeys(self.edited, "")}

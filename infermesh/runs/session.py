@@ -38,6 +38,7 @@ from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.schema import DATABASE, SOURCE, RunStatus
 from infermesh.store.usage import used_today
+from infermesh.store.whose import refuse_other
 
 logger = logging.getLogger("infermesh")
 
@@ -119,7 +120,7 @@ class RunSession:
         tables = [stage.table for stage in pipeline.stages.values()]
         signatures = pipeline.signatures
         last = next(reversed(pipeline.stages.values()), None)
-        store.refuse_other(self._experiment.name, self._folder)
+        refuse_other(store, self._experiment.name, self._declaration.overrides, self._folder)
         if self._sink is not None and last is not None:
             self._sink.admit(store, last.table, last.facts, self._observer.note)
         edits: dict[str, str] = {}
@@ -200,7 +201,12 @@ class RunSession:
         store, observer = self._store, self._observer
         self._loop = loop = asyncio.get_running_loop()
         started = time.monotonic()
-        stats = RunStats({name: StageStats() for name in self._pipeline.stages})
+        names = [
+            name
+            for name in self._pipeline.stages
+            if self._retry is None or self._retry.may_send(name, store.origin_of(name))
+        ]
+        stats = RunStats({name: StageStats() for name in names})
         for wave in self._pipeline.waves:
             self._restore_counts(stats, self._pending_rows(wave))
         failure: list[Exception] = []
@@ -278,10 +284,10 @@ class RunSession:
     def _restore_counts(self, stats: RunStats, rows: PendingRows) -> None:
         """Set the counts of an origin's stages to what earlier sessions have settled."""
         total = rows.total
-        scope = None if self._retry is None else self._retry.scope(rows.origin)
         for name, settled in rows.settled_counts().items():
-            stage = stats.stages[name]
-            stage.total = total if scope is None or name in scope else 0
+            if (stage := stats.stages.get(name)) is None:  # a retry leaves it alone
+                continue
+            stage.total = total
             stage.done, stage.failed, stage.skipped = (settled.get(key, 0) for key in ("done", "error", "skipped"))
 
     def _materialize(self, wave: Wave) -> None:

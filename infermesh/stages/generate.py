@@ -110,7 +110,8 @@ class Generate(ModelStage):
         if result.output_parsed is not None:
             parsed, invalid = self._parsed(result)
         calls = as_json(result.tool_calls)
-        values = (result.output_text, parsed, result.reasoning, result.finish_reason, calls, stored_text(invalid))
+        reason = invalid and stored_text(invalid)
+        values = (result.output_text, parsed, result.reasoning, result.finish_reason, calls, reason)
         return (*values, as_json(result.logprobs)) if self._asks_logprobs else values
 
     def _parsed(self, result: GenerationResult) -> tuple[str | None, str | None]:

@@ -264,7 +264,10 @@ class StageGraph:
             if not reads and not meant:
                 first = stage.templates[0]
                 as_text = looks_like_file(first.source) and stage.facts.get("kind") != "transcribe"
-                yield f"{first.path}: {_NO_FILE.format(first.source.strip()) if as_text else _same_for_all(columns)}"
+                texts = " ".join(template.source for template in stage.templates)
+                words = _NO_FILE.format(first.source.strip()) if as_text else _same_for_all(texts, columns)
+                # A conversation has a template for each of its texts.
+                yield f"{first.path.partition('[')[0]}: {words}"
 
     def missing_columns(self, rows: Sequence[Column]) -> list[str]:
         """A line for each name in templates and conditions that is neither a column of the rows nor of a stage."""
@@ -323,6 +326,9 @@ _NO_FILE = (
 )
 
 
-def _same_for_all(columns: Collection[str]) -> str:
-    example = next((name for name in sorted(columns) if name.isidentifier()), "column")
+def _same_for_all(text: str, columns: Collection[str]) -> str:
+    """The words for a template that names no column. The example is one whose name stands in it, as in ``$review``."""
+    named = [name for name in sorted(columns) if name.isidentifier()]
+    words = set(re.findall(r"\w+", text))
+    example = next((name for name in named if name in words), named[0] if named else "column")
     return f"names no column, so all rows get the same request. A column is written {{{{ {example} }}}}"

@@ -16,7 +16,6 @@ import orjson
 
 from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError, StoreError
-from infermesh.hints import command
 from infermesh.inputs.sources import Source
 from infermesh.store.connection import connect_to_write, half_made
 from infermesh.store.filter import parsed_condition
@@ -248,27 +247,6 @@ class RunStore:
                         f"could mean either. Rename the stage."
                     )
 
-    def refuse_other(self, experiment: str, folder: Path) -> None:
-        """Refuse to put an experiment onto the run of another, whose rows would be taken for its own.
-
-        Parameters
-        ----------
-        folder
-            What the run's folder is called in the message.
-
-        Raises
-        ------
-        ConfigError
-            The database holds the run of another experiment.
-        """
-        stored = None if self.is_new else self.run_value("experiment")
-        if stored not in (None, experiment):
-            raise ConfigError(
-                f"{folder} holds the run of another experiment: '{stored}', and this one is '{experiment}'. Name "
-                "another folder (hydra.run.dir=FOLDER), or go on with the run that is there: "
-                f"{command('resume', folder)}"
-            )
-
     def materialize(self, query: QueryTable) -> tuple[int, int, int] | None:
         """Run a sql stage's query if its text or the rows it reads have changed, and merge the result into its table.
 
@@ -373,8 +351,7 @@ class RunStore:
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Stage → the facts that decided its answers in the last session; empty if an older version ran it."""
-        names = {row[0] for row in self._connection.execute("SELECT column_name FROM (DESCRIBE run)").fetchall()}
-        found: dict[str, dict[str, Any]] = orjson.loads(self.run_value("facts") or "{}") if "facts" in names else {}
+        found: dict[str, dict[str, Any]] = orjson.loads(self.run_value("facts") or "{}")
         return found
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
@@ -382,7 +359,9 @@ class RunStore:
         return self._connection.cursor()
 
     def run_value(self, column: str) -> Any:
-        return self._one(f"SELECT {quoted(column)} FROM run")
+        """A value of the table ``run``; ``None`` where an older version wrote it, without that column."""
+        known = self._one("SELECT 1 FROM duckdb_columns() WHERE table_name = 'run' AND column_name = ?", [column])
+        return self._one(f"SELECT {quoted(column)} FROM run") if known else None
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Stage → status → rows, with ``pending`` ones and without retired ones."""

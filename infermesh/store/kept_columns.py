@@ -50,7 +50,8 @@ def kept_names(asked: Sequence[str], columns: Sequence[str], taken: Collection[s
     chosen = columns if list(asked) == [ALL_COLUMNS] else dict.fromkeys(asked)
     for name in chosen:
         if name not in columns:
-            raise ConfigError(f"--keep-columns: the input has no column '{name}'.{nearest(name, [*columns])}")
+            every = " 'all' alone keeps every column." if name.lower() in ("*", ALL_COLUMNS) else ""
+            raise ConfigError(f"--keep-columns: the input has no column '{name}'.{every or nearest(name, [*columns])}")
     free = {name.lower() for name in taken} | {name.lower() for name in columns}
     found: dict[str, str] = {}
     for name in chosen:

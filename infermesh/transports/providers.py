@@ -137,7 +137,9 @@ def _refuse_unknown(model: str, label: str) -> None:
     )
 
 
-_ENDPOINTS = re.compile(r"/+(chat/completions|completions|responses|embeddings|audio/transcriptions|models)/*(?=$|\?)")
+_ENDPOINTS = re.compile(
+    r"/+(chat/completions|chat|completions|responses|embeddings|audio/transcriptions|models)/*(?=$|\?)"
+)
 
 
 def _refuse_endpoint(api_base: str, label: str, *, shows: bool) -> None:

@@ -366,3 +366,18 @@ class TestAFolderOfRuns:
         assert "In these runs" not in found.stderr
         found = here("sql", "--all", 'SELECT "a.max_parallel_requests" FROM results', cwd=project)
         assert "is max_parallel_requests (stages.a.max_parallel_requests)" in found.stderr
+
+    def test_a_setting_that_two_stages_have_is_told_with_both_columns(self, project: Path, tmp_path: Path) -> None:
+        shutil.copytree(project / JOBS, tmp_path / "runs")
+        for job in (0, 1):
+            with duckdb.connect(str(tmp_path / "runs" / str(job) / "run.duckdb")) as connection:
+                overrides = json.dumps([f"stages.a.prompt=a{job}.jinja", f"stages.v.prompt=v{job}.jinja"])
+                connection.execute("UPDATE run SET overrides = ?", [overrides])
+        found = here("sql", "--run", "runs", "SELECT prompt FROM results", cwd=tmp_path)
+        assert found.returncode == 1
+        assert "the setting prompt is a_prompt (stages.a.prompt) or v_prompt (stages.v.prompt)" in found.stderr
+        assert output(tmp_path, "sql", "--run", "runs", "SELECT DISTINCT a_prompt FROM results ORDER BY 1").split() == [
+            "a_prompt",
+            "a0.jinja",
+            "a1.jinja",
+        ]

@@ -25,6 +25,15 @@ def declared(simulator: Simulator) -> dict[str, Any]:
     return mapping
 
 
+def test_the_embedded_simulators_address_is_shown(project: Path, simulator: Simulator) -> None:
+    """Its key is none of a user's, and no word of it is taken out."""
+    mapping = declared(simulator)
+    mapping["deployments"]["d"]["api_base"] = "simulator"
+    write_experiment(project, mapping)
+    found = here("plan", "+experiment=mine", "--show", "1", cwd=project)
+    assert "POST http://simulator/v1/chat/completions (deployment d)" in found.stdout
+
+
 def test_the_report(project: Path, simulator: Simulator) -> None:
     found = here("plan", "+experiment=mine", "--show", "1", cwd=project)
     assert found.returncode == 0, found.stderr

@@ -170,6 +170,19 @@ class TestFiles:
         assert resumed.returncode == 1
         assert "--resume" in resumed.stderr
 
+    def test_a_command_that_can_only_fail_stops(self, shell: Shell, start_simulator: Callable[..., Simulator]) -> None:
+        shell.url = start_simulator(api_key="right").url
+        write_jsonl(shell.folder / "in.jsonl", [{"text": f"Row {n}."} for n in range(100)])
+        line = ("embed", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl", "--max-parallel-requests", "2")
+        one = ("--micro-batch-size", "1")
+        stopped = shell.here(*line, *one)
+        assert stopped.returncode == 4
+        assert "--first-errors is 20" in stopped.stderr
+        assert "guards." not in stopped.stderr.partition("stopped by a guard")[2]
+        assert shell.here(*line, *one, "--first-errors", "0").returncode == 3
+        shell.environ["HOSTED_VLLM_API_KEY"] = "right"
+        assert shell.here(*line).returncode == 0
+
     def test_csv_parquet_and_stdin(self, shell: Shell) -> None:
         (shell.folder / "in.csv").write_text('text,n\n"one, two",1\nthree,2,4\nfour,3\n')
         done = shell.here("embed", "--input-jsonl", "in.csv", "--output-jsonl", "out.parquet")

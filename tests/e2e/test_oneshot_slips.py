@@ -25,18 +25,19 @@ def shell(tmp_path: Path, simulator: Simulator) -> Shell:
     return Shell(tmp_path, simulator.url)
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "form", "said"),
     [
-        (("generate",), "--prompt: the input has no column prompt, messages or responses_input"),
-        (("embed",), "--text: the input has no column text"),
-        (("transcribe",), "--mapper: the input has no column path"),
-        (("bench", "embed", *BENCH), "--text: the input has no column text"),
+        (("generate",), "jsonl", "--prompt: the input has no column prompt, messages or responses_input"),
+        (("generate",), "csv", "--prompt: the input has no column prompt, messages or responses_input"),
+        (("generate",), "parquet", "--prompt: the input has no column prompt, messages or responses_input"),
+        (("embed",), "csv", "--text: the input has no column text"),
+        (("transcribe",), "parquet", "--mapper: the input has no column path"),
+        (("bench", "embed", *BENCH), "jsonl", "--text: the input has no column text"),
     ],
 )
 def test_a_file_without_the_column_is_one_error(
-    shell: Shell, simulator: Simulator, command: tuple[str, ...], said: str, form: str
+    shell: Shell, simulator: Simulator, command: tuple[str, ...], form: str, said: str
 ) -> None:
     before = {item.name for item in shell.folder.iterdir()}
     more = () if command[0] == "bench" else FILES

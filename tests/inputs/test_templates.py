@@ -232,7 +232,9 @@ def test_a_template_within_a_string_of_an_expression_is_refused(text: str, inste
     with pytest.raises(ConfigError) as caught:
         Template(f'[{{"role": "user", "content": "{text}"}}]', "stages.a.messages", expression=True)
     assert str(caught.value).startswith("stages.a.messages: ")
-    assert str(caught.value).endswith(f"In its place, write {instead}")
+    assert str(caught.value).endswith(
+        f"In its place, write {instead}; or messages as a YAML list, whose texts are templates"
+    )
 
 
 def test_braces_that_are_to_be_sent() -> None:

@@ -18,13 +18,16 @@ TABLE = {"kind": "sql", "query": "SELECT text FROM a"}
 @pytest.mark.parametrize(
     ("stages", "query"),
     [
-        ({"a": generate()}, "select row_id, a_text from results limit 5"),
-        ({"a": generate(), "v": embed("{{ a.text }}")}, "select row_id, a_text from results limit 5"),
+        ({"a": generate()}, "select row_id, a_text from results order by row_id limit 5"),
+        ({"a": generate(), "v": embed("{{ a.text }}")}, "select row_id, a_text from results order by row_id limit 5"),
         (
             {"a": generate(), "B": generate("{{ a.text }}", response_format=SCHEMA)},
-            "select row_id, a_text, B_parsed from results limit 5",
+            "select row_id, a_text, B_parsed from results order by row_id limit 5",
         ),
-        ({"a": generate(), "w": TABLE, "b": generate(rows="w")}, "select row_id, b_text from w_results limit 5"),
+        (
+            {"a": generate(), "w": TABLE, "b": generate(rows="w")},
+            "select row_id, b_text from w_results order by row_id limit 5",
+        ),
         ({"v": embed()}, "from progress"),
         ({"a": generate("{{ 1 / 0 }}")}, "from progress"),
     ],

@@ -401,7 +401,7 @@ class TestReuse:
             )
             == 25
         )
-        assert any("reuse: latest" in note and "20 for answers" in note for note in watch.notes)
+        assert any("reuse: latest" in note and "20 of answers" in note for note in watch.notes)
 
     def test_the_latest_that_nobody_holds(self, lab: Lab, simulator: Simulator) -> None:
         lab.rows(texts(3))

@@ -42,10 +42,17 @@ def test_a_run_and_a_plan_say_the_same(lab: Lab, simulator: Simulator) -> None:
 @pytest.mark.parametrize(
     ("stage", "line"),
     [
+        (
+            {"kind": "generate", "messages": [{"role": "user", "content": "Say something."}]},
+            "stages.a.messages: names no column",
+        ),
         (generate("{{ n }}: {text}"), "stages.a.prompt: {text} is sent as it stands. The column is written {{ text }}"),
         (generate("Say something."), "stages.a.prompt: names no column, so all rows get the same request."),
         (generate("prompts/none.prompt"), "stages.a.prompt: prompts/none.prompt is sent for every row as it stands"),
-        (embed("text"), "stages.a.text: names no column"),
+        (
+            embed("$text"),
+            "stages.a.text: names no column, so all rows get the same request. A column is written {{ text }}",
+        ),
         (
             {"kind": "generate", "messages": '[{"role": "user", "content": "Say {text}"}]'},
             HABIT.replace("prompt", "messages"),
@@ -164,10 +171,13 @@ def test_the_keys_of_providers_that_litellm_translates_for(
     assert bool(notes) == (missing is not None)
 
 
-def test_another_experiment_is_not_put_onto_a_run(tmp_path: Path, simulator: Simulator) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_another_experiment_is_not_put_onto_a_run(tmp_path: Path, simulator: Simulator, named: bool) -> None:
     Lab(tmp_path).rows(texts(2))
     for name in ("first", "second"):
         write_experiment(tmp_path, experiment(simulator.url, {"a": generate()}), name)
+        file = tmp_path / "conf" / "experiment" / f"{name}.yaml"
+        file.write_text(file.read_text().replace(f'"name": "{name}"', f'"name": "{name if named else "unnamed"}"'))
     folder = "hydra.run.dir=outputs/mine"
     assert here("run", "+experiment=first", folder, cwd=tmp_path).returncode == 0
     kept = {path: path.read_bytes() for path in (tmp_path / "outputs/mine/.hydra").iterdir()}

@@ -23,7 +23,12 @@ from infermesh.types import LIMITS
 
 _SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
 _WITH_FLAG = (*_SAMPLING, "dimensions", "language")
-_OTHER_FLAGS = (*(each.name for each in dataclasses.fields(LimitOptions)), "system", "max_parallel_requests")
+_OTHER_FLAGS = (
+    *(each.name for each in dataclasses.fields(LimitOptions)),
+    "system",
+    "max_parallel_requests",
+    "first_errors",
+)
 _MODEL = "model"
 _ACCOUNT = "account"
 # A path in the declaration → the flag that the user wrote.
@@ -33,6 +38,7 @@ _FLAGS = {
     r"stages\.(?:generate|embed|transcribe)\.": "--",
     r"source\.path\b": "--input_jsonl",
     r"allow_paths?\b": "--allow-path",
+    r"guards\.": "--",
 }
 
 
@@ -46,6 +52,7 @@ def flags_mapping(
     flags: Mapping[str, Any] | None = None,
     param: Sequence[str] = (),
     stage: Mapping[str, Any] | None = None,
+    first_errors: int | None = None,
     keep_errors: bool = False,
     allow_paths: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -61,6 +68,8 @@ def flags_mapping(
         Further ones, as ``NAME=VALUE``.
     stage
         Keys of the stage: where its input comes from, its window. A value of ``None`` counts as not given.
+    first_errors
+        The guard of that name; 0 for none.
     """
     if model.model is None:
         fail("--model is missing: provider/model, such as openai/gpt-4.1-mini or hosted_vllm/NAME", code=2)
@@ -87,6 +96,7 @@ def flags_mapping(
         "deployments": deployments,
         "models": {_MODEL: _without_none(entry)},
         "stages": {kind: {"kind": kind, "model": _MODEL, **_without_none(own), **_without_none(stage or {})}},
+        "guards": {} if first_errors is None else {"first_errors": first_errors or None},
         "keep_errors": keep_errors,
         "allow_paths": list(allow_paths),
     }

@@ -218,10 +218,14 @@ class LimitOptions:
 
 @dataclass
 class WindowOption:
-    """How many requests are in flight."""
+    """How many requests are in flight, and when a command gives up."""
 
     max_parallel_requests: Annotated[
         int | None, _number_option(PACE, "--max-parallel-requests", "Requests in flight (64).", min=1)
+    ] = None
+    first_errors: Annotated[
+        int | None,
+        _number_option(PACE, "--first-errors", "Stop if the first N fail (20).", min=0),
     ] = None
 
 

@@ -109,6 +109,7 @@ class Command:
             flags=self.flags,
             param=self.param or (),
             stage={"max_parallel_requests": self.window.max_parallel_requests, **self.stage, **stage},
+            first_errors=self.window.first_errors,
             keep_errors=self.out.keep_errors,
             allow_paths=self.allow_paths,
         )
@@ -161,13 +162,18 @@ class Command:
                 output.unlink(missing_ok=True)
         outcome = execute(job, folder, observer=make_observer(), sink=sink, written=kept_inputs)
         lasting = output is not None or self.out.checkpoint_dir is not None
-        print(oneshot_closing(outcome, output, folder if lasting else None), file=sys.stderr)
+        print(as_flags(oneshot_closing(outcome, output, folder if lasting else None)), file=sys.stderr)
         return outcome.exit_code
 
     def _kept_columns(self) -> list[str]:
         """The names of ``--keep-columns``. As in CSV, one with a comma in it stands in quotes."""
-        names = next(csv.reader([self.out.keep_columns or ""], skipinitialspace=True), [])
-        return [name.strip() for name in names if name.strip()]
+        if self.out.keep_columns is None:
+            return []
+        names = next(csv.reader([self.out.keep_columns], skipinitialspace=True), [])
+        found = [name.strip() for name in names if name.strip()]
+        if not found:
+            fail("--keep-columns: expected names of columns with commas between them, or all", code=2)
+        return found
 
     def _source_path(self, folder: Path) -> str:
         """The source's path. Rows from stdin or the command line are written into the checkpoint first."""
