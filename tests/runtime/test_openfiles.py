@@ -68,7 +68,6 @@ def test_a_run_raises_the_soft_limit(tmp_path: Path, service: Simulator) -> None
     assert found.returncode == 0, found.stderr
     assert "descriptors" not in found.stderr
     assert totals(service)["max_in_flight"] > 128
-    assert (tmp_path / "outputs/r/run.log").exists()
 
 
 def test_a_client_raises_it(tmp_path: Path, service: Simulator) -> None:
