@@ -30,7 +30,7 @@ def state(row_id: int) -> tuple[Any, ...]:
     """A settled row of a generate stage."""
     now = datetime.now(UTC).replace(tzinfo=None)
     text = f"The capital of France is Paris, on the Seine. {row_id}"
-    answer = (text, None, None, "stop", None)
+    answer = (text, None, None, "stop", None, None)
     key = f"{row_id:032x}"
     return (
         row_id,
@@ -56,7 +56,7 @@ def state(row_id: int) -> tuple[Any, ...]:
 def attempt(row_id: int) -> tuple[Any, ...]:
     """The request that it took."""
     now = datetime.now(UTC).replace(tzinfo=None)
-    return ("s0", row_id, 1, "d", now, 0.0, 0.01, 200, None, 12, 11, None, 1)
+    return ("s0", row_id, 1, "d", now, 0.0, 0.01, 200, None, 12, 11, None, 1, None)
 
 
 def open_tables(path: Path) -> Any:

@@ -257,6 +257,14 @@ def committed(folder: Path, *stages: str) -> int:
     )
 
 
+def logged(log: Path) -> str:
+    """A log's text; empty where there is none: a run with nothing to log leaves no file."""
+    try:
+        return log.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
 def ask(folder: Path, query: str) -> list[tuple[Any, ...]]:
     """SQL over a run's folder."""
     with duckdb.connect(str(folder / DATABASE), read_only=True) as connection:

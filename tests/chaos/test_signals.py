@@ -10,7 +10,7 @@ import pytest
 
 from tests.chaos.service import CountingService
 from tests.e2e.conftest import Launch
-from tests.support import COMMAND_S, ask, infermesh, wait_until, write_experiment, write_jsonl
+from tests.support import COMMAND_S, ask, infermesh, logged, wait_until, write_experiment, write_jsonl
 
 ROWS = 120
 FOLDER = Path("outputs/here")
@@ -73,7 +73,7 @@ def test_what_was_answered_is_kept(
     log = folder / "run.log"
     for number, each in enumerate(SIGNALS[signals]):
         if number:
-            wait_until(lambda: "again" in log.read_text() or process.poll() is not None, "the first to be taken")
+            wait_until(lambda: process.poll() is not None or "again" in logged(log), "the first to be taken")
         answered = {text for _, text in service.answered}
         process.send_signal(each)
     _, said = process.communicate(timeout=COMMAND_S + 40)

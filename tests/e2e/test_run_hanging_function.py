@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Launch
-from tests.support import COMMAND_S, ask, infermesh, wait_until, write_experiment, write_jsonl
+from tests.support import COMMAND_S, ask, infermesh, logged, wait_until, write_experiment, write_jsonl
 
 FOLDER = "outputs/here"
 FUNCTIONS = """
@@ -99,7 +99,7 @@ def test_two_interrupts_end_it(project: Path, launch: Launch, name: str) -> None
     wait_until((project / FOLDER / "run.sock").exists, "the socket")
     process.send_signal(signal.SIGINT)
     log = project / FOLDER / "run.log"
-    wait_until(lambda: "again" in log.read_text() or process.poll() is not None, "the first to be taken")
+    wait_until(lambda: process.poll() is not None or "again" in logged(log), "the first to be taken")
     process.send_signal(signal.SIGINT)
     assert process.wait(COMMAND_S) == 130
     assert ask(project / FOLDER, "SELECT count(*) FROM f WHERE status = 'error'") == [(0,)]

@@ -159,7 +159,7 @@ def test_odd_names_of_files(lab: Lab, simulator: Simulator) -> None:
     names = ["a\0b", "x" * 5000, "/", "//", "..", "../..", "~", "~root", "\n", "{{ v }}", ".", "CON", "\u202e"]
     names += ["file:///etc/passwd", "http://169.254.169.254/latest/meta-data", "ftp://host/x", "a/" * 2000]
     names += ["/proc/self/mem", "/dev/stdin"]
-    lab.rows([{"n": n, "audio": name} for n, name in enumerate(names)])
+    lab.rows([{"n": n, "audio": name, "path": name} for n, name in enumerate(names)])
     lab.run(experiment(simulator.url, {"t": transcribe(), "m": {"kind": "transcribe", "mapper": "row"}}))
     for stage in ("t", "m"):
         assert set(lab.sql(f"SELECT status, error_type FROM {stage}")) == {("error", "input")}
