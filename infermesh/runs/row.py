@@ -1,15 +1,21 @@
-"""Decisions about a row at a stage that need no request. A run and a plan share them."""
+"""A row at a stage: what is decided of it without a request, which a run and a plan share; and what is stored of it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from infermesh.errors import RequestError
 from infermesh.exact_json import read
+from infermesh.results import RequestMetrics, TokenUsage
 from infermesh.stages import Prepared
+from infermesh.stages.base import Result
 from infermesh.store import Row, StageTable
+from infermesh.store.reuse import KnownAnswer
+from infermesh.store.schema import state_row, timestamp
 
-__all__ = ["StageOutputs", "answered_by_its_state", "take_stored", "to_be_redone"]
+__all__ = ["StageOutputs", "answered_by_its_state", "settled_row", "take_stored", "to_be_redone"]
 
 
 class StageOutputs:
@@ -80,3 +86,48 @@ def to_be_redone(row: Row, stage: str) -> bool:
     """Whether the user wants the row to be sent again, whatever answers there are."""
     state = row.states.get(stage)
     return state is not None and state.redo
+
+
+def settled_row(
+    row_id: int,
+    status: str,
+    outputs: Sequence[Any],
+    error: tuple[str | None, str | None],
+    key: str | None,
+    result: Result | RequestError | None,
+    reused: KnownAnswer | None,
+) -> tuple[Any, ...]:
+    """Make the row of a stage's table. At most one of ``result`` and ``reused`` is given: an answer sent for, or known.
+
+    A known answer of this run keeps its ``finished_at``: with ``reused_from`` it marks the answer as handed out.
+    """
+    metrics: RequestMetrics | None = None
+    usage: TokenUsage | KnownAnswer | None = None
+    model_id = request_id = deployment = cost = finished_at = None
+    if isinstance(result, RequestError):
+        metrics, request_id, deployment = result.metrics, result.request_id, result.deployment
+    elif result is not None:
+        metrics, request_id = result.metrics, result.request_id
+        usage, model_id, cost = result.token_usage, result.model_id, result.cost
+        deployment = metrics.deployment if metrics is not None else None
+    elif reused is not None:
+        usage, model_id, request_id, cost = reused, reused.model_id, reused.request_id, 0.0
+        finished_at = reused.finished_at
+    return state_row(
+        row_id,
+        status,
+        outputs,
+        *error,
+        len(metrics.attempts) if metrics is not None else 0,
+        deployment,
+        model_id,
+        request_id,
+        key,
+        usage.prompt_tokens if usage is not None else None,
+        usage.completion_tokens if usage is not None else None,
+        cost,
+        metrics.queue_s if metrics is not None else None,
+        metrics.service_s if metrics is not None else None,
+        finished_at or timestamp(time.time()),
+        reused.run_id if reused is not None else None,
+    )

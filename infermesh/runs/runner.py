@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from infermesh.errors import InputError, RequestError, StoppedError
-from infermesh.results import RequestMetrics, TokenUsage
+from infermesh.results import RequestMetrics
 from infermesh.runs.attempts import AttemptLog
 from infermesh.runs.gate import Gate
-from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored, to_be_redone
+from infermesh.runs.row import StageOutputs, answered_by_its_state, settled_row, take_stored, to_be_redone
 from infermesh.runs.stats import RunStats
 from infermesh.runtime.workers import Channel, run_window
 from infermesh.stages import BatchStage, Prepared, Stage, prepare
@@ -35,7 +34,6 @@ from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
 from infermesh.store.reuse import KnownAnswer
-from infermesh.store.schema import state_row, timestamp
 
 logger = logging.getLogger("infermesh")
 
@@ -436,7 +434,7 @@ class Runner:
         self.stats.settled += 1
         if outputs is None:
             outputs = (None,) * len(stage.table.outputs)
-        state = _state(row.row_id, status, outputs, error or (None, None), key, result, reused)
+        state = settled_row(row.row_id, status, outputs, error or (None, None), key, result, reused)
         # Queued before the row advances: the writer commits in this order, so that no commit has a state without the
         # upstream states that it was made from.
         self._writer.put(name, state, replaces=name in row.states)
@@ -460,51 +458,6 @@ class Runner:
                 row.waiting[follower] -= 1
                 if not row.waiting[follower]:
                     self._submit(follower, row)
-
-
-def _state(
-    row_id: int,
-    status: str,
-    outputs: Sequence[Any],
-    error: tuple[str | None, str | None],
-    key: str | None,
-    result: Result | RequestError | None,
-    reused: KnownAnswer | None,
-) -> tuple[Any, ...]:
-    """Make the row of a stage's table. At most one of ``result`` and ``reused`` is given: an answer sent for, or known.
-
-    A known answer of this run keeps its ``finished_at``: with ``reused_from`` it marks the answer as handed out.
-    """
-    metrics: RequestMetrics | None = None
-    usage: TokenUsage | KnownAnswer | None = None
-    model_id = request_id = deployment = cost = finished_at = None
-    if isinstance(result, RequestError):
-        metrics, request_id, deployment = result.metrics, result.request_id, result.deployment
-    elif result is not None:
-        metrics, request_id = result.metrics, result.request_id
-        usage, model_id, cost = result.token_usage, result.model_id, result.cost
-        deployment = metrics.deployment if metrics is not None else None
-    elif reused is not None:
-        usage, model_id, request_id, cost = reused, reused.model_id, reused.request_id, 0.0
-        finished_at = reused.finished_at
-    return state_row(
-        row_id,
-        status,
-        outputs,
-        *error,
-        len(metrics.attempts) if metrics is not None else 0,
-        deployment,
-        model_id,
-        request_id,
-        key,
-        usage.prompt_tokens if usage is not None else None,
-        usage.completion_tokens if usage is not None else None,
-        cost,
-        metrics.queue_s if metrics is not None else None,
-        metrics.service_s if metrics is not None else None,
-        finished_at or timestamp(time.time()),
-        reused.run_id if reused is not None else None,
-    )
 
 
 def _internal_error(stage: Stage, error: Exception) -> tuple[str, str]:
