@@ -48,6 +48,12 @@ def changes(session: nox.Session) -> None:
 
 
 @nox.session(python=False)
+def docs(session: nox.Session) -> None:
+    """The site of docs/, with every link; it needs pip install -e '.[dev,docs]'."""
+    session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session(python=False)
 def coverage(session: nox.Session) -> None:
     """The tests under this Python, and how much of the package they run; the floor is in pyproject.toml."""
     session.run("pytest", "-m", "long or not long", "--cov", "--cov-report=term:skip-covered", *session.posargs)
