@@ -47,9 +47,9 @@ def changes(session: nox.Session) -> None:
     session.run("towncrier", "build", "--draft", "--version", "next")
 
 
-@nox.session(python=False)
+@nox.session(python=False, tags=["quick"])
 def docs(session: nox.Session) -> None:
-    """The site of docs/, with every link; it needs pip install -e '.[dev,docs]'."""
+    """The site of docs/, with every link."""
     session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
 
 

@@ -103,7 +103,7 @@ def keys_page() -> str:
     lines = [
         "# Every key",
         "",
-        "Made of the schema that experiments are checked against. [Configuration](../configuration.md) says more about each.",
+        "Made of the schema that experiments are checked against. [Configuration](../configuration.md) says more.",
     ]
     for path, model in sections():
         lines += ["", f"## {path}", "", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]

@@ -95,9 +95,9 @@ def answer(connection: socket.socket) -> None:
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for written in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
-                stream.flush()
+                written.flush()
         connection.sendall(str(code).encode())
         os._exit(code)
 

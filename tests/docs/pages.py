@@ -28,7 +28,7 @@ import sys
 import textwrap
 import tomllib
 import unittest
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ _INVISIBLE = DirectiveInHTMLCommentLexer("invisible-code-block", ".+")
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07)")
 _NUMBER = re.compile(r"\d(?:[\d,]|\\\.(?=\d))*")  # in a text that re.escape has gone over
 _TITLE = re.compile(r'title="([^"]+)"')
-_READERS = {"yaml": yaml.safe_load, "json": json.loads, "toml": tomllib.loads}
+_READERS: dict[str, Callable[[str], Any]] = {"yaml": yaml.safe_load, "json": json.loads, "toml": tomllib.loads}
 
 
 class Page:
