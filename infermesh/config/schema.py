@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -135,6 +136,10 @@ def _message_forms(given: Any, _: Any) -> Any:
     return [dict(message) for message in given]
 
 
+def _null_in_words(given: Any) -> Any:
+    return "null" if given is None else given  # YAML's null without quotes
+
+
 Text = Annotated[str | None, WrapValidator(_text_or_reference)]
 HeaderValue = Annotated[str | HeaderFromEnv, WrapValidator(_header_value)]
 Format = Annotated[str | dict[str, Any] | None, WrapValidator(_format_forms)]
@@ -236,7 +241,7 @@ class GenerateStage(_ModelStage):
     )
     system: str | None = Field(None, description="A template, or a file, for the system message")
     response_format: Format = Field(None, description="module:PydanticClass, a .json schema file, or a JSON schema")
-    on_invalid: Literal["null", "retry", "error"] = Field(
+    on_invalid: Annotated[Literal["null", "retry", "error"], BeforeValidator(_null_in_words)] = Field(
         "null", description="What to do if the answer does not satisfy it"
     )
     parse_json: bool = Field(False, description="Parse the answer as JSON, without asking the server for a format")

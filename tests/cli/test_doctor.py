@@ -99,8 +99,8 @@ def test_each_deployment_says_what_it_serves_and_a_wrong_name_is_told(
     assert "401" in found["deployment locked"][1]
     assert "NO_KEY" in found["deployment unset"][1]
     assert "connection refused" in found["deployment closed"][1]
-    assert found["deployment path"][0] == "warn"
-    assert "lists no models" in found["deployment path"][1]
+    assert found["deployment path"][0] == "fail"
+    assert f"{server.url}" in found["deployment path"][1]
     assert found["keys"] == ("warn", "WRONG_KEY begins or ends with a quote or a blank → export WRONG_KEY without it")
     assert found["clock"][0] == "ok"
     assert totals(server)["received"] == 0, "nothing was asked for an answer"

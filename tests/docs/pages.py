@@ -2,7 +2,7 @@
 
 What a block is told by its fence:
 
-- ``console``: each ``$ command`` is run by bash, and what follows it is what it must print, on a terminal of 120
+- ``console``: each ``$ command`` is run by bash, and what follows it is what it must print, on a terminal of 80
   columns. ``…`` stands for anything, alone on a line for any lines; ``TIME`` for the name of a run's folder.
 - ``bash``, and an indented block that begins with a command: it has to succeed.
 - anything with ``title="PATH"``: that file is written.
@@ -72,7 +72,7 @@ class Page:
         home = folder.parent / "home"
         home.mkdir(exist_ok=True)
         search = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
-        self._environment = environment(PATH=search, HOME=str(home), TERM="dumb", COLUMNS="120")
+        self._environment = environment(PATH=search, HOME=str(home), TERM="dumb", COLUMNS="80", LINES="40")
         self._document = parse(path, self._evaluate)
 
     def run(self) -> tuple[int, list[str]]:
@@ -221,9 +221,9 @@ def _line(line: str, numbers_vary: bool) -> str:
         return r"(?:.*\n)*?"
     pattern = re.escape(" ".join(line.split())).replace("…", ".*?")
     pattern = re.sub("─+", "─+", pattern)
-    pattern = re.sub(r"\bTIME\b", r"[\\d_-]{19}", pattern)
     if numbers_vary:
         pattern = _NUMBER.sub(lambda _: r"\d[\d.,]*", pattern)
+    pattern = re.sub(r"\bTIME\b", r"[\\d_-]{19}", pattern)  # last: the pattern has numbers of its own
     return pattern.replace(r"\ ", " +") + r"\n"
 
 
