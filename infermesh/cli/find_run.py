@@ -30,7 +30,8 @@ def find_run(name: str | None, instead: Instead | None = None) -> Path:
     if name is None:
         folders = run_folders()
         if not folders:
-            fail("there is no run below outputs/ yet: infermesh run +experiment=quickstart")
+            own = sorted(file.stem for file in Path("conf/experiment").glob("*.yaml"))
+            fail(f"there is no run below outputs/ yet: infermesh run +experiment={own[0] if own else 'quickstart'}")
         return folders[0]
     if (Path(name) / DATABASE).is_dir():
         place = Path(name) / DATABASE

@@ -78,6 +78,7 @@ class LongForm:
         line = f"{line[: found.start()]}{named}{line[found.end() :]}"
         if at_start and "api_base" not in line:
             return line
+        line = line.removesuffix(".")
         return f"{line}. NAME stands in models: NAME: {{model: {label}, …}}, and the stage says model: NAME"
 
     def _replicas(self, found: re.Match[str]) -> str:

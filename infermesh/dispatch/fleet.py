@@ -186,7 +186,8 @@ class Fleet:
             return f"{label} cannot be reached: {why}"
         most = deployment.patience_s
         bound = "until it answers" if most == math.inf else f"for up to {most:g} s (models.*.max_wait_unreachable)"
-        return f"{label} cannot be reached: {why}. No request is sent but a probe now and then, {bound}; Ctrl-C stops"
+        why += "" if why.endswith(("?", ".")) else "."
+        return f"{label} cannot be reached: {why} No request is sent but a probe now and then, {bound}; Ctrl-C stops"
 
     def _alone(self, label: str) -> bool:
         """Whether one of its models has no other deployment that is well."""
