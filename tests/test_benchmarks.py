@@ -206,6 +206,7 @@ def test_a_missing_yardstick_is_said() -> None:
 
 
 @pytest.mark.parametrize("nginx", [True, False])
+@pytest.mark.long
 def test_ways_over_tls(nginx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not nginx:
         monkeypatch.setattr("shutil.which", lambda _: None)
@@ -273,6 +274,7 @@ def test_the_store_keeps_every_state_of_the_benchmark() -> None:
     assert store.singly(2)["seconds"] > 0
 
 
+@pytest.mark.long
 def test_an_asked_run_is_answered_while_it_goes_on() -> None:
     with watching_endpoint(delay_s=0.1) as url:
         found = live.one(url, rows=400, asked=True)

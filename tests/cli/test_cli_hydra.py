@@ -66,6 +66,7 @@ def test_a_sweep_is_asked_for_in_any_of_hydras_ways(
 
 
 @pytest.mark.parametrize("mode", [{"mode": "MULTIRUN"}, {}])
+@pytest.mark.long
 def test_a_sweep_that_stands_in_the_yaml(tmp_path: Path, simulator: Simulator, mode: dict[str, str]) -> None:
     params = {"stages.a.max_parallel_requests": "1,2"}
     project(tmp_path, simulator, hydra={**mode, "sweeper": {"params": params}})

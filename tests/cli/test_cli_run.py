@@ -180,6 +180,7 @@ class TestOwnExperiment:
         assert (project / "outputs" / "mine" / "latest").resolve() == folder
         assert f"resume {folder.relative_to(project)} " in found.stderr
 
+    @pytest.mark.long
     def test_runs_that_begin_together_have_folders_of_their_own(self, project: Path) -> None:
         arguments = command("run", "+experiment=mine")
         started = [

@@ -119,6 +119,7 @@ def test_a_variable_that_is_not_set_hides_the_request_alone(
     assert shown(lab, "0")["stages"]["a"]["request_as_sent"] is True, "a key is not needed: nothing is sent"
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on(lab: Lab, start_simulator: Start) -> None:
     simulator = start_simulator(latency_s=0.2)
     lab.rows(texts(20))

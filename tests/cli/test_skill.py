@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from infermesh.simulator.server import Simulator
 from tests.support import here
 
@@ -25,6 +27,7 @@ def steps(page: str) -> list[tuple[str, int, str]]:
     return found
 
 
+@pytest.mark.long
 def test_what_the_page_says_works(tmp_path: Path, simulator: Simulator) -> None:
     page = here("skill", cwd=tmp_path).stdout
     assert page.startswith("---\nname: infermesh\ndescription: ")

@@ -77,6 +77,7 @@ def test_an_unknown_column_is_one_error_and_nothing_is_sent(shell: Shell, simula
     assert (done.returncode, "needs --input-jsonl" in done.stderr) == (2, True)
 
 
+@pytest.mark.long
 def test_a_resumed_run_may_keep_other_columns(shell: Shell, simulator: Simulator) -> None:
     """The answers stay, and the whole file is written again: all its lines have the same columns."""
     files = ("--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl", "--prompt", "{{ prompt }}")

@@ -183,6 +183,7 @@ class TestFiles:
         shell.environ["HOSTED_VLLM_API_KEY"] = "right"
         assert shell.here(*line).returncode == 0
 
+    @pytest.mark.long
     def test_csv_parquet_and_stdin(self, shell: Shell) -> None:
         (shell.folder / "in.csv").write_text('text,n\n"one, two",1\nthree,2,4\nfour,3\n')
         done = shell.here("embed", "--input-jsonl", "in.csv", "--output-jsonl", "out.parquet")

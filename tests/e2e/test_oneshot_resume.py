@@ -64,6 +64,7 @@ def test_a_killed_run_goes_on_and_sends_no_settled_row_again(shell: Shell, slow:
     assert sent(slow) <= ROWS - written
 
 
+@pytest.mark.long
 def test_an_interrupted_run_leaves_every_settled_row_in_the_output(shell: Shell) -> None:
     written = shell.kill_when(30, "out.jsonl", *GENERATE, number=signal.SIGINT, code=130)
     with duckdb.connect(str(shell.folder / "out.jsonl.infermesh/run.duckdb"), read_only=True) as connection:
@@ -74,6 +75,7 @@ def test_an_interrupted_run_leaves_every_settled_row_in_the_output(shell: Shell)
     check_whole(shell)
 
 
+@pytest.mark.long
 def test_an_interrupt_keeps_the_answers_it_waits_for(tmp_path: Path, start_simulator: Callable[..., Simulator]) -> None:
     """Rows between two attempts leave attempts without a state; the rows in flight come after them."""
     service = start_simulator(latency_s=3.0, faults={"unavailable": 0.5, "retry_after_s": None})
@@ -101,6 +103,7 @@ def test_the_output_never_holds_what_the_checkpoint_does_not(shell: Shell) -> No
     assert {row["_index"]: row["output_text"] for row in shell.lines("whole.jsonl")}.items() <= known.items()
 
 
+@pytest.mark.long
 def test_a_torn_line_of_ours_is_mended(shell: Shell) -> None:
     shell.kill_when(40, "out.jsonl", *GENERATE)
     output = shell.folder / "out.jsonl"

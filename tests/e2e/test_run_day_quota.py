@@ -133,6 +133,7 @@ def test_another_deployment_takes_over(project: Path, service: Simulator, launch
     assert counts == [("d", 3), ("e", 27)]
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_is_asked(project: Path, service: Simulator, launch: Launch) -> None:
     first = Notes(launch("run", "+experiment=mine", "hydra.run.dir=outputs/mine/a", cwd=project))
     first.until("used up")

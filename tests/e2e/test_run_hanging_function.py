@@ -74,7 +74,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("hangs", "plain") else pytest.param(name, marks=pytest.mark.long) for name in KINDS],
+)
 def test_the_process_ends_with_its_run(project: Path, name: str) -> None:
     KINDS[name](project, name, 0.5)
     found = infermesh(*RUN, cwd=project)
@@ -84,6 +87,7 @@ def test_the_process_ends_with_its_run(project: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hangs", "ignores", "plain"])
+@pytest.mark.long
 def test_a_timeout_without_end(project: Path, name: str) -> None:
     write_jsonl(project / "rows.jsonl", [{"n": n} for n in range(1, 4)])
     KINDS[name](project, name, float("inf"))
@@ -93,6 +97,7 @@ def test_a_timeout_without_end(project: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.long
 def test_two_interrupts_end_it(project: Path, launch: Launch, name: str) -> None:
     KINDS[name](project, name, None)
     process = launch(*RUN, cwd=project)

@@ -68,7 +68,10 @@ def settled(folder: Path) -> dict[tuple[str, int], Any]:
     }
 
 
-@pytest.mark.parametrize("answered", [1, 40, 2 * ROWS - 60])
+@pytest.mark.parametrize(
+    "answered",
+    [pytest.param(1, marks=pytest.mark.long), 40, pytest.param(2 * ROWS - 60, marks=pytest.mark.long)],
+)
 def test_a_killed_run_goes_on_where_it_was(project: Path, service: Simulator, launch: Launch, answered: int) -> None:
     folder = project / "outputs" / "here"
     process = launch(*RUN, cwd=project)
@@ -114,6 +117,7 @@ def test_killed_again_and_again(project: Path, service: Simulator, launch: Launc
     assert ask(folder, "SELECT count(*), count(DISTINCT row_id) FROM b") == [(ROWS, ROWS)]
 
 
+@pytest.mark.long
 def test_killed_while_it_loads(project: Path, service: Simulator, launch: Launch) -> None:
     """The source is loaded in one transaction: there is a run with all rows, or none."""
     write_jsonl(project / "rows.jsonl", texts(60_000))
@@ -164,6 +168,7 @@ def runs(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for child processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.long
 def test_the_embedded_simulator_ends_with_its_run(project: Path, launch: Launch, number: signal.Signals) -> None:
     override = ("deployments.d.api_base=simulator", "simulator.latency_s=0.05")
     process = launch(*RUN, *override, cwd=project)

@@ -131,6 +131,7 @@ def test_the_commands_know_it_and_stop_drains_it(project: Path, service: Simulat
     assert totals(service)["received"] == 2 * ROWS - done
 
 
+@pytest.mark.long
 def test_a_killed_runs_socket_is_in_nobodys_way(project: Path, service: Simulator, launch: Launch) -> None:
     run = launch(*RUN, cwd=project)
     wait_until(lambda: totals(service)["answered"] >= 20, "20 answers")
@@ -147,6 +148,7 @@ def test_a_killed_runs_socket_is_in_nobodys_way(project: Path, service: Simulato
     assert not (project / FOLDER / "run.sock").exists()
 
 
+@pytest.mark.long
 def test_it_is_exported(project: Path, service: Simulator, launch: Launch) -> None:
     run = launch(*RUN, "stages.a.max_parallel_requests=1", cwd=project)
     wait_until(lambda: totals(service)["answered"] >= 20, "20 answers")

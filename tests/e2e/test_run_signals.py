@@ -40,7 +40,14 @@ def make_project(root: Path, url: str, timeout: float | None = None) -> Path:
     return root / "outputs" / "mine" / "latest"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
+    ],
+)
 def test_the_first_signal_drains(
     tmp_path: Path, start_simulator: Start, launch: Launch, number: signal.Signals
 ) -> None:
@@ -85,6 +92,7 @@ def test_while_the_source_is_loaded(
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_a_terminal_that_is_told_of_twice_drains_once(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:
     simulator = start_simulator(latency_s=0.3)
     folder = make_project(tmp_path, simulator.url)

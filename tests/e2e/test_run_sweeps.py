@@ -89,6 +89,7 @@ def test_the_table_the_figures_and_the_plot(tmp_path: Path, start_simulator: Sta
     assert "rows per second" in page
 
 
+@pytest.mark.long
 def test_without_the_extra_all_but_the_plot_is_there(
     tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +107,7 @@ def test_without_the_extra_all_but_the_plot_is_there(
     assert (tmp_path / "outputs/s/sweep.html").exists()
 
 
+@pytest.mark.long
 def test_run_again_it_sends_nothing(tmp_path: Path, simulator: Simulator) -> None:
     make_project(tmp_path, simulator.url)
     assert sweep(tmp_path, f"{KEY}=1,8").returncode == 0
@@ -150,6 +152,7 @@ def test_failed_rows_are_unfinished_unless_they_are_kept(tmp_path: Path, start_s
     assert totals(simulator)["received"] == 0
 
 
+@pytest.mark.long
 def test_a_reordered_list_is_refused(tmp_path: Path, simulator: Simulator) -> None:
     make_project(tmp_path, simulator.url)
     assert sweep(tmp_path, f"{KEY}=1,8").returncode == 0
@@ -193,6 +196,7 @@ def test_interrupted_and_gone_on_with(tmp_path: Path, start_simulator: Start, la
     assert second[0] <= sessions[0][1]
 
 
+@pytest.mark.long
 def test_a_killed_job_is_resumed(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:
     simulator = start_simulator(latency_s=0.03)
     make_project(tmp_path, simulator.url, rows=60)
@@ -235,6 +239,7 @@ def test_one_wrong_job_does_not_end_the_others(tmp_path: Path, simulator: Simula
 
 
 @pytest.mark.parametrize(("key", "kept"), [(f"{KEY}=1,8", "none"), ("stages.a.params.seed=1,2", "latest")])
+@pytest.mark.long
 def test_a_sweep_over_speed_reuses_nothing(tmp_path: Path, simulator: Simulator, key: str, kept: str) -> None:
     make_project(tmp_path, simulator.url)
     found = sweep(tmp_path, key, "reuse=latest")

@@ -258,6 +258,7 @@ class TestOtherFormats:
         assert [row["n"] for row in loaded.rows] == [str(n) for n in range(9)]
 
     @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+    @pytest.mark.long
     def test_rows_too_long_for_the_memory_that_the_store_has(self, tmp_path: Path, form: str) -> None:
         with duckdb.connect() as connection:
             rows = "SELECT range AS n, repeat('lorem ipsum ', 1500) AS text FROM range(2100)"  # 18 KB each

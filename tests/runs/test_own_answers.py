@@ -205,6 +205,7 @@ class TestInterrupted:
         assert sent(simulator) == 40
         assert len(set(answers(lab))) == 80
 
+    @pytest.mark.long
     def test_what_was_not_committed_is_taken_by_the_next_session(
         self, lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -179,6 +179,7 @@ class TestBounds:
         assert sum(gaps) >= 0.045 * 15
         assert lab.one("SELECT sum(queue_s) FROM attempts") > 1
 
+    @pytest.mark.long
     def test_the_rows_in_memory_do_not_grow_with_the_source(self, lab: Lab, start_simulator: Start) -> None:
         """20,000 rows, a slow service: 2,048 admitted, the chunk that is being admitted and the next one are there."""
         simulator = start_simulator(latency_s=0.01, capacity=8)
@@ -650,6 +651,7 @@ class TestInterrupts:
         assert outcome.elapsed_s < 5
         assert outcome.counts == {"a": {"pending": 20}}
 
+    @pytest.mark.long
     def test_an_edit_that_was_interrupted_is_finished_later(self, lab: Lab, start_simulator: Start) -> None:
         simulator = start_simulator(latency_s=0.05)
         lab.rows(texts(100))

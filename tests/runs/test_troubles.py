@@ -139,6 +139,7 @@ class TestTold:
         assert lab.one("SELECT count(*) FROM attempts WHERE error LIKE 'HTTP 500%'") == totals(simulator)["received"]
 
 
+@pytest.mark.long
 def test_attempts_of_one_answer_have_numbers_of_their_own(lab: Lab, start_simulator: Start) -> None:
     """Also where a question is asked again after an answer that does not fit, and fails in between."""
     simulator = start_simulator(faults={"invalid_json_content": 0.5, "server_error": 0.4}, seed=3)

@@ -63,6 +63,7 @@ def run(root: Path, service: Simulator, soft: int, hard: int | None = None) -> s
     return limited(*command("run", "+experiment=mine", "hydra.run.dir=outputs/r"), cwd=root, soft=soft, hard=hard)
 
 
+@pytest.mark.long
 def test_a_run_raises_the_soft_limit(tmp_path: Path, service: Simulator) -> None:
     found = run(tmp_path, service, soft=128)
     assert found.returncode == 0, found.stderr

@@ -116,6 +116,7 @@ async def test_a_connection_that_has_ended_is_not_used(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("retries", [0, 2])
+@pytest.mark.long
 async def test_a_new_connection_that_breaks_is_a_failure(retries: int) -> None:
     async with (
         impatient("hang up") as server,
