@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import enum
 import json
 import re
 from collections.abc import Callable
@@ -19,7 +20,17 @@ from typing import Any
 
 import orjson
 
-__all__ = ["dumps", "has_surrogates", "inexact_members", "loads", "loads_leniently", "read", "read_exactly", "shown"]
+__all__ = [
+    "dumps",
+    "has_surrogates",
+    "inexact_members",
+    "loads",
+    "loads_leniently",
+    "read",
+    "read_exactly",
+    "shown",
+    "try_enums",
+]
 
 _LONG_NUMBER = re.compile(r"\d{19}")
 _LONG_NUMBER_IN_BYTES = re.compile(rb"\d{19}")
@@ -183,6 +194,30 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
             return _dumps_any(value, plain).encode()
         except (TypeError, ValueError, RecursionError):
             raise error from None
+
+
+_SCALARS = (str, int, float, bool, type(None))
+
+
+def try_enums(value: Any) -> None:
+    """Ask the members of enumerations in a value for their values, and raise what one of them raises.
+
+    orjson asks them itself, and kills the process where one raises. So what comes from somebody else's function is
+    asked here before, where it ran.
+    """
+    seen: set[int] = set()  # of containers: a value may hold itself
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if type(item) in _SCALARS:
+            continue
+        if isinstance(item, enum.Enum):
+            waiting.append(item.value)
+        elif isinstance(item, list | tuple | dict) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item)
+            if isinstance(item, dict):
+                waiting.extend(item.values())
 
 
 def _plain(value: Any, default: Callable[[Any], Any] | None = None) -> Any:

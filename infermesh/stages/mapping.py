@@ -13,7 +13,7 @@ import orjson
 
 from infermesh.config.schema import OWN_FIELDS
 from infermesh.errors import ConfigError, InputError, StoppedError
-from infermesh.exact_json import dumps, loads
+from infermesh.exact_json import dumps, loads, try_enums
 from infermesh.hints import nearest
 from infermesh.runtime.foreign import Foreign
 from infermesh.stages.functions import imported_function, module_hash
@@ -140,6 +140,7 @@ def _mapped(made: Any) -> Mapped:
     if made.get("input") is None:
         raise InputError("the row has no input: 'input' is missing or None")
     metadata = made.get(METADATA)
+    try_enums([made["input"], metadata])
     if metadata is None:
         return Mapped(made["input"])
     try:

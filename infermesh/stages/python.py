@@ -15,7 +15,7 @@ from infermesh.dispatch import Deployment, Router
 from infermesh.dispatch.dispatcher import Dispatcher
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError, FunctionError, InputError, RequestError
-from infermesh.exact_json import dumps, has_surrogates
+from infermesh.exact_json import dumps, has_surrogates, try_enums
 from infermesh.hints import nearest
 from infermesh.inputs.templates import Template
 from infermesh.limits import make_limiter
@@ -134,6 +134,7 @@ def _stored(value: Any, column: Column) -> Any:
     if value is None:
         return None
     if column.type == "JSON":
+        try_enums(value)
         try:
             return dumps(value).decode()
         except TypeError as error:

@@ -31,6 +31,16 @@ def plain(row):
     return {"input": f"row {hangs(row)}"}
 async def blocking(row):
     return plain(row)
+import enum
+class Trap(enum.Enum):
+    A = 1
+    @property
+    def value(self):
+        raise RuntimeError("a trap")
+def trap(row):
+    return [Trap.A] if row["n"] == 0 else 1
+def trapped(row):
+    return {"input": [{"role": "user", "content": [Trap.A] if row["n"] == 0 else "hi"}], "metadata": {"n": 1}}
 class Unspeakable(Exception):
     def __str__(self):
         return str(hangs({"n": 0}))
@@ -69,14 +79,17 @@ def mapped_experiment(root: Path, name: str, timeout: float | None) -> None:
 
 
 KINDS = {
-    **dict.fromkeys(("hangs", "ignores", "blocks", "speechless"), experiment),
-    **dict.fromkeys(("plain", "blocking", "dumb"), mapped_experiment),
+    **dict.fromkeys(("hangs", "ignores", "blocks", "speechless", "trap"), experiment),
+    **dict.fromkeys(("plain", "blocking", "dumb", "trapped"), mapped_experiment),
 }
 
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("hangs", "plain") else pytest.param(name, marks=pytest.mark.long) for name in KINDS],
+    [
+        name if name in ("hangs", "plain", "trap", "trapped") else pytest.param(name, marks=pytest.mark.long)
+        for name in KINDS
+    ],
 )
 def test_the_process_ends_with_its_run(project: Path, name: str) -> None:
     KINDS[name](project, name, 0.5)
