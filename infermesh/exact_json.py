@@ -196,7 +196,8 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
             raise error from None
 
 
-_SCALARS = (str, int, float, bool, type(None))
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+_MAY_HOLD_ENUMS = (enum.Enum, list, tuple, dict)
 
 
 def try_enums(value: Any) -> None:
@@ -205,19 +206,19 @@ def try_enums(value: Any) -> None:
     orjson asks them itself, and kills the process where one raises. So what comes from somebody else's function is
     asked here before, where it ran.
     """
-    seen: set[int] = set()  # of containers: a value may hold itself
+    seen: set[int] = set()  # a value may hold itself
     waiting = [value]
     while waiting:
         item = waiting.pop()
-        if type(item) in _SCALARS:
+        if not isinstance(item, _MAY_HOLD_ENUMS) or id(item) in seen:
             continue
+        seen.add(id(item))
         if isinstance(item, enum.Enum):
             waiting.append(item.value)
-        elif isinstance(item, list | tuple | dict) and id(item) not in seen:
-            seen.add(id(item))
-            waiting.extend(item)
-            if isinstance(item, dict):
-                waiting.extend(item.values())
+            continue
+        waiting += [each for each in item if type(each) not in _SCALARS]
+        if isinstance(item, dict):
+            waiting += [each for each in item.values() if type(each) not in _SCALARS]
 
 
 def _plain(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
