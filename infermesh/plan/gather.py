@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from infermesh.config.declaration import Declaration
 from infermesh.config.schema import Experiment, ModelStageConfig
@@ -145,7 +146,10 @@ class _Planner:
         self.notes = notes
         outputs = outputs_of(folder)
         self._embedded = {label for label, entry in experiment.deployments.items() if entry.api_base == "simulator"}
-        self._measured = measured(outputs, experiment.name, pipeline.stages, self.notes.append)
+        found = measured(outputs, experiment.name, pipeline.stages, self.notes.append)
+        now = experiment.model_dump()
+        # Of other models, and of the simulator for a real one, nothing that was measured holds.
+        self._measured = {name: one for name, one in found.items() if _served(one.config, name) == _served(now, name)}
         self._used = used_today(experiment, None, outputs, None, self.notes.append, live=ask_run)
 
     def plan(self) -> Plan:
@@ -376,6 +380,14 @@ def _quota(name: str, limits: Limits, used: Sequence[DayUsage]) -> QuotaFacts:
         sum(count.tokens for count in used),
         **{limit: getattr(limits, limit) for limit in LIMITS},
     )
+
+
+def _served(config: Mapping[str, Any], stage: str) -> set[tuple[Any, bool]]:
+    """The models that serve a stage, and whether the simulator stands for them, by a stored or a present config."""
+    declared = (config.get("stages") or {}).get(stage) or {}
+    labels = ((config.get("models") or {}).get(declared.get("model")) or {}).get("deployments") or ()
+    entries = [(config.get("deployments") or {}).get(label) or {} for label in labels]
+    return {(entry.get("model"), entry.get("api_base") == "simulator") for entry in entries}
 
 
 def _assumed_tokens(experiment: Experiment, requests: Sequence[Sent], labels: Sequence[str]) -> tuple[float, str]:

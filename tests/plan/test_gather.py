@@ -216,6 +216,20 @@ def test_an_earlier_run_is_the_evidence(lab: Lab, simulator: Simulator) -> None:
     assert other.facts.latency is None
 
 
+def test_what_was_measured_of_another_model_is_no_evidence(lab: Lab, simulator: Simulator) -> None:
+    """Nor what the simulator answered for one that is real now."""
+    lab.rows(texts(20))
+    real = experiment(simulator.url, {"a": generate()})
+    lab.run(embedded({"a": generate()}) | {"name": real["name"]})
+    lab.folder = lab.folder.with_name("next")
+    assert stages(plan(lab, real))["a"].facts.latency is None
+    lab.run(real)
+    lab.folder = lab.folder.with_name("third")
+    assert stages(plan(lab, real))["a"].facts.latency is not None
+    real["deployments"]["d"]["model"] = "hosted_vllm/other"
+    assert stages(plan(lab, real))["a"].facts.latency is None
+
+
 def test_the_simulators_settings(lab: Lab) -> None:
     lab.rows(texts(10))
     settings = {"latency_s": 0.5, "tokens_per_second": 10, "embedding_latency_factor": 0.1}
