@@ -197,7 +197,6 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
 
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
-_MAY_HOLD_ENUMS = (enum.Enum, list, tuple, dict)
 
 
 def try_enums(value: Any) -> None:
@@ -206,31 +205,42 @@ def try_enums(value: Any) -> None:
     orjson asks them itself, and kills the process where one raises. So what comes from somebody else's function is
     asked here before, where it ran.
     """
-    seen: set[int] = set()  # a value may hold itself
+    seen: dict[int, Any] = {}  # a value may hold itself; each is kept, so that no other gets its id
     waiting = [value]
     while waiting:
         item = waiting.pop()
-        if not isinstance(item, _MAY_HOLD_ENUMS) or id(item) in seen:
+        if id(item) in seen:
             continue
-        seen.add(id(item))
+        seen[id(item)] = item
         if isinstance(item, enum.Enum):
             waiting.append(item.value)
-            continue
-        waiting += [each for each in item if type(each) not in _SCALARS]
-        if isinstance(item, dict):
-            waiting += [each for each in item.values() if type(each) not in _SCALARS]
+        elif isinstance(item, list | tuple):
+            waiting += [each for each in item if type(each) not in _SCALARS]
+        elif isinstance(item, dict):
+            waiting += [each for pair in item.items() for each in pair if type(each) not in _SCALARS]
+        elif _is_dataclass(item):
+            waiting.append(_fields(item))
 
 
 def _plain(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
     """What JSON has of a value that it has not: for times and dataclasses as orjson writes them."""
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        return {name: getattr(value, name) for name in names if not name.startswith("_")}
+    if _is_dataclass(value):
+        return _fields(value)
     if default is None:
         raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
     return default(value)
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass's fields as orjson writes them: without those whose name begins with an underscore."""
+    names = [field.name for field in dataclasses.fields(value)]
+    return {name: getattr(value, name) for name in names if not name.startswith("_")}
 
 
 def has_surrogates(text: str) -> bool:

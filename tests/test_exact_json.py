@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import enum
 import math
 
 import pytest
 
-from infermesh.exact_json import dumps, loads, loads_leniently, read
+from infermesh.exact_json import dumps, loads, loads_leniently, read, try_enums
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64 - 1, 2**64, -(2**63) - 1, 19876543210987654321, 10**300, 10**400])
@@ -107,3 +108,27 @@ def test_a_value_that_raises_is_an_error_and_no_crash() -> None:
     for value in (dt.datetime(2025, 1, 1, tzinfo=_Zone()), _Moody(1), {"a": [_Moody(1)]}):
         with pytest.raises(TypeError):
             dumps(value)
+
+
+class _Trap(enum.Enum):
+    A = "a"
+
+    @property
+    def value(self) -> str:
+        raise ValueError("no value today")
+
+
+@dataclasses.dataclass
+class _Holder:
+    held: object
+    _hidden: object = None
+
+
+def test_an_enumeration_that_raises_is_found_wherever_it_is_held() -> None:
+    for value in (_Trap.A, [(_Trap.A,)], {"a": {"b": _Trap.A}}, {_Trap.A: 1}, _Holder(_Trap.A), [_Holder([_Trap.A])]):
+        with pytest.raises(ValueError, match="no value today"):
+            try_enums(value)
+    around = _Holder(None)
+    around.held = [around, {"again": around}]
+    for fine in (around, _Holder(1, _hidden=_Trap.A), _Holder, {"n": 1, "when": dt.date(2026, 1, 1)}):
+        try_enums(fine)

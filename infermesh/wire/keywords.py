@@ -3,22 +3,27 @@
 - ``multipleOf`` goes by the digits that are written: 19.99 is a multiple of 0.01, which floats deny.
 - Patterns are searched with the regex package: it knows ECMA-262's ``\\p{L}``, and it can be told when to give up. The
   standard library's search holds every thread of the process for as long as a pattern such as ``^(a+)+$`` takes on an
-  answer, which may be years.
+  answer, which may be years. The searches of one answer share a bound: see :func:`begin_answer`.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from fractions import Fraction
 from functools import cache
 from typing import Any
 
 import regex
 
-__all__ = ["KEYWORDS", "VALUES", "without_foreign_patterns"]
+__all__ = ["KEYWORDS", "VALUES", "begin_answer", "without_foreign_patterns"]
 
-_SEARCH_S = 0.5  # seconds of one search: an answer of a megabyte takes a simple pattern some milliseconds
+# Seconds of one search, and of all searches in one answer. A simple pattern takes some milliseconds on a megabyte.
+_SEARCH_S = 0.5
+_ANSWER_S = 2.0
+_left_s: ContextVar[float] = ContextVar("left_s", default=_ANSWER_S)
 # Keywords whose content is values, not schemas.
 VALUES = ("enum", "const", "default", "examples")
 
@@ -77,15 +82,28 @@ KEYWORDS: Mapping[str, Callable[..., Iterator[Exception]]] = {
 }
 
 
+def begin_answer() -> None:
+    """Give the answer that is checked next, in this thread or task, the full time for its searches."""
+    _left_s.set(_ANSWER_S)
+
+
 def _matches(pattern: str, text: str) -> bool:
     """Whether a pattern is found in a text. Raises ``ValueError`` where that takes too long to say."""
+    left = _left_s.get()
+    begun = time.perf_counter()
     try:
-        return bool(_compiled(pattern).search(text, timeout=_SEARCH_S))
+        if left > 0:
+            return bool(_compiled(pattern).search(text, timeout=min(left, _SEARCH_S)))
     except TimeoutError:
-        raise ValueError(
-            f"the answer cannot be checked: the schema's pattern {pattern!r} takes more than {_SEARCH_S:g} s on it. "
-            f"Write it without repetitions of repetitions"
-        ) from None
+        pass
+    finally:
+        _left_s.set(left - (time.perf_counter() - begun))
+    whole = f"more than {_ANSWER_S:g} s with all searches in it"
+    raise ValueError(
+        f"the answer cannot be checked: the schema's pattern {pattern!r} takes "
+        f"{f'more than {_SEARCH_S:g} s on it' if left > _SEARCH_S else whole}. "
+        f"Write it without repetitions of repetitions"
+    )
 
 
 @cache

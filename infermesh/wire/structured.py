@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from infermesh.errors import ConfigError
 from infermesh.exact_json import dumps, loads
 from infermesh.wire.extraction import candidates, mended
-from infermesh.wire.keywords import KEYWORDS, VALUES, without_foreign_patterns
+from infermesh.wire.keywords import KEYWORDS, VALUES, begin_answer, without_foreign_patterns
 from infermesh.wire.strict import NotStrictError, strict_schema
 
 __all__ = ["ResponseFormat", "ResponseFormatSpec", "stored_json", "to_json"]
@@ -135,6 +135,7 @@ class ResponseFormat:
 
     def parse_apart(self, text: str) -> tuple[Any, str | None]:
         """As :meth:`parse`, with the thoughts in the text before the value; ``None`` where there are none."""
+        begin_answer()
         try:
             return self._parse_any(text)
         except RecursionError:

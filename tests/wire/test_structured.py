@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from infermesh.errors import ConfigError
+from infermesh.wire import keywords
 from infermesh.wire.structured import ResponseFormat, stored_json, to_json
 
 
@@ -258,6 +261,22 @@ def test_a_pattern_that_never_ends_costs_its_answer_half_a_second(where: str) ->
         ValueError, match=r"cannot be checked: the schema's pattern '\^\(a\|a\)\*\$' takes more than 0\.5 s"
     ):
         ResponseFormat.of(schemas[where]).parse(to_json(answer))
+
+
+def test_many_slow_searches_of_one_answer_share_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern, letters, took = "^(a|a)*$", 8, 0.0
+    while took < 0.02:  # each letter doubles it
+        letters += 1
+        begun = time.perf_counter()
+        regex.search(pattern, "a" * letters + "b")
+        took = time.perf_counter() - begun
+    monkeypatch.setattr(keywords, "_ANSWER_S", 0.2)
+    strings = {"type": "array", "items": {"type": "string", "not": {"pattern": pattern}}}
+    of = ResponseFormat.of({"type": "object", "properties": {"x": strings}})
+    slow = ["a" * letters + "b"] * 100
+    with pytest.raises(ValueError, match=r"cannot be checked: .* more than 0\.2 s with all searches in it"):
+        of.parse(to_json({"x": slow}))
+    assert of.parse(to_json({"x": slow[:2]})) == {"x": slow[:2]}  # the next answer has its own
 
 
 class Loaded(BaseModel):
