@@ -1,4 +1,7 @@
-"""Long trials of what a run promises, in which processes are killed at random: ``pytest -m chaos tests/chaos -n 0``."""
+"""Long trials of what a run promises, in which processes are killed at random.
+
+``pytest -m chaos tests/chaos -n 0 -s -o faulthandler_timeout=900``: one of them takes longer than a test may elsewhere.
+"""
 
 from __future__ import annotations
 
