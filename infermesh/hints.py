@@ -64,8 +64,20 @@ def command(*words: object) -> str:
 
 
 def one_line(text: object, most: int = 400) -> str:
-    """A text or an error in one line of at most so many characters."""
-    return " ".join(str(text).split())[:most]
+    """A text or an error in one line of at most so many characters; what is too long loses its middle.
+
+    An error begins with what went wrong, and ends with what to do.
+
+    Examples
+    --------
+    >>> one_line("no answer after a very long time:\\nstart it", 30)
+    'no answer after a … start it'
+    """
+    line = " ".join(str(text).split())
+    if len(line) <= most:
+        return line
+    tail = (most - 3) // 3
+    return f"{line[: most - 3 - tail].rstrip()} … {line[len(line) - tail :].lstrip()}"
 
 
 def visible(text: str) -> str:

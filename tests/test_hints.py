@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from infermesh.hints import cure, cured, system_words, visible
+from infermesh.hints import cure, cured, one_line, system_words, visible
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,14 @@ def test_only_the_systems_words_have_a_cure() -> None:
     assert cure("Binder Error: no such column") is None
     assert cured("Binder Error: no such column") == "Binder Error: no such column"
     assert cured("write: File too large").startswith("write: File too large: raise the limit")
+
+
+def test_a_long_error_keeps_its_beginning_and_its_advice() -> None:
+    error = "d refuses the key: " + "words of the server\n" * 50 + "export KEY=…"
+    for most in (400, 160, 60):
+        shown = one_line(error, most)
+        assert len(shown) <= most
+        assert shown.startswith("d refuses the key: ")
+        assert " … " in shown
+        assert shown.endswith("export KEY=…")
+    assert one_line("as it is", 8) == "as it is"

@@ -115,8 +115,7 @@ def _query_line(folder: Path) -> str:
 
 def _failure_lines(outcome: RunOutcome, most: int) -> Iterator[str]:
     for stage, kind, rows, example in outcome.failures[:most]:
-        first_line = (example or "").splitlines()[0] if example else ""
-        yield f"  failures  {rows} × {stage}: {kind}: {first_line[:_EXAMPLE_CHARACTERS]}"
+        yield f"  failures  {rows} × {stage}: {kind}: {one_line(example or '', _EXAMPLE_CHARACTERS)}"
     if left := outcome.failures[most:]:
         yield f"  failures  {sum(rows for _, _, rows, _ in left)} of {len(left)} further kinds (infermesh status)"
 

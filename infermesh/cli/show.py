@@ -11,7 +11,7 @@ from infermesh.cli.common import fail, warnings_muted
 from infermesh.cli.find_run import find_run
 from infermesh.errors import ConfigError, StoreError
 from infermesh.exact_json import dumps
-from infermesh.hints import command, nearest
+from infermesh.hints import command, nearest, one_line
 from infermesh.plan.rehearsal import Sent
 from infermesh.plan.story import RowStory, StageStory, row_story
 from infermesh.query.finding import named_run
@@ -167,7 +167,7 @@ def _attempt_lines(stage: StageStory) -> Iterator[str]:
     for each in stage.attempts:
         code = f"{each['status_code']} " if each.get("status_code") else ""
         ended = f"{code}{each['error_type']}" if each.get("error_type") else f"{code}answered"
-        error = f": {_first_line(each['error'])}" if each.get("error") else ""
+        error = f": {one_line(each['error'], 300)}" if each.get("error") else ""
         rows = f", for {each['request_rows']} rows" if (each.get("request_rows") or 1) > 1 else ""
         yield (
             f"  attempt {each['attempt']}    {_time(each.get('started_at'))}  {each['deployment']}  {ended}{error}  "
@@ -213,10 +213,6 @@ def _text(value: Any) -> str:
 def _json(value: Any) -> str:
     text = dumps(value).decode()
     return text if len(text) <= 2000 else f"{text[:2000]} … (--json has all)"
-
-
-def _first_line(text: str) -> str:
-    return " ".join(text.split())[:300]
 
 
 def _time(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from infermesh.cli.common import fail
-from infermesh.cli.find_run import find_run
+from infermesh.cli.find_run import find_run, sweep_command
 from infermesh.errors import StoreError
 from infermesh.hints import command, nearest, one_line
 from infermesh.query.finding import group_words, runs_in
@@ -20,7 +20,7 @@ from infermesh.query.glance import first_query_across
 from infermesh.query.reader import RunReader
 from infermesh.query.summary import STATES, RunDetails, RunInfo, describe, details, runs_below
 from infermesh.query.union import RunUnion
-from infermesh.store.folders import OUTPUTS, is_sweep, sweep_of
+from infermesh.store.folders import OUTPUTS, sweep_of
 from infermesh.store.schema import DATABASE
 
 _SORTS: dict[str, Callable[[RunInfo], Any]] = {  # name → what to sort by, largest first
@@ -38,7 +38,10 @@ def show_status(run: str | None, experiment: str | None, states: Sequence[str], 
     _check_states(states)
     if (group := runs_in(run)) is not None:
         infos = [info for info in map(describe, group[1]) if _matches(info, experiment, states)]
-        _print_json([info.as_json() for info in infos]) if json else _print_group(*group, infos)
+        if json:
+            _print_json([info.as_json() for info in infos])
+        else:
+            _print_group(*group, infos)
         return
     info = _chosen(run, experiment, states)
     found = None
@@ -82,10 +85,10 @@ def _chosen(run: str | None, experiment: str | None, states: Sequence[str]) -> R
         if not _matches(info, experiment, states):
             fail(f"{info.folder} is {info.experiment}, {info.status}: it is no run{_filter_words(experiment, states)}")
         return info
-    info = next(runs_below(OUTPUTS, experiment=experiment, states=states), None)  # type: ignore[assignment]
-    if info is None:
+    newest = next(runs_below(OUTPUTS, experiment=experiment, states=states), None)
+    if newest is None:
         fail(f"no run below {OUTPUTS}/{_filter_words(experiment, states)}")
-    return info
+    return newest
 
 
 def _matches(info: RunInfo, experiment: str | None, states: Sequence[str]) -> bool:
@@ -153,8 +156,8 @@ def _print_group(folder: Path, runs: Sequence[Path], infos: Sequence[RunInfo]) -
         cells = itertools.zip_longest(row, widths, fillvalue="")
         print("  " + "  ".join(f"{text:<{width}}" for text, width in cells) + f"  {_state_words(info)}")
     print(f"  answers: {command('sql', '--runs', folder, query)}")
-    if is_sweep(folder) and any(info.unfinished for info in infos):
-        print(f"  continue: {command('resume', folder)}")
+    if any(info.unfinished for info in infos) and (again := sweep_command(folder)) is not None:
+        print(f"  continue: {again}")
 
 
 def _compared(runs: Sequence[Path]) -> tuple[dict[Path, list[str]], str]:

@@ -24,7 +24,7 @@ from infermesh.runs.row import StageOutputs, take_stored
 from infermesh.stages import Stage, answers, prepare
 from infermesh.stages.graph import Wave
 from infermesh.store.pending import CHUNK, PendingRows, Row
-from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, SOURCE
+from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, SOURCE, literal
 
 __all__ = ["RowStory", "StageStory", "row_story"]
 
@@ -120,7 +120,7 @@ def _stored(copy: RowCopy, name: str, config: Mapping[str, Any]) -> StageStory:
         story.status = row["status"]
         story.outputs = {column: value for column, value in row.items() if column not in _AROUND}
         story.state = {column.name: row.get(column.name) for column in AFTER_OUTPUTS}
-    attempts = copy.rows("attempts", f"stage = '{name}'")
+    attempts = copy.rows("attempts", f"stage = {literal(name)}")
     story.attempts = sorted(attempts, key=lambda attempt: (attempt["started_at"], attempt["attempt"]))
     return story
 

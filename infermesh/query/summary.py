@@ -158,7 +158,7 @@ def details(reader: RunReader) -> RunDetails:
     found.prompt_tokens, found.completion_tokens = int(asked or 0), int(answered or 0)
     for stage in (name for name, counts in found.stages.items() if "error" in counts):
         found.failures += reader.rows(
-            f"SELECT '{stage}', error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} "
+            f"SELECT {literal(stage)}, error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} "
             f"WHERE status = 'error' GROUP BY ALL ORDER BY rows DESC, error_type LIMIT {_ERROR_KINDS}"
         )
     named = f"SELECT table_name FROM duckdb_columns() WHERE column_name = {literal(INVALID)}"  # older runs: none

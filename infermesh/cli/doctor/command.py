@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -13,7 +14,7 @@ import orjson
 from infermesh.cli.common import split_config_dir
 from infermesh.cli.doctor.findings import Finding, Probe, State, together, waits_still
 from infermesh.cli.doctor.machine import descriptors, disk, places, terminal, versions
-from infermesh.cli.doctor.servers import deployments, keys
+from infermesh.cli.doctor.servers import AT_ONCE, deployments, keys
 from infermesh.config.compose import compose
 from infermesh.config.declaration import Declaration, declared
 from infermesh.config.project import config_folders, experiments, shipped_project
@@ -24,7 +25,9 @@ from infermesh.store.folders import OUTPUTS, outputs_of
 
 _LOCAL_S = 5.0  # for what the machine itself answers
 _SLACK_S = 30.0  # beside the requests' own time: names are looked up, LiteLLM is loaded
-_AT_ONCE = 64  # deployments, see servers.py
+_LONGEST = 1000  # characters of a line
+_SHOWN = 20  # deployments that are well
+_STYLES: dict[State, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def run_doctor(overrides: Sequence[str], *, timeout: float, send: bool, as_json: bool) -> int:
@@ -52,10 +55,9 @@ def run_doctor(overrides: Sequence[str], *, timeout: float, send: bool, as_json:
         ("keys", lambda: keys(experiment, os.environ), _LOCAL_S),
     ]
     if experiment is not None and experiment.deployments:
-        rounds = 1 + len(experiment.deployments) // _AT_ONCE
+        rounds = 1 + len(experiment.deployments) // AT_ONCE
         bound = timeout * rounds * (4 if send else 1) + _SLACK_S
-        declared = experiment
-        ask = lambda: deployments(declared, os.environ, timeout=timeout, send=send)  # noqa: E731
+        ask = partial(deployments, experiment, os.environ, timeout=timeout, send=send)
         probes.append(("deployments", ask, bound))
     at_once = None if experiment is None else requests_at_once(experiment)
     probes += [
@@ -123,10 +125,6 @@ def _where(home: Path, config_dir: Path | None) -> Iterator[Finding]:
         yield Finding("config", "ok", ".env is here; it is read where --env-file .env says so")
 
 
-_LONGEST = 1000  # characters of a line
-_SHOWN = 20  # deployments that are well
-
-
 def _few(findings: Sequence[Finding]) -> list[Finding]:
     """Without the deployments that are well beyond some: a cluster has hundreds, and one that fails is looked for."""
     well = [each for each in findings if each.about.startswith("deployment ") and each.state == "ok"][_SHOWN:]
@@ -136,9 +134,6 @@ def _few(findings: Sequence[Finding]) -> list[Finding]:
         if well
         else shown
     )
-
-
-_STYLES: dict[State, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def _print(findings: Sequence[Finding], as_json: bool) -> None:

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from infermesh.hints import one_line
 from infermesh.redaction import redact
+from infermesh.runtime.guarded import start_thread
 
 State = Literal["ok", "warn", "fail"]
 _NAME = "doctor"
@@ -59,10 +61,9 @@ def together(probes: Sequence[tuple[str, Probe, float]]) -> list[Finding]:
             words = redact(one_line(error, 300)) or type(error).__name__
             found[index] = [Finding(about, "warn", f"could not be looked at: {words}", "look at it by hand")]
 
-    threads = []
-    for index, (about, probe, _) in enumerate(probes):
-        threads.append(threading.Thread(target=look, args=(index, about, probe), name=_NAME, daemon=True))
-        threads[-1].start()
+    threads = [
+        start_thread(_NAME, partial(look, index, about, probe)) for index, (about, probe, _) in enumerate(probes)
+    ]
     begun = time.monotonic()
     for thread, (_, _, bound) in zip(threads, probes, strict=True):
         with contextlib.suppress(RuntimeError):

@@ -33,7 +33,7 @@ from infermesh.transports.providers import resolve_deployment
 from infermesh.types import Audio, Endpoint, Operation, Request, Transport
 from infermesh.wire.requests import embedding_request, generation_request, transcription_request
 
-_AT_ONCE = 64
+AT_ONCE = 64  # deployments that are asked
 _SKEW_S = 60.0
 _SHOWN = 8  # models of a server
 _NO_LIST = (404, 405, 501)  # not found, not allowed, not implemented
@@ -98,7 +98,7 @@ def deployments(experiment: Experiment, environ: Mapping[str, str], *, timeout: 
 
 
 async def _ask_all(experiment: Experiment, environ: Mapping[str, str], timeout: float, send: bool) -> dict[str, _Seen]:
-    gate = asyncio.Semaphore(_AT_ONCE)
+    gate = asyncio.Semaphore(AT_ONCE)
     uses = _uses(experiment)
 
     async def ask(label: str, entry: DeploymentEntry) -> _Seen:
