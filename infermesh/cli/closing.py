@@ -38,7 +38,7 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         lines.insert(1, f"  stopped   {outcome.reason}; {_how_to_continue(outcome)}")
     if brief:
         return "\n".join(lines)
-    lines += [f"  folder    {outcome.folder}", _query_line(outcome.folder)]
+    lines += [f"  folder    {outcome.folder}", _query_line(outcome, outcome.folder)]
     lines += [f"  written   {file}" for file in outcome.files.written]
     if outcome.invalid:
         again = command("retry", outcome.folder, "--stage", outcome.invalid[0][0], "--where", "invalid is not null")
@@ -72,17 +72,24 @@ def oneshot_closing(outcome: RunOutcome, output: Path | None, checkpoint: Path |
     counts = outcome.counts[outcome.experiment]
     lines = [f"{_ending(outcome)}: {_count_words(counts)} ({_totals(outcome)})"]
     if outcome.status == "stopped":
-        what = "correct the command and give it again; --first-errors 0 goes on all the same"
-        lines.append(f"  stopped   {outcome.reason}" + (f"; {what}" if _at_once(outcome) else ""))
+        lines.append(f"  stopped   {_stopped_command(outcome)}")
     if output is not None:
         lines.append(f"  output    {output}")
     if checkpoint is not None:
-        lines.append(_query_line(checkpoint))
+        lines.append(_query_line(outcome, checkpoint))
     lines += _invalid_lines(outcome)
     lines += _failure_lines(outcome, _FAILURE_LINES)
     if outcome.status != "done" and checkpoint is not None:
         lines.append(f"  resume    the same command with --resume   ({_what_resuming_does(outcome)})")
     return "\n".join(lines)
+
+
+def _stopped_command(outcome: RunOutcome) -> str:
+    """Why a command stopped: of the guards, it has a flag for one."""
+    key, _, words = (outcome.reason or "").partition(" ")
+    if _at_once(outcome):
+        return f"--first-errors {words}; correct the command and give it again; --first-errors 0 goes on all the same"
+    return f"{key.rpartition('.')[2]} {words}; {_how_to_continue(outcome)}"
 
 
 def _ending(outcome: RunOutcome) -> str:
@@ -103,10 +110,10 @@ def _run_option(folder: Path) -> str:
     return f"--run {shlex.quote(str(folder))}"  # the query beside it is quoted as people quote one
 
 
-def _query_line(folder: Path) -> str:
+def _query_line(outcome: RunOutcome, folder: Path) -> str:
     try:
         with RunReader(folder) as reader:
-            query = first_query_of(reader)
+            query = first_query_of(reader, outcome.counts)
     except StoreError:  # another process has opened it meanwhile
         query = "from progress"
     shown = shlex.quote(query) if '"' in query else f'"{query}"'

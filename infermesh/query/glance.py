@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infermesh.query.reader import RunReader
 from infermesh.query.union import RunUnion
 from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, quoted
 
-__all__ = ["Ask", "first_query_across", "first_query_of"]
+__all__ = ["first_query_across", "first_query_of"]
 
 Ask = Callable[[str], Sequence[tuple[Any, ...]]]
+Counts = Mapping[str, Mapping[str, int]]
 
 _PROGRESS = "from progress"  # where there is no answer to look at
 _MOST = 3  # columns of answers
@@ -21,37 +23,49 @@ _SAMPLE = 100  # rows that are looked at to see which column is filled
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def first_query_of(reader: RunReader) -> str:
+def first_query_of(reader: RunReader, counts: Counts | None = None) -> str:
     """A query over a run whose answer is worth looking at.
+
+    Parameters
+    ----------
+    counts
+        The run's, where they are known: else they are counted, which takes seconds over millions of rows.
 
     Examples
     --------
     >>> first_query_of(reader)
     'select row_id, summaries_parsed from results order by row_id limit 5'
     """
-    return _first_query(reader.rows)
+    return _first_query(reader.rows, _counts(reader.rows) if counts is None else counts)
 
 
 def first_query_across(union: RunUnion) -> str:
     """The same over many runs: the answers to a row below each other, with what was set otherwise in each run."""
     union.make_views()
     labels = [label.name for label in union.labels]
-    return _first_query(union.rows, labels, limit=max(4, 2 * len(union.runs)))
+    return _first_query(union.rows, _counts(union.rows), labels, limit=max(4, 2 * len(union.runs)))
 
 
-def _first_query(ask: Ask, before: Sequence[str] = (), *, limit: int = 5) -> str:
+def _counts(ask: Ask) -> Counts:
+    counts: dict[str, Counter[str]] = {}
+    for stage, status, rows in ask("SELECT stage, status, rows FROM progress"):
+        counts.setdefault(stage, Counter())[status] += int(rows)
+    return counts
+
+
+def _first_query(ask: Ask, counts: Counts, before: Sequence[str] = (), *, limit: int = 5) -> str:
     """A query whose answer is worth looking at: each row's number and what the last stages have made of it.
 
     Parameters
     ----------
     ask
         Gives the rows of a query over the run's tables, or over many runs'.
+    counts
+        Stage → status → rows.
     before
         Columns to put before the answers.
     """
-    done: dict[str, int] = {}
-    for stage, status, rows in ask("SELECT stage, status, rows FROM progress"):
-        done[stage] = done.get(stage, 0) + (int(rows) if status == "done" else 0)
+    done = {stage: of.get("done", 0) for stage, of in counts.items()}
     views = [name for (name,) in ask("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1")]
     answers = {
         stage: _answer_columns(ask, stage) for stage, rows in done.items() if rows and 2 * rows >= max(done.values())

@@ -36,7 +36,8 @@ def test_the_answers_of_the_last_stages(lab: Lab, simulator: Simulator, stages: 
     lab.rows(texts(3))
     mapping = experiment(simulator.url, stages)
     mapping["stages"].get("w", {}).pop("model", None)
-    lab.run(mapping)
+    outcome = lab.run(mapping)
     with RunReader(lab.folder) as reader:
         assert first_query_of(reader) == query
+        assert first_query_of(reader, outcome.counts) == query
         assert len(reader.rows(query)) in (1, 2, 3)

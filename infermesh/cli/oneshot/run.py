@@ -162,7 +162,7 @@ class Command:
                 output.unlink(missing_ok=True)
         outcome = execute(job, folder, observer=make_observer(), sink=sink, written=kept_inputs)
         lasting = output is not None or self.out.checkpoint_dir is not None
-        print(as_flags(oneshot_closing(outcome, output, folder if lasting else None)), file=sys.stderr)
+        print(oneshot_closing(outcome, output, folder if lasting else None), file=sys.stderr)
         return outcome.exit_code
 
     def _kept_columns(self) -> list[str]:
