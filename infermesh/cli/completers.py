@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from infermesh.config.compose import Composed
 
 SHELLS = ("bash", "zsh", "fish")
-FORMATS = ("table", "csv", "json", "jsonl", "parquet")
+FORMATS = ("table", "record", "csv", "json", "jsonl", "parquet")
 TABLES = ("results", "progress", "source", "attempts", "run")
 _MOST_RUNS = 200  # the newest; nobody reads more
 _FOLDER_OPTIONS = ("--config-dir", "-cd", "--config-path", "-cp")

@@ -9,12 +9,12 @@ import sys
 import duckdb
 
 from infermesh.cli.common import fail
+from infermesh.cli.completers import FORMATS
 from infermesh.hints import named, nearest
 from infermesh.query.bound import bind, in_thread, lines_of_query, select_from
 from infermesh.query.export import stream
 from infermesh.store.values import csv_value
 
-FORMATS = ("table", "record", "csv", "json", "jsonl", "parquet")
 _FOR_EYES = ("table", "record")
 _ROWS = 200  # for eyes
 _FLOATS = ("float", "double")

@@ -93,12 +93,11 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
         hint = f" Did you mean 'stages.{close[0]}'?" if close else ""
         return f"{path}: a stage needs a 'kind': {', '.join(STAGE_KINDS)}.{hint}"
     if detail["type"] == "union_tag_invalid":
-        given = str(detail["ctx"]["tag"])
-        return f"{path}.kind: no kind '{given}'.{nearest(given, STAGE_KINDS)}"
+        kind = str(detail["ctx"]["tag"])
+        return f"{path}.kind: no kind '{kind}'.{nearest(kind, STAGE_KINDS)}"
     if detail["type"] == "missing":
         return f"{path}: missing; it is required."
     message = _SAID.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
-    given = _at(mapping, detail["loc"], detail.get("input"))
     tells = isinstance(given, str | int | float | bool | None) and "headers" not in loc  # a header may hold a key
     shown = f" (got {given!r})" if tells else ""
     if detail["type"] == "list_type" and isinstance(given, str) and tells:

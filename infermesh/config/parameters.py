@@ -12,40 +12,45 @@ from typing import Any
 
 from infermesh.config.references import FromEnvironment
 
-__all__ = ["doubts"]
+__all__ = ["doubts", "is_parameter"]
 
 _NUMBER, _INTEGER, _FLAG, _TEXT, _LIST, _MAPPING = "a number", "an integer", "true or false", "text", "a list", "a map"
+_PAIRS = "a map or a list of pairs"
 
-# Each line has its source before it. A name that two of them give different kinds stands under _ANY.
+# Names and kinds are those of OpenAI's Python SDK (the classes *CreateParams* in openai.types), of vLLM's and SGLang's
+# entrypoints/openai/protocol.py, and of llama.cpp's tools/server/README.md, as of November 2026. What Ollama, Mistral,
+# OpenRouter, Groq, xAI, Cohere, Anthropic and LiteLLM add was not held against their sources. A name that two of them
+# give different kinds stands under _ANY.
 _OF_KIND: dict[str, str] = {
-    # OpenAI: https://platform.openai.com/docs/api-reference (chat, completions, responses, embeddings, audio)
-    _NUMBER: "frequency_penalty presence_penalty temperature top_p "
-    # vLLM: https://docs.vllm.ai/en/stable/serving/openai_compatible_server, SGLang: …/basic_usage/sampling_params
-    "min_p repetition_penalty length_penalty "
-    # llama.cpp: https://github.com/ggml-org/llama.cpp/tree/master/tools/server
-    "repeat_penalty typical_p mirostat_tau mirostat_eta dynatemp_range dynatemp_exponent xtc_probability xtc_threshold "
-    "dry_multiplier dry_base top_n_sigma",
-    _INTEGER: "max_completion_tokens max_output_tokens max_tokens max_tool_calls n best_of seed top_logprobs "
-    "dimensions top_k min_tokens truncate_prompt_tokens priority n_predict n_keep n_probs repeat_last_n mirostat "
-    "dry_allowed_length dry_penalty_last_n id_slot random_seed num_ctx num_predict",
-    _FLAG: "background echo parallel_tool_calls store stream include_stop_str_in_output ignore_eos skip_special_tokens "
-    "spaces_between_special_tokens add_generation_prompt continue_final_message add_special_tokens use_beam_search "
-    "return_token_ids return_tokens_as_token_ids no_stop_trim separate_reasoning stream_reasoning cache_prompt "
-    "enable_thinking safe_prompt include_reasoning drop_params",
-    _TEXT: "encoding_format language previous_response_id prompt_cache_key reasoning_effort safety_identifier "
-    "service_tier suffix truncation user verbosity chat_template regex ebnf grammar guided_grammar guided_regex "
-    "guided_decoding_backend guided_whitespace_pattern structural_tag request_id cache_salt input_type "
-    "reasoning_format prompt_mode api_version",
-    _LIST: "include modalities timestamp_granularities tools functions stop_token_ids allowed_token_ids bad_words "
-    "guided_choice samplers stop_sequences models transforms plugins safety_settings allowed_openai_params",
-    _MAPPING: "audio extra_body logit_bias metadata prediction stream_options web_search_options reasoning text "
-    "chat_template_kwargs mm_processor_kwargs structured_outputs kv_transfer_params vllm_xargs options provider "
-    "search_parameters",
+    _NUMBER: "dry_base dry_multiplier dynatemp_exponent dynatemp_range frequency_penalty length_penalty min_p "
+    "mirostat_eta mirostat_tau presence_penalty repeat_penalty repetition_penalty temperature top_n_sigma top_p "
+    "typical_p xtc_probability xtc_threshold",
+    _INTEGER: "best_of dimensions dry_allowed_length dry_penalty_last_n id_slot max_completion_tokens "
+    "max_output_tokens max_tokens max_tool_calls min_keep min_tokens mirostat n n_cache_reuse n_cmpl n_indent n_keep "
+    "n_predict n_probs num_ctx num_predict priority random_seed repeat_last_n seed t_max_predict_ms "
+    "thinking_token_budget top_k top_logprobs truncate_prompt_tokens",
+    _FLAG: "add_generation_prompt add_special_tokens background cache_prompt continue_final_message drop_params echo "
+    "enable_thinking ignore_eos include_reasoning include_stop_str_in_output no_stop_trim parallel_tool_calls "
+    "parse_tool_calls return_meta_info return_prompt_text return_prompt_token_ids return_token_ids return_tokens "
+    "return_tokens_as_token_ids safe_prompt separate_reasoning skip_special_tokens spaces_between_special_tokens store "
+    "stream stream_reasoning timings_per_token use_beam_search watermarking",
+    _TEXT: "api_version chat_template ebnf encoding_format grammar guided_decoding_backend guided_grammar guided_regex "
+    "guided_whitespace_pattern input_type language previous_response_id prompt_cache_key prompt_cache_retention "
+    "prompt_mode reasoning_format regex request_id safety_identifier service_tier session_id structural_tag suffix "
+    "truncation truncation_side user verbosity",
+    _LIST: "allowed_openai_params allowed_token_ids bad_words dry_sequence_breakers functions guided_choice include "
+    "input_ids keywords known_speaker_names known_speaker_references languages logprob_token_ids modalities models "
+    "plugins safety_settings samplers stop_sequences stop_token_ids timestamp_granularities tools transforms",
+    _MAPPING: "audio chat_template_kwargs custom_params ec_transfer_params extra_body kv_transfer_params "
+    "media_io_kwargs metadata mm_processor_kwargs moderation options prediction prompt_cache_options provider "
+    "reasoning repetition_detection search_parameters session_params stream_options structured_outputs text vllm_xargs "
+    "web_search_options",
+    _PAIRS: "logit_bias",  # llama.cpp takes [[token, bias], …] as well
 }
 _ANY = (
-    "chunking_strategy conversation function_call instructions logprobs prompt prompt_logprobs response_format stop "
-    "tool_choice guided_json json_schema documents lora_path session_params keep_alive think thinking format usage "
-    "truncate custom_llm_provider"
+    "cache_salt chunking_strategy conversation custom_llm_provider documents format function_call guided_json "
+    "instructions json_schema keep_alive logprobs lora_path prompt prompt_logprobs reasoning_effort "
+    "response_format return_hidden_states stop stop_regex think thinking tool_choice truncate usage"
 )
 _KINDS = {name: kind for kind, names in _OF_KIND.items() for name in names.split()} | dict.fromkeys(_ANY.split(), "")
 # What other libraries call it.
@@ -58,6 +63,11 @@ _ELSEWHERE = {
     "temp": "temperature",
 }
 _NEAR = 0.82  # top_a, which some servers have, is at 0.8 to top_p
+
+
+def is_parameter(name: str) -> bool:
+    """Whether a name is a wire parameter that is known."""
+    return name in _KINDS
 
 
 def doubts(params: Mapping[str, Any], elsewhere: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -104,5 +114,7 @@ def _fits(value: Any, kind: str) -> bool:
         return whole and not isinstance(value, bool)
     if kind == _LIST:
         return isinstance(value, list | tuple)
-    types = {_FLAG: bool, _TEXT: str, _MAPPING: Mapping}
+    if kind == _PAIRS and isinstance(value, list | tuple):
+        return all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+    types = {_FLAG: bool, _TEXT: str, _MAPPING: Mapping, _PAIRS: Mapping}
     return kind not in types or isinstance(value, types[kind])

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from infermesh.config.file_names import row_file
 from infermesh.config.yaml_words import yaml_words
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
 
 EXPERIMENTS = "experiment"  # the folder below conf/
 _SUFFIXES = (".yaml", ".yml")
-_ROWS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
 _DEEPEST = 8  # experiments that build on each other
 _ELSEWHERE = (".", "conf*", "conf*/*", "experiment*", "exp*")  # where else a file of an experiment is put
 
@@ -134,7 +133,7 @@ def shown_path(file: Path) -> str:
 def missing_experiment(name: str, home: Path, config_dir: Path | None = None) -> str:
     """What to say of an experiment that is not there: where it was looked for, and where it may be."""
     start = f"+experiment={name}: there is no such experiment"
-    if _ROWS.search(name):
+    if row_file(name).format is not None:
         return f"{start}: that names a file of rows. An experiment's rows are source.path={name}"
     known = experiments(home, config_dir)
     close = nearest(name, known)

@@ -16,7 +16,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from infermesh.config.file_names import row_file
 from infermesh.config.overrides import EXPERIMENT, OVERRIDE, SECTIONS, as_written, readable
+from infermesh.config.parameters import is_parameter
 from infermesh.config.project import config_folders, experiment_name, experiments, primary_folder, written
 from infermesh.config.schema import STAGE_KINDS, Experiment, GuardsConfig, SourceConfig, StoreConfig
 from infermesh.errors import ConfigError
@@ -26,7 +28,6 @@ from infermesh.redaction import redact
 __all__ = ["FLAGS", "SHORT", "WITH_VALUE", "Understood", "UsageError", "source_of", "understood"]
 
 _DOTTED = re.compile(rf"(?:{'|'.join(SECTIONS)})(?:\.[\w-]+)+")
-_ROWS = re.compile(r"(\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?|/|\*.*)$", re.IGNORECASE)
 _IDENTITY = ("path", "sql", "dataset")  # what a source is; a text that stands for all of it is one of them
 # Keys that only one section has: `limit` is `source.limit`.
 _ONE_SECTION: dict[str, type[BaseModel]] = {"source": SourceConfig, "guards": GuardsConfig, "store": StoreConfig}
@@ -186,7 +187,7 @@ class _Reader:
         mark, key, text = found["mark"], found["key"], found["text"]
         if key == EXPERIMENT:
             return self._chosen(text) if mark != "++" else word
-        if not mark and key == "source" and _ROWS.search(text) and not self._is_option("source", text):
+        if not mark and key == "source" and _names_rows(text) and not self._is_option("source", text):
             return f"source.path={text}"
         full = SHORT.get(key)
         if full is not None and not mark and key not in Experiment.model_fields and not self._is_group(key):
@@ -244,7 +245,7 @@ class _Reader:
             hint = f" Did you mean 'stages.{key}'?"
         elif not rest and first in _stage_keys():
             hint = f" Did you mean 'stages.{stage}.{key}'?"
-        elif not rest and first in _PARAMETERS:
+        elif not rest and is_parameter(first):
             hint = f" Did you mean 'stages.{stage}.params.{key}'?"
         else:
             near = get_close_matches(first, [*Experiment.model_fields, *(() if rest else SHORT)], n=1, cutoff=0.5)
@@ -273,7 +274,9 @@ class _Reader:
         return any((folder / group / f"{name}.yaml").is_file() for folder in folders)
 
 
-_PARAMETERS = frozenset({"temperature", "max_tokens", "top_p", "seed", "max_completion_tokens", "stop", "logprobs"})
+def _names_rows(text: str) -> bool:
+    """Whether a text is a file of rows, a folder or a glob."""
+    return row_file(text).format is not None or text.endswith("/") or "*" in text
 
 
 def _unquoted(word: str) -> str:

@@ -155,7 +155,7 @@ class Fleet:
         """Whether a deployment is told to be away or to refuse."""
         return label in self._away
 
-    def waited_for(self) -> list[str]:
+    def waiting_for(self) -> list[str]:
         """What requests wait for at this moment, in words: a quota, a pause, a server that cannot be reached."""
         found: dict[str, None] = {}  # several deployments may wait for their account
         for label, deployment in self.deployments.items():

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from infermesh.config.file_names import names_template
 from infermesh.errors import ConfigError
 from infermesh.exact_json import dumps
-from infermesh.inputs.formats import names_template
 from infermesh.inputs.paths import find, similar_file
 from infermesh.inputs.templates import Template
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from infermesh.config.file_names import RowFormat, row_file
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError
-from infermesh.inputs.formats import RowFormat, row_file
 from infermesh.inputs.huggingface import HubDataset, open_dataset
 from infermesh.inputs.paths import find, similar_file
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError, Undefined, meta, nodes
 
+from infermesh.config.file_names import TEMPLATE_SUFFIXES, names_template
 from infermesh.errors import ConfigError, InputError
 from infermesh.inputs.bounds import BUDGET
-from infermesh.inputs.formats import TEMPLATE_SUFFIXES, names_template
 from infermesh.inputs.paths import find, similar_file
 from infermesh.inputs.sandbox import ENVIRONMENT, PLAIN, count_turns, is_plain, refuse_missing
 

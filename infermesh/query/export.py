@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 import duckdb
 
+from infermesh.config.file_names import RowFormat, row_file
 from infermesh.errors import ConfigError, StoreError
 from infermesh.hints import cured, system_words
-from infermesh.inputs.formats import RowFormat, row_file
 from infermesh.query.beside import folder_beside
 from infermesh.query.bound import bind, copy_rows, in_thread
 from infermesh.query.table_query import TableQuery

@@ -376,7 +376,7 @@ class RunSession:
             if not self._stops and (displaced := self._store.displaced()):
                 self._stop(displaced[0])
             now = asyncio.get_running_loop().time()
-            stats.waits = self._fleet.waited_for()
+            stats.waits = self._fleet.waiting_for()
             self._observer.tick(stats)
             for note in (*self._fleet.used_up(), *self._fleet.waits(now), *stats.untold(self._fleet.told_of)):
                 logger.info("%s", note)

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
+from infermesh.config.file_names import TEMPLATE_SUFFIXES
 from infermesh.errors import ConfigError
 from infermesh.hints import nearest
-from infermesh.inputs.formats import TEMPLATE_SUFFIXES
 from infermesh.inputs.templates import ROW, looks_like_file
 from infermesh.stages.base import ModelStage, Stage, hashed
 from infermesh.store import SOURCE, Column, QueryTable, StageTable

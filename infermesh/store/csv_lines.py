@@ -17,9 +17,9 @@ from typing import NamedTuple, TextIO
 
 import duckdb
 
+from infermesh.config.file_names import row_file
 from infermesh.errors import ConfigError
 from infermesh.hints import one_line
-from infermesh.inputs.formats import row_file
 from infermesh.inputs.sources import CsvOptions
 from infermesh.store.connection import open_duckdb
 from infermesh.store.constants import Constants, select_constants

@@ -22,9 +22,10 @@ from typing import Any
 
 import duckdb
 
+from infermesh.config.file_names import row_file, suffix_of
 from infermesh.errors import ConfigError
 from infermesh.hints import one_line
-from infermesh.inputs.formats import container, row_file, suffix_of
+from infermesh.inputs.formats import container
 from infermesh.inputs.sources import FileFormat, Source
 
 if sys.version_info >= (3, 14):

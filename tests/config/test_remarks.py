@@ -37,7 +37,7 @@ def test_nothing_is_said_of_a_declaration_without_slips() -> None:
         ({"temperature": True}, "temperature: expected a number, got True."),
         ({"max_tokens": 1.5}, "max_tokens: expected an integer, got 1.5."),
         ({"seed": "7"}, "seed: expected an integer, got '7'."),
-        ({"logit_bias": [1]}, "logit_bias: expected a map, got [1]."),
+        ({"logit_bias": [1]}, "logit_bias: expected a map or a list of pairs, got [1]."),
         ({"timeout": 3}, "timeout: a key of the model, and no parameter."),
         ({"rpm": 3}, "rpm: a key of limits, and no parameter."),
         ({"system": "Be short."}, "system: a key of the stage, and no parameter."),
@@ -56,6 +56,56 @@ def test_a_parameter_that_is_a_slip(params: dict[str, Any], line: str) -> None:
 def test_every_known_name_is_near_none_but_itself() -> None:
     names = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "n_predict", "stop"]
     assert [name for name, words in doubts(dict.fromkeys(names), {}) if words] == []
+
+
+OF_SERVERS = {
+    "vllm": "thinking_token_budget include_reasoning watermarking truncation_side logprob_token_ids media_io_kwargs "
+    "session_id routed_experts_prompt_start return_token_offsets return_prompt_text return_mm_kwargs "
+    "ec_transfer_params kv_transfer_params repetition_detection stream_interval",
+    "sglang": "task return_hidden_states return_routed_experts routed_experts_start_len return_cached_tokens_details "
+    "return_prompt_token_ids return_meta_info stop_regex session_id session_params max_dynamic_patch "
+    "min_dynamic_patch use_audio_in_video images_config custom_logit_processor custom_params input_ids rid extra_key "
+    "ngram_corpus_id priority bootstrap_host bootstrap_port bootstrap_room routed_dp_rank data_parallel_rank",
+    "llama.cpp": "n_indent n_keep n_cmpl n_cache_reuse dry_sequence_breakers min_keep t_max_predict_ms id_slot "
+    "return_tokens timings_per_token parse_tool_calls",
+}
+
+
+@pytest.mark.parametrize("server", OF_SERVERS)
+def test_no_parameter_of_a_server_is_taken_for_a_slip(server: str) -> None:
+    assert list(doubts(dict.fromkeys(OF_SERVERS[server].split()), {})) == []
+
+
+def test_no_parameter_of_openai_is_taken_for_a_slip() -> None:
+    from openai.types import chat, completion_create_params, embedding_create_params, responses
+    from openai.types.audio import transcription_create_params
+
+    classes = (
+        chat.completion_create_params.CompletionCreateParamsBase,
+        completion_create_params.CompletionCreateParamsBase,
+        responses.response_create_params.ResponseCreateParamsBase,
+        embedding_create_params.EmbeddingCreateParams,
+        transcription_create_params.TranscriptionCreateParamsBase,
+    )
+    names = {name for each in classes for name in each.__annotations__}
+    assert len(names) > 40
+    assert list(doubts(dict.fromkeys(names), {"model": "a stage"})) == [
+        ("model", "a key of a stage, and no parameter.")
+    ]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"reasoning_effort": 0.4},  # SGLang
+        {"logit_bias": [[15043, 1.0], ["Hello", False]]},  # llama.cpp
+        {"logit_bias": {"15043": -100}},
+        {"cache_salt": ["a", "b"]},  # SGLang
+        {"return_hidden_states": "last"},  # SGLang
+    ],
+)
+def test_kinds_of_values_that_servers_take(params: dict[str, Any]) -> None:
+    assert list(doubts(params, {})) == []
 
 
 def test_a_limit_that_nobody_uses() -> None:

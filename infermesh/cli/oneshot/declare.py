@@ -16,8 +16,8 @@ import yaml
 
 from infermesh.cli.common import fail
 from infermesh.cli.oneshot.options import KEY_REASON, GenerateOptions, LimitOptions, ModelOptions
+from infermesh.config.file_names import names_template
 from infermesh.hints import nearest
-from infermesh.inputs.formats import names_template
 from infermesh.redaction import looks_secret
 from infermesh.types import LIMITS
 

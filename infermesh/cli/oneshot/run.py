@@ -38,9 +38,9 @@ from infermesh.cli.oneshot.options import (
 )
 from infermesh.cli.terminal import discard_stdout
 from infermesh.config.declaration import Declaration, declare
+from infermesh.config.file_names import row_file
 from infermesh.errors import InfermeshError
 from infermesh.hints import system_words
-from infermesh.inputs.formats import row_file
 
 if TYPE_CHECKING:
     from infermesh.store.output_file import Earlier
