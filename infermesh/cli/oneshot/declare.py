@@ -8,6 +8,7 @@ import datetime as dt
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,8 +122,12 @@ def as_flags(message: str) -> str:
         message,
     )
     for path, flag in _FLAGS.items():
-        message = re.sub(rf"\b{path}(\w*)", lambda found, flag=flag: flag + found[1].replace("_", "-"), message)  # type: ignore[misc]
+        message = re.sub(rf"\b{path}(\w*)", partial(_flag, flag), message)
     return message.replace("--input_jsonl", "--input-jsonl").replace("the source", "the input")
+
+
+def _flag(flag: str, found: re.Match[str]) -> str:
+    return flag + found[1].replace("_", "-")
 
 
 def _param_flag(name: str) -> str:
