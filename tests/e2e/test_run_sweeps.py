@@ -205,9 +205,13 @@ def test_a_killed_job_is_resumed(tmp_path: Path, start_simulator: Start, launch:
     process.kill()
     process.wait()
     simulator.reset()
-    found = sweep(tmp_path, f"{KEY}=4,20")
+    status = here("status", "outputs/s", cwd=tmp_path).stdout
+    _, marked, command = status.partition("\n  continue: infermesh ")
+    assert marked, status
+    found = here(*shlex.split(command), cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "resuming" in found.stderr
+    assert "continue:" not in here("status", "outputs/s", cwd=tmp_path).stdout
     assert totals(simulator, "chat")["received"] < 120
     assert table(tmp_path, '"rows", pending') == [(60, 0), (60, 0)]
     assert all(0 < elapsed < 30 for (elapsed,) in table(tmp_path, "elapsed_s"))
