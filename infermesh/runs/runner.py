@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from infermesh.errors import InputError, RequestError, StoppedError
+from infermesh.errors import ContentFilterError, InputError, RequestError, StoppedError
 from infermesh.results import RequestMetrics
 from infermesh.runs.attempts import AttemptLog
 from infermesh.runs.gate import Gate
@@ -423,7 +423,7 @@ class Runner:
             row.context[name] = self._outputs[name].done(outputs or ())
         elif status == "error":
             kind = error[0] if error is not None else "internal"
-            stats.fail(kind, message or "", lasting=row.error is None and not getattr(result, "retryable", False))
+            stats.fail(kind, message or "", lasting=row.error is None and _is_lasting(result))
             self.stats.errors += 1
             row.failed[name] = message or "failed"
         else:
@@ -464,3 +464,8 @@ def _internal_error(stage: Stage, error: Exception) -> tuple[str, str]:
     """Log an unexpected exception, and return it as the row's error: a bug costs one row, not the run."""
     logger.error("stage %s: unexpected error", stage.name, exc_info=error)
     return "internal", f"{type(error).__name__}: {error} (run.log has the traceback)"
+
+
+def _is_lasting(result: Result | RequestError | None) -> bool:
+    """Whether a failure may be every row's, until something is mended: a content filter speaks of one row's words."""
+    return not getattr(result, "retryable", False) and not isinstance(result, ContentFilterError)

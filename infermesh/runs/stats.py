@@ -20,7 +20,8 @@ _SHOWN = 300  # characters of a message
 class Failures:
     """Rows of a stage that failed in this session with one kind of error.
 
-    ``example`` is the first one's message; ``lasting`` says that no retry would have mended any of them.
+    ``example`` is the first one's message; ``lasting`` says that no retry would have mended any
+    of them, and that each may be the fault of all rows.
     """
 
     example: str

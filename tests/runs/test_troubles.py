@@ -99,6 +99,12 @@ class TestFirstErrors:
         assert lab.run(mapping, environ={"KEY": "right"}).status == "done"
         assert lab.one("SELECT count(*) FROM a WHERE status = 'done'") == 300
 
+    def test_rows_that_a_content_filter_refuses_are_rows_in_a_table(self, lab: Lab, start_simulator: Start) -> None:
+        simulator = start_simulator(filter_marker="Refused")
+        lab.rows([{"text": f"Refused {number}."} for number in range(30)] + texts(1))
+        mapping = experiment(simulator.url, {"a": generate(max_parallel_requests=4)})
+        assert lab.run(mapping).counts == {"a": {"done": 1, "error": 30}}
+
     def test_rows_that_cannot_be_read_are_rows_in_a_table(self, lab: Lab, simulator: Simulator) -> None:
         lab.rows(["no json"] * 30 + texts(1))
         outcome = lab.run(experiment(simulator.url, {"a": generate()}))
