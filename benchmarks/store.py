@@ -62,11 +62,11 @@ def attempt(row_id: int) -> tuple[Any, ...]:
 def open_tables(path: Path) -> Any:
     """A database with a generate stage's table and ``attempts``; gives the connection and the tables' columns."""
     from infermesh.stages.generate import Generate
-    from infermesh.store.connection import connect
+    from infermesh.store.connection import connect_to_write
     from infermesh.store.schema import ATTEMPTS, ATTEMPTS_DDL, StageTable
 
     stage = StageTable("s0", Generate.columns)
-    connection = connect(path, {"memory_limit": "256MB", "threads": 2})
+    connection = connect_to_write(path, {"memory_limit": "256MB", "threads": 2}, 16_384)
     connection.execute(stage.ddl)
     connection.execute(ATTEMPTS_DDL)
     return connection, {"s0": stage.columns, "attempts": ATTEMPTS}

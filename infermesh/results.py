@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar, overload
@@ -198,9 +199,19 @@ class GenerationResult(_ResultBase):
         return self.output_text
 
 
+class _Packed(_ResultBase):
+    """Has the place for a vector's bytes, which is no field of the result: it says the same as ``embedding``."""
+
+    __slots__ = ("_bytes",)
+    _bytes: bytes
+
+
 @dataclass(slots=True)
-class EmbeddingResult(_ResultBase):
+class EmbeddingResult(_Packed):
     """One text's embedding, a list of floats.
+
+    A server that answers in base64 sends float32 numbers. They stay as they came until ``embedding`` is first looked
+    at: the list takes eight times the memory, and some 15 µs for 1,024 numbers. ``packed`` goes without it.
 
     Texts of one request share its ``metrics``. Its tokens and cost are shared out to them by their length.
 
@@ -208,9 +219,45 @@ class EmbeddingResult(_ResultBase):
     --------
     >>> len(client.embed("The quick brown fox").embedding)
     64
+    >>> import numpy as np
+    >>> batch = client.embed_batch(["One.", "Two."])
+    >>> np.array([np.frombuffer(result.packed, np.float32) for result in batch.results]).shape
+    (2, 64)
     """
 
     embedding: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of_bytes(cls, packed: bytes) -> EmbeddingResult:
+        """A result of float32 numbers in this machine's byte order."""
+        result = cls()
+        del result.embedding  # the next access makes it, in __getattr__
+        result._bytes = packed
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "embedding":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        numbers: list[float] = array("f", self._bytes).tolist()
+        self.embedding = numbers
+        del self._bytes  # the list may be changed
+        return numbers
+
+    @property
+    def packed(self) -> bytes:
+        """The embedding as float32 numbers of four bytes each, in this machine's byte order.
+
+        Raises
+        ------
+        OverflowError
+            A number of ``embedding`` is too large for a float32.
+        """
+        return self._bytes if hasattr(self, "_bytes") else array("f", self.embedding).tobytes()
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers it has."""
+        return len(self._bytes) // 4 if hasattr(self, "_bytes") else len(self.embedding)
 
     def __str__(self) -> str:
         return str(self.embedding)

@@ -373,7 +373,7 @@ class LogicalModel:
 
     def _check_lengths(self, results: Sequence[EmbeddingResult], reply: Reply, asked: Any) -> None:
         """Refuse vectors of another length than this model's others. The commonest of the first request counts."""
-        lengths = [len(result.embedding) for result in results]
+        lengths = [result.dimensions for result in results]
         known = self._lengths.get(asked)
         if known is None:
             known = max(set(lengths), key=lengths.count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from infermesh.errors import RequestError
@@ -13,7 +13,7 @@ from infermesh.stages import Prepared
 from infermesh.stages.base import Result
 from infermesh.store import Row, StageTable
 from infermesh.store.reuse import KnownAnswer
-from infermesh.store.schema import state_row, timestamp
+from infermesh.store.schema import microseconds, state_row
 
 __all__ = ["StageOutputs", "answered_by_its_state", "settled_row", "take_stored", "to_be_redone"]
 
@@ -37,18 +37,25 @@ class StageOutputs:
     def __init__(self, table: StageTable, needed: Collection[str]) -> None:
         self.skipped = {column.name: None for column in table.outputs} | {"status": "skipped"}
         self._columns = [
-            (position, column.name, column.type == "JSON")
+            (position, column.name, _READ.get(column.type))
             for position, column in enumerate(table.outputs)
             if column.name in needed
         ]
 
     def done(self, outputs: Sequence[Any]) -> dict[str, Any]:
-        """The values of an answered row, from its output columns; JSON columns are parsed."""
+        """The values of an answered row, from its output columns: JSON is parsed, an embedding a list of floats."""
         values: dict[str, Any] = {"status": "done"}
-        for position, column, is_json in self._columns:
+        for position, column, convert in self._columns:
             value = outputs[position]
-            values[column] = read(value) if is_json and value is not None else value
+            values[column] = value if convert is None or value is None else convert(value)
         return values
+
+
+def _floats(value: Any) -> Any:
+    return memoryview(value).cast("f").tolist() if isinstance(value, bytes) else value
+
+
+_READ: dict[str, Callable[[Any], Any]] = {"JSON": read, "FLOAT[]": _floats}
 
 
 def take_stored(row: Row, stage: str, outputs: StageOutputs, *, stale: bool, keep_errors: bool) -> bool:
@@ -128,6 +135,6 @@ def settled_row(
         cost,
         metrics.queue_s if metrics is not None else None,
         metrics.service_s if metrics is not None else None,
-        finished_at or timestamp(time.time()),
+        finished_at or microseconds(time.time()),
         reused.run_id if reused is not None else None,
     )

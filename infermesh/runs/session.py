@@ -88,7 +88,7 @@ class RunSession:
         self._sink = sink
         self._keep_errors = keep_errors or self._experiment.keep_errors
         self._retry: Retry | None = None
-        self._store = RunStore(folder / DATABASE, experiment.store)
+        self._store = RunStore(folder / DATABASE, experiment.store, vectors=_has_vectors(pipeline))
         self._filters: dict[str, RowFilter] = {}
         self._origins: Mapping[str, Sequence[Column]] = {}
         self._stale: set[str] = set()
@@ -489,3 +489,7 @@ def _rows_of(counts: Mapping[str, int]) -> str:
 def _close_quietly(writer: GroupWriter) -> None:
     with contextlib.suppress(Exception):  # on_failure has reported it
         writer.close()
+
+
+def _has_vectors(pipeline: Pipeline) -> bool:
+    return any(column.type == "FLOAT[]" for stage in pipeline.stages.values() for column in stage.table.outputs)

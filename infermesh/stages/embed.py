@@ -54,4 +54,4 @@ class Embed(ModelStage):
         return await self.model.embed([item.request for item in prepared], self.params)
 
     def outputs(self, result: EmbeddingResult) -> tuple[Any, ...]:
-        return (result.embedding,)
+        return (result.packed,)

@@ -21,7 +21,7 @@ except ImportError:  # Windows
 
 from infermesh.errors import StoreError, StoreInUseError
 from infermesh.hints import cure, one_line
-from infermesh.store.schema import DATABASE, SETTINGS
+from infermesh.store.schema import DATABASE, SETTINGS, literal, quoted
 
 __all__ = [
     "DatabaseError",
@@ -144,12 +144,25 @@ def log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.wal")
 
 
-def connect_to_write(path: Path, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
-    """Open for writing. Wait up to five seconds for processes that read it; do not wait for one that writes."""
+def connect_to_write(path: Path, config: Mapping[str, Any], row_group: int) -> duckdb.DuckDBPyConnection:
+    """Open for writing. Wait up to five seconds for processes that read it; do not wait for one that writes.
+
+    Parameters
+    ----------
+    row_group
+        Rows in a group: see :func:`regroup`.
+    """
     until = None
     while True:
         try:
-            return connect(path, config)
+            connection = connect(path, config)
+            try:
+                with in_words(path):
+                    regroup(connection, path, row_group)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
         except StoreInUseError as error:
             if until is None:
                 # Readers share the file. If another process writes, this raises StoreInUseError too, with the same
@@ -160,6 +173,35 @@ def connect_to_write(path: Path, config: Mapping[str, Any]) -> duckdb.DuckDBPyCo
                 asks = "it is read again and again, or for long. End that process, then run this again"
                 raise StoreInUseError(f"{str(error).partition(': a run')[0]}: {asks}.") from None
         time.sleep(0.02)
+
+
+def regroup(connection: duckdb.DuckDBPyConnection, path: Path, rows: int) -> None:
+    """Attach a connection's database again, so that what is written from now on is in row groups of ``rows``.
+
+    At each checkpoint DuckDB writes the last row group of a table anew, whole. Its own have 122,880 rows: half a
+    gigabyte of vectors with 1,024 numbers, which are written again for each 16 MB that come. Only ATTACH knows the
+    setting (https://duckdb.org/docs/current/sql/statements/attach, ``ROW_GROUP_SIZE``). The database keeps its name, so
+    that later cursors find it, and its place among the process's open databases, which keeps a second connection of
+    the process from opening the file: closing that one would end the lock.
+
+    Parameters
+    ----------
+    rows
+        A multiple of 2,048.
+
+    Raises
+    ------
+    duckdb.Error
+        Another process has taken the file meanwhile, or there is no space.
+    """
+    (name,) = connection.execute("SELECT current_database()").fetchall()[0]
+    file, database, aside = literal(str(path)), quoted(name), quoted(f"{name}_aside")
+    connection.execute(f"ATTACH ':memory:' AS {aside}")
+    connection.execute(f"USE {aside}")
+    connection.execute(f"DETACH {database}")
+    connection.execute(f"ATTACH {file} AS {database} (ROW_GROUP_SIZE {rows})")
+    connection.execute(f"USE {database}")
+    connection.execute(f"DETACH {aside}")
 
 
 def unusable(path: Path, error: duckdb.Error, *, done: str = "used") -> StoreError:

@@ -53,7 +53,8 @@ Check = Callable[[Connection, Mapping[str, Sequence[Column]]], None]
 
 # On closing, DuckDB would also vacuum all row groups that are not full: for a million rows that took 130 MB and 4 s,
 # and left the file larger. One task each time is enough.
-_CHECKPOINT: Mapping[str, Any] = {"max_vacuum_tasks": 1}
+_CHECKPOINT: Mapping[str, Any] = {"max_vacuum_tasks": 1, "checkpoint_threshold": "64MB"}
+_ROWS, _VECTORS = 16_384, 2_048  # in a row group: see regroup()
 _IDS = 10_000  # row_ids that are fetched at once
 _HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks (duckdb/storage/storage_info.hpp)
 
@@ -99,6 +100,11 @@ class Redo:
 class RunStore:
     """A run's ``run.duckdb``, open for writing. It is created if it does not exist.
 
+    Parameters
+    ----------
+    vectors
+        Rows of some kilobytes each are to come: row groups are small.
+
     Attributes
     ----------
     is_new
@@ -112,11 +118,11 @@ class RunStore:
         Another process has it open, it is damaged, or a newer version wrote it.
     """
 
-    def __init__(self, path: Path, config: StoreConfig) -> None:
+    def __init__(self, path: Path, config: StoreConfig, *, vectors: bool = False) -> None:
         self.path = path
         self._memory_limit = config.memory_limit
         limits = {"memory_limit": config.memory_limit, "threads": config.threads}
-        self._connection = connect_to_write(path, {**limits, **_CHECKPOINT})
+        self._connection = connect_to_write(path, {**limits, **_CHECKPOINT}, _VECTORS if vectors else _ROWS)
         self._file = OpenFile(path)
         self._interval = config.commit_interval
         self._tables: list[StageTable] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 import duckdb
@@ -20,7 +20,6 @@ SCHEMA_VERSION = 2
 # Without this, DuckDB also resolves a table name to a Python variable of the caller. It would search Python's frames
 # while it holds a lock of the database, and a user's SQL could name variables of ours.
 SETTINGS: dict[str, Any] = {"python_enable_replacements": False}
-_EPOCH = datetime(1970, 1, 1)
 
 
 # What run.status may hold. A reader knows one more, ``killed``: see :func:`status_now`.
@@ -132,10 +131,13 @@ def state_row(
     cost_usd: float | None,
     queue_s: float | None,
     service_s: float | None,
-    finished_at: datetime,
+    finished_at: datetime | int,
     reused_from: str | None,
 ) -> tuple[Any, ...]:
-    """Make a row of a stage's table: the values of ``BEFORE_OUTPUTS``, the stage's outputs and ``AFTER_OUTPUTS``."""
+    """Make a row of a stage's table: the values of ``BEFORE_OUTPUTS``, the stage's outputs and ``AFTER_OUTPUTS``.
+
+    A time is a datetime in UTC without a time zone, or microseconds since the epoch.
+    """
     return (
         row_id,
         status,
@@ -183,7 +185,7 @@ def attempt_row(stage: str, row_id: int, attempt: Attempt, error: str | None = N
         row_id,
         attempt.attempt,
         attempt.deployment,
-        timestamp(attempt.started_at),
+        microseconds(attempt.started_at),
         attempt.queue_s,
         attempt.service_s,
         attempt.status_code,
@@ -209,7 +211,9 @@ def row_instead(
     attempts = row[len(BEFORE_OUTPUTS) + outputs + 2]
     error = ("internal", f"it could not be stored: {reason}")
     nothing = (None,) * 8
-    return state_row(row[0], "error", [None] * outputs, *error, attempts, *nothing, None, timestamp(time.time()), None)
+    return state_row(
+        row[0], "error", [None] * outputs, *error, attempts, *nothing, None, microseconds(time.time()), None
+    )
 
 
 def stored_text(text: str | None) -> str | None:
@@ -217,9 +221,9 @@ def stored_text(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
-def timestamp(seconds: float) -> datetime:
-    """Convert seconds since the epoch to what a TIMESTAMP column stores: UTC, without a time zone."""
-    return _EPOCH + timedelta(0, seconds)
+def microseconds(seconds: float) -> int:
+    """Seconds since the epoch as the writer takes a time."""
+    return round(seconds * 1_000_000)
 
 
 RUN_DDL = """

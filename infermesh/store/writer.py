@@ -30,11 +30,11 @@ from infermesh.runtime.guarded import start_thread
 from infermesh.store.connection import shortened
 from infermesh.store.memory import with_room
 from infermesh.store.schema import Column, quoted
+from infermesh.store.segments import appendable, segment
 
-# Rows per call of the appender, which holds the GIL meanwhile: small slices keep the event loop's pauses short. Lists,
-# which are embeddings, take longer to convert.
+# Rows per call of the appender, which holds the GIL meanwhile: small slices keep the event loop's pauses short.
 _SLICE = 256
-_SLICE_WITH_LISTS = 32
+_SEGMENT = "infermesh_segment"
 _WAKE_AT = 4096  # queued rows that start a commit before the interval is over
 # What a value raises that its column cannot hold. No space, a broken file and the like are other classes.
 _UNFIT = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError, ValueError, TypeError, OverflowError)
@@ -79,10 +79,7 @@ class GroupWriter:
         on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
         self._connection = connection
-        self._slices = {
-            name: _SLICE_WITH_LISTS if any(column.type.endswith("[]") for column in columns) else _SLICE
-            for name, columns in tables.items()
-        }
+        self._tables = tables
         self._instead = instead
         self._interval = interval
         self._on_commit = on_commit
@@ -210,17 +207,25 @@ class GroupWriter:
                     [ids, min(ids), max(ids)],
                 )
             for table, values in rows.items():
-                step = self._slices[table]
-                try:
-                    with connection.appender(table) as appender:
-                        for start in range(0, len(values), step):
-                            appender.append_rows(values[start : start + step])
-                            time.sleep(0)  # release the GIL: the event loop may be waiting for it
-                except duckdb.OutOfMemoryException:
-                    appender.clear()  # or closing it would flush its rows, which the next try appends again
-                    raise
+                if (made := segment(self._tables[table], values)) is not None:
+                    connection.register(_SEGMENT, made)
+                    connection.execute(f"INSERT INTO {quoted(table)} SELECT {made.select} FROM {_SEGMENT}", made.values)
+                    connection.unregister(_SEGMENT)
+                else:
+                    self._append(table, values)
             connection.commit()
         except BaseException:
             with contextlib.suppress(duckdb.Error):  # an error may have ended the transaction, and must not be hidden
                 connection.rollback()
+            raise
+
+    def _append(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        rows = appendable(self._tables[table], rows)
+        try:
+            with self._connection.appender(table) as appender:
+                for start in range(0, len(rows), _SLICE):
+                    appender.append_rows(rows[start : start + _SLICE])
+                    time.sleep(0)  # release the GIL: the event loop may be waiting for it
+        except duckdb.OutOfMemoryException:
+            appender.clear()  # or closing it would flush its rows, which the next try appends again
             raise

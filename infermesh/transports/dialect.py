@@ -7,6 +7,10 @@ takes instead is learned once a deployment, and the request is sent again at onc
 of Mistral's or an old one of Azure's that has never heard of ``max_completion_tokens`` names nothing in its place. Of
 ``verbose_json`` servers complain with any status (speaches with 422, others with 404, 500 and 501), or in a success.
 ``transformers serve`` streams the Responses API unless ``stream`` is false.
+
+Embeddings are asked for in base64, which takes a quarter of the bytes and a fiftieth of the time to read (OpenAI's API
+reference, Embeddings, ``encoding_format``; its SDK asks for it too). A server that knows no such parameter passes over
+it, and answers with numbers; one that refuses it by name is asked for numbers from then on.
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ _NOT_KNOWN = re.compile(
 )
 _FORMAT = re.compile(r"response_format|verbose_json|\btimestamps?\b[^.]{0,40}\bnot supported", re.IGNORECASE)
 _REFUSED = frozenset((400, 415, 422))
+_UNABLE = frozenset((404, 500, 501))
+_ENCODING = re.compile(r"encoding[_ ]?format|base64", re.IGNORECASE)
 
 
 class Dialect:
@@ -64,6 +70,7 @@ class Dialect:
         self.edition = 0  # how often something was learned
         self._renamed: dict[str, str] = {}
         self._unstreamed: set[Operation] = set()
+        self._packs = True  # embeddings are asked for in base64
         if provider in _OPENAI and _REASONING.search(model):
             self._renamed["max_tokens"] = "max_completion_tokens"
         self._transcript_format = "json" if "gpt-4o" in model else "verbose_json"
@@ -74,6 +81,8 @@ class Dialect:
             request = Request(
                 request.operation, {"stream": False, **request.payload}, output_tokens=request.output_tokens
             )
+        if request.operation == "embedding" and self._packs and "encoding_format" not in request.payload:
+            return Request("embedding", {**request.payload, "encoding_format": "base64"}, output_tokens=0)
         renamed = self._renamed
         if not renamed or request.operation != "chat_completion" or renamed.keys().isdisjoint(request.payload):
             return request
@@ -102,6 +111,8 @@ class Dialect:
             learns = self._learns_format
         elif request.operation == "chat_completion" and error.status_code in _REFUSED:
             learns = self._learns_name
+        elif request.operation == "embedding" and (error.status_code in _REFUSED or error.status_code in _UNABLE):
+            learns = self._learns_encoding
         else:
             return error
         if not learns(request, error, edition != self.edition):
@@ -136,6 +147,16 @@ class Dialect:
             "language and duration",
             self._label,
         )
+        return True
+
+    def _learns_encoding(self, request: Request, error: RequestError, anew: bool) -> bool:
+        if "encoding_format" in request.payload or not _ENCODING.search(error.message):
+            return False
+        if not self._packs:
+            return anew
+        self._packs = False
+        self.edition += 1
+        logger.warning("%s: it does not take encoding_format=base64, and is asked for numbers from now on", self._label)
         return True
 
     def _learns_name(self, request: Request, error: RequestError, anew: bool) -> bool:

@@ -6,13 +6,13 @@ what was expected, and shows the beginning of the answer.
 
 from __future__ import annotations
 
-import binascii
 import math
 import sys
 from array import array
-from base64 import b64decode
 from collections.abc import Sequence
 from typing import Any, NoReturn
+
+from pybase64 import b64decode
 
 from infermesh.errors import (
     ContentFilterError,
@@ -371,16 +371,15 @@ def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None)
     if not isinstance(data, list) or len(data) != n:
         found = f"{len(data)}" if isinstance(data, list) else "none"
         _malformed(f"{n} embeddings in 'data' ({found} came)", reply)
-    vectors: list[list[float] | None] = [None] * n
+    results = [_EMPTY] * n
     for index, item in zip(_indices(data, reply), data, strict=True):
-        vectors[index] = _vector(item.get("embedding"), reply)
+        results[index] = _embedding(item.get("embedding"), reply)
     request_id = _request_id(reply)
     model_id = _text_or_none(body.get("model"))
     usages = shares(usage_of(body, input_only=True), weights if weights is not None else [1] * n)
-    return [
-        EmbeddingResult(request_id=request_id, model_id=model_id, token_usage=usage, embedding=vector or [])
-        for vector, usage in zip(vectors, usages, strict=True)
-    ]
+    for result, usage in zip(results, usages, strict=True):
+        result.request_id, result.model_id, result.token_usage = request_id, model_id, usage
+    return results
 
 
 def _indices(data: list[Any], reply: Reply) -> Sequence[int]:
@@ -401,22 +400,37 @@ def _indices(data: list[Any], reply: Reply) -> Sequence[int]:
     return found
 
 
-def _vector(value: Any, reply: Reply) -> list[float]:
+def _embedding(value: Any, reply: Reply) -> EmbeddingResult:
     try:
         if isinstance(value, str):
-            numbers = array("f")
-            numbers.frombytes(b64decode(value, validate=True))
+            packed = b64decode(value, validate=True)
             if sys.byteorder == "big":
-                numbers.byteswap()
-            vector = numbers.tolist()
-        else:
-            vector = value
+                packed = _swapped(packed)
+            # The byte that holds most of the exponent says of nearly every vector that its numbers are finite.
+            highest = packed[_HIGHEST::4]
+            if not packed or len(packed) % 4 or ((b"\x7f" in highest or b"\xff" in highest) and not _is_finite(packed)):
+                _malformed("each embedding as base64 of finite float32 numbers", reply)
+            return EmbeddingResult.of_bytes(packed)
         # One pass in C finds what is not a number, not finite, or too large: no number is larger than the length.
-        if not isinstance(vector, list) or not vector or not math.hypot(*vector) <= FLOAT32_MAX:
+        if not isinstance(value, list) or not value or not math.hypot(*value) <= FLOAT32_MAX:
             _malformed("each embedding as a non-empty list of finite numbers within float32", reply)
-    except (TypeError, ValueError, OverflowError, binascii.Error):
+    except (TypeError, ValueError, OverflowError):
         _malformed("each embedding as a list of numbers, or base64 of float32", reply)
-    return vector
+    return EmbeddingResult(embedding=value)
+
+
+_HIGHEST = 3 if sys.byteorder == "little" else 0  # of a number's four bytes
+_EMPTY = EmbeddingResult()
+
+
+def _swapped(packed: bytes) -> bytes:
+    numbers = array("f", packed)
+    numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _is_finite(packed: bytes) -> bool:
+    return all(map(math.isfinite, memoryview(packed).cast("f")))
 
 
 def parse_transcription(reply: Reply) -> TranscriptionResult:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +22,7 @@ from infermesh.results import Attempt
 from infermesh.runs.row import StageOutputs, take_stored, to_be_redone
 from infermesh.store import Column, Row, RunStore, StageTable
 from infermesh.store.database import Redo
-from infermesh.store.schema import attempt_row, state_row, timestamp
+from infermesh.store.schema import attempt_row, state_row
 from tests.support import RECORD, assert_holds, experiment, generate, write_jsonl
 
 STAGES = ("first", "second")  # the second reads the first
@@ -122,7 +122,7 @@ class Runs(RuleBasedStateMachine):
 
     def put(self, row: Row, name: str, status: str, error_type: str | None) -> None:
         self.clock += 1
-        state = State(status, error_type, timestamp(float(self.clock)))
+        state = State(status, error_type, datetime(1970, 1, 1) + timedelta(seconds=self.clock))
         sent = int(status != "skipped")
         key = f"key-{row.context['n']}" if status == "done" else None
         error = None if error_type is None else "why"

@@ -19,6 +19,8 @@ from infermesh.errors import BadRequestError, MalformedResponseError, RequestErr
 from infermesh.results import RequestMetrics
 from infermesh.transports import make_transport
 from infermesh.types import Audio, Request, Transport
+from infermesh.wire.answers import parse_embeddings
+from infermesh.wire.requests import embedding_request
 
 from .conftest import serving
 
@@ -232,3 +234,65 @@ async def test_the_form_that_openais_models_take_is_known(model: str, form: str)
         await transport.send(clip(), 10.0)
         await transport.aclose()
     assert [body["response_format"] for body in seen] == [form]
+
+
+NUMBERS = {"data": [{"index": 0, "embedding": [0.5, 1.5]}]}
+PACKED = {"data": [{"index": 0, "embedding": "AAAAPwAAwD8="}]}
+BASE64_REFUSED = [
+    (400, "'encoding_format' is not supported by this model"),
+    (422, [{"loc": ["body", "encoding_format"], "msg": "Extra inputs are not permitted", "input": "base64"}]),
+    (400, "Setting {'encoding_format': 'base64'} is not supported by cohere"),
+    (500, "base64 embeddings are not implemented"),
+]
+
+
+def vectors(**params: Any) -> Request:
+    return embedding_request(["a"], params)
+
+
+async def test_embeddings_are_asked_for_in_base64() -> None:
+    async with server(lambda body: (200, PACKED if "encoding_format" in body else NUMBERS)) as (base, seen):
+        transport = make_transport(DeploymentConfig("hosted_vllm/e5", base), label="d")
+        (result,) = parse_embeddings(await transport.send(vectors(dimensions=2), 10.0), 1)
+        await transport.aclose()
+    assert seen == [{"model": "e5", "input": ["a"], "dimensions": 2, "encoding_format": "base64"}]
+    assert result.embedding == [0.5, 1.5]
+
+
+async def test_a_server_that_knows_no_base64_answers_with_numbers() -> None:
+    async with server(lambda body: (200, NUMBERS)) as (base, seen):
+        transport = make_transport(DeploymentConfig("hosted_vllm/e5", base), label="d")
+        (result,) = parse_embeddings(await transport.send(vectors(), 10.0), 1)
+        await transport.aclose()
+    assert (result.embedding, len(seen)) == ([0.5, 1.5], 1)
+
+
+@pytest.mark.parametrize(("status", "said"), BASE64_REFUSED)
+async def test_a_server_that_refuses_base64_is_asked_for_numbers(
+    status: int, said: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(body: dict[str, Any]) -> Answer:
+        return (status, {"detail": said}) if body.get("encoding_format") == "base64" else (200, NUMBERS)
+
+    async with server(answer) as (base, seen):
+        transport = make_transport(DeploymentConfig("hosted_vllm/e5", base), label="d")
+        with caplog.at_level(logging.WARNING, "infermesh"):
+            for _ in range(3):
+                assert (await sent(transport, vectors()))[0] == NUMBERS
+        assert [body.get("encoding_format") for body in seen] == ["base64", None, None, None]
+        with pytest.raises(RequestError):  # what somebody asked for is not replaced in silence
+            await sent(transport, vectors(encoding_format="base64"))
+        await transport.aclose()
+    assert [record.message for record in caplog.records] == [
+        "d: it does not take encoding_format=base64, and is asked for numbers from now on"
+    ]
+
+
+async def test_a_refusal_of_the_text_leaves_base64() -> None:
+    async with server(lambda body: (400, {"error": {"message": "the input is too long"}})) as (base, seen):
+        transport = make_transport(DeploymentConfig("hosted_vllm/e5", base), label="d")
+        for _ in range(2):
+            with pytest.raises(BadRequestError):
+                await sent(transport, vectors())
+        await transport.aclose()
+    assert [body.get("encoding_format") for body in seen] == ["base64", "base64"]
