@@ -21,6 +21,7 @@ SCRIPTS = (
     "client",
     "tls",
     "run",
+    "embeddings",
     "inflight",
     "store",
     "memory",

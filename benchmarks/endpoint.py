@@ -3,7 +3,7 @@
 `static_endpoint` is nginx where it is installed, otherwise a protocol of a hundred lines on uvloop. Either way the
 client under measurement is the bottleneck, and not the endpoint. `watching_endpoint` is always the protocol: it can
 answer late, and it tells when requests came in, which nginx does not. `tls_endpoint` is the static one over TLS, with a
-path that is never answered.
+path that is never answered. `embedding_endpoint` gives vectors, in base64 where it is asked for them so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 import urllib.request
+from array import array
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -82,10 +84,56 @@ class Arrivals:
         ]
 
 
+class Answers:
+    """What an endpoint answers, as whole responses.
+
+    Parameters
+    ----------
+    characters
+        Of a chat's answer; 0: the short one.
+    texts
+        Of each request for embeddings.
+    dimensions
+        Of an embedding.
+    """
+
+    def __init__(self, characters: int = 0, texts: int = 1, dimensions: int = 0) -> None:
+        body = ANSWER
+        if characters:
+            answer = json.loads(ANSWER)
+            answer["choices"][0]["message"]["content"] = long_text(characters)
+            body = json.dumps(answer).encode()
+        self.chat = _HEAD % len(body) + body
+        vectors = [[random.uniform(-1, 1) for _ in range(dimensions)] for _ in range(texts)]
+        packed = [b64encode(array("f", each).tobytes()).decode() for each in vectors]
+        self.numbers, self.packed = _embeddings(vectors), _embeddings(packed)
+
+    def to(self, request: bytes) -> bytes:
+        """The answer to a request."""
+        if not request.startswith(b"POST /v1/embeddings"):
+            return self.chat
+        return self.packed if b'"base64"' in request else self.numbers
+
+
+def long_text(characters: int) -> str:
+    """Words of a small vocabulary, so that it compresses about as text does."""
+    chosen = random.Random(7)
+    words = ["".join(chosen.choices("etaoinshrdlucm", k=chosen.randint(2, 9))) for _ in range(2000)]
+    return " ".join(chosen.choices(words, k=characters // 4))[:characters]
+
+
+def _embeddings(vectors: Sequence[Any]) -> bytes:
+    data = [{"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": 12 * len(data), "total_tokens": 12 * len(data)}
+    body = json.dumps({"object": "list", "data": data, "model": "static", "usage": usage}).encode()
+    return _HEAD % len(body) + body
+
+
 class _Log:
     """What all connections of a server share."""
 
-    def __init__(self, delay_s: float, spread_s: float) -> None:
+    def __init__(self, delay_s: float, spread_s: float, answers: Answers) -> None:
+        self.answers = answers
         self.delay_s = delay_s
         self.spread_s = spread_s
         self.waiting = 0
@@ -115,7 +163,6 @@ class _Static(asyncio.Protocol):
 
     def __init__(self, log: _Log) -> None:
         self._log = log
-        self._answer = _HEAD % len(ANSWER) + ANSWER
         self._data = b""
         self._waits = False
 
@@ -138,6 +185,7 @@ class _Static(asyncio.Protocol):
                 self._waits = True
                 self._log.waiting += 1
                 return
+            answer = self._log.answers.to(self._data[:whole])
             self._data = self._data[whole:]
             if asked:
                 self._transport.write(self._log.told())
@@ -145,13 +193,13 @@ class _Static(asyncio.Protocol):
             self._log.note()
             if self._log.delay_s:
                 delay = self._log.delay_s + random.uniform(-1, 1) * self._log.spread_s
-                self._loop.call_later(delay, self._transport.write, self._answer)
+                self._loop.call_later(delay, self._transport.write, answer)
             else:
-                self._transport.write(self._answer)
+                self._transport.write(answer)
 
 
-async def _serve(port: int, delay_s: float, spread_s: float, certificate: Path | None) -> None:
-    log = _Log(delay_s, spread_s)
+async def _serve(port: int, delay_s: float, spread_s: float, certificate: Path | None, answers: Answers) -> None:
+    log = _Log(delay_s, spread_s, answers)
     loop = asyncio.get_running_loop()
     context = None
     if certificate is not None:
@@ -260,6 +308,20 @@ def watching_endpoint(delay_s: float = 0.0, spread_s: float = 0.0) -> Iterator[s
 
 
 @contextmanager
+def embedding_endpoint(texts: int, dimensions: int) -> Iterator[str]:
+    """Run an endpoint that embeds ``texts`` texts in each request; gives its base URL."""
+    with _watching(_free_port(), "--texts", str(texts), "--dimensions", str(dimensions)) as url:
+        yield url
+
+
+@contextmanager
+def long_endpoint(characters: int) -> Iterator[str]:
+    """Run an endpoint whose answers have so many characters; gives its base URL."""
+    with _watching(_free_port(), "--characters", str(characters)) as url:
+        yield url
+
+
+@contextmanager
 def _watching(port: int, *options: str) -> Iterator[str]:
     command = [sys.executable, "-m", "benchmarks.endpoint", "--port", str(port), *options]
     with _process(command, port) as url:
@@ -295,8 +357,11 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--spread", type=float, default=0.0)
     parser.add_argument("--certificate", type=Path)
+    for name in ("characters", "texts", "dimensions"):
+        parser.add_argument(f"--{name}", type=int, default=0)
     arguments = parser.parse_args()
-    serving = _serve(arguments.port, arguments.delay, arguments.spread, arguments.certificate)
+    answers = Answers(arguments.characters, arguments.texts, arguments.dimensions)
+    serving = _serve(arguments.port, arguments.delay, arguments.spread, arguments.certificate, answers)
     with suppress(KeyboardInterrupt):
         try:
             import uvloop

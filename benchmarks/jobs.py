@@ -72,11 +72,26 @@ def idle(seconds: float) -> dict[str, float]:
     return found
 
 
-def write_rows(path: Path, count: int) -> Path:
-    """A JSONL file of so many rows, a hundred and twenty bytes each."""
+def write_rows(path: Path, count: int, characters: int = 100) -> Path:
+    """A JSONL file of so many rows: a number, and a note of so many characters."""
+    from benchmarks.endpoint import long_text
+
+    note = "x" * characters if characters <= 100 else long_text(characters)
     with path.open("w") as lines:
-        lines.writelines(json.dumps({"id": number, "note": "x" * 100}) + "\n" for number in range(count))
+        lines.writelines(json.dumps({"id": number, "note": note}) + "\n" for number in range(count))
     return path
+
+
+def embedding_experiment(url: str, rows: str | Path, texts: int, window: int) -> dict[str, Any]:
+    """A run of one embed stage, ``texts`` in a request."""
+    stage = {
+        "kind": "embed",
+        "model": "m",
+        "text": PROMPT,
+        "micro_batch_size": texts,
+        "max_parallel_requests": window,
+    }
+    return experiment(url, rows) | {"stages": {"s0": stage}}
 
 
 def experiment(url: str, rows: str | Path, stages: int = 1, window: int = 64) -> dict[str, Any]:
@@ -104,19 +119,35 @@ def run_once(url: str, rows: int, stages: int, window: int) -> dict[str, float]:
 
     A run of a few rows goes before it, so that imports and bytecode are not in the seconds.
     """
-    _run(url, 64, stages, window)
-    return _run(url, rows, stages, window)
+    return _run_twice(experiment(url, "rows.jsonl", stages, window), rows)
 
 
-def _run(url: str, rows: int, stages: int, window: int) -> dict[str, float]:
+def run_embedding(url: str, rows: int, texts: int, window: int) -> dict[str, float]:
+    """The same of an embed stage."""
+    return _run_twice(embedding_experiment(url, "rows.jsonl", texts, window), rows)
+
+
+def run_long(url: str, rows: int, characters: int, window: int) -> dict[str, float]:
+    """The same of a generate stage with rows, and prompts, of so many characters."""
+    declared = experiment(url, "rows.jsonl", 1, window)
+    declared["stages"]["s0"]["prompt"] = "{{ note }} {{ id }}"
+    return _run_twice(declared, rows, characters)
+
+
+def _run_twice(declared: dict[str, Any], rows: int, characters: int = 100) -> dict[str, float]:
+    _run(declared, 64, characters)
+    return _run(declared, rows, characters)
+
+
+def _run(declared: dict[str, Any], rows: int, characters: int) -> dict[str, float]:
     from infermesh.config.declaration import declare
     from infermesh.runs.execute import execute
 
     probe = LagProbe()
     with tempfile.TemporaryDirectory() as folder:
-        source = write_rows(Path(folder) / "rows.jsonl", rows)
+        source = write_rows(Path(folder) / "rows.jsonl", rows, characters)
         cpu, started = time.process_time(), time.perf_counter()
-        job = declare(experiment(url, source, stages, window), [Path.cwd()])
+        job = declare(declared | {"source": {"path": str(source)}}, [Path.cwd()])
         outcome = execute(job, Path(folder) / "r" / "1", observer=probe)
         found = {"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
     assert outcome.exit_code == 0, outcome
@@ -130,12 +161,20 @@ def command(*arguments: str) -> list[str]:
     return [str(installed), *arguments] if installed.exists() else [sys.executable, "-m", "infermesh", *arguments]
 
 
-def project(folder: Path, url: str, rows: int, window: int = 64) -> None:
-    """A project of a user's: rows.jsonl and an experiment called benchmark, of one generate stage."""
-    write_rows(folder / "rows.jsonl", rows)
+def project(folder: Path, declared: dict[str, Any], rows: int, characters: int = 100) -> None:
+    """A project of a user's: rows.jsonl and an experiment called benchmark."""
+    write_rows(folder / "rows.jsonl", rows, characters)
     target = folder / "conf" / "experiment" / "benchmark.yaml"
     target.parent.mkdir(parents=True)
-    target.write_text("# @package _global_\n" + json.dumps(experiment(url, "rows.jsonl", 1, window), indent=1))
+    target.write_text("# @package _global_\n" + json.dumps(declared, indent=1))
+
+
+def peak_of_run(declared: dict[str, Any], rows: int, characters: int = 100) -> tuple[float, float, float]:
+    """Run a declaration as a user does: the peak of its memory in MB, its seconds, and the database's MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        project(Path(folder), declared, rows, characters)
+        peak, seconds = peak_rss(command("run", "+experiment=benchmark", "hydra.run.dir=outputs/it"), Path(folder))
+        return peak, seconds, (Path(folder) / "outputs" / "it" / "run.duckdb").stat().st_size / 1e6
 
 
 def launch(arguments: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:

@@ -6,12 +6,9 @@ endpoint is another's process and does not count. Nothing of infermesh is loaded
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from benchmarks.endpoint import static_endpoint
 from benchmarks.harness import Result, Target, say, script
-from benchmarks.jobs import command, peak_rss, project
+from benchmarks.jobs import experiment, peak_of_run
 
 
 def measure(quick: bool) -> Result:
@@ -22,11 +19,7 @@ def measure(quick: bool) -> Result:
     with static_endpoint() as url:
         for size in sizes:
             say(f"{size:,} rows")
-            with tempfile.TemporaryDirectory() as folder:
-                project(Path(folder), url, size)
-                arguments = command("run", "+experiment=benchmark", "hydra.run.dir=outputs/it")
-                peaks[size], seconds = peak_rss(arguments, Path(folder))
-                database = (Path(folder) / "outputs" / "it" / "run.duckdb").stat().st_size / 1e6
+            peaks[size], seconds, database = peak_of_run(experiment(url, "rows.jsonl"), size)
             rows.append([f"{size:,} rows", f"{peaks[size]:.0f}", f"{database:.0f}", f"{seconds:.1f}"])
     growth = peaks[sizes[-1]] - peaks[sizes[0]]
     return Result(

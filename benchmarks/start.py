@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.endpoint import arrivals, first_arrival, watching_endpoint
 from benchmarks.harness import Result, Target, rounds, say, script
-from benchmarks.jobs import command, ended, launch, project
+from benchmarks.jobs import command, ended, experiment, launch, project
 
 RUN = "outputs/benchmark/it"
 _INTERRUPTED = (0, 130)
@@ -60,7 +60,7 @@ def nearly_done(folder: Path, url: str, rows: int) -> None:
     """
     from infermesh.store.connection import connect
 
-    project(folder, url, rows)
+    project(folder, experiment(url, "rows.jsonl"), rows)
     begin = command("run", "+experiment=benchmark", f"hydra.run.dir={RUN}")
     to_first_request(begin, folder, url)
     pending = f"row_id % 200 = 7 OR row_id >= {rows - rows // 200}"
@@ -88,7 +88,7 @@ def measure(quick: bool) -> Result:
     with ExitStack() as stack:
         url = stack.enter_context(watching_endpoint())
         small, large = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
-        project(small, url, 10)
+        project(small, experiment(url, "rows.jsonl"), 10)
         say(f"making a run of {rows:,} rows that is 99 % done")
         nearly_done(large, url, rows)
         shown, imported, first, resumed = (
