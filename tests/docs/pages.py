@@ -37,7 +37,7 @@ import subprocess
 import sys
 import textwrap
 import unittest
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -142,19 +142,24 @@ class Page:
     def _session(self, example: Example, text: str) -> str | None:
         sessions, marks = list(session(text)), Marks(example)
         for (line, shown), wanted in zip(sessions, marks.codes(len(sessions)), strict=True):
-            code, said = self._shell(line)
+            code, orders = self._shell(line)
             if code != wanted:
-                return f"$ {line}\nexit code {code}, not {wanted}:\n{said}"
-            if shown and (wrong := differs(shown, said.replace(self._server, SERVER), marks.numbers_vary)):
-                return f"$ {line}\n{wrong}"
+                return f"$ {line}\nexit code {code}, not {wanted}:\n{orders[0]}"
+            wrong = [differs(shown, said.replace(self._server, SERVER), marks.numbers_vary) for said in orders]
+            if shown and all(wrong):
+                return f"$ {line}\n{wrong[0]}"
         return None
 
     def _succeeds(self, line: str, wanted: int) -> str | None:
-        code, said = self._shell(line)
-        return None if code == wanted else f"{line}\nexit code {code}, not {wanted}:\n{said}"
+        code, orders = self._shell(line)
+        return None if code == wanted else f"{line}\nexit code {code}, not {wanted}:\n{orders[0]}"
 
-    def _shell(self, line: str) -> tuple[int, str]:
-        """Run by bash, in the folder and with the variables that the last one left; its code, and all that it said."""
+    def _shell(self, line: str) -> tuple[int, list[str]]:
+        """Run by bash, in the folder and with the variables that the last one left; its code, and all that it said.
+
+        A terminal passes on what it gets a little later than a pipe does. So what was said comes in three orders: as
+        it was read, one stream behind the other, and the other way round.
+        """
         if line.removeprefix("set -e\n").startswith(_SERVE):
             return self._simulate(line)
         note = Path(self._environment["HOME"]) / "cwd"
@@ -169,14 +174,14 @@ class Page:
         )
         os.close(theirs)
         assert process.stderr is not None
-        said = _read([ours, process.stderr.fileno()])
+        orders = _read(ours, process.stderr.fileno())
         os.close(ours)
         process.stderr.close()
         code = process.wait(BLOCK_S)
         self._cwd = Path(note.read_text().strip())
         variables = note.with_suffix(".env").read_text().split("\0")
         self._environment = dict(variable.split("=", 1) for variable in variables if variable)
-        return code, _ESCAPES.sub("", said).replace("\r\n", "\n")
+        return code, [_ESCAPES.sub("", said.decode(errors="replace")).replace("\r\n", "\n") for said in orders]
 
     def _named(self, line: str) -> str:
         """A command with the newest folders' names in it."""
@@ -187,7 +192,7 @@ class Page:
 
         return _FOLDER.sub(newest, line)
 
-    def _simulate(self, line: str) -> tuple[int, str]:
+    def _simulate(self, line: str) -> tuple[int, list[str]]:
         """Start a server of the page's own, on a free port; the page's next blocks ask it."""
         words = shlex.split(line.partition(_SERVE)[2], comments=True)
         command = ["infermesh", "simulate", "--port", "0", *words]
@@ -197,7 +202,7 @@ class Page:
         self._ending.callback(server.terminate)
         assert server.stdout is not None
         self._server = server.stdout.readline().decode().strip()
-        return (0, "") if self._server else (1, "it does not start")
+        return (0, [""]) if self._server else (1, ["it does not start"])
 
     def _python(self, text: str, example: Example) -> str:
         printed = io.StringIO()
@@ -207,16 +212,16 @@ class Page:
         return printed.getvalue()
 
 
-def _read(descriptors: Iterable[int]) -> str:
-    """All that comes, in the order in which it comes."""
-    found = b""
+def _read(*descriptors: int) -> list[bytes]:
+    """All that comes, as it comes; all of one behind all of the other; and the other way round."""
+    found: list[tuple[int, bytes]] = []
     with selectors.DefaultSelector() as selector:
         for descriptor in descriptors:
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
             ready = selector.select(BLOCK_S)
             if not ready:
-                raise TimeoutError(f"nothing for {BLOCK_S:g} s, after {found[-2000:]!r}")
+                raise TimeoutError(f"nothing for {BLOCK_S:g} s, after {found[-5:]}")
             for key, _ in ready:
                 try:
                     data = os.read(key.fd, 65536)
@@ -224,8 +229,10 @@ def _read(descriptors: Iterable[int]) -> str:
                     data = b""
                 if not data:
                     selector.unregister(key.fd)
-                found += data
-    return found.decode(errors="replace")
+                found.append((key.fd, data))
+    first = sorted(found, key=lambda each: descriptors.index(each[0]))
+    last = sorted(found, key=lambda each: -descriptors.index(each[0]))
+    return [b"".join(data for _, data in each) for each in (found, first, last)]
 
 
 @contextlib.contextmanager
