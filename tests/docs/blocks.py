@@ -15,7 +15,7 @@ from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, RawFenced
 
 _FENCED = RawFencedCodeBlockLexer(re.compile(r"(?P<arguments>[^\n]*)\n"))
 _INVISIBLE = DirectiveInHTMLCommentLexer("invisible-code-block", ".+")
-_NUMBER = re.compile(r"\d(?:[\d,]|\\\.(?=\d))*")  # in a text that re.escape has gone over
+_NUMBER = re.compile(r"\d(?:[\d,]|\\\.(?=\d))*(?:[kM]\b)?")  # in a text that re.escape has gone over
 _TITLE = re.compile(r'title="([^"]+)"')
 _MARKS = re.compile(r"<!-- test: ([^>]*?) -->\s*")
 _MARK = re.compile(r"numbers vary|long|exit \d+(?: \d+)*|(?:in|of) [\w-]+(?: [\w.]+)?")
@@ -123,6 +123,6 @@ def _line(line: str, numbers_vary: bool) -> str:
     pattern = re.escape(" ".join(line.split())).replace("…", ".*?")
     pattern = re.sub("─+", "─+", pattern)
     if numbers_vary:
-        pattern = _NUMBER.sub(lambda _: r"\d[\d.,]*", pattern)
+        pattern = _NUMBER.sub(lambda _: r"\d[\d.,]*(?:[kM]\b)?", pattern)
     pattern = re.sub(r"\bTIME\b", r"[\\d_-]{19}", pattern)  # last: the pattern has numbers of its own
     return pattern.replace(r"\ ", " +") + r"\n"

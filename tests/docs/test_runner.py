@@ -50,6 +50,7 @@ def console(text: str, marks: str = "") -> str:
         console("$ printf 'one\\ntwo\\nthree\\n'\n…\nthree"),
         console("$ echo it took 3 s\nit took … s"),
         console("$ echo took 3.25 s, 1,234 rows\ntook 0.1 s, 7 rows", "numbers vary"),
+        console("$ echo 9637 tokens/s\n10.8k tokens/s", "numbers vary"),
         console("$ exit 3", "exit 3"),
         console("$ (exit 1)\n$ true\n$ (exit 130)", "exit 1 0 130"),
         console("$ echo 7\n3\n$ (exit 4)", "numbers vary, exit 4"),
