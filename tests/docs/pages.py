@@ -141,6 +141,8 @@ class Page:
 
     def _session(self, example: Example, text: str) -> str | None:
         sessions, marks = list(session(text)), Marks(example)
+        if not sessions:
+            return "nothing runs this block: no line of it begins with `$ `"
         for (line, shown), wanted in zip(sessions, marks.codes(len(sessions)), strict=True):
             code, orders = self._shell(line)
             if code != wanted:

@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages whose blocks are not for a user of a run: each says of itself how its figures are made.
 ELSEWHERE = {"docs/architecture.md", "docs/benchmarks.md", "docs/reliability.md"}
-ELSEWHERE |= {"docs/configuration.md"}
 
 
 def parameters() -> list[object]:

@@ -99,6 +99,11 @@ def test_a_block_that_nothing_runs_is_refused(fence: str, language: str, run: Ru
         run(f"```{fence}\none\n```\n")
 
 
+def test_a_session_without_a_command_is_refused(run: Run) -> None:
+    with pytest.raises(SybilFailure, match="no line of it begins with"):
+        run(console("one"))
+
+
 def test_what_python_raises_fails_the_page(run: Run) -> None:
     with pytest.raises(ZeroDivisionError):
         run("```python\n1 / 0\n```\n")
