@@ -11,20 +11,17 @@ from tests.docs.blocks import is_block, length, parse
 from tests.docs.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# Pages whose blocks are not for a user of a run: each says of itself how its figures are made.
-ELSEWHERE = {"docs/architecture.md", "docs/benchmarks.md", "docs/reliability.md"}
+# But the one that `python -m benchmarks` writes, with the commands that it has run.
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "benchmarks.md")]
 
 
 def parameters() -> list[object]:
     """The pages, and whether all their blocks are run: that is long where the page says so."""
     found: list[object] = []
     for page in PAGES:
-        name = str(page.relative_to(ROOT))
-        if name not in ELSEWHERE:
-            short, long = length(page)
-            found += [pytest.param(page, False, id=name)] * short
-            found += [pytest.param(page, True, id=f"{name}, all", marks=pytest.mark.long)] * long
+        name, (short, long) = str(page.relative_to(ROOT)), length(page)
+        found += [pytest.param(page, False, id=name)] * short
+        found += [pytest.param(page, True, id=f"{name}, all", marks=pytest.mark.long)] * long
     return found
 
 
