@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.docs.blocks import is_block, length, parse
 from tests.docs.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE_S = 600.0  # the suite's own bound is for one quick test
 # But the one that `python -m benchmarks` writes, with the commands that it has run.
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "benchmarks.md")]
 
@@ -27,6 +29,8 @@ def parameters() -> list[object]:
 
 @pytest.mark.parametrize(("page", "long"), parameters())
 def test_a_page_does_what_it_says(page: Path, long: bool, tmp_path: Path, programs: Path, simulator: Simulator) -> None:
+    if long:  # each of its commands has a bound of its own
+        faulthandler.dump_traceback_later(PAGE_S, exit=True)
     folder = tmp_path / "page"
     folder.mkdir()
     ran, skipped = Page(page, folder, programs, simulator.url).run(long)
