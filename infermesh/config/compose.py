@@ -242,9 +242,9 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
     if missing := re.match(r"Could not override '([^']+)'", text):
         return f"{missing[1]}: unknown key.{nearest(missing[1].split('.')[0], Experiment.model_fields)}"
     if wanted := re.search(r"Could not find '([^']+)'", text):
-        group, _, option = wanted[1].partition("/")
-        if group == EXPERIMENTS:
-            return redact(missing_experiment(option, home, config_dir))
+        if wanted[1].startswith(f"{EXPERIMENTS}/"):
+            return redact(missing_experiment(wanted[1].partition("/")[2], home, config_dir))
+        group, _, option = wanted[1].rpartition("/")
         there = re.search(r"Available options in '[^']*': (.*?)( Config search path|$)", text)
         hint = nearest(option, there[1].split()) if there else ""
         return f"{group}={option}: there is no such config in the folder {group}/ of conf/.{hint}"

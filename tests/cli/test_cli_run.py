@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 import sys
@@ -101,15 +100,6 @@ class TestQuickstart:
         assert (folder.parent / "latest").resolve() == folder.resolve()
         assert folder.parent == root / "outputs" / "quickstart"
         assert {path.name for path in root.iterdir()} == {"outputs"}
-
-    def test_the_readmes_similarity_search_gives_what_it_says(self, finished: Finished) -> None:
-        readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-        block = re.search(r"```console\n\$ infermesh sql \"(.*?)\"\n(.*?)```", readme, re.DOTALL)
-        assert block is not None
-        query, shown = block.groups()
-        asked = here("sql", query, "--format", "table", cwd=finished[0], COLUMNS="100")
-        found, told = ([line.rstrip() for line in text.splitlines() if line.strip()] for text in (asked.stdout, shown))
-        assert found == told
 
     def test_the_command_that_it_names_works(self, finished: Finished) -> None:
         root, _ = finished

@@ -84,6 +84,10 @@ OVERRIDES = [
     Slip(["mine", "stages.label.where=${x}"], "stages.label.where: ${x} refers to a key of the config, …"),
     Slip("mine source.sql=x", "source: give either … path and sql are given: set one to null"),
     Slip("mine source=none", "source=none: there is no such config in the folder source/ of conf/. There is: default."),
+    Slip(
+        "mine hydra/launcher=none",
+        "hydra/launcher=none: there is no such config in the folder hydra/launcher/ of conf/. There is: basic.",
+    ),
     Slip("mine source.path=data", "source.path: 'data' is a folder. Name a file of it, data/reviews.csv, or all: …"),
     Slip("mine source.path=data/review.csv", "…no file matches 'data/review.csv'. Did you mean 'data/reviews.csv'?"),
 ]

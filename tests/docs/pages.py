@@ -3,52 +3,58 @@
 What a block is told by its fence:
 
 - ``console``: each ``$ command`` is run by bash, and what follows it is what it must print, on a terminal of 80
-  columns. ``…`` stands for anything, alone on a line for any lines; ``TIME`` for the name of a run's folder.
-- ``bash``, and an indented block that begins with a command: it has to succeed.
+  columns. ``…`` stands for anything, alone on a line for any lines; ``TIME`` for the name of a run's folder, in a
+  command for the newest one's.
+- ``bash``, and an indented block: it has to succeed.
 - anything with ``title="PATH"``: that file is written.
 - ``python``: it is run; a ``text`` block with ``title="output"`` behind it is what it prints.
-- ``yaml``, ``json``, ``toml``: it can be read.
+- ``yaml``: a part of an experiment; a mark names which.
 
-A comment right before a block says more: ``<!-- test: numbers vary -->`` (each number matches any), ``exit 3`` (the
-code that the last command ends with); ``<!-- skip: next "why" -->`` leaves it out. ``<!-- invisible-code-block: bash``
-… ``-->`` runs and is not shown. ``http://localhost:8000/v1`` is a simulator.
+Any other block is refused, since nothing would run it. Marks stand in a comment right before a block, with commas
+between them, as ``<!-- test: numbers vary, exit 3 -->``:
+
+- ``numbers vary``: each number matches any.
+- ``exit 3``: the code that the last command ends with; ``exit 1 0 1``: that of each. All others have to be 0.
+- ``in NAME``, ``in NAME stages.a``: with this YAML, there, in its declaration, the experiment can be planned.
+- ``of NAME``, ``of NAME stages.a``: the experiment has this YAML there: its declaration with it is the same.
+- ``long``: the block is left out of the page's short run. Before anything but a block: the page has no short run.
+
+``<!-- skip: next "why" -->`` leaves a block out. ``<!-- invisible-code-block: bash`` … ``-->`` runs and is not shown.
+``http://localhost:8000/v1`` is a simulator: the test's, or the one of the page's ``infermesh simulate --port 8000 …``,
+which goes on until the page ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import pty
 import re
 import selectors
+import shlex
 import subprocess
 import sys
 import textwrap
-import tomllib
 import unittest
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import yaml
-from sybil import Document, Example, Region
-from sybil.parsers.markdown import SkipParser
-from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, RawFencedCodeBlockLexer
+from sybil import Example
 
+from tests.docs.blocks import Marks, differs, is_block, parse, session, told
 from tests.support import environment
 
 SERVER = "http://localhost:8000/v1"
 BLOCK_S = 120.0
-COMMANDS = "infermesh|python|printf|cat|cd|export|pip|nox|pytest|bash|mkdir|cp|towncrier|pre-commit"
-_INDENTED = re.compile(rf"(?<=\n\n)(?: {{4}}(?:{COMMANDS})\b.*\n(?:(?: {{4}}.*)?\n)*?)(?=\S|\Z| {{0,3}}\S)")
-_FENCED = RawFencedCodeBlockLexer(re.compile(r"(?P<arguments>[^\n]*)\n"))
-_INVISIBLE = DirectiveInHTMLCommentLexer("invisible-code-block", ".+")
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07)")
-_NUMBER = re.compile(r"\d(?:[\d,]|\\\.(?=\d))*")  # in a text that re.escape has gone over
-_TITLE = re.compile(r'title="([^"]+)"')
-_READERS: dict[str, Callable[[str], Any]] = {"yaml": yaml.safe_load, "json": json.loads, "toml": tomllib.loads}
+_FOLDER = re.compile(r"([\w./-]+)/TIME\b")
+_SERVE = "infermesh simulate --port 8000"
+_PART = "part_of_page"
+# What bash leaves behind for the next block: its folder and its variables.
+_AFTER = "trap 'pwd > {note}; env -0 > {note}.env' EXIT\n"
 
 
 class Page:
@@ -74,57 +80,94 @@ class Page:
         search = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
         self._environment = environment(PATH=search, HOME=str(home), TERM="dumb", COLUMNS="80", LINES="40")
         self._document = parse(path, self._evaluate)
+        self._ending = contextlib.ExitStack()
 
-    def run(self) -> tuple[int, list[str]]:
+    def run(self, long: bool = True) -> tuple[int, list[str]]:
         """Run the blocks; how many ran, and the reasons of those that were left out."""
         ran, skipped = 0, []
-        for example in self._document.examples():
-            try:
-                example.evaluate()
-                ran += is_block(example)
-            except unittest.SkipTest as reason:
-                skipped.append(str(reason))
+        with self._ending, mock.patch.dict(os.environ):
+            for example in self._document.examples():
+                if is_block(example) and Marks(example).long and not long:
+                    continue
+                try:
+                    example.evaluate()
+                    ran += is_block(example)
+                except unittest.SkipTest as reason:
+                    skipped.append(str(reason))
         return ran, skipped
 
     def _evaluate(self, example: Example) -> str | None:
         language, title = told(example)
         text = example.parsed.replace(SERVER, self._server)
         if title == "output":
-            return differs(example.parsed, self._printed, varies(example))
+            return differs(example.parsed, self._printed, Marks(example).numbers_vary)
         if title:
-            target = self._cwd / title
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+            self._write(title, text)
         elif language == "console":
             return self._session(example, text)
         elif language == "bash":
-            code, said = self._shell(f"set -e\n{text}")
-            return None if code == expected_code(example) else f"exit code {code}:\n{said}"
+            return self._succeeds(f"set -e\n{text}", *Marks(example).codes(1))
         elif language == "python":
             self._printed = self._python(text, example)
-        elif language in _READERS:
-            _READERS[language](text)
-        elif language not in ("text", "sql", "jinja", "jinja2", "ini", "css"):
-            return f"{language!r} is no kind of block that the test of pages knows"
+        elif language == "yaml":
+            return self._part(example, text)
+        else:
+            return f"nothing runs this block of {language or 'no language'}; tests/docs/pages.py says what is run"
         return None
+
+    def _write(self, name: str, text: str) -> Path:
+        target = self._cwd / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        return target
+
+    def _part(self, example: Example, text: str) -> str | None:
+        """Lay it over the experiment that it is a part of."""
+        found = Marks(example).experiment
+        if found is None:
+            return "nothing checks this YAML: give it a title, or say before it which experiment it is in"
+        how, name, keys = found
+        above = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(keys))
+        text = textwrap.indent(textwrap.dedent(text), "  " * len(keys))
+        part = self._write(f"conf/experiment/{_PART}.yaml", f"# @package _global_\n{above}{text}")
+        both = f"'+experiment=[{name},{_PART}]'"
+        line = f"infermesh plan {both}"
+        if how == "of":
+            line = f"diff <(infermesh run {name} --cfg job) <(infermesh run {both} --cfg job)"
+        try:
+            return self._succeeds(line, *Marks(example).codes(1))
+        finally:
+            part.unlink()
 
     def _session(self, example: Example, text: str) -> str | None:
-        sessions = list(session(text))
-        for number, (line, shown) in enumerate(sessions):
-            code, said = self._shell(line)
-            wanted = expected_code(example) if number == len(sessions) - 1 else None
-            if wanted is not None and code != wanted:
-                return f"$ {line}\nexit code {code}, not {wanted}:\n{said}"
-            if shown and (wrong := differs(shown, said.replace(self._server, SERVER), varies(example))):
-                return f"$ {line}\n{wrong}"
+        sessions, marks = list(session(text)), Marks(example)
+        if not sessions:
+            return "nothing runs this block: no line of it begins with `$ `"
+        for (line, shown), wanted in zip(sessions, marks.codes(len(sessions)), strict=True):
+            code, orders = self._shell(line)
+            if code != wanted:
+                return f"$ {line}\nexit code {code}, not {wanted}:\n{orders[0]}"
+            wrong = [differs(shown, said.replace(self._server, SERVER), marks.numbers_vary) for said in orders]
+            if shown and all(wrong):
+                return f"$ {line}\n{wrong[0]}"
         return None
 
-    def _shell(self, line: str) -> tuple[int, str]:
-        """Run by bash, in the folder where the last one ended; its code, and what it said on both streams."""
+    def _succeeds(self, line: str, wanted: int) -> str | None:
+        code, orders = self._shell(line)
+        return None if code == wanted else f"{line}\nexit code {code}, not {wanted}:\n{orders[0]}"
+
+    def _shell(self, line: str) -> tuple[int, list[str]]:
+        """Run by bash, in the folder and with the variables that the last one left; its code, and all that it said.
+
+        A terminal passes on what it gets a little later than a pipe does. So what was said comes in three orders: as
+        it was read, one stream behind the other, and the other way round.
+        """
+        if line.removeprefix("set -e\n").startswith(_SERVE):
+            return self._simulate(line)
         note = Path(self._environment["HOME"]) / "cwd"
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
-            ["bash", "-c", f"trap 'pwd > {note}' EXIT\n{line}"],
+            ["bash", "-c", _AFTER.format(note=note) + self._named(line)],
             cwd=self._cwd,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -133,12 +176,35 @@ class Page:
         )
         os.close(theirs)
         assert process.stderr is not None
-        said = _read([ours, process.stderr.fileno()])
+        orders = _read(ours, process.stderr.fileno())
         os.close(ours)
         process.stderr.close()
         code = process.wait(BLOCK_S)
         self._cwd = Path(note.read_text().strip())
-        return code, _ESCAPES.sub("", said).replace("\r\n", "\n")
+        variables = note.with_suffix(".env").read_text().split("\0")
+        self._environment = dict(variable.split("=", 1) for variable in variables if variable)
+        return code, [_ESCAPES.sub("", said.decode(errors="replace")).replace("\r\n", "\n") for said in orders]
+
+    def _named(self, line: str) -> str:
+        """A command with the newest folders' names in it."""
+
+        def newest(found: re.Match[str]) -> str:
+            folders = [path for path in (self._cwd / found[1]).glob("*-*-*_*-*-*") if path.is_dir()]
+            return f"{found[1]}/{max(folders).name}" if folders else found[0]
+
+        return _FOLDER.sub(newest, line)
+
+    def _simulate(self, line: str) -> tuple[int, list[str]]:
+        """Start a server of the page's own, on a free port; the page's next blocks ask it."""
+        words = shlex.split(line.partition(_SERVE)[2], comments=True)
+        command = ["infermesh", "simulate", "--port", "0", *words]
+        server = self._ending.enter_context(
+            subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        )
+        self._ending.callback(server.terminate)
+        assert server.stdout is not None
+        self._server = server.stdout.readline().decode().strip()
+        return (0, [""]) if self._server else (1, ["it does not start"])
 
     def _python(self, text: str, example: Example) -> str:
         printed = io.StringIO()
@@ -148,95 +214,16 @@ class Page:
         return printed.getvalue()
 
 
-def parse(path: Path, evaluator: Any = None) -> Document:
-    """A page and its blocks."""
-    document = Document.parse(str(path), SkipParser())
-    blocks = [*_FENCED(document), *_INVISIBLE(document)]
-    for found in _INDENTED.finditer(document.text):
-        if not any(block.start <= found.start() < block.end for block in blocks):
-            lexemes = {"arguments": "bash", "source": textwrap.dedent(found[0])}
-            blocks.append(Region(found.start(), found.end(), lexemes=lexemes))
-    for block in blocks:
-        block.parsed, block.evaluator = str(block.lexemes["source"]), evaluator
-        document.add(block)
-    return document
-
-
-def is_block(example: Example) -> bool:
-    """Whether it is one, and no word to the test."""
-    return isinstance(example.parsed, str)
-
-
-def told(example: Example) -> tuple[str, str | None]:
-    """The language and the title that a block's fence tells; an indented one is for the shell."""
-    info = str(example.region.lexemes["arguments"])
-    title = _TITLE.search(info)
-    return re.split(r"[\s{]", info.strip())[0], title and title[1]
-
-
-def _words(example: Example) -> str:
-    before = re.search(r"<!-- test: ([^>]*) -->\s*\Z", example.document.text[: example.start])
-    return before[1] if before else ""
-
-
-def varies(example: Example) -> bool:
-    return "numbers vary" in _words(example)
-
-
-def expected_code(example: Example) -> int:
-    found = re.search(r"exit (\d+)", _words(example))
-    return int(found[1]) if found else 0
-
-
-def session(text: str) -> Iterator[tuple[str, str]]:
-    """Each command of a console block, with its further lines, and what the block shows of its output."""
-    for part in re.split(r"^\$ ", text, flags=re.M)[1:]:
-        lines = part.splitlines()
-        end = 1
-        while end < len(lines) and _open("\n".join(lines[:end])):
-            end += 1
-        yield "\n".join(lines[:end]), "\n".join(lines[end:])
-
-
-def _open(command: str) -> bool:
-    """Whether bash would ask for another line."""
-    if re.search(r"<<-?'?(\w+)'?", command):
-        word = re.search(r"<<-?'?(\w+)'?", command)
-        return word is not None and not re.search(rf"^{word[1]}$", command, re.M)
-    unquoted = re.sub(r"'[^']*'", "", re.sub(r'"(?:\\.|[^"\\])*"', "", command, flags=re.S))
-    return '"' in unquoted or "'" in unquoted or command.endswith("\\")
-
-
-def differs(shown: str, said: str, numbers_vary: bool = False) -> str | None:
-    """What is wrong with an output, held against what a page shows of it."""
-    pattern = "".join(_line(line, numbers_vary) for line in shown.splitlines() if line.strip())
-    lines = "".join(f"{' '.join(line.split())}\n" for line in said.splitlines() if line.strip())
-    if re.fullmatch(pattern, lines):
-        return None
-    return f"it should say\n{textwrap.indent(shown, '    ')}\nit says\n{textwrap.indent(said, '    ')}"
-
-
-def _line(line: str, numbers_vary: bool) -> str:
-    if line.strip() == "…":
-        return r"(?:.*\n)*?"
-    pattern = re.escape(" ".join(line.split())).replace("…", ".*?")
-    pattern = re.sub("─+", "─+", pattern)
-    if numbers_vary:
-        pattern = _NUMBER.sub(lambda _: r"\d[\d.,]*", pattern)
-    pattern = re.sub(r"\bTIME\b", r"[\\d_-]{19}", pattern)  # last: the pattern has numbers of its own
-    return pattern.replace(r"\ ", " +") + r"\n"
-
-
-def _read(descriptors: Iterable[int]) -> str:
-    """All that comes, in the order in which it comes."""
-    found = b""
+def _read(*descriptors: int) -> list[bytes]:
+    """All that comes, as it comes; all of one behind all of the other; and the other way round."""
+    found: list[tuple[int, bytes]] = []
     with selectors.DefaultSelector() as selector:
         for descriptor in descriptors:
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
             ready = selector.select(BLOCK_S)
             if not ready:
-                raise TimeoutError(f"nothing for {BLOCK_S:g} s, after {found[-2000:]!r}")
+                raise TimeoutError(f"nothing for {BLOCK_S:g} s, after {found[-5:]}")
             for key, _ in ready:
                 try:
                     data = os.read(key.fd, 65536)
@@ -244,8 +231,10 @@ def _read(descriptors: Iterable[int]) -> str:
                     data = b""
                 if not data:
                     selector.unregister(key.fd)
-                found += data
-    return found.decode(errors="replace")
+                found.append((key.fd, data))
+    first = sorted(found, key=lambda each: descriptors.index(each[0]))
+    last = sorted(found, key=lambda each: -descriptors.index(each[0]))
+    return [b"".join(data for _, data in each) for each in (found, first, last)]
 
 
 @contextlib.contextmanager

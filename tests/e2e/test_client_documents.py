@@ -1,4 +1,4 @@
-"""What docs/client.md shows runs as it stands; the README's first examples too, with only the server exchanged."""
+"""The client's first examples run as users know them, with only the server exchanged; the guide's tree of errors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import infermesh
 from infermesh.simulator import Simulator
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "client.md"
@@ -95,11 +96,12 @@ def test_the_async_example_works_unchanged() -> None:
     assert run(ASYNC_API) == "Hello 3 64 2 dict_keys([0, 1])\n"
 
 
-def test_every_example_of_the_guide_runs(simulator: Simulator) -> None:
-    names: dict[str, Any] = {}
-    blocks = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) > 15
-    for block in blocks:
-        run(block.replace("http://localhost:8000/v1", simulator.url), names)
-    assert Path("results.jsonl").read_text(encoding="utf-8").count("\n") == 3
-    assert len(names["batch"]) == 2
+def test_the_tree_of_errors_in_the_guide_is_that_of_the_classes() -> None:
+    tree = re.findall(r"^((?:[│├└─ ]{4})*)(\w+Error)\b", GUIDE.read_text(encoding="utf-8"), re.M)
+    above: list[type] = []
+    for indent, name in tree:
+        kind = getattr(infermesh, name)
+        del above[len(indent) // 4 :]
+        assert kind.__bases__[0] is (above[-1] if above else Exception)
+        above.append(kind)
+    assert {name for _, name in tree} == {name for name in infermesh.__all__ if name.endswith("Error")}
