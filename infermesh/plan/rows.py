@@ -23,7 +23,6 @@ from infermesh.store.connection import connect
 from infermesh.store.database import utcnow
 from infermesh.store.filter import RowFilter, column_references
 from infermesh.store.known import KnownAnswers
-from infermesh.store.pending import CHUNK
 from infermesh.store.schema import DATABASE
 from infermesh.store.whose import refuse_other
 
@@ -135,7 +134,7 @@ class PlannedRows:
         keep_errors = self._experiment.keep_errors
         reader = self._store.reader(wave.graph.needed, origin=wave.origin, stale=self.stale, keep_errors=keep_errors)
         rows = []
-        for chunk in sorted({row_id // CHUNK for row_id in wanted}):
+        for chunk in sorted({row_id // reader.size for row_id in wanted}):
             rows += [row for row in reader.read(chunk) if row.row_id in wanted]
         return rows
 

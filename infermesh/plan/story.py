@@ -23,7 +23,7 @@ from infermesh.runs.assemble import assembled
 from infermesh.runs.row import StageOutputs, take_stored
 from infermesh.stages import Stage, answers, prepare
 from infermesh.stages.graph import Wave
-from infermesh.store.pending import CHUNK, PendingRows, Row
+from infermesh.store.pending import PendingRows, Row
 from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, SOURCE, literal
 
 __all__ = ["RowStory", "StageStory", "row_story"]
@@ -144,7 +144,7 @@ async def _render_wave(copy: RowCopy, story: RowStory, declaration: Declaration,
     tables = [stage.table for name, stage in graph.stages.items() if name in by_name]
     needed = {name: columns for name, columns in graph.needed.items() if name in by_name}
     reader = PendingRows(copy.connection, copy.origin, tables, needed, stale=(), keep_errors=True, only=[copy.row_id])
-    rows = reader.read(copy.row_id // CHUNK)
+    rows = reader.read(copy.row_id // reader.size)
     rehearsal = Rehearsal(fleet, (declaration.experiment.simulator, set()), {}, 1)
     for row in rows:
         for name, stage in graph.stages.items():  # each after those it reads

@@ -37,7 +37,10 @@ from infermesh.store.reuse import KnownAnswer
 
 logger = logging.getLogger("infermesh")
 
-_MAX_BACKLOG = 20_000  # uncommitted rows: above it no row is admitted, so that a slow disk does not fill the memory
+# What is not committed: above it no row is admitted, so that a slow disk does not fill the memory.
+_MAX_BACKLOG, _MAX_BACKLOG_BYTES = 20_000, 48_000_000
+_MAX_ACTIVE_BYTES = 64_000_000  # of the admitted rows, beyond those that the windows need
+_SIZED = (str, bytes)
 _GATE_BATCH = 512  # rows per query of a gate
 _BATCH_LINGER_S = 0.25  # wait for a micro-batch to fill: half-empty ones cost requests. The last one does not wait
 _GATE_LINGER_S = 0.002  # the same for a gate's batch
@@ -101,7 +104,8 @@ class Runner:
         }
         # The admission bound, in rows. Channels are unbounded, so this alone limits memory. Twice what all windows hold
         # keeps every worker supplied while other rows are in a gate or between stages; never below two chunks.
-        self._limit = max(2 * CHUNK, 2 * sum(stage.window * stage.batch_size for stage in graph.stages.values()))
+        self._windows = sum(stage.window * stage.batch_size for stage in graph.stages.values())
+        self._limit = max(2 * CHUNK, 2 * self._windows)
         self._active = 0  # admitted rows that have a stage left to settle
         self._room = asyncio.Event()  # set when the feeder should check the bounds again
         self._stopping = False
@@ -158,6 +162,7 @@ class Runner:
 
     async def _feed(self, rows: PendingRows) -> None:
         """Admit rows within the bounds, reading one chunk ahead in a thread."""
+        self._limit = min(self._limit, max(_MAX_ACTIVE_BYTES // rows.row_bytes, self._windows + 1))
         chunks = iter(rows.chunks)
         first = next(chunks, None)
         ahead = None if first is None else asyncio.create_task(asyncio.to_thread(rows.read, first))
@@ -167,7 +172,7 @@ class Runner:
                 following = next(chunks, None)
                 ahead = None if following is None else asyncio.create_task(asyncio.to_thread(rows.read, following))
                 for item in stored:
-                    while self._active >= self._limit or self._writer.backlog > _MAX_BACKLOG:
+                    while self._active >= self._limit or self._writer.is_behind(_MAX_BACKLOG, _MAX_BACKLOG_BYTES):
                         if self._stopping:
                             return
                         self._room.clear()
@@ -437,7 +442,8 @@ class Runner:
         state = settled_row(row.row_id, status, outputs, error or (None, None), key, result, reused)
         # Queued before the row advances: the writer commits in this order, so that no commit has a state without the
         # upstream states that it was made from.
-        self._writer.put(name, state, replaces=name in row.states)
+        size = sum([len(value) for value in outputs if value.__class__ in _SIZED])
+        self._writer.put(name, state, replaces=name in row.states, size=size)
         if status == "error":
             self._on_error()
         self._advance(name, row)

@@ -17,10 +17,10 @@ import orjson
 from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError, StoreError
 from infermesh.inputs.sources import Source
-from infermesh.store.connection import connect_to_write, half_made
+from infermesh.store.connection import connect_to_write, half_made, log_of
 from infermesh.store.filter import parsed_condition
 from infermesh.store.ingest import ingest, query_rows, row_columns
-from infermesh.store.memory import drop_cache, fetch, set_limit, with_room
+from infermesh.store.memory import all_memory, drop_cache, fetch, set_limit, with_room
 from infermesh.store.open_file import OpenFile
 from infermesh.store.output_file import OutputTable
 from infermesh.store.pending import PendingRows
@@ -53,7 +53,9 @@ Check = Callable[[Connection, Mapping[str, Sequence[Column]]], None]
 
 # On closing, DuckDB would also vacuum all row groups that are not full: for a million rows that took 130 MB and 4 s,
 # and left the file larger. One task each time is enough.
-_CHECKPOINT: Mapping[str, Any] = {"max_vacuum_tasks": 1, "checkpoint_threshold": "64MB"}
+# It also checkpoints within a commit, where a lack of memory costs the database: see RunStore._checkpoint().
+_CHECKPOINT: Mapping[str, Any] = {"max_vacuum_tasks": 1, "checkpoint_threshold": "1TB"}
+_LOG = 64_000_000  # bytes of the write-ahead log
 # To find the best compression of float32 numbers takes three times as long as to write them, and saves an eighth.
 _UNPACKED = "SET GLOBAL disabled_compression_methods = 'alp,alprd'"  # in the settings of connect() it has no effect
 _ROWS, _VECTORS = 16_384, 2_048  # in a row group: see regroup()
@@ -128,6 +130,7 @@ class RunStore:
         if vectors:
             self._connection.execute(_UNPACKED)
         self._file = OpenFile(path)
+        self._log = log_of(path.absolute())
         self._interval = config.commit_interval
         self._tables: list[StageTable] = []
         self._origins: dict[str, str] = {}
@@ -430,7 +433,15 @@ class RunStore:
             on_commit=on_commit,
             on_rows=on_rows,
             on_failure=on_failure,
+            checkpoint=self._checkpoint,
         )
+
+    def _checkpoint(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Merge the write-ahead log into the file, where it has become long."""
+        with contextlib.suppress(OSError):
+            if self._log.stat().st_size > _LOG:
+                with all_memory(connection), contextlib.suppress(duckdb.TransactionException):  # somebody else writes
+                    connection.execute("CHECKPOINT")
 
     def _instead(
         self, tables: Mapping[str, Sequence[Column]], table: str, row: tuple[Any, ...], reason: str
@@ -491,4 +502,6 @@ class RunStore:
     def close(self) -> None:
         """Close the database. DuckDB then merges its write-ahead log into the file."""
         drop_cache(self._connection)  # the merge needs memory too
+        with contextlib.suppress(duckdb.Error), all_memory(self._connection):
+            self._connection.execute("CHECKPOINT")
         self._connection.close()

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import duckdb
@@ -92,6 +93,20 @@ def set_limit(connection: duckdb.DuckDBPyConnection, limit: str) -> None:
         connection.execute(f"SET memory_limit = '{limit}'")
 
 
+@contextlib.contextmanager
+def all_memory(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Within the block, the limit is as high as it may be: for what must not fail for want of memory.
+
+    A checkpoint is that: DuckDB gives the database up where one fails.
+    """
+    limit = memory_limit(connection)
+    set_limit(connection, f"{_most()}B")
+    try:
+        yield
+    finally:
+        set_limit(connection, f"{limit}B")
+
+
 def drop_cache(connection: duckdb.DuckDBPyConnection) -> None:
     """Free what DuckDB has cached; a closed connection is ignored."""
     with contextlib.suppress(duckdb.Error):
@@ -100,6 +115,7 @@ def drop_cache(connection: duckdb.DuckDBPyConnection) -> None:
         set_limit(connection, f"{limit}B")
 
 
+@functools.cache
 def _most() -> int:
     with open_duckdb() as connection:
         return memory_limit(connection)

@@ -13,10 +13,13 @@ from infermesh.errors import StoreError
 from infermesh.exact_json import read, read_exactly
 from infermesh.store.ingest import row_columns
 from infermesh.store.memory import fetch
-from infermesh.store.schema import SOURCE, StageTable, not_retired, quoted, redone
+from infermesh.store.schema import SOURCE, Column, StageTable, not_retired, quoted, redone
 from infermesh.store.values import python_value
 
-CHUNK = 1024  # row_ids per read
+CHUNK = 1024  # row_ids per read, of rows that are not long
+_CHUNK_BYTES = 8_000_000  # of longer rows so many are read at once
+_LEAST = 16  # row_ids per read, however long the rows are
+_SAMPLE = 64  # rows that tell how long all are
 
 
 def settled_state(stage: str, *, keep_errors: bool) -> str:
@@ -110,8 +113,12 @@ class PendingRows:
     ----------
     origin
         As given.
+    row_bytes
+        How long a row is, about: the mean of some that lie far apart.
+    size
+        Row_ids in a chunk.
     chunks
-        The numbers of the chunks to :meth:`read`, ascending.
+        The numbers of the chunks to :meth:`read`, ascending: the row_ids of each, divided by ``size``.
     """
 
     def __init__(
@@ -137,6 +144,8 @@ class PendingRows:
         self._json_outputs = {
             (table.name, column.name) for table in tables for column in table.outputs if column.type == "JSON"
         }
+        self.row_bytes = self._mean_bytes(columns)
+        self.size = min(max(_CHUNK_BYTES // self.row_bytes, _LEAST), CHUNK)
         self._resumed = any(self._has_rows(table) for table in tables)
         self._settled = {table.name: settled_state(table.name, keep_errors=keep_errors) for table in tables}
         if only is not None:
@@ -149,12 +158,12 @@ class PendingRows:
                 for name, settled in self._settled.items()
             )
         query = (
-            f"SELECT DISTINCT s.row_id // {CHUNK} AS chunk FROM {self._rows} s WHERE ({condition}) AND {self._live} "
-            "ORDER BY chunk"
+            f"SELECT DISTINCT s.row_id // {self.size} AS chunk FROM {self._rows} s "
+            f"WHERE ({condition}) AND {self._live} ORDER BY chunk"
         )
         self.chunks = [chunk for (chunk,) in self._fetch(query)]
         if only is not None:
-            self.chunks = list(dict.fromkeys(row_id // CHUNK for row_id in only))
+            self.chunks = list(dict.fromkeys(row_id // self.size for row_id in only))
         self._sql = self._select()
         self._stale = stale
 
@@ -166,7 +175,17 @@ class PendingRows:
         ((rows,),) = self._fetch(f"SELECT count(*) FROM {self._rows} s WHERE {self._live}")
         return int(rows)
 
-    def _fetch(self, query: str, parameters: Mapping[str, int] | None = None) -> list[Any]:
+    def _mean_bytes(self, columns: Sequence[Column]) -> int:
+        """The mean bytes of a row's values, at least 1."""
+        sizes = " + ".join(f"coalesce(strlen({quoted(column.name)}::VARCHAR), 0)" for column in columns) or "0"
+        ((end,),) = self._fetch(f"SELECT coalesce(max(row_id), 0) FROM {self._rows}")
+        chosen = list(range(0, int(end) + 1, int(end) // _SAMPLE + 1))
+        ((mean,),) = self._fetch(
+            f"SELECT avg({sizes}) FROM {self._rows} WHERE row_id IN (SELECT unnest($ids))", {"ids": chosen}
+        )
+        return int(mean or 0) + 1
+
+    def _fetch(self, query: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
         return fetch(self._connection, query, parameters)
 
     def settled_counts(self) -> dict[str, dict[str, int]]:
@@ -222,7 +241,7 @@ class PendingRows:
         StoreError
             DuckDB cannot read the file.
         """
-        bounds = {"low": chunk * CHUNK, "high": (chunk + 1) * CHUNK}
+        bounds = {"low": chunk * self.size, "high": (chunk + 1) * self.size}
         try:
             rows = self._fetch(self._sql, bounds)
         except duckdb.Error as error:

@@ -39,7 +39,8 @@ _WAKE_AT = 4096  # queued rows that start a commit before the interval is over
 # What a value raises that its column cannot hold. No space, a broken file and the like are other classes.
 _UNFIT = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError, ValueError, TypeError, OverflowError)
 
-_Queued = tuple[str, tuple[Any, ...], bool]  # table, row, replaces
+_WAKE_AT_BYTES = 8_000_000
+_Queued = tuple[str, tuple[Any, ...], bool, int]  # table, row, replaces, size
 logger = logging.getLogger("infermesh")
 
 
@@ -65,6 +66,8 @@ class GroupWriter:
         Called after each commit with table name → its rows, of the tables that got some. If it raises, writing fails.
     on_failure
         Called once, when writing has failed. Nothing is written after that.
+    checkpoint
+        Called with the connection after each commit.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class GroupWriter:
         on_commit: Callable[[int], None] | None = None,
         on_rows: Callable[[Mapping[str, Sequence[tuple[Any, ...]]]], None] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
+        checkpoint: Callable[[duckdb.DuckDBPyConnection], None] = lambda connection: None,
     ) -> None:
         self._connection = connection
+        self._checkpoint = checkpoint
         self._tables = tables
         self._instead = instead
         self._interval = interval
@@ -90,6 +95,7 @@ class GroupWriter:
         self._closing = False
         self.failure: Exception | None = None
         self._writing = 0
+        self._bytes_put = self._bytes_done = 0  # the first is the event loop's, the second the thread's
         # Only the event loop appends, only the thread takes: a deque needs no lock for that.
         self._queue: deque[_Queued] = deque()
         self._thread = start_thread("infermesh-writer", self._run, died=self._died)
@@ -99,7 +105,11 @@ class GroupWriter:
         """How many rows are not committed yet. The runner admits fewer rows while it is high."""
         return len(self._queue) + self._writing
 
-    def put(self, table: str, row: tuple[Any, ...], *, replaces: bool = False) -> None:
+    def is_behind(self, rows: int, size: int) -> bool:
+        """Whether more rows, or more bytes, than these are not committed yet."""
+        return self.backlog > rows or self._bytes_put - self._bytes_done > size
+
+    def put(self, table: str, row: tuple[Any, ...], *, replaces: bool = False, size: int = 0) -> None:
         """Queue a row. Never blocks.
 
         Parameters
@@ -107,9 +117,13 @@ class GroupWriter:
         replaces
             The table may hold a row with the same ``row_id``, the tuple's first value: delete it in the same commit.
             False saves the search for it.
+        size
+            The bytes of its long values; 0 where there are none.
         """
-        self._queue.append((table, row, replaces))
-        if len(self._queue) >= _WAKE_AT and not self._wake.is_set():
+        self._queue.append((table, row, replaces, size))
+        self._bytes_put += size
+        behind = len(self._queue) >= _WAKE_AT or self._bytes_put - self._bytes_done >= _WAKE_AT_BYTES
+        if behind and not self._wake.is_set():
             self._wake.set()
 
     def flush(self) -> None:
@@ -149,10 +163,13 @@ class GroupWriter:
         if not count:
             return
         rows: dict[str, list[tuple[Any, ...]]] = {}
-        self._store([self._queue.popleft() for _ in range(count)], rows)
+        queued = [self._queue.popleft() for _ in range(count)]
+        self._store(queued, rows)
         self._writing = 0
+        self._bytes_done += sum([each[3] for each in queued])
         self._idle.set()
         self._idle.clear()
+        self._checkpoint(self._connection)
         if self._on_rows is not None:
             self._on_rows(rows)
         if self._on_commit is not None:
@@ -172,7 +189,7 @@ class GroupWriter:
         """
         rows: dict[str, list[tuple[Any, ...]]] = {}
         stale: dict[str, list[int]] = {}
-        for table, row, replaces in queued:
+        for table, row, replaces, _ in queued:
             rows.setdefault(table, []).append(row)
             if replaces:
                 stale.setdefault(table, []).append(row[0])
@@ -186,12 +203,12 @@ class GroupWriter:
                 self._store(queued[:half], stored)
                 self._store(queued[half:], stored)
                 return
-            table, row, replaces = queued[0]
+            table, row, replaces, size = queued[0]
             other = self._instead(table, row, str(error))
             what = "keeps the answer it had" if other is None else "is an error now"
             logger.error("a row of %s could not be stored, and %s: %s", table, what, error)
             if other is not None:
-                self._store([(table, other, replaces)], stored, last=True)
+                self._store([(table, other, replaces, size)], stored, last=True)
             return
         for table, values in rows.items():
             stored.setdefault(table, []).extend(values)
