@@ -12,7 +12,7 @@ from infermesh.results import EmbeddingResult
 from infermesh.stages.base import ModelStage, Prepared, StageContext
 from infermesh.stages.mapping import METADATA, Mapped, text_row
 from infermesh.store import Column, StageTable
-from infermesh.wire.requests import embedding_request, request_key
+from infermesh.wire.requests import embedding_keys, embedding_request
 
 
 class Embed(ModelStage):
@@ -31,6 +31,7 @@ class Embed(ModelStage):
             self.map_rows(config.mapper, text_row, context.stages)
             self.table = StageTable(name, (*self.columns, Column(METADATA, "JSON")))
         self.try_params("input", lambda: embedding_request([""], self.params))
+        self._key = embedding_keys(self.params, self.model.identity)
         self.sign(text=self._text and self._text.source, mapper=config.mapper)
 
     def prepare(self, context: Mapping[str, Any], mapped: Mapped | None = None) -> Prepared[str]:
@@ -41,7 +42,7 @@ class Embed(ModelStage):
         else:
             mapped = self.mapped(context, mapped)
             text, carried = mapped.input, (mapped.metadata,)
-        return Prepared(text, request_key(embedding_request([text], self.params), self.model.identity), carried)
+        return Prepared(text, self._key(text), carried)
 
     async def answer(self, prepared: Prepared[str]) -> EmbeddingResult:
         (result,) = await self.answer_batch([prepared])

@@ -331,6 +331,40 @@ def request_key(request: Request, *extra: str) -> str:
     return blake2b(content, digest_size=16).hexdigest()
 
 
+def embedding_keys(params: Mapping[str, Any], *extra: str) -> Callable[[str], str]:
+    """Make the function that gives a text's :func:`request_key`, as of a request with this text alone.
+
+    It does the same in a third of the time: what is around the text in the payload is written once.
+
+    Raises
+    ------
+    InputError
+        As :func:`embedding_request`; the function too, for a text that is none.
+    """
+    payload = embedding_request([""], params).payload
+    names = sorted(payload)
+    place = names.index("input")
+    before, after = (
+        dumps({name: payload[name] for name in some})[1:-1] for some in (names[:place], names[place + 1 :])
+    )
+    opening = b"{" + (before + b"," if before else b"") + b'"input":['
+    closing = b"]" + (b"," + after if after else b"") + b"}"
+    head, tail = _frame("embedding", extra)
+    around = len(opening) + len(closing)
+
+    def key(text: str) -> str:
+        if not isinstance(text, str):
+            raise InputError(f"text 0 to embed is {type(text).__name__}, not a string")
+        try:
+            written = dumps(text)
+        except TypeError as error:
+            raise InputError(f"the request cannot be written as JSON: {error}") from None
+        size = (around + len(written)).to_bytes(8, "little")
+        return blake2b(b"".join((head, size, opening, written, closing, tail)), digest_size=16).hexdigest()
+
+    return key
+
+
 def _counted(part: bytes) -> bytes:
     """A part with its length before it, so that ("ab", "c") and ("a", "bc") differ."""
     return len(part).to_bytes(8, "little") + part

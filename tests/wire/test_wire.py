@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infermesh.errors import (
     BadRequestError,
@@ -446,3 +448,18 @@ def test_several_prompts_are_no_prompt(prompt: Any) -> None:
 def test_token_ids_are_one_prompt() -> None:
     tokens: Any = [1, 2, 3]
     assert wire.generation_request("text_completion", tokens, {}).payload["prompt"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"dimensions": 8}, {"user": "me", "dimensions": 8, "zeta": [1]}, {"user": None}]
+)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_texts_key_is_that_of_a_request_with_this_text_alone(params: dict[str, Any], text: str) -> None:
+    keys = wire.embedding_keys(params, "m", "x")
+    assert keys(text) == wire.request_key(wire.embedding_request([text], params), "m", "x")
+
+
+@pytest.mark.parametrize("text", ["half \ud800", 5, None])
+def test_what_is_no_text_has_no_key(text: Any) -> None:
+    with pytest.raises(InputError):
+        wire.embedding_keys({}, "m")(text)
