@@ -22,6 +22,7 @@ SCRIPTS = (
     "tls",
     "run",
     "embeddings",
+    "longtexts",
     "inflight",
     "store",
     "memory",

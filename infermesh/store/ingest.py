@@ -39,12 +39,15 @@ from infermesh.store.schema import SOURCE, Column, listed, literal, quoted
 _RESERVED = ("row_id", "row_key")
 _MAX_LINE = 32 * 1024 * 1024  # bytes; the JSON reader holds buffers of twice this size
 _BATCH = 1024  # rows
-# Whether a line may have a number that a double does not hold. DuckDB reads doubles, so it writes such a number
-# otherwise, unless it is too large for one.
+# Whether a line has something like a number of 17 digits, or with an exponent.
+_LONG = "coalesce(regexp_matches(json, '[0-9.]{17}|[0-9][eE]'), false)"
+# Whether such a line may have a number that a double does not hold. DuckDB reads doubles, so it writes such a number
+# otherwise, unless it is too large for one. With CASE it looks at these lines alone; the parts of an AND it all makes.
 _INEXACT = (
-    "(regexp_matches(json, '[0-9.]{17}|[0-9][eE]') AND (regexp_matches(json, '[eE][+]?[0-9]{3}') "
-    "OR replace(json, ' ', '') <> replace(json(json)::VARCHAR, ' ', '')))"
+    "CASE WHEN long THEN regexp_matches(json, '[eE][+]?[0-9]{3}') "
+    "OR replace(json, ' ', '') <> replace(json(json)::VARCHAR, ' ', '') ELSE false END"
 )
+_NUMBER_KINDS = {"BIGINT", "UBIGINT", "DOUBLE"}
 _NUMBERS = "regexp_extract_all(json, '[-+0-9.eE]{5,}')::VARCHAR"
 _CSV_BUFFER = 4_000_000  # bytes, the least it takes (two lines); the CSV reader holds some for each of the files
 
@@ -122,12 +125,15 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequenc
     ]
     relation = " UNION ALL ".join(relations) or f"SELECT NULL::JSON AS json{_folder_values(folders, {})} WHERE false"
     lines = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM (SELECT * FROM ({relation}) {_limit(source)}))"
-    content = f"CASE WHEN {_INEXACT} THEN json(json)::VARCHAR || {_NUMBERS} ELSE json(json)::VARCHAR END"
+    content = f"CASE WHEN marked THEN json(json)::VARCHAR || {_NUMBERS} ELSE json(json)::VARCHAR END"
     if folders:
         content += f" || to_json([{', '.join(f'f{number}' for number in range(len(folders)))}])::VARCHAR"
-    _make_keys(connection, lines, content, marked=_INEXACT)
+    marked = f"(SELECT *, {_INEXACT} AS marked FROM (SELECT *, {_LONG} AS long FROM {lines}))"
+    _make_keys(connection, marked, content, marked="marked, long")
     inexact = _inexact_values(connection, lines)
-    structure, repeated = _json_structure(connection, lines)
+    has_long = connection.execute("SELECT 1 FROM __marked LIMIT 1").fetchone() is not None
+    connection.execute("DROP TABLE __marked")
+    structure, all_objects, repeated = _json_structure(connection, lines, has_long=has_long)
     structure |= {key: "JSON" for key in structure if key in inexact}
     names = unique_names(list(structure))
     columns = ""
@@ -152,6 +158,8 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequenc
                 [key],
             )
     connection.execute("DROP TABLE inexact")
+    if all_objects and not repeated:
+        return
     connection.execute(
         "INSERT INTO source_errors SELECT row_id, NULL, CASE WHEN json IS NULL THEN 'not valid JSON' "
         "WHEN json_type(json) = 'OBJECT' THEN 'a key stands there twice' "
@@ -186,15 +194,14 @@ def _inexact_values(connection: duckdb.DuckDBPyConnection, lines: str) -> set[st
     """
     connection.execute("CREATE TEMP TABLE inexact (row_id BIGINT, key VARCHAR, value VARCHAR)")
     keys: set[str] = set()
-    if connection.execute("SELECT 1 FROM __marked LIMIT 1").fetchone() is not None:
+    if connection.execute("SELECT 1 FROM __marked WHERE marked LIMIT 1").fetchone() is not None:
         limits = {name: _setting(connection, name) for name in ("memory_limit", "threads")}
         with open_duckdb(config=limits) as other, connection.appender("inexact") as appender:
-            found = other.execute(f"SELECT row_id, json FROM {lines} WHERE {_INEXACT}")
+            found = other.execute(f"SELECT row_id, json FROM (SELECT *, {_LONG} AS long FROM {lines}) WHERE {_INEXACT}")
             while rows := found.fetchmany(_BATCH):
                 values = [(row_id, *each) for row_id, text in rows for each in inexact_members(text).items()]
                 keys.update(key for _, key, _ in values)
                 appender.append_rows(values)
-    connection.execute("DROP TABLE __marked")
     return keys
 
 
@@ -208,15 +215,16 @@ def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str, m
     content
         SQL over these rows; null for a malformed row.
     marked
-        A condition over these rows: the ``row_id`` of each that meets it goes into the table ``__marked``.
+        Columns of these rows, all booleans: where one is true, the row's go into the table ``__marked``.
     """
     # This step takes the most memory, so it comes first: rows that are too long fail here.
     connection.execute(
         f"CREATE TEMP TABLE __hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash"
-        f"{f', {marked} AS marked' if marked else ''} FROM {rows}"
+        f"{f', {marked}' if marked else ''} FROM {rows}"
     )
     if marked:
-        connection.execute("CREATE TEMP TABLE __marked AS SELECT row_id FROM __hashes WHERE marked")
+        some = " OR ".join(marked.split(", "))
+        connection.execute(f"CREATE TEMP TABLE __marked AS SELECT row_id, {marked} FROM __hashes WHERE {some}")
     connection.execute(
         "CREATE TEMP TABLE __repeated AS SELECT row_id, row_number() OVER (PARTITION BY hash ORDER BY row_id) AS "
         "occurrence FROM __hashes WHERE hash IN (SELECT hash FROM __hashes GROUP BY hash HAVING count(*) > 1)"
@@ -243,23 +251,38 @@ def _create(connection: duckdb.DuckDBPyConnection, table: str, rows: str, column
     connection.execute("DROP TABLE __keys")
 
 
-def _json_structure(connection: duckdb.DuckDBPyConnection, lines: str) -> tuple[dict[str, str], bool]:
-    """Each top-level key of the objects, in order of appearance, with a DuckDB type that keeps all its values.
+def _json_structure(
+    connection: duckdb.DuckDBPyConnection, lines: str, *, has_long: bool
+) -> tuple[dict[str, str], bool, bool]:
+    """What the objects of the lines have.
 
-    And whether a key stands twice in one of them.
+    Each JSON function reads its line from the start, so there are few of them.
+
+    Parameters
+    ----------
+    has_long
+        Whether a line has something like a number of 17 digits.
+
+    Returns
+    -------
+    tuple
+        Each top-level key, in order of appearance, with a DuckDB type that keeps all its values; whether each line is
+        an object with a key; whether a key may stand twice in one of them.
     """
-    objects = f"(SELECT row_id, json FROM {lines} WHERE json_type(json) = 'OBJECT')"
     found = connection.execute(
-        "SELECT key, count(*) FROM (SELECT row_id, unnest(json_keys(json)) AS key, "
-        f"generate_subscripts(json_keys(json), 1) AS position FROM {objects}) "
+        "SELECT key, count(*) FROM (SELECT row_id, unnest(keys) AS key, generate_subscripts(keys, 1) AS position FROM "
+        f"(SELECT row_id, CASE WHEN len(keys) = 0 THEN [NULL] ELSE keys END AS keys FROM "
+        f"(SELECT row_id, coalesce(json_keys(json), []) AS keys FROM {lines}))) "
         "GROUP BY key ORDER BY min(row_id::HUGEINT * 65536 + position)"
     ).fetchall()
-    keys = [key for key, _ in found]
+    keys = [key for key, _ in found if key is not None]
+    all_objects = len(keys) == len(found)
     if not keys:
-        return {}, False
-    kinds, digits, rows = _kinds(connection, objects, keys)
-    repeated = any(times > rows[key] for key, times in found)
-    return {key: _json_column_type(kinds[key], digits[key]) for key in keys}, repeated
+        return {}, all_objects, False
+    objects = lines if all_objects else f"(SELECT row_id, json FROM {lines} WHERE json_type(json) = 'OBJECT')"
+    kinds, digits, rows = _kinds(connection, objects, keys, has_long=has_long)
+    repeated = any(times > rows[key] for key, times in found if key is not None)
+    return {key: _json_column_type(kinds[key], digits[key]) for key in keys}, all_objects, repeated
 
 
 def _value(key: str, kind: str) -> str:
@@ -275,11 +298,12 @@ def _pointer(key: str) -> str:
 
 
 def _kinds(
-    connection: duckdb.DuckDBPyConnection, objects: str, keys: Sequence[str]
+    connection: duckdb.DuckDBPyConnection, objects: str, keys: Sequence[str], *, has_long: bool
 ) -> tuple[dict[str, set[str]], dict[str, int], dict[str, int]]:
     """Key → the JSON types of its values; → the most digits of its integers, 0 without any; → how many rows have it.
 
-    DuckDB calls an integer over 64 bits a DOUBLE, but keeps its digits.
+    DuckDB calls an integer over 64 bits a DOUBLE, but keeps its digits. Where no line has 17 of them in a row, they are
+    counted for keys alone that have other numbers as well.
     """
     paths = [_pointer(key) for key in keys]
     found = connection.execute(
@@ -293,7 +317,11 @@ def _kinds(
         kinds[keys[position]].add(kind)
         rows[keys[position]] += times
     digits = dict.fromkeys(keys, 0)
-    numbers = [at for at, key in enumerate(keys) if kinds[key] & {"BIGINT", "UBIGINT", "DOUBLE"}]
+    numbers = [
+        at
+        for at, key in enumerate(keys)
+        if (has_long and kinds[key] & _NUMBER_KINDS) or ("DOUBLE" in kinds[key] and len(kinds[key] & _NUMBER_KINDS) > 1)
+    ]
     if numbers:
         # A row for each value: an expression for each key took DuckDB minutes to plan where there are thousands.
         most = connection.execute(
