@@ -187,6 +187,6 @@ def test_what_hydra_cannot_do_is_said_in_one_line(
     tmp_path: Path, simulator: Simulator, arguments: tuple[str, ...]
 ) -> None:
     project(tmp_path, simulator)
-    ran = infermesh("run", "+experiment=mine", *arguments, cwd=tmp_path)
+    ran = here("run", "+experiment=mine", *arguments, cwd=tmp_path)
     assert "Traceback" not in ran.stderr
     assert ran.returncode == 0 or len([line for line in ran.stderr.splitlines() if line.startswith("error: ")]) == 1

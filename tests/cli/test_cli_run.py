@@ -210,9 +210,7 @@ class TestOwnExperiment:
         assert "stages.answers.max_parallel_requests=4" in found.stderr
 
     def test_the_composed_config_goes_to_stdout(self, project: Path, simulator: Simulator) -> None:
-        found = infermesh(
-            "run", "+experiment=mine", "stages.answers.max_parallel_requests=9", "--cfg", "job", cwd=project
-        )
+        found = here("run", "+experiment=mine", "stages.answers.max_parallel_requests=9", "--cfg", "job", cwd=project)
         assert found.returncode == 0
         config = yaml.safe_load(found.stdout)
         assert config["stages"]["answers"]["max_parallel_requests"] == 9
@@ -224,7 +222,7 @@ class TestOwnExperiment:
     def test_failed_rows_end_with_3_and_a_way_to_look_at_them(self, project: Path, start_simulator: Start) -> None:
         refusing = start_simulator(filter_marker="number 2 ")
         overrides = (f"deployments.gpu-{number}.api_base={refusing.url}" for number in (0, 1))
-        found = infermesh("run", "+experiment=mine", *overrides, cwd=project)
+        found = here("run", "+experiment=mine", *overrides, cwd=project)
         assert found.returncode == 3
         assert "finished, with failed rows" in found.stderr
         assert "content_filter" in found.stderr
@@ -239,7 +237,7 @@ class TestOwnExperiment:
         mapping["stages"]["chunks"] = {"kind": "sql", "query": "SELECT text AS chunk FROM answers"}
         mapping["stages"]["vectors"] = {"model": "m", **embed("{{ chunks.chunk }}")}
         write_experiment(project, mapping)
-        found = infermesh("run", "+experiment=mine", "models.m.max_retries=0", "guards.max_errors=1", cwd=project)
+        found = here("run", "+experiment=mine", "models.m.max_retries=0", "guards.max_errors=1", cwd=project)
         assert found.returncode == 4, found.stderr
         (folder,) = run_folders(project)
         assert "chunks: not asked yet" in here("status", cwd=project).stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,9 @@ from infermesh.query.server import LiveServer
 from infermesh.query.sinks import write_sinks
 from infermesh.store.connection import connect
 from infermesh.store.schema import DATABASE, RUN_DDL, quoted
-from tests.support import COMMAND_S, command, environment, here_bytes
+from tests.support import COMMAND_S, environment, here_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TEXT = "a\"b,c\r\nd;e\\f\tü🦆 'x'"
 # Column → a value in SQL, what a CSV file says for it (where that is not the text of the JSON value), what JSON says.
@@ -173,13 +176,24 @@ def test_sql_and_export_write_the_same(asked: Path, exported: dict[str, bytes], 
     assert (tmp_path / f"x.{format}").read_bytes() == exported[format]
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_many_runs_give_what_one_gives(asked: Path, exported: dict[str, bytes], format: str) -> None:
+ASKING = """
+import sys
+from pathlib import Path
+from tests.support import here_bytes
+
+for format in sys.argv[3:]:
+    found = here_bytes("sql", sys.argv[1], "--runs", sys.argv[2], "--format", format, cwd=Path.cwd(), TZ="UTC")
+    Path(f"many.{format}").write_bytes(found.stdout or found.stderr)
+"""
+
+
+def test_many_runs_give_what_one_gives(asked: Path, exported: dict[str, bytes], tmp_path: Path) -> None:
     """Asked from another process: within the run's, its file cannot be attached."""
     query = QUERY.replace("*", "* EXCLUDE (run_id)")
-    asking = command("sql", query, "--runs", str(asked), "--format", format)
-    found = subprocess.run(asking, env=environment(TZ="UTC"), capture_output=True, timeout=COMMAND_S, check=True)
-    assert found.stdout == exported[format]
+    asking = [sys.executable, "-c", ASKING, query, str(asked), *FORMATS]
+    environ = environment(PYTHONPATH=str(ROOT))
+    subprocess.run(asking, cwd=tmp_path, env=environ, timeout=COMMAND_S, check=True)
+    assert {format: (tmp_path / f"many.{format}").read_bytes() for format in FORMATS} == exported
 
 
 @pytest.mark.parametrize("format", ["csv", "jsonl"])

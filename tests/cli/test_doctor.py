@@ -30,7 +30,6 @@ from tests.support import (
     experiment,
     generate,
     here,
-    infermesh,
     totals,
     transcribe,
     write_experiment,
@@ -59,7 +58,7 @@ def hanging() -> Iterator[str]:
 
 
 def test_outside_any_project(tmp_path: Path) -> None:
-    ended = infermesh("doctor", cwd=tmp_path, OPENAI_API_KEY="sk-not-a-real-one-0123456789")
+    ended = here("doctor", cwd=tmp_path, OPENAI_API_KEY="sk-not-a-real-one-0123456789")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "no conf/ in" in ended.stdout
     assert "set: OPENAI_API_KEY" in ended.stdout

@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 
-from infermesh import USE_CLIENT_DEFAULT, ConfigError, InputError, LMClient, RequestTimeoutError
+from infermesh import (
+    USE_CLIENT_DEFAULT,
+    APIConnectionError,
+    ConfigError,
+    InputError,
+    LMClient,
+    RequestError,
+    RequestTimeoutError,
+)
 from infermesh.simulator import Faults, Simulator, SimulatorSettings
 from tests.support import wav
 
 MODEL = "hosted_vllm/any"
-LATENCY_S, TOO_SHORT_S, ENOUGH_S = 0.2, 0.05, 20.0
+LATENCY_S, TOO_SHORT_S, ENOUGH_S = 0.1, 0.05, 20.0
 PROMPT, TEXT, CLIP = "Hello.", "Hello.", wav("Good morning.")
 
 
@@ -77,6 +85,12 @@ def client(url: str, timeout: Any, /, **defaults: Any) -> LMClient:
     return LMClient(MODEL, api_base=url, timeout=timeout, max_retries=0, default_request_kwargs=defaults)
 
 
+def too_short() -> pytest.RaisesExc[RequestError]:
+    """The short timeout has passed: on a busy machine it may do so before there is a connection."""
+    errors: tuple[type[RequestError], ...] = (RequestTimeoutError, APIConnectionError)
+    return pytest.raises(errors, match=f"within {TOO_SHORT_S} s")
+
+
 def test_every_method_with_a_timeout_is_tried() -> None:
     asking = {name for name in dir(LMClient) if not name.startswith("_")} - {"close", "aclose"}
     assert asking == set(METHODS)
@@ -92,13 +106,13 @@ def test_a_call_may_wait_for_ever(url: str, method: str) -> None:
 def test_a_call_that_says_nothing_has_the_clients_timeout(silent: str, method: str) -> None:
     with client(silent, TOO_SHORT_S) as impatient:
         for options in ({}, {"timeout": USE_CLIENT_DEFAULT}):
-            with pytest.raises(RequestTimeoutError, match=str(TOO_SHORT_S)):
+            with too_short():
                 METHODS[method](impatient, **options)
 
 
 @every_method
 def test_a_call_may_set_its_own(url: str, silent: str, method: str) -> None:
-    with client(silent, None) as patient, pytest.raises(RequestTimeoutError, match=str(TOO_SHORT_S)):
+    with client(silent, None) as patient, too_short():
         METHODS[method](patient, timeout=TOO_SHORT_S)
     with client(url, TOO_SHORT_S) as impatient:
         METHODS[method](impatient, timeout=ENOUGH_S)
@@ -115,7 +129,7 @@ def test_the_request_defaults_come_before_the_clients(url: str, silent: str, met
         (None, TOO_SHORT_S, {}),
         (TOO_SHORT_S, USE_CLIENT_DEFAULT, {}),
     ):
-        with client(silent, timeout, timeout=defaults) as impatient, pytest.raises(RequestTimeoutError):
+        with client(silent, timeout, timeout=defaults) as impatient, too_short():
             METHODS[method](impatient, **options)
 
 

@@ -37,7 +37,9 @@ def project(tmp_path: Path, simulator: Simulator) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("closing", ["2>&-", "2>&1 >/dev/null | true", "2>/dev/full"])
+@pytest.mark.parametrize(
+    "closing", ["2>&-", pytest.param("2>&1 >/dev/null | true", marks=pytest.mark.long), "2>/dev/full"]
+)
 def test_a_run(project: Path, closing: str) -> None:
     line = " ".join((*command(*RUN), closing))
     subprocess.run(["bash", "-c", line], cwd=project, env=environment(), timeout=COMMAND_S, check=False)

@@ -40,7 +40,7 @@ class TestOneAnswer:
 
     def test_a_clip_and_several(self, shell: Shell) -> None:
         (shell.folder / "recording.wav").write_bytes(wav("Good morning."))
-        done = shell.run("transcribe", "recording.wav")
+        done = shell.here("transcribe", "recording.wav")
         assert (done.returncode, done.stdout) == (0, "Good morning.\n")
         done = shell.here("transcribe", "recording.wav", "missing.wav")
         assert done.returncode == 3
@@ -108,7 +108,7 @@ class TestOneAnswer:
         assert (done.returncode, done.stdout) == (0, "Hello\n"), done.stderr
 
     def test_a_failed_request(self, tmp_path: Path, start_simulator: Callable[..., Simulator]) -> None:
-        done = Shell(tmp_path, start_simulator(filter_marker="bomb").url).run("generate", "--prompt", "a bomb")
+        done = Shell(tmp_path, start_simulator(filter_marker="bomb").url).here("generate", "--prompt", "a bomb")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("error: ")
 
@@ -151,7 +151,7 @@ class TestFiles:
                 {"text": "nothing to ask"},
             ],
         )
-        done = shell.run("generate", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl", "--max-tokens", "9")
+        done = shell.here("generate", "--input-jsonl", "in.jsonl", "--output-jsonl", "out.jsonl", "--max-tokens", "9")
         assert done.returncode == 3, done.stderr
         assert done.stdout == ""
         found = shell.lines("out.jsonl")

@@ -55,7 +55,7 @@ def test_a_killed_run_goes_on_and_sends_no_settled_row_again(shell: Shell, slow:
     written = shell.kill_when(30, "out.jsonl", *GENERATE)
     assert written < ROWS
     slow.reset()
-    second = shell.run(*GENERATE, "--resume")
+    second = shell.here(*GENERATE, "--resume")
     assert second.returncode == 0, second.stderr
     check_whole(shell)
     assert sent(slow) <= ROWS - written

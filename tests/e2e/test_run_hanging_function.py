@@ -86,10 +86,7 @@ KINDS = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("hangs", "plain", "trap", "trapped") else pytest.param(name, marks=pytest.mark.long)
-        for name in KINDS
-    ],
+    [name if name in ("hangs", "trapped") else pytest.param(name, marks=pytest.mark.long) for name in KINDS],
 )
 def test_the_process_ends_with_its_run(project: Path, name: str) -> None:
     KINDS[name](project, name, 0.5)

@@ -77,7 +77,7 @@ def test_the_first_signal_drains(
     assert ask(folder, "SELECT count(*), count(DISTINCT row_id) FROM v WHERE status = 'done'") == [(ROWS, ROWS)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGHUP])
 def test_while_the_source_is_loaded(
     tmp_path: Path, start_simulator: Start, launch: Launch, number: signal.Signals
 ) -> None:

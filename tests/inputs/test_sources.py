@@ -15,7 +15,7 @@ import pytest
 from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError
 from tests.loaded import load, load_text
-from tests.support import write_jsonl
+from tests.support import ask, write_jsonl
 
 if sys.version_info >= (3, 14):
     from compression.zstd import compress as zstd_compress
@@ -395,13 +395,11 @@ class TestChangedSource:
 
     @staticmethod
     def ids(root: Path) -> dict[Any, int]:
-        with duckdb.connect(str(root / "run.duckdb"), read_only=True) as connection:
-            return dict(connection.execute("SELECT a, row_id FROM source").fetchall())
+        return dict(ask(root, "SELECT a, row_id FROM source"))
 
     @staticmethod
     def live(root: Path) -> list[Any]:
-        with duckdb.connect(str(root / "run.duckdb"), read_only=True) as connection:
-            return [a for (a,) in connection.execute("SELECT a FROM results ORDER BY row_id").fetchall()]
+        return [a for (a,) in ask(root, "SELECT a FROM results ORDER BY row_id")]
 
     def test_rows_keep_their_ids_when_they_move(self, tmp_path: Path) -> None:
         load_text(tmp_path, '{"a": 1}\n{"a": 2}\n{"a": 3}\n')

@@ -459,8 +459,14 @@ class _Broken(Watch):
         return super().__getattribute__(name)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(3), KeyboardInterrupt()])
-@pytest.mark.parametrize("method", ["note", "start", "tick", "stop"])
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        *((method, RuntimeError("no")) for method in ("note", "start", "tick", "stop")),
+        ("tick", SystemExit(3)),
+        ("stop", KeyboardInterrupt()),
+    ],
+)
 def test_what_an_observer_ends_in_costs_that_call(
     slow: tuple[dict[str, Any], Simulator], method: str, error: BaseException
 ) -> None:

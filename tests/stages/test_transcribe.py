@@ -76,49 +76,50 @@ def outside(lab: Lab) -> Path:
     return folder
 
 
-def refused(lab: Lab, simulator: Simulator, stage: dict[str, Any], **sections: Any) -> str:
-    """Run one row, of which nothing may be sent, and return its error."""
+def refused(lab: Lab, simulator: Simulator, stage: dict[str, Any], **sections: Any) -> list[str]:
+    """Run rows of which nothing may be sent, and return their errors, in the rows' order."""
     lab.run(experiment(simulator.url, {"t": stage}, **sections))
-    ((status, kind, error),) = lab.sql("SELECT status, error_type, error FROM t")
-    assert (status, kind) == ("error", "input")
+    found = lab.sql("SELECT status, error_type, error FROM t ORDER BY row_id")
+    assert {(status, kind) for status, kind, _ in found} == {("error", "input")}
     assert totals(simulator)["received"] == 0
-    return str(error)
+    return [str(error) for *_, error in found]
 
 
-@pytest.mark.parametrize("data", [SECRET, b"ID3_KEY=x", "text".encode("utf-16"), b"\x89PNG\r\n\x1a\n", b"%PDF-1.7"])
-@pytest.mark.parametrize("name", [".env", "clip.wav"])
-def test_only_sound_is_sent_for_a_row(lab: Lab, simulator: Simulator, name: str, data: bytes) -> None:
-    (lab.root / name).write_bytes(data)
-    lab.rows([{"audio": name}])
-    error = refused(lab, simulator, transcribe())
-    assert "neither sound nor a film" in error
-    assert "flac" in error
-    assert "planted" not in error
+def test_only_sound_is_sent_for_a_row(lab: Lab, simulator: Simulator) -> None:
+    contents = [SECRET, b"ID3_KEY=x", "text".encode("utf-16"), b"\x89PNG\r\n\x1a\n", b"%PDF-1.7"]
+    files = {f"{number}/{name}": data for number, data in enumerate(contents) for name in (".env", "clip.wav")}
+    for name, data in files.items():
+        (lab.root / name).parent.mkdir(exist_ok=True)
+        (lab.root / name).write_bytes(data)
+    lab.rows([{"audio": name} for name in files])
+    for name, error in zip(files, refused(lab, simulator, transcribe()), strict=True):
+        assert "neither sound nor a film" in error, name
+        assert "flac" in error, name
+        assert "planted" not in error, name
 
 
-@pytest.mark.parametrize("way", ["absolute", "dots", "link", "linked folder", "home", "link of a link"])
 @pytest.mark.parametrize("stage", [transcribe(), {"kind": "transcribe", "mapper": "row"}], ids=["template", "mapper"])
 def test_a_file_elsewhere_is_refused(
-    lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, way: str, stage: dict[str, Any]
+    lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, stage: dict[str, Any]
 ) -> None:
     folder = outside(lab)
     monkeypatch.setenv("HOME", str(folder))
     (lab.root / "link.wav").symlink_to(folder / "there.wav")
     (lab.root / "again.wav").symlink_to("link.wav")
     (lab.root / "linked").symlink_to(folder)
-    name = {
+    ways = {
         "absolute": str(folder / "there.wav"),
         "dots": f"../{folder.name}/there.wav",
         "link": "link.wav",
         "linked folder": "linked/there.wav",
         "home": "~/there.wav",
         "link of a link": "again.wav",
-    }[way]
-    lab.rows([{"audio": name, "path": name}])
-    error = refused(lab, simulator, stage)
-    assert f"allow_paths: ['{folder}']" in error
+    }
+    lab.rows([{"audio": name, "path": name} for name in ways.values()])
+    errors = refused(lab, simulator, stage)
+    assert [way for way, error in zip(ways, errors, strict=True) if f"allow_paths: ['{folder}']" not in error] == []
     lab.run(experiment(simulator.url, {"t": stage}, allow_paths=[str(folder)]))
-    assert lab.sql("SELECT status, text FROM t") == [("done", "Elsewhere.")]
+    assert lab.sql("SELECT status, text FROM t") == [("done", "Elsewhere.")] * len(ways)
 
 
 def test_what_the_declaration_names_is_sent(lab: Lab, simulator: Simulator) -> None:
@@ -145,7 +146,8 @@ def test_a_row_does_not_leave_the_folder_of_its_template(lab: Lab, simulator: Si
     folder = outside(lab)
     (folder / "clips").mkdir()
     lab.rows([{"name": "../there"}])
-    assert "allow_paths" in refused(lab, simulator, transcribe(f"{folder}/clips/{{{{ name }}}}.wav"))
+    (error,) = refused(lab, simulator, transcribe(f"{folder}/clips/{{{{ name }}}}.wav"))
+    assert "allow_paths" in error
 
 
 @pytest.mark.parametrize("pattern", ["rows.jsonl", "*.jsonl", "**/*.jsonl"])
