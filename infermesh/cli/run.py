@@ -30,7 +30,7 @@ from infermesh.config.project import experiments, primary_folder, roots
 from infermesh.config.understood import Understood, UsageError, understood
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.exact_json import loads
-from infermesh.hints import command, named, nearest, one_line
+from infermesh.hints import command, counted, named, nearest, one_line
 from infermesh.query.finding import group_words, runs_in
 from infermesh.query.summary import describe, newest_unfinished
 from infermesh.redaction import redact
@@ -248,13 +248,13 @@ def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
         print("nothing to resume: no unfinished run below outputs/", file=sys.stderr)
         if newest.failed:
             print(
-                f"the newest run finished with {newest.failed} failed row states; "
+                f"the newest run finished with {counted(newest.failed, 'failed row state')}; "
                 f"{command('resume', newest.folder)} retries them",
                 file=sys.stderr,
             )
         return 0
-    found = describe(folder)
-    words = f"{folder} ({found.experiment}: {found.status}, {found.pending} row states pending)"
+    folder = found.folder
+    words = f"{folder} ({found.experiment}: {found.status}, {counted(found.pending, 'row state')} pending)"
     if name is None and not _is_wanted(folder, words):
         return 2
     declaration = _stored_declaration(folder)
@@ -290,7 +290,7 @@ def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int
             rows = redo.count(connection)
     except InfermeshError as error:
         fail(f"--{error}", code=2)
-    print(f"{folder}: {rows} rows of {stage} where {where}", file=sys.stderr)
+    print(f"{folder}: {counted(rows, 'row')} of {stage} where {where}", file=sys.stderr)
     if dry_run or not rows:
         return 0
     return run_job(declaration, folder, redo=redo)

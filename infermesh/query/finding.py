@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from infermesh.hints import counted
 from infermesh.query.summary import describe
 from infermesh.store.folders import LATEST, OUTPUTS, is_sweep, job_folders, run_folders, sweep_of
 from infermesh.store.schema import DATABASE
@@ -49,5 +50,5 @@ def runs_in(name: str | None) -> tuple[Path, list[Path]] | None:
 
 def group_words(folder: Path, runs: list[Path]) -> str:
     """What a folder of runs is, in words."""
-    what = "a sweep of {} jobs" if is_sweep(folder) else "a folder of {} runs"
-    return f"{folder} is {what.format(len(runs))}"
+    sweep = is_sweep(folder)
+    return f"{folder} is a {'sweep' if sweep else 'folder'} of {counted(len(runs), 'job' if sweep else 'run')}"

@@ -377,7 +377,7 @@ class TestResume:
         assert found.returncode == 3, found.stderr
         assert totals(simulator)["received"] == 3
         retried = here("retry", "left", "--stage", "a", "--dry-run", cwd=interrupted.root)
-        assert "1 rows of a where status = 'error'" in retried.stderr
+        assert "1 row of a where status = 'error'" in retried.stderr
         assert here("retry", "left", "--stage", "a", cwd=interrupted.root).returncode == 0
         assert totals(simulator)["received"] == 4
 

@@ -21,7 +21,7 @@ from infermesh.cli.oneshot.run import ONE_ANSWER, exit_quietly, row_input
 from infermesh.config.declaration import declare
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError, InfermeshError
-from infermesh.hints import system_words
+from infermesh.hints import counted, system_words
 from infermesh.inputs.sources import resolve_source
 from infermesh.runs.direct import open_stage
 from infermesh.runtime.loop import run_loop
@@ -94,9 +94,11 @@ class Bench:
 
     def _print_plan(self, levels: Sequence[int]) -> None:
         requests, warmup = self.sweep.requests, self.sweep.warmup
-        print(f"{len(levels)} levels × {requests} requests, after {warmup} warm-up requests", file=sys.stderr)
+        each = f"{counted(len(levels), 'level')} × {counted(requests, 'request')}"
+        print(f"{each}, after {counted(warmup, 'warm-up request')}", file=sys.stderr)
         if requests < 2 * max(levels):
-            print(f"{requests} requests are too few to measure c={max(levels)} well: raise --requests", file=sys.stderr)
+            few = counted(requests, "request is", "requests are")
+            print(f"{few} too few to measure c={max(levels)} well: raise --requests", file=sys.stderr)
         if (warning := allow_requests(max(levels))) is not None:
             print(warning, file=sys.stderr)
 
@@ -110,7 +112,7 @@ class Bench:
         failed = sum(level.errors for level in measured)
         if failed:
             example = next(level.first_error for level in measured if level.first_error)
-            print(f"{failed} requests failed: {example}", file=sys.stderr)
+            print(f"{counted(failed, 'request')} failed: {example}", file=sys.stderr)
         if failed == sum(level.requests for level in measured):
             return 1
         return 3 if failed or found.concurrency is None else 0

@@ -40,7 +40,7 @@ from infermesh.cli.terminal import discard_stdout
 from infermesh.config.declaration import Declaration, declare
 from infermesh.config.file_names import row_file
 from infermesh.errors import InfermeshError
-from infermesh.hints import system_words
+from infermesh.hints import counted, system_words
 
 if TYPE_CHECKING:
     from infermesh.store.output_file import Earlier
@@ -225,7 +225,7 @@ class Command:
             names = [str(output)] if written else []
             if checkpoint:
                 names.append(str(folder))
-            failed = f" ({earlier.failed:,} failed rows)" if earlier is not None and earlier.failed else ""
+            failed = f" ({counted(earlier.failed, 'failed row')})" if earlier is not None and earlier.failed else ""
             return f"{' and '.join(names)} from before: no answer is in there{failed}, so this command starts anew"
         if self.out.resume:
             fail(
