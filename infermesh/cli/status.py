@@ -157,7 +157,9 @@ def _print_group(folder: Path, runs: Sequence[Path], infos: Sequence[RunInfo]) -
         cells = itertools.zip_longest(row, widths, fillvalue="")
         print("  " + "  ".join(f"{text:<{width}}" for text, width in cells) + f"  {_state_words(info)}")
     print(f"  answers: {command('sql', '--runs', folder, query)}")
-    if any(info.unfinished for info in infos) and (again := sweep_command(folder)) is not None:
+    at_work = any(info.status == "running" for info in infos)
+    left = any(info.unfinished for info in infos) or (not_begun(folder, list(runs)) and not at_work)
+    if left and (again := sweep_command(folder)) is not None:
         print(f"  continue: {again}")
 
 
