@@ -85,11 +85,11 @@ def oneshot_closing(outcome: RunOutcome, output: Path | None, checkpoint: Path |
 
 
 def _stopped_command(outcome: RunOutcome) -> str:
-    """Why a command stopped: of the guards, it has a flag for one."""
+    """Why a command stopped, with the flag that says so in the place of the key."""
     key, _, words = (outcome.reason or "").partition(" ")
     if _at_once(outcome):
         return f"--first-errors {words}; correct the command and give it again; --first-errors 0 goes on all the same"
-    return f"{key.rpartition('.')[2]} {words}; {_how_to_continue(outcome)}"
+    return f"--{key.rpartition('.')[2].replace('_', '-')} {words}; {_how_to_continue(outcome)}"
 
 
 def _ending(outcome: RunOutcome) -> str:

@@ -266,7 +266,7 @@ def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
 
 def _to_resume() -> RunInfo | None:
     """The newest unfinished run that has pending rows; where none has any, the newest one, which is closed then."""
-    aside = []
+    aside: list[RunInfo] = []
     for found in unfinished_runs():
         if found.has_work:
             for other in aside:
