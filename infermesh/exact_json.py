@@ -212,12 +212,21 @@ def try_enums(value: Any) -> None:
         if id(item) in seen:
             continue
         seen[id(item)] = item
-        if isinstance(item, enum.Enum):
+        kind = type(item)
+        if kind is dict:  # these two first, since a client's requests hold little else
+            for key, each in item.items():
+                if type(key) not in _SCALARS:
+                    waiting.append(key)
+                if type(each) not in _SCALARS:
+                    waiting.append(each)
+        elif kind is list:
+            waiting += [each for each in item if type(each) not in _SCALARS]
+        elif isinstance(item, enum.Enum):
             waiting.append(item.value)
         elif isinstance(item, list | tuple):
-            waiting += [each for each in item if type(each) not in _SCALARS]
+            waiting += item
         elif isinstance(item, dict):
-            waiting += [each for pair in item.items() for each in pair if type(each) not in _SCALARS]
+            waiting += [*item.keys(), *item.values()]
         elif _is_dataclass(item):
             waiting.append(_fields(item))
 

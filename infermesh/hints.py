@@ -52,6 +52,24 @@ def nearest(name: str, valid: Iterator[str] | list[str] | set[str] | Mapping[str
     return f" There is: {', '.join(names[:20])}." if names else " There is none."
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number and what it counts: in the singular for one, with commas between thousands.
+
+    Parameters
+    ----------
+    plural
+        Where it is not the noun with an ``s``; a verb may follow in both.
+
+    Examples
+    --------
+    >>> counted(1, "row"), counted(20000, "row")
+    ('1 row', '20,000 rows')
+    >>> counted(1, "row is", "rows are")
+    '1 row is'
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def command(*words: object) -> str:
     """A command of ours to copy into a shell: what a shell would take apart is quoted.
 

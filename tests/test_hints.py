@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+import itertools
 import os
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
-from infermesh.hints import cure, cured, one_line, system_words, visible
+import infermesh
+from infermesh.hints import counted, cure, cured, one_line, system_words, visible
 
 
 @pytest.mark.parametrize(
@@ -50,3 +55,38 @@ def test_a_long_error_keeps_its_beginning_and_its_advice() -> None:
         assert " … " in shown
         assert shown.endswith("export KEY=…")
     assert one_line("as it is", 8) == "as it is"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "plural", "words"),
+    [
+        (0, "row", None, "0 rows"),
+        (1, "row", None, "1 row"),
+        (20_000, "row", None, "20,000 rows"),
+        (1, "retry", "retries", "1 retry"),
+        (2, "row is", "rows are", "2 rows are"),
+    ],
+)
+def test_what_is_counted_has_the_number_of_its_count(number: int, noun: str, plural: str | None, words: str) -> None:
+    assert counted(number, noun, plural) == words
+
+
+_COUNTABLE = re.compile(
+    r" (?:(?:more|new|failed|further|sample|warm-up) )?"
+    r"(?:rows|row states|jobs|requests|runs|columns|stages|tokens|levels|days|lines|kinds)\b(?!/)"
+)
+
+
+def test_a_message_leaves_the_plural_to_one_function() -> None:
+    """``f"{rows} rows"`` says "1 rows" some day. The name of a constant stands for a number that is not one."""
+    found = [
+        f"{file}:{number.lineno}: {ast.unparse(number.value)}{after.value!r:.30}"
+        for file in sorted(Path(infermesh.__file__).parent.rglob("*.py"))
+        if "simulator" not in file.parts  # it repeats the words of other servers
+        for text in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(text, ast.JoinedStr)
+        for number, after in itertools.pairwise(text.values)
+        if isinstance(number, ast.FormattedValue) and isinstance(after, ast.Constant)
+        if not ast.unparse(number.value).lstrip("_").isupper() and _COUNTABLE.match(str(after.value))
+    ]
+    assert found == [], "write counted(number, noun) of infermesh/hints.py in its place"

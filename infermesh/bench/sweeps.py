@@ -17,6 +17,7 @@ from infermesh.bench.plot import Picture, Point
 from infermesh.config.declaration import Declaration
 from infermesh.config.short_form import DEPLOYMENT_KEYS
 from infermesh.errors import ConfigError, StoreError
+from infermesh.hints import counted
 from infermesh.inputs.sources import resolve_source
 from infermesh.query.figures import Figures, read_figures, read_stored, write_parquet
 from infermesh.runs.assemble import NOWHERE, assembled
@@ -156,7 +157,7 @@ def advise(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> Advice:
     found = choose(candidates, unit="rows/s", grows=grows, settings="job")
     notes = list(found.notes)
     if len(ended) < len(jobs):
-        notes.append(f"{len(jobs) - len(ended)} of {len(jobs)} jobs are not counted: they did not end, or sent nothing")
+        notes.append(f"left out: {len(jobs) - len(ended)} of {counted(len(jobs), 'job')}, without an end or a request")
     return Advice(None if found.index is None else ended[found.index], tuple(notes))
 
 

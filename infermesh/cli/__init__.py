@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from infermesh.cli.terminal import discard_stdout, guard_streams
+
+if TYPE_CHECKING:
+    import typer
 
 
 def main() -> None:
@@ -39,14 +43,18 @@ def _end_with_what_is_written() -> None:
 
 
 def _run() -> None:
-    from infermesh.cli.app import app
-
     if "_INFERMESH_COMPLETE_LINE" in os.environ:
         from infermesh.cli.completion import answer
 
-        answer(app)
+        answer(_app)
         return
-    app(_as_meant(sys.argv[1:]), prog_name="infermesh")
+    _app()(_as_meant(sys.argv[1:]), prog_name="infermesh")
+
+
+def _app() -> typer.Typer:
+    from infermesh.cli.app import app
+
+    return app
 
 
 def _as_meant(arguments: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from infermesh.errors import StoreError
-from infermesh.hints import command, one_line
+from infermesh.hints import command, counted, one_line
 from infermesh.query.glance import first_query_of
 from infermesh.query.reader import RunReader
 from infermesh.runs.outcome import RunOutcome
@@ -30,8 +30,8 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
     lines = [
         f"{_ending(outcome)} ({_totals(outcome)})",
         *(f"  {stage}: {_count_words(counts)}" for stage, counts in outcome.counts.items()),
-        *([f"  kept      {outcome.kept} answers whose request is unchanged"] if outcome.kept else []),
-        *([f"  reused    {outcome.reused} answers to identical requests"] if outcome.reused else []),
+        *([f"  kept      {counted(outcome.kept, 'answer')} whose request is unchanged"] if outcome.kept else []),
+        *([f"  reused    {counted(outcome.reused, 'answer')} to identical requests"] if outcome.reused else []),
         *_invalid_lines(outcome),
     ]
     if outcome.status == "stopped":
@@ -85,11 +85,11 @@ def oneshot_closing(outcome: RunOutcome, output: Path | None, checkpoint: Path |
 
 
 def _stopped_command(outcome: RunOutcome) -> str:
-    """Why a command stopped: of the guards, it has a flag for one."""
+    """Why a command stopped, with the flag that says so in the place of the key."""
     key, _, words = (outcome.reason or "").partition(" ")
     if _at_once(outcome):
         return f"--first-errors {words}; correct the command and give it again; --first-errors 0 goes on all the same"
-    return f"{key.rpartition('.')[2]} {words}; {_how_to_continue(outcome)}"
+    return f"--{key.rpartition('.')[2].replace('_', '-')} {words}; {_how_to_continue(outcome)}"
 
 
 def _ending(outcome: RunOutcome) -> str:
@@ -99,7 +99,8 @@ def _ending(outcome: RunOutcome) -> str:
 def _totals(outcome: RunOutcome) -> str:
     totals = outcome.totals
     cost = "" if totals["cost_usd"] is None else f", ${totals['cost_usd']:.4f}"
-    return f"{totals['requests']} requests, {totals['prompt_tokens'] + totals['completion_tokens']} tokens{cost}"
+    tokens = totals["prompt_tokens"] + totals["completion_tokens"]
+    return f"{counted(totals['requests'], 'request')}, {counted(tokens, 'token')}{cost}"
 
 
 def _count_words(counts: Mapping[str, int]) -> str:
@@ -124,7 +125,8 @@ def _failure_lines(outcome: RunOutcome, most: int) -> Iterator[str]:
     for stage, kind, rows, example in outcome.failures[:most]:
         yield f"  failures  {rows} × {stage}: {kind}: {one_line(example or '', _EXAMPLE_CHARACTERS)}"
     if left := outcome.failures[most:]:
-        yield f"  failures  {sum(rows for _, _, rows, _ in left)} of {len(left)} further kinds (infermesh status)"
+        rows = sum(rows for _, _, rows, _ in left)
+        yield f"  failures  {rows} of {counted(len(left), 'further kind')} (infermesh status)"
 
 
 def _invalid_lines(outcome: RunOutcome) -> Iterator[str]:

@@ -14,7 +14,7 @@ from infermesh.cli.common import fail
 from infermesh.cli.find_run import find_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
-from infermesh.hints import command, nearest, one_line
+from infermesh.hints import command, counted, nearest, one_line
 from infermesh.query.diff import SIDES, RunDiff, StageDiff, StageTotals
 from infermesh.query.finding import runs_in
 from infermesh.query.union import RunUnion
@@ -63,7 +63,7 @@ def ask_runs(query: str, folders: Sequence[Path], format: str) -> None:
             union.prepare(query)
             said = _say_left_out(union.left_out)
             if not union.runs:
-                fail(f"none of {len(folders)} runs can be asked")
+                fail(f"none of {counted(len(folders), 'run')} can be asked")
             try:
                 write_query(union.connection, query, format)
             except duckdb.CatalogException:  # now with all views, so that the message can name the nearest table
@@ -71,7 +71,7 @@ def ask_runs(query: str, folders: Sequence[Path], format: str) -> None:
                 _say_left_out(union.left_out[said:])
                 write_query(union.connection, query, format)
         except duckdb.Error as error:
-            fail(f"{damage(error) or one_line(error, 2000)} (in {len(union.runs)} runs){union.about(error)}")
+            fail(f"{damage(error) or one_line(error, 2000)} (in {counted(len(union.runs), 'run')}){union.about(error)}")
 
 
 def _say_left_out(lines: Sequence[str]) -> int:
@@ -175,7 +175,9 @@ def _print_summary(first: Path, second: Path, stages: Sequence[StageDiff]) -> No
             f"{found.only_a} only in A" if found.only_a else "",
             f"{found.only_b} only in B" if found.only_b else "",
         ]
-        print(f"\n{found.stage}: {found.both} rows in both; {', '.join(filter(None, counts))}", file=sys.stderr)
+        print(
+            f"\n{found.stage}: {counted(found.both, 'row')} in both; {', '.join(filter(None, counts))}", file=sys.stderr
+        )
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for title in ("", "A", "B", "B / A"):
             table.add_column(title, justify="right" if title else "left")

@@ -2,6 +2,8 @@
 
 The scripts hand over the line up to the cursor, unsplit: bash takes words apart at ``=`` and ``:``, which are part of
 an override. Typer knows the commands and options, and whose turn it is; :mod:`infermesh.cli.completers` what it may be.
+Where no option is on the line of ``run`` or ``plan``, it is an override's turn, and Typer, which takes longer than all
+the rest, is not asked.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ import io
 import os
 import re
 import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import typer
+from infermesh.cli.complete_overrides import overrides_like
 
-from infermesh.cli.common import fail
+if TYPE_CHECKING:
+    import typer
 
 LINE = "_INFERMESH_COMPLETE_LINE"
 SHELL = "_INFERMESH_COMPLETE_SHELL"
@@ -58,17 +63,25 @@ SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 def print_script(shell: str) -> None:
     """Print the script that a shell loads. An unknown shell is an error of usage."""
+    from infermesh.cli.common import fail
+
     if shell not in SCRIPTS:
         fail(f"completion {shell}: there is none for this shell. There is: {', '.join(SCRIPTS)}.", code=2)
     print(SCRIPTS[shell])
 
 
-def answer(app: typer.Typer) -> None:
-    """Print what may stand at the end of the line in the variable :data:`LINE`, one word a line; nothing: paths."""
+def answer(load: Callable[[], typer.Typer]) -> None:
+    """Print what may stand at the end of the line in the variable :data:`LINE`, one word a line; nothing: paths.
+
+    Parameters
+    ----------
+    load
+        Imports the application. It is called where Typer has to be asked.
+    """
     line, shell = os.environ.pop(LINE), os.environ.pop(SHELL, "bash")
     words, word = split_line(line)
     broken = _broken_off(word, os.environ.pop("_INFERMESH_COMPLETE_BREAKS", "")) if shell == "bash" else 0
-    for item in _one_level(_asked(app, words, word), word):
+    for item in _one_level(_asked(load, words, word), word):
         # The shell has the part before its own break already; bash is told the blank, the others set it.
         print(item[broken:] + (" " if shell == "bash" and not item.endswith(_OPEN) else ""))
 
@@ -93,7 +106,24 @@ def split_line(line: str) -> tuple[list[str], str]:
     return (words[1:], "") if line[-1:].isspace() or len(words) < 2 else (words[1:-1], words[-1])
 
 
-def _asked(app: typer.Typer, words: list[str], word: str) -> list[str]:
+def _asked(load: Callable[[], typer.Typer], words: list[str], word: str) -> list[str]:
+    """What is offered for a word behind others."""
+    if words[:1] in (["run"], ["plan"]) and not any(each.startswith("-") for each in (*words, word)):
+        found = [each for each in overrides_like(word, words[1:]) if each.startswith(word)]
+    else:
+        found = _typers(load(), words, word)
+    found = [each for each in found if each and not re.search(r"\s", each)]  # none to quote
+    if found == [word] and words:
+        return []  # Typer's word for a path
+    option, equals, _ = word.partition("=")
+    if option.startswith("-") and equals:
+        return [f"{option}={value}" for value in found]
+    if words[:1] in (["run"], ["plan"]) and word.startswith("-"):
+        found += [option for option in _HYDRA_OPTIONS if option.startswith(word)]
+    return found
+
+
+def _typers(app: typer.Typer, words: list[str], word: str) -> list[str]:
     """What Typer offers for a word behind others."""
     importlib.import_module("typer.completion").completion_init()
     everything = ["infermesh", *words, word]
@@ -103,15 +133,7 @@ def _asked(app: typer.Typer, words: list[str], word: str) -> list[str]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         app(prog_name="infermesh")
-    found = [each for each in out.getvalue().splitlines() if each and not re.search(r"\s", each)]  # none to quote
-    if found == [word] and words:
-        return []  # Typer's word for a path
-    option, equals, _ = word.partition("=")
-    if option.startswith("-") and equals:
-        return [f"{option}={value}" for value in found]
-    if words[:1] in (["run"], ["plan"]) and word.startswith("-"):
-        found += [option for option in _HYDRA_OPTIONS if option.startswith(word)]
-    return found
+    return out.getvalue().splitlines()
 
 
 def _one_level(found: list[str], word: str) -> list[str]:

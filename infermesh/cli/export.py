@@ -9,6 +9,7 @@ from pathlib import Path
 from infermesh.cli.common import fail
 from infermesh.cli.find_run import find_run, say_run
 from infermesh.errors import InfermeshError
+from infermesh.hints import counted
 from infermesh.query.bound import in_thread
 from infermesh.query.export import WrittenFile, export, file_format
 from infermesh.query.finding import runs_in
@@ -73,7 +74,7 @@ def _export_group(
             union.prepare(sql)
         for line in union.left_out:
             print(f"left out: {line}", file=sys.stderr)
-        print(f"{len(union.runs)} runs are written as one", file=sys.stderr)
+        print(f"{counted(len(union.runs), 'run is', 'runs are')} written as one", file=sys.stderr)
         return _write(union.connection, sql or _table_query(union.connection, table, columns, where), out)
 
 

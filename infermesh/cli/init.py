@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infermesh.cli.common import fail
 from infermesh.config.project import shipped_project
-from infermesh.hints import named, nearest
+from infermesh.hints import counted, named, nearest
 
 TEMPLATES = {
     "reviews": "a summary and an embedding of each row",
@@ -45,7 +45,10 @@ def init_project(folder: Path, template: str) -> None:
     files = _files_of(template) | {path: text.encode() for path, text in _COMMON.items()}
     kept = [_written(folder / path, content) for path, content in files.items()].count(False)
     if kept:
-        print(f"{kept} files were there before and are as they were", file=sys.stderr)
+        print(
+            counted(kept, "file was there before and is as it was", "files were there before and are as they were"),
+            file=sys.stderr,
+        )
     others = ", ".join(name for name in TEMPLATES if name != template)
     print(f"\n{template}: {TEMPLATES[template]}. Other templates: {others}", file=sys.stderr)
     go_there = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "

@@ -15,7 +15,7 @@ from infermesh.config.compose import compose
 from infermesh.config.declaration import declared
 from infermesh.config.understood import FLAGS, WITH_VALUE, UsageError
 from infermesh.errors import InfermeshError
-from infermesh.hints import command
+from infermesh.hints import command, counted
 from infermesh.plan import Options, Plan, QuotaFacts, Resource, StageEstimate, make_plan
 from infermesh.runs.progress import duration
 
@@ -125,7 +125,7 @@ def _print_report(plan: Plan, argv: Sequence[str], as_written: Callable[[str], s
             print(orjson.dumps(sent.payload, option=orjson.OPT_INDENT_2).decode())
             print()
     what = "a new run" if plan.folder is None else f"what is left to do in {plan.folder}"
-    print(f"{plan.experiment}: {what}, {plan.rows:,} rows. Nothing was sent.")
+    print(f"{plan.experiment}: {what}, {counted(plan.rows, 'row')}. Nothing was sent.")
     _print_table([_HEADINGS, *(_stage_row(stage) for stage in plan.estimate.stages), _total_row(plan)])
     for line in _basis_lines(plan.estimate.stages):
         print(line)
@@ -244,7 +244,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
 def _quota_lines(resources: Sequence[Resource], quotas: dict[str, QuotaFacts]) -> Iterator[str]:
     for resource in resources:
         if resource.days is not None:
-            yield f"quota: {resource.name}: {resource.detail}: a job of {_plural(resource.days, 'day')}"
+            yield f"quota: {resource.name}: {resource.detail}: a job of {counted(resource.days, 'day')}"
     for quota in quotas.values():
         for unit, limit, used in (("rpd", quota.rpd, quota.used_requests), ("tpd", quota.tpd, quota.used_tokens)):
             if limit is not None and not any(
@@ -252,10 +252,6 @@ def _quota_lines(resources: Sequence[Resource], quotas: dict[str, QuotaFacts]) -
                 for resource in resources
             ):
                 yield f"quota: {unit} of {quota.name}: {used:,.0f} of {limit:,.0f} used today, enough is left"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _time_text(seconds: float) -> str:

@@ -10,7 +10,7 @@ import duckdb
 
 from infermesh.cli.common import fail
 from infermesh.cli.completers import FORMATS
-from infermesh.hints import named, nearest
+from infermesh.hints import counted, named, nearest
 from infermesh.query.bound import bind, in_thread, lines_of_query, select_from
 from infermesh.query.export import stream
 from infermesh.store.values import csv_value
@@ -68,8 +68,8 @@ def _print_rows(connection: duckdb.DuckDBPyConnection, query: str, *, blocks: bo
     elif (shown := print_table(columns, width)) < len(columns):
         sys.stdout.flush()
         print(
-            f"{len(columns)} columns, {shown} shown: name some in the query, or --record shows a row as a block of "
-            f"all its columns",
+            f"{counted(len(columns), 'column')}, {shown} shown: name some in the query, or --record shows a row as a "
+            f"block of all its columns",
             file=sys.stderr,
         )
     if len(rows) > _ROWS:

@@ -10,7 +10,7 @@ from infermesh.cli.compare import ask_runs
 from infermesh.cli.find_run import find_run, say_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
-from infermesh.hints import command
+from infermesh.hints import command, counted
 from infermesh.query.finding import group_words, runs_in
 from infermesh.query.reader import RunReader, is_live, request_stop
 from infermesh.query.summary import describe
@@ -74,5 +74,5 @@ def _live_run(run: str | None) -> Path:
     if not live:
         fail(f"no run is going on below {place}/")
     if len(live) > 1:
-        fail(f"{len(live)} runs are going on, say which one: {', '.join(map(str, live))}", code=2)
+        fail(f"{counted(len(live), 'run is', 'runs are')} going on, say which one: {', '.join(map(str, live))}", code=2)
     return live[0]

@@ -30,9 +30,9 @@ from infermesh.config.project import experiments, primary_folder, roots
 from infermesh.config.understood import Understood, UsageError, understood
 from infermesh.errors import ConfigError, InfermeshError
 from infermesh.exact_json import loads
-from infermesh.hints import command, named, nearest, one_line
+from infermesh.hints import command, counted, named, nearest, one_line
 from infermesh.query.finding import group_words, runs_in
-from infermesh.query.summary import describe, newest_unfinished
+from infermesh.query.summary import RunInfo, describe, unfinished_runs
 from infermesh.redaction import redact
 from infermesh.runs.control import Control
 from infermesh.runs.execute import execute
@@ -232,7 +232,7 @@ def run_job(
 def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
     """Continue a run in its folder, with the config stored there. Without a name: the newest run, if it is unfinished.
 
-    An older one is continued only if the user says so.
+    An older one is continued only if the user says so. Of several, one with pending rows is preferred.
 
     Parameters
     ----------
@@ -242,19 +242,19 @@ def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
     if (group := runs_in(name)) is not None:
         again = sweep_command(group[0]) or "run it again by the command that started it, with its hydra.sweep.dir"
         fail(f"{group_words(*group)}. To go on with all that is left: {again}", code=2)
-    folder = find_run(name) if name is not None else newest_unfinished()
-    if folder is None:
+    found = describe(find_run(name)) if name is not None else _to_resume()
+    if found is None:
         newest = describe(find_run(None))  # exits with an error if there is no run at all
         print("nothing to resume: no unfinished run below outputs/", file=sys.stderr)
         if newest.failed:
             print(
-                f"the newest run finished with {newest.failed} failed row states; "
+                f"the newest run finished with {counted(newest.failed, 'failed row state')}; "
                 f"{command('resume', newest.folder)} retries them",
                 file=sys.stderr,
             )
         return 0
-    found = describe(folder)
-    words = f"{folder} ({found.experiment}: {found.status}, {found.pending} row states pending)"
+    folder = found.folder
+    words = f"{folder} ({found.experiment}: {found.status}, {counted(found.pending, 'row state')} pending)"
     if name is None and not _is_wanted(folder, words):
         return 2
     declaration = _stored_declaration(folder)
@@ -262,6 +262,22 @@ def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
     if (sweep := sweep_of(folder)) is not None and (whole := sweep_command(sweep)) is not None:
         print(f"it is one job of a sweep; to go on with all of them: {whole}", file=sys.stderr)
     return run_job(declaration, folder, keep_errors=keep_errors)
+
+
+def _to_resume() -> RunInfo | None:
+    """The newest unfinished run that has pending rows; where none has any, the newest one, which is closed then."""
+    aside: list[RunInfo] = []
+    for found in unfinished_runs():
+        if found.has_work:
+            for other in aside:
+                print(
+                    f"left aside, as nothing is pending there: {other.folder} ({other.experiment}: {other.status}); "
+                    f"{command('resume', other.folder)} takes it all the same",
+                    file=sys.stderr,
+                )
+            return found
+        aside.append(found)
+    return aside[0] if aside else None
 
 
 def _is_wanted(folder: Path, words: str) -> bool:
@@ -290,7 +306,7 @@ def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int
             rows = redo.count(connection)
     except InfermeshError as error:
         fail(f"--{error}", code=2)
-    print(f"{folder}: {rows} rows of {stage} where {where}", file=sys.stderr)
+    print(f"{folder}: {counted(rows, 'row')} of {stage} where {where}", file=sys.stderr)
     if dry_run or not rows:
         return 0
     return run_job(declaration, folder, redo=redo)

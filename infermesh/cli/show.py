@@ -11,7 +11,7 @@ from infermesh.cli.common import fail, warnings_muted
 from infermesh.cli.find_run import find_run
 from infermesh.errors import ConfigError, StoreError
 from infermesh.exact_json import dumps
-from infermesh.hints import command, nearest, one_line
+from infermesh.hints import command, counted, nearest, one_line
 from infermesh.plan.rehearsal import Sent
 from infermesh.plan.story import RowStory, StageStory, row_story
 from infermesh.query.finding import named_run
@@ -103,7 +103,7 @@ def _about(stage: StageStory) -> str:
         stage.kind,
         f"deployment {state['deployment']}" if state.get("deployment") else "",
         f"model {state['model_id']}" if state.get("model_id") else "",
-        f"{tokens[0] or 0} + {tokens[1] or 0} tokens" if any(tokens) else "",
+        f"{tokens[0] or 0} + {counted(tokens[1] or 0, 'token')}" if any(tokens) else "",
         f"${cost:.6f}" if cost is not None else "",
         f"{state['service_s']:.2f} s at the server" if state.get("service_s") is not None else "",
     ]
@@ -168,7 +168,7 @@ def _attempt_lines(stage: StageStory) -> Iterator[str]:
         code = f"{each['status_code']} " if each.get("status_code") else ""
         ended = f"{code}{each['error_type']}" if each.get("error_type") else f"{code}answered"
         error = f": {one_line(each['error'], 300)}" if each.get("error") else ""
-        rows = f", for {each['request_rows']} rows" if (each.get("request_rows") or 1) > 1 else ""
+        rows = f", for {counted(each['request_rows'], 'row')}" if (each.get("request_rows") or 1) > 1 else ""
         yield (
             f"  attempt {each['attempt']}    {_time(each.get('started_at'))}  {each['deployment']}  {ended}{error}  "
             f"(waited {each.get('queue_s') or 0:.2f} s, took {each.get('service_s') or 0:.2f} s{rows})"
@@ -194,7 +194,7 @@ def _value(name: str, value: Any, indent: str, width: int = 11) -> Iterator[str]
     yield f"{indent}{name}"
     yield from (f"{indent}  {line}".rstrip() for line in lines[:_MOST_LINES])
     if len(lines) > _MOST_LINES:
-        yield f"{indent}  … {len(lines) - _MOST_LINES} more lines (--json has all)"
+        yield f"{indent}  … {counted(len(lines) - _MOST_LINES, 'more line')} (--json has all)"
 
 
 def _text(value: Any) -> str:
@@ -204,7 +204,7 @@ def _text(value: Any) -> str:
         return value.rstrip("\n")
     if isinstance(value, list | tuple) and len(value) > _MOST_NUMBERS and all(isinstance(n, float) for n in value):
         first = ", ".join(f"{number:.4g}" for number in value[:_MOST_NUMBERS])
-        return f"{len(value)} numbers: {first}, …"
+        return f"{counted(len(value), 'number')}: {first}, …"
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     return _json(value) if isinstance(value, dict | list | tuple) else str(value)

@@ -14,8 +14,8 @@ import orjson
 from infermesh.cli.common import fail
 from infermesh.cli.find_run import find_run, sweep_command
 from infermesh.errors import StoreError
-from infermesh.hints import command, nearest, one_line
-from infermesh.query.finding import group_words, runs_in
+from infermesh.hints import command, counted, nearest, one_line
+from infermesh.query.finding import group_words, not_begun, runs_in
 from infermesh.query.glance import first_query_across
 from infermesh.query.reader import RunReader
 from infermesh.query.summary import STATES, RunDetails, RunInfo, describe, details, runs_below
@@ -126,7 +126,8 @@ def _print_status(info: RunInfo, found: RunDetails | None) -> None:
         words = ", ".join(f"{counts[key]} {key}" for key in ("done", "error", "skipped", "pending") if key in counts)
         print(f"  {stage}: {words} of {total}" if total or "pending" not in counts else f"  {stage}: not asked yet")
     cost = "" if found.cost_usd is None else f", ${found.cost_usd:.4f}"
-    print(f"  {found.requests} requests, {found.prompt_tokens + found.completion_tokens} tokens{cost}")
+    tokens = found.prompt_tokens + found.completion_tokens
+    print(f"  {counted(found.requests, 'request')}, {counted(tokens, 'token')}{cost}")
     for stage, kind, rows, example in found.failures:
         print(f"  failed: {rows} × {stage}: {kind}: {one_line(example or '', 160)}")
     for stage, rows, example in found.invalid:
@@ -137,7 +138,7 @@ def _print_status(info: RunInfo, found: RunDetails | None) -> None:
             f"{one_line(failed.message or '', 160)} (the last one at {failed.last_at:%H:%M:%S} UTC)"
         )
     for stage, rows in found.waiting.items():
-        print(f"  {rows} rows of {stage} wait for another try")
+        print(f"  {counted(rows, f'row of {stage} waits', f'rows of {stage} wait')} for another try")
     if (sweep := sweep_of(info.folder)) is not None:
         print(f"  sweep: {command('status', sweep)}")
     if info.status == "running":
@@ -156,7 +157,9 @@ def _print_group(folder: Path, runs: Sequence[Path], infos: Sequence[RunInfo]) -
         cells = itertools.zip_longest(row, widths, fillvalue="")
         print("  " + "  ".join(f"{text:<{width}}" for text, width in cells) + f"  {_state_words(info)}")
     print(f"  answers: {command('sql', '--runs', folder, query)}")
-    if any(info.unfinished for info in infos) and (again := sweep_command(folder)) is not None:
+    at_work = any(info.status == "running" for info in infos)
+    left = any(info.unfinished for info in infos) or (not_begun(folder, list(runs)) and not at_work)
+    if left and (again := sweep_command(folder)) is not None:
         print(f"  continue: {again}")
 
 

@@ -12,6 +12,7 @@ Hydra's launcher decides whether jobs run in this process or in others, so nothi
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import signal
 import sys
@@ -82,7 +83,9 @@ class Sweep:
     id
         Names this command, in records and in the stop file.
     keys
-        The swept keys. Known, like ``folder`` and ``parallel``, once :meth:`prepare` was called.
+        The swept keys. Known, like ``folder``, ``jobs`` and ``parallel``, once :meth:`prepare` was called.
+    jobs
+        How many jobs there are; ``None`` for a sweeper that decides it as it goes.
     folder
         The sweep's folder; ``None`` before :meth:`prepare`.
     parallel
@@ -97,6 +100,7 @@ class Sweep:
         self.id = uuid.uuid4().hex[:12]
         self.keys: list[str] = []
         self.folder: Path | None = None
+        self.jobs: int | None = None
         self.parallel = False
         self.interrupted = False
 
@@ -134,9 +138,10 @@ class Sweep:
         """
         self.folder = Path(config.hydra.sweep.dir)
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-        for override in _parse_overrides([*params, *overrides_of(config.hydra)]):
-            if override.is_sweep_override():
-                self.keys.append(override.key_or_group)
+        overrides = _parse_overrides([*params, *overrides_of(config.hydra)])
+        self.keys += [override.key_or_group for override in overrides if override.is_sweep_override()]
+        if str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
+            self.jobs = _combinations(overrides)
         self.parallel = not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
         if self.parallel and threading.current_thread() is threading.main_thread():
             for number in _stopping_signals():
@@ -362,6 +367,7 @@ class SweepJob:
         record = {
             "sweep": self._sweep.id,
             "job": self._number,
+            "of": self._sweep.jobs,
             "folder": str(self._folder),
             "values": self._values,
             "overrides": self._overrides,
@@ -392,9 +398,23 @@ class _JobLines(PlainLines):
 
 
 def _parse_overrides(overrides: Sequence[str]) -> list[Any]:
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return list(OverridesParser.create().parse_overrides(list(overrides)))
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None  # it knows what a glob stands for
+    return list(OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)))
+
+
+def _combinations(overrides: Sequence[Any]) -> int | None:
+    """How many jobs Hydra's own sweeper makes of these overrides; ``None`` if it refuses them. A later one counts."""
+    values = {}
+    for override in overrides:
+        swept = override.is_sweep_override()
+        if swept and not override.is_discrete_sweep():
+            return None
+        values[override.get_key_element()] = sum(1 for _ in override.sweep_string_iterator()) if swept else 1
+    return math.prod(values.values())
 
 
 def _json_value(value: Any) -> Any:

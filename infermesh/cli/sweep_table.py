@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from infermesh.bench.sweeps import MeasuredJob, measured_stage, value_text
+from infermesh.hints import counted
 from infermesh.runs.progress import duration, short
 
 _FIGURES = ("rows/s", "tok/s", "p50 s", "p95 s", "p99 s", "q_p95 s", "errors")
@@ -42,7 +43,8 @@ def print_table(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> None:
         table.add_row(str(job.record.number), *swept, *(cells[heading] for heading in headings), status, style=style)
     total = sum(job.figures.elapsed_s for job in jobs if job.figures is not None)
     print(
-        f"\nsweep over {', '.join(keys) or 'no key'}\n{len(jobs)} jobs, figures of {scope}, {duration(total)} measured",
+        f"\nsweep over {', '.join(keys) or 'no key'}\n"
+        f"{counted(len(jobs), 'job')}, figures of {scope}, {duration(total)} measured",
         file=sys.stderr,
     )
     console.print(table)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infermesh.cli.console import SafeConsole
-from infermesh.hints import visible
+from infermesh.hints import counted, visible
 
 __all__ = ["Shown", "as_cell", "print_blocks", "print_table", "told_apart"]
 
@@ -130,7 +130,7 @@ def _block(column: Shown, number: int, width: int | None) -> list[str]:
     if len(lines) <= most:
         return lines
     rest = sum(map(len, lines[most:]))
-    return [*lines[:most], f"{_ELIDED} {rest:,} more characters"]
+    return [*lines[:most], f"{_ELIDED} {counted(rest, 'more character')}"]
 
 
 def _wrapped(line: str, width: int | None) -> list[str]:

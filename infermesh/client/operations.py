@@ -14,8 +14,10 @@ from typing import Any, BinaryIO, Generic, TypeVar, get_args
 
 from infermesh.dispatch.model import LogicalModel, OnInvalid
 from infermesh.errors import ConfigError, InputError, RequestError
+from infermesh.exact_json import try_enums
 from infermesh.inputs.audio import read_audio
 from infermesh.results import EmbeddingResult, GenerationResult, TranscriptionResult
+from infermesh.runtime.foreign import words_of
 from infermesh.types import USE_CLIENT_DEFAULT, Endpoint, MaxBytes, Request, Timeout, UseClientDefault
 from infermesh.wire.requests import GenerationInput, PromptForm
 from infermesh.wire.structured import ResponseFormat, ResponseFormatSpec
@@ -98,7 +100,7 @@ class Operations:
         """Inputs are prompts, conversations or payloads. Raises ``ConfigError`` for an option that cannot be."""
         options = self._options
         spec = options["response_format"] if response_format is None else response_format
-        output = None if spec is None else ResponseFormat.of(spec)
+        output = None if spec is None else _response_format(spec)
         parse = options["parse_output"] if parse_output is None else parse_output
         parsed = None if parse is False else output
         invalid: OnInvalid = check_choice("on_invalid", on_invalid or options["on_invalid"] or "null", OnInvalid)
@@ -110,7 +112,9 @@ class Operations:
         model, slots = self._model, self._slots
 
         def make(input: GenerationInput) -> Request:
-            return model.generation_request(_checked(input), wire, system=message, endpoint=chosen)
+            request = model.generation_request(_checked(input), wire, system=message, endpoint=chosen)
+            _try_values(request.payload)
+            return request
 
         form = PromptForm(make)
 
@@ -127,10 +131,12 @@ class Operations:
         model, slots = self._model, self._slots
 
         async def group(chunk: Sequence[str]) -> Sequence[EmbeddingResult | Exception]:
-            texts = [text for text in chunk if isinstance(text, str)]
+            # Of an enumeration's member that is a text, the text: its value may be a property of the caller's.
+            texts = [text if type(text) is str else str.__str__(text) for text in chunk if isinstance(text, str)]
             found: Sequence[EmbeddingResult | Exception] = ()
             try:
                 if texts:
+                    _try_values(wire)
                     answer = model.embed(texts, wire, timeout=seconds)
                     found = await (answer if slots is None else slots.hold_during(answer))
             except Exception as error:
@@ -158,6 +164,7 @@ class Operations:
         model, slots = self._model, self._slots
 
         async def read_and_send(source: AudioInput) -> TranscriptionResult:
+            _try_values(wire)
             clip = await asyncio.to_thread(read_audio, source, max_bytes=max_bytes)
             return await model.transcribe(clip, wire, timeout=seconds)
 
@@ -213,6 +220,29 @@ def _add_wait(outcomes: Iterable[Any], waited: float) -> None:
         if metrics is not None:
             metrics.queue_s += waited
             metrics.end_to_end_s += waited
+
+
+def _response_format(spec: ResponseFormatSpec) -> ResponseFormat:
+    """The format that a call asks for. A class and an enumeration in it are the caller's: they may raise anything."""
+    try:
+        if isinstance(spec, Mapping):
+            try_enums(spec)
+        return ResponseFormat.of(spec)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"response_format: no schema can be made of it: {words_of(error)}") from None
+
+
+def _try_values(payload: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` where a member of an enumeration that would be sent cannot say its value.
+
+    This is on the client's loop, where what it raises is that request's error, even a ``SystemExit``.
+    """
+    try:
+        try_enums(payload)
+    except BaseException as error:
+        raise InputError(f"the request cannot be written as JSON: {words_of(error)}") from None
 
 
 def _checked(input: GenerationInput) -> GenerationInput:

@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
@@ -97,6 +99,10 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
         return f"{path}.kind: no kind '{kind}'.{nearest(kind, STAGE_KINDS)}"
     if detail["type"] == "missing":
         return f"{path}: missing; it is required."
+    if detail["type"] == "string_pattern_mismatch":  # only the experiment's name has a pattern
+        example = _plain(str(given), "._-", between="-").lstrip("._-") or "mine"
+        words = "it names a folder: letters from a to z, digits, '.', '_' and '-', the first a letter or a digit"
+        return f"{path}: {words} (got {given!r}). Write {path}: {example}"
     message = _SAID.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
     tells = isinstance(given, str | int | float | bool | None) and "headers" not in loc  # a header may hold a key
     shown = f" (got {given!r})" if tells else ""
@@ -203,7 +209,10 @@ def _references(experiment: Experiment) -> Iterator[str]:
             yield f"stages.{name}: differs from stages.{other} in case alone, which SQL ignores. Rename one."
     for name, stage in experiment.stages.items():
         if not STAGE_NAME.fullmatch(name):
-            yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit."
+            example = _plain(name, "_", between="_")
+            example = f"_{example}" if example[:1].isdigit() else example
+            hint = f" Write {example}" if example else ""
+            yield f"stages.{name}: a stage's name is a table's name: letters, digits and _, not first a digit.{hint}"
         elif name.lower() in RESERVED_TABLES:
             yield f"stages.{name}: '{name}' is a table of every run. Choose another name."
         elif (origin := seen.get(name.lower().removesuffix("_results"), name)) != name and isinstance(
@@ -214,6 +223,12 @@ def _references(experiment: Experiment) -> Iterator[str]:
             hint = nearest(stage.model, experiment.models)
             direct = "" if hint.startswith(" Did") else " What a provider serves is written provider/name."
             yield f"stages.{name}.model: no model '{stage.model}'.{hint}{direct}"
+
+
+def _plain(name: str, kept: str, *, between: str) -> str:
+    """A name of plain letters, digits and what is ``kept``: accents are dropped, anything else is ``between`` then."""
+    ascii_letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(rf"[^A-Za-z0-9{kept}]+", between, ascii_letters).strip(between)
 
 
 def config_hash(mapping: Mapping[str, Any]) -> str:

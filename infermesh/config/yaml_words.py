@@ -7,6 +7,8 @@ from pathlib import Path
 
 from yaml import MarkedYAMLError, YAMLError
 
+from infermesh.hints import counted
+
 _ENTRY = re.compile(r"(?P<start>\s*(?:-\s+)?(?P<key>[\w.\-]+|'[^']*'|\"[^\"]*\"):\s+)(?P<value>\S.*?)\s*$")
 _ITEM = re.compile(r"(?P<start>\s*-\s+)(?P<value>\S.*?)\s*$")
 _GLUED = re.compile(r"\s*([\w.\-]+):(\S.*)$")
@@ -117,8 +119,8 @@ def _indentation(lines: list[str], at: int) -> str | None:
     if _in_block(lines, at) and ":" not in lines[at]:
         return f"is it a part of the text above? It must be indented as that text is: {lines[at].strip()[:80]}"
     return (
-        f"the indentation does not fit: {own} blanks before '{lines[at].strip()[:40]}', {_depth(above)} before "
-        f"'{above.strip()[:40]}' above it. Keys that belong together are indented alike."
+        f"the indentation does not fit: {counted(own, 'blank')} before '{lines[at].strip()[:40]}', {_depth(above)} "
+        f"before '{above.strip()[:40]}' above it. Keys that belong together are indented alike."
     )
 
 

@@ -16,6 +16,7 @@ from infermesh.dispatch.model import LogicalModel
 from infermesh.dispatch.pricing import Prices
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
+from infermesh.hints import counted
 from infermesh.limits import DayUsage, LocalRateLimiter, RateLimiter, make_limiter
 from infermesh.results import TokenUsage
 from infermesh.transports import LateValues, make_transport
@@ -106,7 +107,9 @@ class Fleet:
             requests, tokens = sum(count.requests for count in counts), sum(count.tokens for count in counts)
             if requests:
                 limiter.used_today = DayUsage(counts[0].date, requests, tokens)
-                told.append(f"{name} has used {requests:,.0f} requests and {tokens:,.0f} tokens today")
+                told.append(
+                    f"{name} has used {counted(round(requests), 'request')} and {counted(round(tokens), 'token')} today"
+                )
         return told
 
     def used_up(self) -> list[str]:

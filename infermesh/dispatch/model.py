@@ -36,6 +36,7 @@ from infermesh.errors import (
     ServerError,
     StoppedError,
 )
+from infermesh.hints import counted
 from infermesh.results import EmbeddingResult, GenerationResult, RequestMetrics, TokenUsage, TranscriptionResult
 from infermesh.runtime.foreign import ForeignFunction, NoAnswer
 from infermesh.types import (
@@ -382,7 +383,7 @@ class LogicalModel:
         odd = next((length for length in lengths if length != known), None)
         if odd is not None:
             raise MalformedResponseError(
-                f"expected vectors of {known} numbers, as this model's others have, but one of {odd} came",
+                f"expected vectors of {counted(known, 'number')}, as this model's others have, but one of {odd} came",
                 status_code=reply.status_code,
             )
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from infermesh.hints import counted
 from infermesh.limits import steady_rate
 from infermesh.plan.facts import DeploymentFacts, QuotaFacts, ServiceFacts, StageFacts
 
@@ -244,7 +245,7 @@ class _Model:
                 requests = self.requests(stage)
                 seconds = _rounds(requests * stage.latency.mean_s, requests, stage.window, [stage])
                 detail = (
-                    f"{requests:,} requests of {stage.latency.mean_s:.3g} s (mean), {stage.window} at once "
+                    f"{counted(requests, 'request')} of {stage.latency.mean_s:.3g} s (mean), {stage.window} at once "
                     f"(stages.{stage.name}.max_parallel_requests)"
                 )
                 yield self._resource(f"concurrency of stage {stage.name}", detail, seconds, [stage])
@@ -258,7 +259,9 @@ class _Model:
             total = sum(slots(label) or 0 for label in labels)
             requests = sum(map(self.requests, stages))
             work = sum(self.requests(stage) * stage.latency.mean_s for stage in stages if stage.latency)
-            detail = f"{requests:,} requests, {total} at once (deployments.{_key(labels)}.max_parallel_requests)"
+            detail = (
+                f"{counted(requests, 'request')}, {total} at once (deployments.{_key(labels)}.max_parallel_requests)"
+            )
             yield self._resource(
                 f"max_parallel_requests of {_deployment_names(labels)}",
                 detail,
@@ -280,7 +283,7 @@ class _Model:
             if held:
                 at_work = [stage for stage, _ in held]
                 seconds = _rounds(work, requests, service.capacity, at_work)
-                detail = f"{requests:,} requests, {service.capacity} served at once (simulator.capacity)"
+                detail = f"{counted(requests, 'request')}, {service.capacity} served at once (simulator.capacity)"
                 yield self._resource("capacity of the simulator", detail, seconds, at_work)
         for unit, quota, amount in (
             ("rpm", service.rpm, float(requests)),
@@ -288,15 +291,15 @@ class _Model:
         ):
             if quota is not None:
                 seconds = math.floor(max(amount - 1, 0) / quota) * 60.0  # a minute's quota at once, then wait a minute
-                detail = f"{amount:,.0f} {_unit_name(unit)}, {quota:,.0f} in any minute (simulator.{unit})"
+                detail = f"{counted(round(amount), _unit_name(unit))}, {quota:,.0f} in any minute (simulator.{unit})"
                 yield self._resource(f"{unit} of the simulator", detail, seconds, stages, drains=True)
         seconds = requests / SIMULATOR_REQUESTS_PER_S
-        yield self._resource("the simulator's own speed", f"{requests:,} requests", seconds, stages)
+        yield self._resource("the simulator's own speed", f"{counted(requests, 'request')}", seconds, stages)
 
     def _client(self) -> Iterable[Resource]:
         requests = sum(map(self.requests, self._busy))
         if requests:
-            detail = f"{requests:,} requests, some {CLIENT_REQUESTS_PER_S:,.0f} a second"
+            detail = f"{counted(requests, 'request')}, some {CLIENT_REQUESTS_PER_S:,.0f} a second"
             yield self._resource("the client's own speed", detail, requests / CLIENT_REQUESTS_PER_S, self._busy)
 
     def _quota_sets(self, unit: str) -> Iterable[tuple[list[QuotaFacts], list[StageFacts]]]:
@@ -331,7 +334,7 @@ class _Model:
                 rate = sum(steady_rate(getattr(quota, unit), getattr(quota, burst)) for quota in quotas)
                 first = sum(max(getattr(quota, burst) or 0.0, 1.0) for quota in quotas)
                 limit = sum(getattr(quota, unit) for quota in quotas)
-                detail = f"{amount:,.0f} {_unit_name(unit)}, {limit:,.0f} a minute"
+                detail = f"{counted(round(amount), _unit_name(unit))}, {limit:,.0f} a minute"
                 seconds = max(amount - first, 0.0) / rate
                 yield self._resource(f"{unit} of {_quota_names(quotas)}", detail, seconds, stages, drains=True)
 
@@ -354,7 +357,7 @@ class _Model:
                 last_day = (amount - left - (later - 1) * limit) / amount
                 days = later + (left > 0)
                 seconds = self._until_midnight_s + (later - 1) * DAY_S + last_day * job_s
-                detail = f"{amount:,.0f} {_unit_name(unit)}, {limit:,.0f} a day, {used:,.0f} used today"
+                detail = f"{counted(round(amount), _unit_name(unit))}, {limit:,.0f} a day, {used:,.0f} used today"
                 found = self._resource(f"{unit} of {_quota_names(quotas)}", detail, seconds, stages)
                 yield replace(found, days=days)
 
@@ -404,7 +407,7 @@ def _deployment_sets(
 
 
 def _unit_name(unit: str) -> str:
-    return "requests" if unit.startswith("r") else "tokens"
+    return "request" if unit.startswith("r") else "token"
 
 
 def _key(labels: Sequence[str]) -> str:

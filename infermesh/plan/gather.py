@@ -16,6 +16,7 @@ from typing import Any
 from infermesh.config.declaration import Declaration
 from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.dispatch.fleet import Fleet
+from infermesh.hints import counted
 from infermesh.limits import DayUsage, Limits
 from infermesh.plan.estimate import Estimate, estimate
 from infermesh.plan.facts import Certainty, DeploymentFacts, Latency, QuotaFacts, ServiceFacts, StageFacts
@@ -429,7 +430,7 @@ def _problem(found: StageRehearsal) -> str | None:
         count, verb = found.blind, "cannot be rendered on stand-ins"
     elif found.lost:
         count, verb = found.lost, "will not be sent"
-    return f"{count} of {found.looked_at} sample rows {verb}: {reason}"
+    return f"{count} of {counted(found.looked_at, 'sample row')} {verb}: {reason}"
 
 
 def _short_path(folder: Path) -> str:

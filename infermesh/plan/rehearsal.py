@@ -14,6 +14,7 @@ import orjson
 
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import BadRequestError, InputError, RequestError
+from infermesh.hints import counted
 from infermesh.limits import OpenLimiter
 from infermesh.runs.gate import Gate
 from infermesh.runs.row import StageOutputs, answered_by_its_state, take_stored, to_be_redone
@@ -152,7 +153,7 @@ class _StandInTransport:
         if request.operation == "transcription":
             clip = request.audio
             shown: dict[str, Any] = {"model": real.model, **request.payload}
-            shown["file"] = None if clip is None else f"{clip.filename} ({len(clip.data)} bytes)"
+            shown["file"] = None if clip is None else f"{clip.filename} ({counted(len(clip.data), 'byte')})"
         else:
             shown = orjson.loads(request_body(request, real.model))
         prompt = usage.get("prompt_tokens", usage.get("input_tokens", 0))

@@ -18,7 +18,7 @@ import duckdb
 
 from infermesh.config.file_names import RowFormat, row_file
 from infermesh.errors import ConfigError, StoreError
-from infermesh.hints import cured, system_words
+from infermesh.hints import counted, cured, system_words
 from infermesh.query.beside import folder_beside
 from infermesh.query.bound import bind, copy_rows, in_thread
 from infermesh.query.table_query import TableQuery
@@ -53,7 +53,7 @@ class WrittenFile:
     bytes: int
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.rows} rows, {_size(self.bytes)})"
+        return f"{self.path} ({counted(self.rows, 'row')}, {_size(self.bytes)})"
 
 
 def file_format(path: Path) -> tuple[str, str | None]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from infermesh.exact_json import loads
+from infermesh.hints import counted
 from infermesh.query.summary import describe
-from infermesh.store.folders import LATEST, OUTPUTS, is_sweep, job_folders, run_folders, sweep_of
+from infermesh.store.folders import JOBS, LATEST, OUTPUTS, is_sweep, job_folders, run_folders, sweep_of
 from infermesh.store.schema import DATABASE
 
-__all__ = ["group_words", "named_run", "runs_in"]
+__all__ = ["group_words", "named_run", "not_begun", "runs_in"]
 
 
 def named_run(name: str) -> Path | None:
@@ -49,5 +51,15 @@ def runs_in(name: str | None) -> tuple[Path, list[Path]] | None:
 
 def group_words(folder: Path, runs: list[Path]) -> str:
     """What a folder of runs is, in words."""
-    what = "a sweep of {} jobs" if is_sweep(folder) else "a folder of {} runs"
-    return f"{folder} is {what.format(len(runs))}"
+    if not is_sweep(folder):
+        return f"{folder} is a folder of {counted(len(runs), 'run')}"
+    missing = not_begun(folder, runs)
+    begun = f", {len(runs)} of them begun" if missing else ""
+    return f"{folder} is a sweep of {counted(len(runs) + missing, 'job')}{begun}"
+
+
+def not_begun(folder: Path, runs: list[Path]) -> int:
+    """How many jobs of a sweep have no run yet, by the newest record of its jobs; 0 where nobody knows."""
+    records = sorted((folder / JOBS).glob("*.json"), key=lambda file: file.stat().st_mtime)
+    total = loads(records[-1].read_bytes()).get("of") if records else None
+    return max((total or 0) - len(runs), 0)

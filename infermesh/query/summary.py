@@ -14,7 +14,7 @@ from infermesh.query.troubles import Failed, failed_requests, waiting_rows
 from infermesh.store.folders import run_folders, sweep_of
 from infermesh.store.schema import INVALID, SOURCE, UNFINISHED, RunStatus, invalid_answers, literal, quoted, status_now
 
-__all__ = ["STATES", "RunDetails", "RunInfo", "describe", "details", "newest_unfinished", "runs_below"]
+__all__ = ["STATES", "RunDetails", "RunInfo", "describe", "details", "runs_below", "unfinished_runs"]
 
 STATES = (*get_args(RunStatus), "killed", "empty", "damaged")  # of a run, as `runs` and `status` say it
 _ERROR_KINDS = 5  # of a stage
@@ -32,6 +32,8 @@ class RunInfo:
         ``empty`` if there is no run in the database, ``damaged`` if it cannot be opened.
     done, failed, pending
         Counts of rows over all stages.
+    has_work
+        Whether rows are pending, or a sql stage has not been asked yet, whose rows nobody can count.
     answers
         Whether the database could be read; if not, all else is unknown.
     problem
@@ -46,13 +48,14 @@ class RunInfo:
     done: int = 0
     failed: int = 0
     pending: int = 0
+    has_work: bool = False
     cost_usd: float | None = None
     answers: bool = True
     problem: str | None = None
 
     @property
     def unfinished(self) -> bool:
-        """Whether rows are pending and no process runs it."""
+        """Whether it did not come to its end, and no process runs it."""
         return self.status in UNFINISHED
 
     def as_json(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def _fill(info: RunInfo, reader: RunReader) -> None:
     info.status = status_now(stored, held=reader.live)
     counts = dict(reader.rows("SELECT status, sum(rows)::BIGINT FROM progress GROUP BY ALL"))
     info.done, info.failed = counts.get("done", 0), counts.get("error", 0)
-    info.pending = counts.get("pending", 0)
+    info.pending, info.has_work = counts.get("pending", 0), "pending" in counts
     ((info.cost_usd,),) = reader.rows("SELECT sum(cost_usd) FROM attempts")
 
 
@@ -187,6 +190,6 @@ def runs_below(outputs: Path, *, experiment: str | None, states: Collection[str]
             yield info
 
 
-def newest_unfinished() -> Path | None:
-    """The newest run that has pending rows, and that no process runs; ``None`` if there is none."""
-    return next((folder for folder in run_folders() if describe(folder).unfinished), None)
+def unfinished_runs() -> Iterator[RunInfo]:
+    """The runs below ``outputs/`` that did not come to their end, and that no process runs; the newest first."""
+    return (info for info in map(describe, run_folders()) if info.unfinished)

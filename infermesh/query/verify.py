@@ -17,7 +17,7 @@ from infermesh.config.references import taken
 from infermesh.config.schema import SinkConfig
 from infermesh.errors import ConfigError, InfermeshError, StoreError
 from infermesh.exact_json import loads
-from infermesh.hints import one_line
+from infermesh.hints import counted, one_line
 from infermesh.query.export import export
 from infermesh.query.reader import RunReader
 from infermesh.query.sinks import sink_query
@@ -108,7 +108,7 @@ class _Tables:
     def _record(self) -> Iterator[Finding]:
         """The run's own row: one, and its declaration unchanged."""
         ((rows,),) = self._rows("SELECT count(*) FROM run")
-        wrong = [f"{rows} rows, expected one"] if rows != 1 else []
+        wrong = [f"{counted(rows, 'row')}, expected one"] if rows != 1 else []
         if self._run["schema_version"] > SCHEMA_VERSION:
             wrong.append(f"schema {self._run['schema_version']}, known up to {SCHEMA_VERSION}")
         if config_hash(loads(self._run["config"])) != self._run["config_hash"]:
@@ -131,27 +131,27 @@ class _Tables:
     def _rows_once(self, origin: str) -> Finding:
         table = quoted(origin)
         wrong = [
-            *self._such(f"SELECT row_id FROM {table} GROUP BY ALL HAVING count(*) > 1", "row_ids are there twice"),
+            *self._such(f"SELECT row_id FROM {table} GROUP BY ALL HAVING count(*) > 1", "there twice"),
             *self._such(
                 f"SELECT any_value(row_id) FROM {table} GROUP BY row_key HAVING count(*) > 1",
-                "row_keys are there twice",
+                "their row_key is there twice",
             ),
-            *self._such(f"SELECT row_id FROM {table} WHERE row_id IS NULL OR row_key IS NULL", "rows have no key"),
+            *self._such(f"SELECT row_id FROM {table} WHERE row_id IS NULL OR row_key IS NULL", "no key"),
         ]
         ((rows, _),) = self._rows(f"SELECT count(*), bit_xor(hash(t)) FROM {table} t")  # reads every block
-        return _finding(origin, wrong, f"{rows} rows, each once")
+        return _finding(origin, wrong, f"{counted(rows, 'row')}, each once")
 
     def _stage(self, stage: str, origin: str, beside: Sequence[str]) -> Iterator[Finding]:
         table, rows = quoted(stage), quoted(origin)
         checks = {
-            "row_ids are there twice": "GROUP BY ALL HAVING count(*) > 1",
-            f"rows are not among those of {origin}": f"WHERE row_id NOT IN (SELECT row_id FROM {rows})",
-            "rows have no known status": "WHERE status IS NULL OR status NOT IN ('done', 'error', 'skipped')",
-            "rows are done and have an error": "WHERE status = 'done' AND coalesce(error_type, error) IS NOT NULL",
-            "rows have failed without an error": "WHERE status = 'error' AND (error_type IS NULL OR error IS NULL)",
-            "rows have no time": "WHERE finished_at IS NULL",
-            "answers come from no request": "WHERE status = 'done' AND reused_from IS NULL AND attempts < 1",
-            "answers have no request_key": (
+            "there twice": "GROUP BY ALL HAVING count(*) > 1",
+            f"not among those of {origin}": f"WHERE row_id NOT IN (SELECT row_id FROM {rows})",
+            "no known status": "WHERE status IS NULL OR status NOT IN ('done', 'error', 'skipped')",
+            "done, and an error": "WHERE status = 'done' AND coalesce(error_type, error) IS NOT NULL",
+            "failed without an error": "WHERE status = 'error' AND (error_type IS NULL OR error IS NULL)",
+            "no time": "WHERE finished_at IS NULL",
+            "answered by no request": "WHERE status = 'done' AND reused_from IS NULL AND attempts < 1",
+            "an answer without request_key": (
                 f"WHERE status = 'done' AND request_key IS NULL AND row_id NOT IN (SELECT row_id FROM retired "
                 f"WHERE origin = {literal(origin)})"
             ),
@@ -170,17 +170,19 @@ class _Tables:
             wrong += self._such(
                 f"SELECT row_id FROM {table} s WHERE error_type = 'upstream' AND {not_retired(origin)} AND NOT "
                 f"({others or 'false'})",
-                "rows are skipped for the failure of a stage in which they have not failed",
+                "skipped for the failure of a stage in which they have not failed",
             )
-        counted = self._rows(f"SELECT count(*), count(*) FILTER (status = 'done'), bit_xor(hash(s)) FROM {table} s")
-        settled, done, _ = counted[0]
-        yield _finding(stage, wrong, f"{settled} rows have settled, {done} of them done, each once")
+        totals = self._rows(f"SELECT count(*), count(*) FILTER (status = 'done'), bit_xor(hash(s)) FROM {table} s")
+        settled, done, _ = totals[0]
+        words = f"{counted(settled, 'row has', 'rows have')} settled, {done} of them done, each once"
+        yield _finding(stage, wrong, words)
 
     def _attempts(self, origins: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
         """Requests against the states that they led to. A request is stored before its state."""
         wrong = self._such(
             "SELECT row_id FROM attempts GROUP BY stage, row_id, attempt, deployment, started_at HAVING count(*) > 1",
-            "requests are there twice",
+            "there twice",
+            "request",
         )
         for origin, stages in origins.items():
             for stage in stages:
@@ -189,7 +191,8 @@ class _Tables:
                     f"{stage}: {line}"
                     for line in self._such(
                         f"SELECT row_id FROM {mine} WHERE row_id NOT IN (SELECT row_id FROM {quoted(origin)})",
-                        "requests are of no row",
+                        "of no row",
+                        "request",
                     )
                 ]
                 own = "s.reused_from IS NULL AND s.attempts > 0"
@@ -198,18 +201,19 @@ class _Tables:
                     f"count(*) FROM {quoted(stage)} s WHERE {own}) FROM attempts WHERE stage = {literal(stage)}"
                 )
                 if sent < needed:
-                    wrong.append(f"{stage}: {needed} rows were sent, by requests for {sent} rows")
+                    went = counted(needed, "row was", "rows were")
+                    wrong.append(f"{stage}: {went} sent, by requests for {counted(sent, 'row')}")
                 if not together:
                     wrong += [
                         f"{stage}: {line}"
                         for line in self._such(
                             f"SELECT s.row_id FROM {quoted(stage)} s LEFT JOIN {mine} a ON a.row_id = s.row_id "
                             f"WHERE {own} AND coalesce(a.n, 0) < s.attempts",
-                            "rows have fewer requests in attempts than they say",
+                            "fewer requests in attempts than they say",
                         )
                     ]
         ((rows, _),) = self._rows("SELECT count(*), bit_xor(hash(t)) FROM attempts t")
-        yield _finding("attempts", wrong, f"{rows} requests, each once and of a row")
+        yield _finding("attempts", wrong, f"{counted(rows, 'request')}, each once and of a row")
 
     def _end(self, origins: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
         """What the run says of itself against what its tables say."""
@@ -219,11 +223,12 @@ class _Tables:
         status = self._run["status"]
         pending, failed = counts.get("pending", 0), counts.get("error", 0)
         marked = self._marked(origins)
-        wrong = [f"{rows} rows are {name}" for name, rows in counts.items() if rows < 0]
+        unsettled = f"{counted(pending, 'row is', 'rows are')} pending and {counted(failed, 'has', 'have')} failed"
+        wrong = [f"{counted(rows, 'row')} {name}" for name, rows in counts.items() if rows < 0]
         if status == "done" and (pending or failed):
-            wrong.append(f"it says done, but {pending} rows are pending and {failed} have failed")
+            wrong.append(f"it says done, but {unsettled}")
         if status == "failed_rows" and (pending != marked or not failed + marked):
-            wrong.append(f"it says failed_rows, but {pending} rows are pending and {failed} have failed")
+            wrong.append(f"it says failed_rows, but {unsettled}")
         sessions = self._rows("SELECT session, status, finished_at IS NULL FROM sessions ORDER BY session")
         if [number for number, *_ in sessions] != list(range(1, len(sessions) + 1)):
             wrong.append("its sessions are not numbered from 1")
@@ -245,12 +250,12 @@ class _Tables:
             )
         )
 
-    def _such(self, sql: str, words: str) -> list[str]:
-        """A line if the query has rows: how many, what is the matter with them, and some of their row_ids."""
+    def _such(self, sql: str, words: str, noun: str = "row") -> list[str]:
+        """A line if the query has rows: what is the matter with them, how many, and some of their row_ids."""
         ((count, some),) = self._rows(
             f"SELECT count(*), list(row_id ORDER BY row_id)[:{_EXAMPLES}] FROM ({sql}) t(row_id)"
         )
-        return [f"{count} {words}: row_id {', '.join(map(str, some))}"] if count else []
+        return [f"{words}: {counted(count, noun)}, row_id {', '.join(map(str, some))}"] if count else []
 
 
 def _finding(about: str, wrong: Sequence[str], words: str) -> Finding:
@@ -292,7 +297,7 @@ def _sink(connection: duckdb.DuckDBPyConnection, folder: Path, name: str, sink: 
             return Finding(about, False, one_line(error, 300))
         if not filecmp.cmp(path, again, shallow=False):
             return Finding(about, False, f"{path} differs from the tables: it was edited, or is another session's")
-    return Finding(about, True, f"{path}: {rows} rows, as in the tables")
+    return Finding(about, True, f"{path}: {counted(rows, 'row')}, as in the tables")
 
 
 def _found(path: Path, connection: duckdb.DuckDBPyConnection, folder: Path) -> Path:

@@ -23,6 +23,7 @@ from infermesh.config.declaration import Declaration, declared
 from infermesh.config.overrides import from_mapping
 from infermesh.config.project import roots
 from infermesh.errors import ConfigError, StoreError, StoreInUseError
+from infermesh.exact_json import try_enums
 from infermesh.query.finding import group_words, named_run, runs_in
 from infermesh.query.reader import RunReader, request_stop
 from infermesh.query.relation import Prepare, Relation, html_table
@@ -31,6 +32,7 @@ from infermesh.runs.outcome import EXIT_CODES, RunOutcome
 from infermesh.runs.progress import PlainLines
 from infermesh.runs.stats import ForeignObserver, Observer
 from infermesh.runs.threads import RunThread, claim, running_in
+from infermesh.runtime.foreign import words_of
 from infermesh.store.folders import OUTPUTS, claim_folder, discard, resolve_latest
 from infermesh.store.schema import DATABASE, status_now
 
@@ -458,9 +460,11 @@ def _write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 if not isinstance(row, Mapping):
                     raise ConfigError(f"rows: row {number} is a {type(row).__name__}; expected a dict")
                 try:
-                    file.write(orjson.dumps(dict(row), default=_as_json, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
-                except TypeError as error:
-                    raise ConfigError(f"rows: row {number} cannot be written as JSON: {error}") from None
+                    plain = dict(row)
+                    try_enums(plain)
+                    file.write(orjson.dumps(plain, default=_as_json, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+                except Exception as error:  # of an enumeration or a NumPy array of the caller's
+                    raise ConfigError(f"rows: row {number} cannot be written as JSON: {words_of(error)}") from None
         temporary.replace(folder / ROWS)
     except BaseException:
         temporary.unlink(missing_ok=True)

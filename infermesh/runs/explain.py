@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from infermesh.exact_json import dumps, loads
+from infermesh.hints import counted
 from infermesh.store import RunStore
 
 FACT_CHARACTERS = 70  # of a value, where the old and the new one are shown
@@ -64,21 +65,21 @@ def opening_lines(
 ) -> Iterator[str]:
     """The lines a session starts with. ``changes`` is the result of :func:`changes`."""
     if store.is_new:
-        noun = "stage" if len(stages) == 1 else "stages"
-        yield f"{store.total()} rows × {len(stages)} {noun}"
+        yield f"{counted(store.total(), 'row')} × {counted(len(stages), 'stage')}"
         return
     counts = {name: found for name, found in store.counts().items() if name in stages}
     total = sum(sum(found.values()) for found in counts.values())
     settled = sum(_settled(found) for name, found in counts.items() if name not in changes)
-    yield f"resuming: {settled} of {total} row states are settled"
+    yield f"resuming: {settled:,} of {counted(total, 'row state is', 'row states are')} settled"
     added, gone = store.source_change
     if added or gone:
-        yield f"source: {added} rows are new, {gone} are gone (they stay in the tables, out of results)"
+        yield f"source: {counted(added, 'row is', 'rows are')} new, {gone:,} gone (still in the tables, out of results)"
     for name in stages:
         found = counts[name]
         if name in changes:
             rows = sum(found.values()) - found.get("pending", 0)
-            yield f"{name}: {changes[name]}: {rows} rows are looked at again, those whose request is the same are kept"
+            again = counted(rows, "row is", "rows are")
+            yield f"{name}: {changes[name]}: {again} looked at again, those whose request is the same are kept"
             continue
         parts = [f"{_settled(found)} kept"] if _settled(found) else []
         if failed := found.get("error", 0):

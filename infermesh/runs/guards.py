@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from infermesh.config.schema import GuardsConfig
+from infermesh.hints import counted
 from infermesh.runs.stats import Failures, RunStats, StageStats
 
 LEAST_ROWS = 20  # below this, one failure would be a rate of over 5 %
@@ -44,21 +45,24 @@ class Guards:
             if cost >= config.max_cost_usd:
                 return f"guards.max_cost_usd is {config.max_cost_usd:g}, the run has cost ${cost:.4f}"
         if config.max_errors is not None and stats.errors >= config.max_errors:
-            return f"guards.max_errors is {config.max_errors}, {stats.errors} row states failed in this session"
+            return (
+                f"guards.max_errors is {config.max_errors}, {counted(stats.errors, 'row state')} failed in this session"
+            )
         if config.max_error_rate is not None and stats.settled >= LEAST_ROWS:
             rate = stats.errors / stats.settled
             if rate > config.max_error_rate:
                 return (
-                    f"guards.max_error_rate is {config.max_error_rate:g}, {stats.errors} of {stats.settled} row states "
-                    f"failed in this session ({rate:.1%})"
+                    f"guards.max_error_rate is {config.max_error_rate:g}, {stats.errors} of "
+                    f"{counted(stats.settled, 'row state')} failed in this session ({rate:.1%})"
                 )
         if config.first_errors is not None and stats.errors:
             for name, stage in stats.stages.items():
                 if (failures := _all_alike(stage)) is not None and failures[1].rows >= config.first_errors:
                     kind, found = failures
+                    alike = counted(found.rows, f"row of {name} has", f"rows of {name} have all")
                     return (
-                        f"guards.first_errors is {config.first_errors}: the first {found.rows} rows of {name} have all "
-                        f"failed with {kind}, which no retry mends: {found.example}"
+                        f"guards.first_errors is {config.first_errors}: the first {alike} failed with {kind}, which no "
+                        f"retry mends: {found.example}"
                     )
         if config.max_duration is not None and self._clock() - self._started >= config.max_duration:
             return f"guards.max_duration is {config.max_duration:g} s"

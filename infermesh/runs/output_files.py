@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 from infermesh.config.schema import OWN_FIELDS
 from infermesh.errors import ConfigError, StoreError
+from infermesh.hints import counted
 from infermesh.runs.explain import changed_facts
 from infermesh.store import RunStore, StageTable
 from infermesh.store.kept_columns import kept_names
@@ -151,8 +152,8 @@ class _StageSink:
 
     def _report_retired(self) -> None:
         if self._record is not None and (retired := self.table.retired):
-            noun = "row is" if retired == 1 else "rows are"
-            self._note(f"{retired} {noun} no longer in the input: out of the output, kept in the checkpoint")
+            gone = counted(retired, "row is", "rows are")
+            self._note(f"{gone} no longer in the input: out of the output, kept in the checkpoint")
 
     def close(self) -> None:
         if self._table is not None:
@@ -280,9 +281,9 @@ class LineFile(_FileSink):
                 self._reset()
                 file.seek(0)
             if size < record.bytes:
-                raise self._differs(f"it has {size:,} bytes, {record.bytes:,} were written")
+                raise self._differs(f"it has {counted(size, 'byte')}, {record.bytes:,} were written")
             if self._read_lines(file, record.bytes) != record.digest:
-                raise self._differs(f"its first {record.bytes:,} bytes are not what was written")
+                raise self._differs(f"its first {counted(record.bytes, 'byte is', 'bytes are')} not what was written")
             self._tail = file.read()
 
     def _read_lines(self, file: BinaryIO, size: int) -> str:
@@ -421,7 +422,8 @@ class ParquetFile(_FileSink):
         found = digest_of(self._path)
         known = [(self._record.bytes, self._record.digest), (self._record.next_bytes, self._record.next_digest)]
         if found not in known:
-            raise self._differs(f"its {found[0]:,} bytes are not those that were written ({self._record.bytes:,})")
+            size = counted(found[0], "byte is", "bytes are")
+            raise self._differs(f"its {size} not what was written ({self._record.bytes:,})")
 
     def open(self, *, stale: bool, keep_errors: bool) -> None:
         self.table.keep(self._kept)

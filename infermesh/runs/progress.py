@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from infermesh.hints import visible
+from infermesh.hints import counted, visible
 from infermesh.runs.stats import RunStats
 
 _LINE_EVERY_S = 5.0
@@ -76,8 +76,8 @@ def summary(stats: RunStats, rates: Rates) -> str:
     """The session's rates, counts, cost and times in one line."""
     cost = "" if stats.cost_usd is None else f" · ${stats.cost_usd:.4f}"
     return (
-        f"{rates.rows:.1f} rows/s · {short(rates.tokens)} tokens/s · {stats.requests} requests · "
-        f"{stats.retries} retries · {stats.rate_limited} × 429{cost} · "
+        f"{rates.rows:.1f} rows/s · {short(rates.tokens)} tokens/s · {counted(stats.requests, 'request')} · "
+        f"{counted(stats.retries, 'retry', 'retries')} · {stats.rate_limited} × 429{cost} · "
         f"{duration(time.monotonic() - stats.started)} elapsed · {rates.left(stats)} left"
     )
 

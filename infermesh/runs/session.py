@@ -18,6 +18,7 @@ import orjson
 from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import InfermeshError, StoreError
+from infermesh.hints import counted
 from infermesh.inputs.sources import Source
 from infermesh.query.reader import ask_run
 from infermesh.query.sinks import check_sinks, write_sinks
@@ -152,7 +153,8 @@ class RunSession:
             rows = store.redo(redo, self._retry.signatures(self._signatures) | dict.fromkeys(readers, ""))
             self._retry.rows[origin] = rows
             self._keep_errors = True
-            self._observer.note(f"retry: {len(rows)} rows of {redo.stage} are sent again")
+            again = counted(len(rows), f"row of {redo.stage} is", f"rows of {redo.stage} are")
+            self._observer.note(f"retry: {again} sent again")
             for name in sorted(self._retry.edited):
                 self._observer.note(f"{name}: its declaration has changed; a resume looks at its other rows")
             for name in sorted(readers):
@@ -296,7 +298,8 @@ class RunSession:
         made = self._store.materialize(wave.query)
         if made is not None:
             rows, added, gone = made
-            self._observer.note(f"{wave.origin}: {rows} rows, {added} of them new" + (f", {gone} gone" if gone else ""))
+            lost = f", {gone} gone" if gone else ""
+            self._observer.note(f"{wave.origin}: {counted(rows, 'row')}, {added} of them new{lost}")
             if self._retry is not None:
                 self._retry.rows[wave.origin] = range(end, self._store.end_of(wave.origin))
 
@@ -343,9 +346,8 @@ class RunSession:
             store.finish("crashed", elapsed_s, reason=reason)
             raise StoreError(reason)
         for name, (rows, example) in stats.not_redone.items():
-            self._observer.note(
-                f"{name}: {rows} rows failed again and keep the answer they had; resume sends them again: {example}"
-            )
+            again = counted(rows, "row failed again and keeps its answer", "rows failed again and keep their answers")
+            self._observer.note(f"{name}: {again}; resume sends what failed: {example}")
         sinks = {} if status == "interrupted" else self._experiment.sinks
         with store.cursor() as connection:
             files = write_sinks(connection, sinks, self._folder, self._place)
@@ -411,7 +413,7 @@ class RunSession:
             self._runner.stop()
         why = f"stopping: {reason}" if reason else "stopping"
         self._observer.note(
-            f"{why}: of {waiting} rows in flight, those already sent are waited for; Ctrl-C again drops them"
+            f"{why}: of {counted(waiting, 'row')} in flight, those already sent are waited for; Ctrl-C again drops them"
         )
         for stage in self._pipeline.stages.values():
             stage.stop()
@@ -422,9 +424,8 @@ class RunSession:
         """Drop what has not been answered by the end of a drain, and say so."""
         waiting = 0 if self._runner is None else self._runner.in_flight
         if waiting:
-            self._observer.note(
-                f"{waiting} rows had no answer within {_DRAIN_S:g} s and are dropped; resume sends them"
-            )
+            dropped = counted(waiting, "row is", "rows are")
+            self._observer.note(f"{dropped} dropped: no answer within {_DRAIN_S:g} s; resume sends what was dropped")
         self._drop()
 
     def _drop(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from infermesh.hints import counted
 from infermesh.runtime.foreign import words_of
 
 logger = logging.getLogger("infermesh")
@@ -144,10 +145,9 @@ class RunStats:
             trouble.told = True
             if not told_of(trouble.deployment):
                 what = "each is tried again" if trouble.retryable else "no retry mends it, so that its rows fail"
-                requests = "1 request" if trouble.requests == 1 else f"{trouble.requests} requests"
                 lines.append(
                     f"{trouble.stage} at {trouble.deployment}: {trouble.kind}: {trouble.message[:_SHOWN]} "
-                    f"({requests} so far; {what})"
+                    f"({counted(trouble.requests, 'request')} so far; {what})"
                 )
         return lines
 

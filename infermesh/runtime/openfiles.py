@@ -43,7 +43,7 @@ def allow_requests(at_once: int) -> str | None:
     if allowed is None:
         return None
     return (
-        f"{at_once:,} requests at once need {wanted:,} file descriptors, and the system allows this process "
+        f"sending {at_once:,} at once takes {wanted:,} file descriptors, and the system allows this process "
         f"{allowed:,}: requests beyond that will fail. Raise its hard limit (ulimit -n {wanted}, as root or in "
         f"limits.conf), or lower max_parallel_requests to {max(allowed - SPARE, 1):,}"
     )

@@ -15,6 +15,7 @@ from infermesh.inputs.messages import load_messages
 from infermesh.inputs.paths import find, similar_file
 from infermesh.inputs.templates import load_template
 from infermesh.results import GenerationResult
+from infermesh.runtime.foreign import words_of
 from infermesh.stages.base import ModelStage, Prepared, StageContext, as_json
 from infermesh.stages.functions import import_object
 from infermesh.stages.mapping import METADATA, Mapped, generation_row
@@ -148,5 +149,7 @@ def _response_format(value: str | dict[str, Any] | None, path: str, roots: Seque
             raise ConfigError(f"{path}: '{value}' is neither module:PydanticClass, nor a .json file, nor a schema.")
     try:
         return ResponseFormat.of(spec)
-    except (ConfigError, TypeError, ValueError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except Exception as error:  # a class of the user's makes the schema
+        raise ConfigError(f"{path}: no schema can be made of {value}: {words_of(error)}") from None

@@ -29,6 +29,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -77,6 +78,8 @@ _MALFORMED = re.compile(
 # What LiteLLM's own code raises at an answer of another shape.
 _READING_ERRORS = (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError)
 _PREFIXES = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception|Timeout)(?::| -) )+")
+
+_LOADING = threading.Lock()  # several requests may be the first, each in a thread
 
 
 class LiteLLMTransport:
@@ -150,8 +153,7 @@ class LiteLLMTransport:
             raise
 
     async def _send(self, request: Request, timeout: float | None) -> Reply:
-        if self._closed:
-            raise APIConnectionError(f"{self.label}: the client is closed", deployment=self.label, retryable=False)
+        self._check_open()
         litellm = self._litellm
         if litellm is None:
             litellm = await self._load()
@@ -198,14 +200,17 @@ class LiteLLMTransport:
             litellm.in_memory_llm_clients_cache.flush_cache()
             litellm.base_llm_aiohttp_handler.client_session = None
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise APIConnectionError(f"{self.label}: the client is closed", deployment=self.label, retryable=False)
+
     @property
     def _place(self) -> str:
         return origin(self.api_base) if self.api_base else self.model
 
     async def _load(self) -> Any:
-        if "litellm" not in sys.modules:
-            logger.warning("%s: LiteLLM is loaded for %s, which takes some seconds", self.label, self.model)
-        litellm = await asyncio.to_thread(_import_litellm)
+        litellm = await asyncio.to_thread(_import_litellm, f"{self.label}: LiteLLM is loaded for {self.model}")
+        self._check_open()  # again: loading takes seconds, and what is opened now would be closed by nobody
         if self._litellm is None:
             self._litellm = litellm
             LiteLLMTransport._open += 1
@@ -294,7 +299,16 @@ class LiteLLMTransport:
         return APIConnectionError(f"{self.label}: LiteLLM failed: {said}", deployment=self.label)
 
 
-def _import_litellm() -> Any:
+def _import_litellm(why: str = "LiteLLM is loaded") -> Any:
+    """Import and set up LiteLLM once, for all the requests that come while it is being loaded."""
+    with _LOADING:
+        if "litellm" not in sys.modules:
+            logger.warning("%s, which takes some seconds", why)
+        return _set_up()
+
+
+@cache
+def _set_up() -> Any:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it downloads its price list at import
     if (bundle := next(filter(None, map(os.environ.get, VARIABLES)), None)) is not None:
         os.environ.setdefault("SSL_CERT_FILE", bundle)  # the one that it reads

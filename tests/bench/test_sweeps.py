@@ -90,7 +90,7 @@ def test_jobs_that_did_not_end_do_not_count() -> None:
     advice = advise([*jobs(10, 20, 20), job(3, 80, code=130, **{KEY: 8})], [KEY])
     assert advice.job is not None
     assert advice.job.record.values == {KEY: 2}
-    assert "1 of 4 jobs are not counted" in advice.notes[0]
+    assert "left out: 1 of 4 jobs" in advice.notes[0]
 
 
 def test_jobs_whose_requests_failed_are_not_recommended() -> None:

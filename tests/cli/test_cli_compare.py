@@ -330,6 +330,14 @@ class TestAFolderOfRuns:
             f"{JOBS}/1",
         ]
 
+    def test_status_says_how_many_jobs_are_left_to_begin(self, sweep: Path, tmp_path: Path) -> None:
+        shutil.copytree(sweep / JOBS, tmp_path / "outputs/s")
+        (tmp_path / "outputs/s/.jobs/1.json").write_text('{"of": 5}')
+        (tmp_path / "outputs/s/multirun.yaml").write_text("hydra: {overrides: {task: [k=1, 'v=1,2'], hydra: []}}")
+        text = output(tmp_path, "status", "outputs/s")
+        assert text.startswith("outputs/s is a sweep of 5 jobs, 2 of them begun\n")
+        assert "continue: infermesh run -m k=1 v=1,2 hydra.sweep.dir=outputs/s" in text
+
     def test_status_of_a_job_names_its_sweep(self, sweep: Path) -> None:
         assert f"infermesh status {JOBS}" in output(sweep, "status", f"{JOBS}/1")
 

@@ -360,6 +360,23 @@ class TestResume:
         assert "infermesh resume outputs/lab/left" in found.stderr
         assert totals(simulator)["received"] == 0
 
+    def test_a_run_with_nothing_pending_is_left_aside_for_one_with_pending_rows(
+        self, interrupted: Lab, simulator: Simulator
+    ) -> None:
+        """It was interrupted after its last row, and can only be closed."""
+        with duckdb.connect(str(interrupted.folder / "run.duckdb")) as connection:
+            connection.execute("UPDATE a SET status = 'pending' WHERE row_id = 0")
+        newest = interrupted.root / "outputs" / "lab" / "newest"
+        interrupted.folder = newest
+        interrupted.run(experiment(simulator.url, {"a": generate()}))
+        with duckdb.connect(str(newest / "run.duckdb")) as connection:
+            connection.execute("UPDATE run SET status = 'interrupted'")
+        found = here("resume", cwd=interrupted.root)
+        assert found.returncode == 2
+        assert "left aside, as nothing is pending there: outputs/lab/newest (lab: interrupted)" in found.stderr
+        assert "outputs/lab/left (lab: interrupted, 1 row state pending) is unfinished, but older" in found.stderr
+        assert "infermesh resume outputs/lab/left" in found.stderr
+
     def test_no_run_at_all(self, tmp_path: Path) -> None:
         found = here("resume", cwd=tmp_path)
         assert found.returncode == 1
@@ -377,7 +394,7 @@ class TestResume:
         assert found.returncode == 3, found.stderr
         assert totals(simulator)["received"] == 3
         retried = here("retry", "left", "--stage", "a", "--dry-run", cwd=interrupted.root)
-        assert "1 rows of a where status = 'error'" in retried.stderr
+        assert "1 row of a where status = 'error'" in retried.stderr
         assert here("retry", "left", "--stage", "a", cwd=interrupted.root).returncode == 0
         assert totals(simulator)["received"] == 4
 

@@ -22,7 +22,7 @@ from infermesh.runs.outcome import RunOutcome
         ),
         (
             "models.model.max_wait_unreachable is 600 s, and nobody answers: d: connection refused",
-            "max_wait_unreachable is 600 s, and nobody answers: d: connection refused; start what it waited for to "
+            "--max-wait-unreachable is 600 s, and nobody answers: d: connection refused; start what it waited for to "
             "continue",
         ),
     ],

@@ -43,7 +43,7 @@ def offered(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
     def ask(line: str) -> list[str]:
         os.environ.update({LINE: line, SHELL: "zsh"})
-        answer(app)
+        answer(lambda: app)
         return capsys.readouterr().out.splitlines()
 
     return ask
@@ -145,14 +145,22 @@ def test_a_real_shell_completes(shell: str, script: str, expected: str, project:
     assert found.stdout == expected, found.stderr
 
 
-def test_a_tab_needs_neither_duckdb_nor_hydra(project: Path) -> None:
-    code = (
-        f"import os, sys; os.environ[{LINE!r}] = 'infermesh status m'; from infermesh.cli.app import app; "
-        "from infermesh.cli.completion import answer; answer(app); "
-        "print(*({'duckdb', 'hydra', 'rich', 'jinja2', 'litellm'} & sys.modules.keys()))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
-    assert found.stdout == "mine \n\n"
+@pytest.mark.parametrize(
+    ("line", "offered", "heavy"),
+    [
+        ("status m", "mine", {"duckdb", "hydra", "rich", "jinja2", "litellm"}),
+        ("run +experiment=m", "+experiment=mine", {"duckdb", "hydra", "typer", "pydantic"}),
+        ("run mine keep_errors=t", "keep_errors=true", {"duckdb", "hydra", "typer", "pydantic"}),
+    ],
+)
+def test_a_tab_loads_nothing_heavy(project: Path, line: str, offered: str, heavy: set[str]) -> None:
+    code = f"import sys; from infermesh.cli import main; main(); print(*({heavy!r} & sys.modules.keys()))"
+    words = environment(XDG_CACHE_HOME=str(project / "cache"), **{LINE: f"infermesh {line}"})
+    for _ in range(2):  # what the config says is kept by the first
+        found = subprocess.run(
+            [sys.executable, "-c", code], cwd=project, env=words, capture_output=True, text=True, check=True
+        )
+    assert found.stdout == f"{offered} \n\n"
 
 
 def test_the_script_is_printed_and_hydras_way_prints_it_too(tmp_path: Path) -> None:

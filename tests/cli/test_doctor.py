@@ -243,7 +243,7 @@ def test_a_folder_that_cannot_be_written_and_a_full_disk(tmp_path: Path, monkeyp
 
 
 def test_more_requests_than_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "allow_requests", lambda _: "300 requests at once need 556. Raise its hard limit")
+    monkeypatch.setattr(machine, "allow_requests", lambda _: "sending 300 at once takes 556. Raise its hard limit")
     (found,) = machine.descriptors(300)
     assert (found.state, found.do) == ("fail", "Raise its hard limit")
 

@@ -255,11 +255,23 @@ class TestNames:
     def test_a_name_that_stands_nowhere(self, path: str, value: Any, expected: str) -> None:
         assert problems(edited(at(path, value))) == [f"{path}: {expected}"]
 
-    @pytest.mark.parametrize("name", ["my-stage", "1st", "a b", "", "summaries.text", 'x"; drop'])
-    def test_a_stages_name_is_a_tables_name(self, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "named"),
+        [
+            ("my-stage", "my_stage"),
+            ("1st", "_1st"),
+            ("a b", "a_b"),
+            ("", ""),
+            ("summaries.text", "summaries_text"),
+            ('x"; drop', "x_drop"),
+        ],
+    )
+    def test_a_stages_name_is_a_tables_name(self, name: str, named: str) -> None:
         mapping = edited(lambda found: found["stages"].update({name: dict(VALID["stages"]["summaries"])}))
         (problem,) = problems(mapping)
         assert problem.startswith(f"stages.{name}: a stage's name is a table's name")
+        _, _, proposed = problem.partition(" Write ")
+        assert proposed == named
 
     @pytest.mark.parametrize("name", ["run", "source", "attempts", "Results", "progress", "retired", "sessions"])
     def test_a_table_of_every_run_is_no_name_for_a_stage(self, name: str) -> None:
@@ -281,10 +293,24 @@ class TestNames:
         assert "summaries" in problem
         assert "Summaries" in problem
 
-    @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "-m"])
-    def test_an_experiments_name_is_a_folders_name(self, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "proposed"),
+        [
+            ("", "mine"),
+            ("../up", "up"),
+            ("a/b", "a-b"),
+            (".hidden", "hidden"),
+            ("My first run!", "My-first-run"),
+            ("-m", "m"),
+            ("Größe", "Groe"),
+            ("日本", "mine"),
+        ],
+    )
+    def test_an_experiments_name_is_a_folders_name(self, name: str, proposed: str) -> None:
         (problem,) = problems(edited(at("name", name)))
-        assert problem.startswith("name: ")
+        assert problem.startswith("name: it names a folder: letters from a to z, digits, ")
+        assert problem.endswith(f"(got {name!r}). Write name: {proposed}")
+        assert load(edited(at("name", proposed))).name == proposed
 
 
 class TestStages:

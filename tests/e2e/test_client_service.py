@@ -92,13 +92,17 @@ def service() -> Iterator[SimulatorProcess]:
 
 
 @pytest.mark.long
-def test_through_litellm_results_and_errors_are_the_same(service: SimulatorProcess) -> None:
+def test_through_litellm_results_and_errors_are_the_same(
+    service: SimulatorProcess, caplog: pytest.LogCaptureFixture
+) -> None:
     def client(key: str) -> LMClient:
         config = DeploymentConfig(MODEL, api_base=service.url, api_key=key, transport="litellm")
         return LMClient("llama", deployments={"proxy": config}, max_parallel_requests=4)
 
     with client("sk-litellm-0123456789") as right:
         batch = right.generate_batch([f"Parcel number {n}." for n in range(10)])
+        assert batch.failures == {}
+        assert caplog.text.count("LiteLLM is loaded") <= 1  # four requests are the first
         assert [str(result) for result in batch] == [f"Parcel number {n}." for n in range(10)]
         assert len(right.embed("Hello.").embedding) == 64
         assert right.transcribe(wav("Good morning.")).text == "Good morning."

@@ -217,6 +217,22 @@ def test_a_killed_job_is_resumed(tmp_path: Path, start_simulator: Start, launch:
     assert all(0 < elapsed < 30 for (elapsed,) in table(tmp_path, "elapsed_s"))
 
 
+def test_status_of_a_sweep_counts_the_jobs_that_have_not_begun(
+    tmp_path: Path, start_simulator: Start, launch: Launch
+) -> None:
+    simulator = start_simulator(latency_s=30)
+    make_project(tmp_path, simulator.url)
+    swept = ["+experiment=glob(min*)", f"{KEY}=range(1,4)"]
+    process = launch("run", "-m", *swept, "hydra.sweep.dir=outputs/s", cwd=tmp_path)
+    wait_until(lambda: totals(simulator, "chat")["received"] >= 1, "a request of the first job")
+    status = here("status", "outputs/s", cwd=tmp_path).stdout
+    assert status.startswith("outputs/s is a sweep of 3 jobs, 1 of them begun\n")
+    assert "continue:" not in status
+    process.kill()
+    process.wait()
+    assert "3 jobs, 1 of them begun" in here("resume", "outputs/s", cwd=tmp_path).stderr
+
+
 @pytest.mark.long
 def test_several_keys_are_measured_over_the_whole_run(tmp_path: Path, simulator: Simulator) -> None:
     make_project(tmp_path, simulator.url)

@@ -347,7 +347,7 @@ def test_a_run_is_opened_by_any_of_its_names(lab: Lab, simulator: Simulator, mon
     monkeypatch.chdir(lab.root)
     run_id = infermesh.open_run("lab").run_id
     assert infermesh.open_run(run_id).folder == infermesh.open_run("outputs/lab/latest").folder == lab.folder.resolve()
-    with pytest.raises(StoreError, match=r"is a folder of 1 runs: open one of them, as .*10-00-00/0"):
+    with pytest.raises(StoreError, match=r"is a folder of 1 run: open one of them, as .*10-00-00/0"):
         infermesh.open_run(lab.folder.parent)
     with pytest.raises(StoreError, match="or an experiment's name"):
         infermesh.open_run("labs")

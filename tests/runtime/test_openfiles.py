@@ -81,7 +81,7 @@ def test_a_client_raises_it(tmp_path: Path, service: Simulator) -> None:
 def test_a_hard_limit_that_is_too_low_is_told_once(tmp_path: Path, service: Simulator) -> None:
     found = run(tmp_path, service, soft=128, hard=300)
     assert (
-        found.stderr.count("400 requests at once need 656 file descriptors, and the system allows this process 300")
+        found.stderr.count("sending 400 at once takes 656 file descriptors, and the system allows this process 300")
         == 1
     )
     assert found.stderr.index("descriptors") < found.stderr.index("loading")

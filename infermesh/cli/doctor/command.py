@@ -19,7 +19,7 @@ from infermesh.config.compose import compose
 from infermesh.config.declaration import Declaration, declared
 from infermesh.config.project import config_folders, experiments, shipped_project
 from infermesh.errors import ConfigError
-from infermesh.hints import one_line
+from infermesh.hints import counted, one_line
 from infermesh.runs.execute import requests_at_once
 from infermesh.store.folders import OUTPUTS, outputs_of
 
@@ -130,7 +130,7 @@ def _few(findings: Sequence[Finding]) -> list[Finding]:
     well = [each for each in findings if each.about.startswith("deployment ") and each.state == "ok"][_SHOWN:]
     shown = [each for each in findings if each not in well]
     return (
-        [*shown, Finding("deployments", "ok", f"{len(well)} more lines of deployments that are well")]
+        [*shown, Finding("deployments", "ok", counted(len(well), "more line") + " of deployments that are well")]
         if well
         else shown
     )

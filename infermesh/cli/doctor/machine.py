@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from infermesh import __version__
 from infermesh.cli.doctor.findings import Finding
-from infermesh.hints import system_words
+from infermesh.hints import counted, system_words
 from infermesh.runtime.openfiles import SPARE, allow_requests
 
 _PYTHON = SpecifierSet(">=3.11")
@@ -114,7 +114,12 @@ def disk(outputs: Path) -> Iterator[Finding]:
     if hasattr(os, "statvfs"):
         left = os.statvfs(existing)
         if left.f_files and left.f_favail < _LOW_INODES:
-            yield Finding("disk", "fail", f"{left.f_favail:,} files (inodes) are left there", "remove some files")
+            yield Finding(
+                "disk",
+                "fail",
+                f"{counted(left.f_favail, 'file (inode) is', 'files (inodes) are')} left there",
+                "remove some files",
+            )
 
 
 def _existing(folder: Path) -> Path:
@@ -136,13 +141,13 @@ def descriptors(at_once: int | None) -> Iterator[Finding]:
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = "no limit" if hard == resource.RLIM_INFINITY else f"up to {hard:,}"
-    needed = f"; {at_once + SPARE:,} are needed for {at_once:,} requests at once" if at_once else ""
+    needed = f"; {at_once + SPARE:,} are needed for {counted(at_once, 'request')} at once" if at_once else ""
     low = at_once is None and hard != resource.RLIM_INFINITY and hard < 4096
     yield Finding(
         "file descriptors",
         "warn" if low else "ok",
         f"{most}{needed}",
-        f"enough for {max(hard - SPARE, 1):,} requests at once; for more: ulimit -n 65536" if low else "",
+        f"enough for {counted(max(hard - SPARE, 1), 'request')} at once; for more: ulimit -n 65536" if low else "",
     )
 
 

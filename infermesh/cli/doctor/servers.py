@@ -21,7 +21,7 @@ from infermesh.config.schema import (
     TranscribeStage,
 )
 from infermesh.errors import APIConnectionError, ConfigError, RequestError, RequestTimeoutError
-from infermesh.hints import one_line
+from infermesh.hints import counted, one_line
 from infermesh.redaction import origin, redact
 from infermesh.runtime.loop import run_loop
 from infermesh.transports import LiteLLMTransport, NativeTransport, make_transport
@@ -94,7 +94,7 @@ def deployments(experiment: Experiment, environ: Mapping[str, str], *, timeout: 
             words = f"{abs(worst):,.0f} s {'behind' if worst > 0 else 'ahead of'} the clock of {label}"
             yield Finding("clock", "warn", words, "set it by NTP, here or there: waits that a server asks for go wrong")
         else:
-            yield Finding("clock", "ok", f"within {max(abs(worst), 1):.0f} s of {len(skews)} server(s)")
+            yield Finding("clock", "ok", f"within {max(abs(worst), 1):.0f} s of {counted(len(skews), 'server')}")
 
 
 async def _ask_all(experiment: Experiment, environ: Mapping[str, str], timeout: float, send: bool) -> dict[str, _Seen]:

@@ -21,7 +21,7 @@ from infermesh.cli.oneshot.run import ONE_ANSWER, exit_quietly, row_input
 from infermesh.config.declaration import declare
 from infermesh.config.schema import SourceConfig
 from infermesh.errors import ConfigError, InfermeshError
-from infermesh.hints import system_words
+from infermesh.hints import counted, system_words
 from infermesh.inputs.sources import resolve_source
 from infermesh.runs.direct import open_stage
 from infermesh.runtime.loop import run_loop
@@ -59,7 +59,7 @@ class Bench:
                 check_plot(self.sweep.plot)
             code = self._measure(levels)
         except InfermeshError as error:
-            fail(as_flags(str(error)))
+            fail(as_flags(str(error), toml=self.model.deployments_toml is not None))
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 exit_quietly()
@@ -75,7 +75,7 @@ class Bench:
             limits = replace(limits, max_retries=0)  # a retried request would count as one slow answer
         mapping = flags_mapping(
             self.kind,
-            {"path": self.rows.input} if self.rows.input else {"sql": "select 1"},
+            self._source() if self.rows.input else {"sql": "select 1"},
             self.model,
             limits,
             request=self.request,
@@ -94,11 +94,13 @@ class Bench:
 
     def _print_plan(self, levels: Sequence[int]) -> None:
         requests, warmup = self.sweep.requests, self.sweep.warmup
-        print(f"{len(levels)} levels × {requests} requests, after {warmup} warm-up requests", file=sys.stderr)
+        each = f"{counted(len(levels), 'level')} × {counted(requests, 'request')}"
+        print(f"{each}, after {counted(warmup, 'warm-up request')}", file=sys.stderr)
         if requests < 2 * max(levels):
-            print(f"{requests} requests are too few to measure c={max(levels)} well: raise --requests", file=sys.stderr)
+            few = counted(requests, "request is", "requests are")
+            print(f"{few} too few to measure c={max(levels)} well: raise --requests", file=sys.stderr)
         if (warning := allow_requests(max(levels))) is not None:
-            print(warning, file=sys.stderr)
+            print(warning.replace("max_parallel_requests", "--concurrency"), file=sys.stderr)
 
     def _print_recommendation(self, measured: Sequence[Level]) -> int:
         found = recommend(measured, self.sweep.max_p95)
@@ -110,7 +112,7 @@ class Bench:
         failed = sum(level.errors for level in measured)
         if failed:
             example = next(level.first_error for level in measured if level.first_error)
-            print(f"{failed} requests failed: {example}", file=sys.stderr)
+            print(f"{counted(failed, 'request')} failed: {example}", file=sys.stderr)
         if failed == sum(level.requests for level in measured):
             return 1
         return 3 if failed or found.concurrency is None else 0
@@ -124,6 +126,9 @@ class Bench:
         if self.sweep.plot is not None:
             draw(self.sweep.plot, picture_of(f"{self.kind}: {self.model.model}", measured, found))
 
+    def _source(self) -> dict[str, Any]:
+        return {"path": self.rows.input, "encoding": self.rows.input_encoding}
+
     def _read_rows(self) -> list[dict[str, Any]]:
         """The rows to send: those of the command line, or the first rows of the file, as many as are needed."""
         if self.rows.input is None:
@@ -131,7 +136,7 @@ class Bench:
             return [{name: value} for value in (self.given if isinstance(self.given, list) else [self.given])]
         size = self.stage.get("micro_batch_size") or 1
         most = max(self.sweep.requests, self.sweep.warmup) * size
-        rows = sample(resolve_source(SourceConfig(path=self.rows.input, limit=most), [Path.cwd()]))
+        rows = sample(resolve_source(SourceConfig(**self._source(), limit=most), [Path.cwd()]))
         if not rows:
             raise ConfigError(f"--input-jsonl {self.rows.input}: no row in it can be read")
         return rows

@@ -8,7 +8,6 @@ import datetime as dt
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +15,17 @@ from urllib.parse import urlsplit
 import yaml
 
 from infermesh.cli.common import fail
-from infermesh.cli.oneshot.options import KEY_REASON, GenerateOptions, LimitOptions, ModelOptions
+from infermesh.cli.oneshot.options import (
+    KEY_REASON,
+    AudioOption,
+    GenerateOptions,
+    InputOptions,
+    LimitOptions,
+    ModelOptions,
+    PromptOption,
+    TextOption,
+    WindowOption,
+)
 from infermesh.config.file_names import names_template
 from infermesh.hints import nearest
 from infermesh.redaction import looks_secret
@@ -24,22 +33,46 @@ from infermesh.types import LIMITS
 
 _SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
 _WITH_FLAG = (*_SAMPLING, "dimensions", "language")
-_OTHER_FLAGS = (
-    *(each.name for each in dataclasses.fields(LimitOptions)),
-    "system",
-    "max_parallel_requests",
-    "first_errors",
-)
+_OTHER_FLAGS = (*(each.name for group in (LimitOptions, WindowOption) for each in dataclasses.fields(group)), "system")
 _MODEL = "model"
 _ACCOUNT = "account"
-# A path in the declaration → the flag that the user wrote.
-_FLAGS = {
-    rf"limits\.{_ACCOUNT}\.": "--",
-    rf"models\.{_MODEL}\.": "--",
-    r"stages\.(?:generate|embed|transcribe)\.": "--",
-    r"source\.path\b": "--input_jsonl",
-    r"allow_paths?\b": "--allow-path",
-    r"guards\.": "--",
+# Keys of the declaration that have a flag of the same name.
+_KEYS = frozenset(
+    each.name
+    for group in (
+        PromptOption,
+        TextOption,
+        AudioOption,
+        InputOptions,
+        ModelOptions,
+        GenerateOptions,
+        LimitOptions,
+        WindowOption,
+    )
+    for each in dataclasses.fields(group)
+)
+_STAGE = r"stages\.(?:generate|embed|transcribe)"
+_KEY = re.compile(rf"\b(?:limits\.{_ACCOUNT}|models\.(?:{_MODEL}|\*)|{_STAGE}|guards)\.(\w+)")
+_PARAM = re.compile(rf"\b(?:models\.{_MODEL}|{_STAGE})\.params\.(\w+)|(?<=^stages\.generate: )params\.(\w+)", re.M)
+# Other words of a declaration, and those of a command.
+_WORDS = {
+    rf"^{_STAGE}: ": "",
+    r"^source: ": "--input-jsonl: ",
+    r"\bsource\.path\b": "--input-jsonl",
+    r"\bsource\.encoding\b": "--input-encoding",
+    r"\bSet source\.format to \w+, or rename it\b": "Rename it",
+    r"\ballow_paths?\b": "--allow-path",
+    r"\bneither a column of the source nor a stage\b": "no column of the input",
+    r"(?<=\bcolumn of )the source\b|\bthe source(?= (?:has|holds) )": "the input",
+    r"\bRename the stage\b": "Rename the column",
+    r"\bwrite it as the stage's own key, ": "write ",
+    r"\binfermesh resume\b": "the same command with --resume",
+}
+# Where no file of deployments is given, the labels are ours.
+_DEPLOYMENT = {
+    r"\bdeployments\.(\S+?)\.(model|api_base)\b": lambda found: f"--{found[2].replace('_', '-')}",
+    r"^deployments\.(\S+): ": lambda found: f"{found[1]}: ",
+    r"\bthe deployment's api_key_env\b": lambda found: "api_key_env in a file for --deployments-toml",
 }
 
 
@@ -53,7 +86,7 @@ def flags_mapping(
     flags: Mapping[str, Any] | None = None,
     param: Sequence[str] = (),
     stage: Mapping[str, Any] | None = None,
-    first_errors: int | None = None,
+    window: WindowOption | None = None,
     keep_errors: bool = False,
     allow_paths: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -68,15 +101,15 @@ def flags_mapping(
     param
         Further ones, as ``NAME=VALUE``.
     stage
-        Keys of the stage: where its input comes from, its window. A value of ``None`` counts as not given.
-    first_errors
-        The guard of that name; 0 for none.
+        Keys of the stage: where its input comes from. A value of ``None`` counts as not given.
+    window
+        How much is sent at once, and when to give up; ``None`` for ``bench``, which decides that itself.
     """
     if model.model is None:
         fail("--model is missing: provider/model, such as openai/gpt-4.1-mini or hosted_vllm/NAME", code=2)
-    account = _without_none({name: getattr(limits, name, None) for name in LIMITS})
+    account = without_none({name: getattr(limits, name, None) for name in LIMITS})
     deployments, accounts = _deployments(model, shared=bool(account))
-    request = request or GenerateOptions()
+    request, window = request or GenerateOptions(), window or WindowOption()
     entry = {
         "deployments": list(deployments),
         "routing_strategy": model.routing_strategy,
@@ -84,20 +117,22 @@ def flags_mapping(
         "params": _params({**{name: getattr(request, name) for name in _SAMPLING}, **(flags or {})}, param),
         "max_retries": limits.max_retries,
         "timeout": limits.timeout,
+        "max_wait_unreachable": window.max_wait_unreachable,
     }
     own = {
         "system": None if request.system is None else literal(request.system),
         "response_format": request.response_format,
         "parse_json": True if request.parse_json else None,
+        "max_parallel_requests": window.max_parallel_requests,
     }
     return {
         "name": kind,
         "source": dict(source),
         "limits": accounts | ({_ACCOUNT: account} if account else {}),
         "deployments": deployments,
-        "models": {_MODEL: _without_none(entry)},
-        "stages": {kind: {"kind": kind, "model": _MODEL, **_without_none(own), **_without_none(stage or {})}},
-        "guards": {} if first_errors is None else {"first_errors": first_errors or None},
+        "models": {_MODEL: without_none(entry)},
+        "stages": {kind: {"kind": kind, "model": _MODEL, **without_none(own), **without_none(stage or {})}},
+        "guards": {} if window.first_errors is None else {"first_errors": window.first_errors or None},
         "keep_errors": keep_errors,
         "allow_paths": list(allow_paths),
     }
@@ -114,29 +149,34 @@ def literal(text: str) -> str:
     return text if "{" not in text or names_template(text) else f"{{% raw %}}{text}{{% endraw %}}"
 
 
-def as_flags(message: str) -> str:
-    """An error message that names flags where it named paths of the declaration."""
-    message = re.sub(
-        rf"\b(?:models\.{_MODEL}|stages\.(generate|embed|transcribe))\.params\.(\w+)",
-        lambda found: _param_flag(found[2]),
-        message,
-    )
-    for path, flag in _FLAGS.items():
-        message = re.sub(rf"\b{path}(\w*)", partial(_flag, flag), message)
-    return message.replace("--input_jsonl", "--input-jsonl").replace("the source", "the input")
+def as_flags(message: str, *, toml: bool = False) -> str:
+    """A message that names flags where it named keys of the declaration, which a command's user has not seen.
+
+    Parameters
+    ----------
+    toml
+        Whether the deployments are those of a file, whose keys the user knows.
+    """
+    message = _PARAM.sub(lambda found: _param_flag(found[1] or found[2]), message)
+    message = _KEY.sub(lambda found: _flag(found[1]) if found[1] in _KEYS else found[0], message)
+    for pattern, words in _WORDS.items():
+        message = re.sub(pattern, words, message, flags=re.M)
+    for pattern, replaced in () if toml else _DEPLOYMENT.items():
+        message = re.sub(pattern, replaced, message, flags=re.M)
+    return message
 
 
-def _flag(flag: str, found: re.Match[str]) -> str:
-    return flag + found[1].replace("_", "-")
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _param_flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}" if name in _WITH_FLAG else f"--param {name}"
+    return _flag(name) if name in _WITH_FLAG else f"--param {name}"
 
 
 def _params(flags: Mapping[str, Any], further: Sequence[str]) -> dict[str, Any]:
     """The request's parameters: those of flags, and ``NAME=VALUE`` pairs with values as YAML has them."""
-    found = _without_none(flags)
+    found = without_none(flags)
     for pair in further:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
@@ -178,7 +218,7 @@ def refuse_secrets(*groups: Any) -> None:
                     fail(f"--{name}: the value holds what looks like a key or password: {KEY_REASON}", code=2)
 
 
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -194,7 +234,7 @@ def _deployments(model: ModelOptions, *, shared: bool) -> tuple[dict[str, Any], 
         label = (base and urlsplit(base).netloc) or base or "default"
         if label in found:
             label = f"{label}-{len(found)}"
-        found[label] = _without_none({"model": model.model, "api_base": base, "limits": _ACCOUNT if shared else None})
+        found[label] = without_none({"model": model.model, "api_base": base, "limits": _ACCOUNT if shared else None})
     return found, {}
 
 

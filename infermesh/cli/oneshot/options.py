@@ -111,7 +111,10 @@ class InputOptions:
         _option(FILES, "--input-jsonl", "--input", help=".jsonl, .csv or .parquet; - is stdin.", metavar="FILE"),
     ] = None
     mapper: Annotated[
-        str | None, _option(FILES, "--mapper", help="module:function, row → {input, metadata}.", metavar="M:F")
+        str | None, _option(FILES, "--mapper", help="module:function, row → {input, …}.", metavar="M:F")
+    ] = None
+    input_encoding: Annotated[
+        str | None, _option(FILES, "--input-encoding", help="Of CSV (UTF-8), such as cp1252.", metavar="NAME")
     ] = None
 
 
@@ -125,7 +128,7 @@ class OutputOptions:
     ] = None
     keep_columns: Annotated[
         str | None,
-        _option(FILES, "--keep-columns", help="Columns of the input to repeat: all, or a,b.", metavar="NAMES"),
+        _option(FILES, "--keep-columns", help="Input columns to repeat: a,b; or all.", metavar="NAMES"),
     ] = None
     resume: Annotated[bool, _option(RESUME, "--resume", help="Continue an interrupted run.")] = False
     keep_errors: Annotated[bool, _option(RESUME, "--keep-errors", help="Leave failed rows as they are.")] = False
@@ -226,6 +229,10 @@ class WindowOption:
     first_errors: Annotated[
         int | None,
         _number_option(PACE, "--first-errors", "Stop if the first N fail (20).", min=0),
+    ] = None
+    max_wait_unreachable: Annotated[
+        float | None,
+        _number_option(PACE, "--max-wait-unreachable", "Seconds to wait for a server (600).", "S", min=0),
     ] = None
 
 

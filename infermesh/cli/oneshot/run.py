@@ -27,7 +27,7 @@ import orjson
 import typer
 
 from infermesh.cli.common import fail, load_env
-from infermesh.cli.oneshot.declare import as_flags, flags_mapping, is_template, refuse_secrets
+from infermesh.cli.oneshot.declare import as_flags, flags_mapping, is_template, refuse_secrets, without_none
 from infermesh.cli.oneshot.options import (
     GenerateOptions,
     InputOptions,
@@ -40,9 +40,10 @@ from infermesh.cli.terminal import discard_stdout
 from infermesh.config.declaration import Declaration, declare
 from infermesh.config.file_names import row_file
 from infermesh.errors import InfermeshError
-from infermesh.hints import system_words
+from infermesh.hints import counted, system_words
 
 if TYPE_CHECKING:
+    from infermesh.runs.stats import Observer
     from infermesh.store.output_file import Earlier
 
 # Kind → the option that asks for one answer, the row's field it fills, the stage's key for a template.
@@ -91,7 +92,7 @@ class Command:
         try:
             code = work()
         except InfermeshError as error:
-            fail(as_flags(str(error)))
+            fail(self._as_flags(str(error)))
         except BrokenPipeError:
             exit_quietly()
         except OSError as error:
@@ -108,8 +109,8 @@ class Command:
             request=self.request,
             flags=self.flags,
             param=self.param or (),
-            stage={"max_parallel_requests": self.window.max_parallel_requests, **self.stage, **stage},
-            first_errors=self.window.first_errors,
+            stage={**self.stage, **stage},
+            window=self.window,
             keep_errors=self.out.keep_errors,
             allow_paths=self.allow_paths,
         )
@@ -151,7 +152,8 @@ class Command:
             sink = LineFile(self.kind, output, **how)
         kept_inputs = () if folder.exists() and replaced is None else _KEPT_INPUTS  # an earlier call's files stay
         try:
-            job = self.declaration({"path": self._source_path(folder)}, **row_input(self.kind, self.rows, self.given))
+            source = without_none({"path": self._source_path(folder), "encoding": self.rows.input_encoding})
+            job = self.declaration(source, **row_input(self.kind, self.rows, self.given))
         except InfermeshError:
             discard(folder, kept_inputs, with_parent=False)
             raise
@@ -160,10 +162,14 @@ class Command:
             remove_database(folder)
             if output is not None:
                 output.unlink(missing_ok=True)
-        outcome = execute(job, folder, observer=make_observer(), sink=sink, written=kept_inputs)
+        observer = _Notes(make_observer(), self._as_flags)
+        outcome = execute(job, folder, observer=observer, sink=sink, written=kept_inputs)
         lasting = output is not None or self.out.checkpoint_dir is not None
         print(oneshot_closing(outcome, output, folder if lasting else None), file=sys.stderr)
         return outcome.exit_code
+
+    def _as_flags(self, message: str) -> str:
+        return as_flags(message, toml=self.model.deployments_toml is not None)
 
     def _kept_columns(self) -> list[str]:
         """The names of ``--keep-columns``. As in CSV, one with a comma in it stands in quotes."""
@@ -225,7 +231,7 @@ class Command:
             names = [str(output)] if written else []
             if checkpoint:
                 names.append(str(folder))
-            failed = f" ({earlier.failed:,} failed rows)" if earlier is not None and earlier.failed else ""
+            failed = f" ({counted(earlier.failed, 'failed row')})" if earlier is not None and earlier.failed else ""
             return f"{' and '.join(names)} from before: no answer is in there{failed}, so this command starts anew"
         if self.out.resume:
             fail(
@@ -235,6 +241,17 @@ class Command:
         if written:
             fail(f"{output} exists. --resume continues it; or move it away, or choose another --output-jsonl.")
         fail(f"{folder} holds the checkpoint of an earlier run. --resume continues it; or delete the folder.")
+
+
+class _Notes:
+    """Shows what an observer shows, with notes that name flags where they name keys of a declaration."""
+
+    def __init__(self, observer: Observer, as_flags: Callable[[str], str]) -> None:
+        self.start, self.tick, self.stop = observer.start, observer.tick, observer.stop
+        self._note, self._as_flags = observer.note, as_flags
+
+    def note(self, text: str) -> None:
+        self._note(self._as_flags(text))
 
 
 def _holds_nothing(output: Path, earlier: Earlier | None) -> bool:
