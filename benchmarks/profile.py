@@ -51,14 +51,17 @@ class _NullTransport:
 class _NullWriter:
     """Takes everything and keeps nothing."""
 
-    backlog = 0
-
-    def put(self, table: str, row: tuple[Any, ...], *, replaces: bool = False) -> None:
+    def put(self, table: str, row: tuple[Any, ...], *, replaces: bool = False, size: int = 0) -> None:
         pass
+
+    def is_behind(self, rows: int, size: int) -> bool:
+        return False
 
 
 class _Rows:
     """Pending rows that are there already."""
+
+    row_bytes = 100
 
     def __init__(self, chunks: Sequence[list[Any]]) -> None:
         self.chunks = range(len(chunks))
