@@ -20,6 +20,7 @@ from infermesh.store.connection import open_duckdb
 
 VECTOR = 2048  # rows
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))}
+_NO_ROOM = ("failed to pin block", "failed to allocate")
 _Result = TypeVar("_Result")
 logger = logging.getLogger("infermesh")
 
@@ -46,7 +47,9 @@ def with_room(connection: duckdb.DuckDBPyConnection, operation: Callable[[], _Re
             if str(error) == "Query interrupted":  # that is how DuckDB tells of Ctrl-C
                 raise KeyboardInterrupt from None
             raise
-        except duckdb.OutOfMemoryException as error:
+        except duckdb.Error as error:
+            if not is_short_of_memory(error):
+                raise
             if not more_room(connection):
                 short = one_line(str(error).split("Possible solutions:")[0], 300)
                 raise StoreError(
@@ -54,6 +57,11 @@ def with_room(connection: duckdb.DuckDBPyConnection, operation: Callable[[], _Re
                     f"works on {VECTOR:,} rows at a time. Keep long values in files and name the files in the rows, or "
                     f"use a larger machine. ({short})"
                 ) from None
+
+
+def is_short_of_memory(error: duckdb.Error) -> bool:
+    """Whether DuckDB says that its memory was not enough. Of a commit it says so in an error of another class."""
+    return isinstance(error, duckdb.OutOfMemoryException) or any(words in str(error) for words in _NO_ROOM)
 
 
 def more_room(connection: duckdb.DuckDBPyConnection) -> bool:

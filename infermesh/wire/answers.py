@@ -10,6 +10,7 @@ import math
 import sys
 from array import array
 from collections.abc import Sequence
+from sys import intern
 from typing import Any, NoReturn
 
 from pybase64 import b64decode
@@ -71,7 +72,7 @@ def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
         _check_ending(result, reply)
     result.request_id = _request_id(reply)
     model = body.get("model")
-    result.model_id = model if isinstance(model, str) else None
+    result.model_id = intern(model) if type(model) is str else None  # one text for all results of a batch
     result.token_usage = usage_of(body)
     result.raw_body = reply.data or body
     return result
@@ -169,7 +170,7 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         )
         more = get("reasoning_details") or get("thinking") or get("function_call") or _names_its_own(choice)
         if type(text) is str and text and type(reason) is str and not rest and not more and "error" not in choice:
-            return GenerationResult(output_text=text, finish_reason=reason)
+            return GenerationResult(output_text=text, finish_reason=intern(reason))
     except (KeyError, IndexError, TypeError, AttributeError):
         pass
     expected = "a chat completion with choices[0].message"

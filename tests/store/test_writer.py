@@ -91,6 +91,26 @@ def test_embeddings(path: Path) -> None:
     assert read(path, "SELECT count(*), sum(embedding[1]), count(embedding) FROM v") == [(101, 4950.0, 100)]
 
 
+def test_the_backlog_is_counted_in_bytes_too(path: Path) -> None:
+    with duckdb.connect(str(path)) as connection:
+        writer = GroupWriter(connection.cursor(), {"a": COLUMNS}, interval=60)
+        writer.put("a", (1, "done", 1), size=1000)
+        writer.put("a", (2, "done", 1))
+        assert (writer.is_behind(1, 10**9), writer.is_behind(2, 10**9)) == (True, False)
+        assert (writer.is_behind(2, 999), writer.is_behind(2, 1000)) == (True, False)
+        writer.flush()
+        assert not writer.is_behind(0, 0)
+        writer.close()
+
+
+def test_long_values_are_committed_before_the_interval_is_over(path: Path) -> None:
+    with duckdb.connect(str(path)) as connection:
+        writer = GroupWriter(connection.cursor(), {"a": COLUMNS}, interval=600)
+        writer.put("a", (1, "done", 1), size=10_000_000)
+        wait_until(lambda: not writer.backlog, "the commit")
+        writer.close()
+
+
 def test_closing_with_nothing_to_write(path: Path) -> None:
     with duckdb.connect(str(path)) as connection:
         GroupWriter(connection.cursor(), {"a": COLUMNS}).close()
