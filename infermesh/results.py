@@ -219,10 +219,9 @@ class EmbeddingResult(_Packed):
     --------
     >>> len(client.embed("The quick brown fox").embedding)
     64
-    >>> import numpy as np
-    >>> batch = client.embed_batch(["One.", "Two."])
-    >>> np.array([np.frombuffer(result.packed, np.float32) for result in batch.results]).shape
-    (2, 64)
+    >>> from array import array
+    >>> len(array("f", client.embed("One.").packed))  # or numpy.frombuffer(result.packed, numpy.float32)
+    64
     """
 
     embedding: list[float] = field(default_factory=list)
