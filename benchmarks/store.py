@@ -2,15 +2,18 @@
 
 An event loop puts the states of a generate stage, each with its row of `attempts`, as fast as the writer commits them,
 holding back at the runner's own backlog. A probe notes how late the loop's timers come meanwhile. Beside it a file of
-JSON lines, the least that anybody could do to keep the same values, and a commit for each row.
+JSON lines, the least that anybody could do to keep the same values, and a commit for each row. Then the states of an
+embed stage, with vectors of 1,024 numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import tempfile
 import time
+from array import array
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -21,6 +24,7 @@ from benchmarks.harness import Result, Target, isolated, rounds, script
 from benchmarks.jobs import LagProbe, idle
 
 WRITER, FILE, SINGLY = "group-commit writer", "JSON lines, no database", "a commit for each row"
+VECTORS, DIMENSIONS = "group-commit writer, vectors", 1024
 IDLE = "an idle loop"
 _BACKLOG = 20_000
 _TURN = 64  # rows put in one turn of the loop, as many as are in flight in a usual run
@@ -109,6 +113,32 @@ def through_writer(states: int) -> dict[str, float]:
     return {"seconds": took / states} | probe.summary()
 
 
+def vectors(states: int) -> dict[str, float]:
+    """Put so many states of an embed stage, and close the database; made for ``isolated``."""
+    from infermesh.config.schema import StoreConfig
+    from infermesh.stages.embed import Embed
+    from infermesh.store import RunStore
+    from infermesh.store.schema import StageTable
+    from infermesh.store.writer import GroupWriter
+
+    table = StageTable("s0", Embed.columns)
+    made = [array("f", [random.uniform(-1, 1) for _ in range(DIMENSIONS)]).tobytes() for _ in range(200)]
+    blank = (None,) * (len(table.columns) - 3)
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(Path(folder) / "run.duckdb", StoreConfig(), vectors=True)
+        with store.cursor() as connection:
+            connection.execute(table.ddl)
+        writer = GroupWriter(store.cursor(), {"s0": table.columns})
+        started = time.perf_counter()
+        for row_id in range(states):
+            writer.put("s0", (row_id, "done", made[row_id % len(made)], *blank), size=4 * DIMENSIONS)
+            while writer.is_behind(states, 48_000_000):
+                time.sleep(0.001)
+        writer.close()
+        store.close()
+        return {"seconds": (time.perf_counter() - started) / states}
+
+
 def to_file(states: int) -> dict[str, float]:
     """The same values as JSON lines."""
     import orjson
@@ -143,6 +173,7 @@ def measure(quick: bool) -> Result:
         WRITER: partial(isolated, through_writer, states=states),
         FILE: partial(isolated, to_file, states=states),
         SINGLY: partial(isolated, singly, states=few),
+        VECTORS: partial(isolated, vectors, states=states // 4),
         IDLE: partial(isolated, idle, seconds=2),
     }
     found = rounds(count, ways)
@@ -157,6 +188,7 @@ def measure(quick: bool) -> Result:
         [[name, f"{1 / each:,.0f}", f"{1e6 * each:.1f}"] for name, each in middle.items()],
         [
             Target("row states a second through the writer", 1 / middle[WRITER], 30_000),
+            Target("vectors through the writer", 4e-6 * DIMENSIONS / middle[VECTORS], 100, "MB/s"),
             Target("writing flat out: the event loop late by at most", worst, 20, "ms", at_least=False),
         ],
         [f"The timers of a loop that does nothing else, between the rounds, were late by at most {idle_worst:.1f} ms."],

@@ -1,8 +1,8 @@
 """Rows as Arrow columns, which DuckDB takes as they are.
 
 Its appender converts Python values one by one, and holds the interpreter's lock meanwhile: 6.4 µs for a row of a stage,
-1.7 µs this way, and 190 instead of 5 MB a second of vectors (``python -m benchmarks.store``). Types that are not known
-here go through the appender.
+1.7 µs this way; and it takes some 5 MB of vectors a second (``python -m benchmarks.store`` measures both kinds). Types
+that are not known here go through the appender.
 
 The memory layout is that of the Arrow columnar format, https://arrow.apache.org/docs/format/Columnar.html.
 """
