@@ -23,7 +23,7 @@ from infermesh.cli.find_run import find_run, sweep_command
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob
 from infermesh.cli.terminal import guard_streams
-from infermesh.config.compose import composition_error, overrides_of, plain, search_path
+from infermesh.config.compose import chosen_experiment, composition_error, overrides_of, plain, search_path
 from infermesh.config.declaration import Declaration, declare
 from infermesh.config.overrides import addable, refuse_inline
 from infermesh.config.project import experiments, primary_folder, roots
@@ -156,7 +156,7 @@ class _Job:
             print_error(composition_error(error, self.home, self._config_dir))
             self.code = 1
             return self.code
-        search_roots = roots(Path.cwd(), self._config_dir)
+        search_roots = roots(Path.cwd(), self._config_dir, chosen_experiment(hydra_config))
         if hydra_config.mode == RunMode.MULTIRUN:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)
             self.code = job.run(mapping, search_roots, run_job)

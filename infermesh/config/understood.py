@@ -19,7 +19,14 @@ from pydantic import BaseModel
 from infermesh.config.file_names import row_file
 from infermesh.config.overrides import EXPERIMENT, OVERRIDE, SECTIONS, as_written, readable
 from infermesh.config.parameters import is_parameter
-from infermesh.config.project import config_folders, experiment_name, experiments, primary_folder, written
+from infermesh.config.project import (
+    config_folders,
+    experiment_name,
+    experiments,
+    primary_folder,
+    refuse_not_offered,
+    written,
+)
 from infermesh.config.schema import STAGE_KINDS, Experiment, GuardsConfig, SourceConfig, StoreConfig
 from infermesh.errors import ConfigError
 from infermesh.hints import command, nearest
@@ -126,7 +133,10 @@ class _Reader:
                 self._found.overrides.append(self._keyed(word))
             else:
                 self._bare(word)
-        said = {} if self._experiment is None else written(self._experiment, self._home, self._config_dir)
+        said = {}
+        if self._experiment is not None:
+            refuse_not_offered(self._experiment, self._home, self._config_dir)
+            said = written(self._experiment, self._home, self._config_dir)
         self._refuse_lists(said)
         sweeps = self._sweeps(said)
         overrides = [self._override(argument, said, sweeps) for argument in self._found.overrides]
