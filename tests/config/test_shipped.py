@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -107,3 +110,19 @@ def test_the_listed_files_are_those_of_the_repository() -> None:
         pytest.skip("this is no clone")
     there = {name for name in listed.stdout.decode().split("\0") if name and (REPOSITORY / name).exists()}
     assert there == shipped_files(), "infermesh/config/shipped.txt: git ls-files conf pipelines examples, one a line"
+
+
+@pytest.mark.parametrize(("target", "inside"), [("wheel", "infermesh/_project/"), ("sdist", "")])
+def test_a_build_packs_the_listed_files_alone(monkeypatch: pytest.MonkeyPatch, target: str, inside: str) -> None:
+    """The build is hatchling's, which need not be installed here: it is asked what is added to it."""
+    plugin = ModuleType("hatchling.builders.hooks.plugin.interface")
+    monkeypatch.setattr(plugin, "BuildHookInterface", dict, raising=False)
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+    hook = runpy.run_path(str(REPOSITORY / "hatch_build.py"))["Shipped"]()
+    hook.root, hook.target_name = str(REPOSITORY), target
+    packed: dict[str, dict[str, str]] = {"force_include": {}}
+    hook.initialize("standard", packed)
+    assert packed["force_include"] == {str(REPOSITORY / name): f"{inside}{name}" for name in shipped_files()}
+    build = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    whole = [*build["targets"]["sdist"]["include"], *build["targets"]["wheel"].get("force-include", ())]
+    assert not {"conf", "pipelines", "examples"} & {name.strip("/") for name in whole}
