@@ -19,6 +19,7 @@ import typer
 
 from infermesh.cli.closing import run_closing
 from infermesh.cli.common import fail, print_error, split_config_dir, words_of
+from infermesh.cli.edited import edited_since
 from infermesh.cli.find_run import find_run, sweep_command
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob
@@ -261,7 +262,13 @@ def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
     print(f"resuming {words}", file=sys.stderr)
     if (sweep := sweep_of(folder)) is not None and (whole := sweep_command(sweep)) is not None:
         print(f"it is one job of a sweep; to go on with all of them: {whole}", file=sys.stderr)
+    _say_edited(folder, declaration)
     return run_job(declaration, folder, keep_errors=keep_errors)
+
+
+def _say_edited(folder: Path, declaration: Declaration) -> None:
+    if (edited := edited_since(folder, declaration)) is not None:
+        print(edited, file=sys.stderr)
 
 
 def _is_wanted(folder: Path, words: str) -> bool:
@@ -293,6 +300,7 @@ def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int
     print(f"{folder}: {rows} rows of {stage} where {where}", file=sys.stderr)
     if dry_run or not rows:
         return 0
+    _say_edited(folder, declaration)
     return run_job(declaration, folder, redo=redo)
 
 
