@@ -33,6 +33,7 @@ from infermesh.errors import ConfigError, InfermeshError
 from infermesh.exact_json import loads
 from infermesh.hints import command, named, nearest, one_line
 from infermesh.query.finding import group_words, runs_in
+from infermesh.query.left import left_unfinished
 from infermesh.query.summary import describe, newest_unfinished
 from infermesh.redaction import redact
 from infermesh.runs.control import Control
@@ -162,7 +163,8 @@ class _Job:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)
             self.code = job.run(mapping, search_roots, run_job)
             return self.code
-        if not any("hydra.run.dir" in override for override in hydra_config.overrides.hydra):
+        fresh = not any("hydra.run.dir" in override for override in hydra_config.overrides.hydra)
+        if fresh:
             try:
                 (folder / CONFIG_FOLDER).mkdir(parents=True)
             except FileExistsError:  # another run started in the same second and has this folder
@@ -174,6 +176,8 @@ class _Job:
             discard(folder)  # only now that it is ours: it may have been another run's
             self.code = 1
             return self.code
+        if fresh and (left := left_unfinished(folder)) is not None:
+            print(left, file=sys.stderr)
         self.code = run_job(declaration, folder)
         return self.code
 

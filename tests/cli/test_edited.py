@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pytest
 
+from infermesh.query.left import left_unfinished
 from infermesh.simulator import Simulator
+from infermesh.store.folders import DATABASE
 from tests.support import experiment, generate, here, run_folders, texts, write_experiment, write_jsonl
 
 RESUME = "to apply the edit: infermesh run +experiment=mine"
@@ -76,3 +81,40 @@ def test_an_edited_prompt_file_is_taken_by_a_resume(project: Path, simulator: Si
     found = here("resume", "mine", cwd=project)
     assert "b: prompt: 'Tell {{ text }}' → 'Tell me {{ text }}'" in found.stderr
     assert simulator.stats()["totals"]["received"] == 2
+
+
+class TestARunThatWasLeft:
+    """The same command begins anew in a folder of its own."""
+
+    @pytest.fixture
+    def left(self, project: Path) -> Path:
+        """Its folder: one of four row states is missing, and its process has gone without a word."""
+        (folder,) = run_folders(project)
+        with duckdb.connect(str(folder / DATABASE)) as connection:
+            connection.execute("DELETE FROM a WHERE row_id = 1")
+            connection.execute("UPDATE run SET status = 'running'")
+        return folder
+
+    def test_it_is_told_with_the_command_that_goes_on(self, project: Path, left: Path) -> None:
+        found = here("run", "mine", cwd=project)
+        shown = left.relative_to(project)
+        assert (
+            f"{shown} was killed, with row states pending: 1. This is a new run; to go on there: "
+            f"infermesh resume {shown}\n"
+        ) in found.stderr
+        assert "row states pending" not in here("run", "mine", cwd=project).stderr  # the newest one is complete
+
+    def test_where_the_folder_is_named_nothing_is_said(self, project: Path, left: Path) -> None:
+        assert "row states pending" not in here("run", "mine", "hydra.run.dir=outputs/mine/other", cwd=project).stderr
+
+    def test_a_run_that_goes_on_is_not_waited_for(self, project: Path, left: Path) -> None:
+        """Another process holds its database, and answers nothing."""
+        script = (
+            f"import duckdb, sys; c = duckdb.connect({str(left / DATABASE)!r}); print(flush=True); sys.stdin.read()"
+        )
+        with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            assert left_unfinished(project / "outputs" / "mine" / "new") is None
+            holder.communicate()
+        assert left_unfinished(project / "outputs" / "mine" / "new") is not None
