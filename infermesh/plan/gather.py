@@ -25,7 +25,7 @@ from infermesh.query.reader import ask_run
 from infermesh.query.survey import Measured, measured
 from infermesh.results import TokenUsage
 from infermesh.runs.assemble import assembled
-from infermesh.runs.remarks import job_remarks, missing_keys
+from infermesh.runs.remarks import all_left_out, job_remarks, missing_keys
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
@@ -221,6 +221,8 @@ class _Planner:
     def _stage(self, stage: Stage, found: StageRehearsal, wave: Wave) -> StageFacts:
         config = self._experiment.stages[stage.name]
         rows, certainty = self._count(stage, found)
+        if left_out := self._rows.all_left_out(stage):
+            self.notes.append(all_left_out(stage.name, left_out))
         facts = StageFacts(
             stage.name,
             config.kind,

@@ -24,7 +24,7 @@ from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
 from infermesh.runs.record import run_record
-from infermesh.runs.remarks import job_remarks
+from infermesh.runs.remarks import job_remarks, where_remarks
 from infermesh.runs.retry import Retry, left_open
 from infermesh.runs.runner import Runner
 from infermesh.runs.signals import stopping
@@ -353,6 +353,8 @@ class RunSession:
             )
         sinks = {} if status == "interrupted" else self._experiment.sinks
         with store.cursor() as connection:
+            for line in where_remarks(connection, self._pipeline.stages) if self._complete else ():
+                self._observer.note(line)
             files = write_sinks(connection, sinks, self._folder, self._place)
         signatures = None if pending and not others else self._signatures
         if signatures is not None and self._retry is not None:

@@ -192,3 +192,33 @@ def test_another_experiment_is_not_put_onto_a_run(tmp_path: Path, simulator: Sim
     assert {path: path.read_bytes() for path in (tmp_path / "outputs/mine/.hydra").iterdir()} == kept
     assert totals(simulator)["received"] == asked
     assert here("run", "+experiment=first", folder, cwd=tmp_path).returncode == 0
+
+
+class TestAConditionThatLeavesOutEveryRow:
+    """Nothing is sent then, and nothing fails: it has to be said."""
+
+    def test_of_the_rows_themselves(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows([*texts(1200), "{"])
+        mapping = experiment(simulator.url, {"a": generate(where="text like '%refund%'"), "b": generate(where="n < 3")})
+        line = "a: where leaves out all 1,200 rows"
+        assert [note for note in said_by_plan(lab, mapping) if "leaves out" in note] == [line]
+        watch = Watch()
+        assert lab.run(mapping, watch=watch).status == "failed_rows"  # the malformed line
+        assert [note for note in watch.notes if "leaves out" in note] == [line]
+        assert not [note for note in said_by_plan(lab, mapping) if "leaves out" in note]  # nothing is left to do
+
+    def test_of_answers(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows(texts(1))
+        mapping = experiment(simulator.url, {"a": generate(), "b": generate("{{ a.text }}", where="a.text = 'no'")})
+        watch = Watch()
+        lab.run(mapping, watch=watch)
+        assert "b: where leaves out the only row" in watch.notes
+
+    def test_rows_that_are_skipped_for_another_reason_are_not_meant(self, lab: Lab, start_simulator: Any) -> None:
+        lab.rows(texts(2))
+        service = start_simulator(faults={"server_error": 1.0})
+        mapping = experiment(service.url, {"a": generate(), "b": generate("{{ a.text }}", where="n >= 0")})
+        watch = Watch()
+        lab.run(mapping, watch=watch)
+        assert lab.statuses("b") == {0: "skipped", 1: "skipped"}
+        assert not [note for note in watch.notes if "leaves out" in note]
