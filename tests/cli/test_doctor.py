@@ -179,7 +179,8 @@ def test_a_provider_without_its_key(lab: Lab) -> None:
     job = experiment("", {"a": generate()}, deployments=servers, models={"m": {"deployments": [*servers]}})
     write_experiment(lab.root, job)
     found = doctor("mine", cwd=lab.root, code=1)
-    assert "OPENAI_API_KEY is not set" in found["keys"][1]
+    assert found["keys"][0] == "fail"
+    assert found["keys"][1].startswith("OPENAI_API_KEY is not set → export it")
     assert "export OPENAI_API_KEY=" in found["deployment o"][1]
     assert found["deployment o"][0] == "fail"
 
