@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from infermesh.config.remarks import remarks, used_deployments
 from infermesh.config.schema import Experiment
 from infermesh.dispatch.fleet import Fleet
+from infermesh.dispatch.pricing import near_model
 from infermesh.errors import ConfigError
 from infermesh.results import TokenUsage
 from infermesh.stages import Stage
@@ -15,7 +16,7 @@ from infermesh.store import Column, Connection
 from infermesh.store.schema import quoted
 from infermesh.transports.providers import resolve_deployment
 
-__all__ = ["all_left_out", "job_remarks", "missing_keys", "refuse_missing_keys", "where_remarks"]
+__all__ = ["all_left_out", "job_remarks", "missing_keys", "misspelt_models", "refuse_missing_keys", "where_remarks"]
 
 _ANSWERS = (TokenUsage(1000, 1000), TokenUsage(details={"audio_seconds": 60.0}))  # clips are priced by the hour
 
@@ -30,7 +31,16 @@ def job_remarks(
     origins
         ``source`` and the sql stages, each with its columns.
     """
-    return [*remarks(experiment), *_budget(experiment, fleet), *pipeline.remarks(origins)]
+    doubts = misspelt_models(experiment)
+    return [*remarks(experiment), *doubts, *_budget(experiment, fleet), *pipeline.remarks(origins)]
+
+
+def misspelt_models(experiment: Experiment) -> Iterator[str]:
+    """A line for each deployment that asks a provider itself for a model of nearly another's name."""
+    for label in used_deployments(experiment):
+        entry = experiment.deployments[label]
+        if entry.api_base is None and (near := near_model(entry.model)) is not None:
+            yield f"deployments.{label}: {entry.model} is not known to the price list: did you mean {near}?"
 
 
 def _budget(experiment: Experiment, fleet: Fleet) -> Iterator[str]:
