@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import ROOT, Result, environment, markdown, parse, table, targets_table
+from benchmarks.harness import ROOT, Result, environment, lacking, markdown, parse, table, targets_table
 from benchmarks.machine import describe
 
 SCRIPTS = (
@@ -75,7 +75,10 @@ def page(results: Sequence[Result], machine: Sequence[Sequence[str]], took_s: fl
 
 
 def main() -> int:
-    """Measure everything; 1 where a script failed. A target that is missed stands in the page and is no failure."""
+    """Measure everything; 1 where a script failed, 2 where one cannot begin: then nothing is measured.
+
+    A target that is missed stands in the page and is no failure. Where a script failed, no file is written.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run all benchmarks and write the page.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these, printed: {', '.join(SCRIPTS)}")
     parser.add_argument("--quick", action="store_true", help="small sizes, printed instead of written")
@@ -83,18 +86,27 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(SCRIPTS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there is: {', '.join(SCRIPTS)}")
+    names = arguments.names or SCRIPTS
+    if (words := lacking(names)) is not None:
+        print(words, file=sys.stderr)
+        return 2
     machine, started = describe(), time.perf_counter()
-    found = [measured(name, arguments.quick) for name in arguments.names or SCRIPTS]
+    found = [measured(name, arguments.quick) for name in names]
     results = [result for result in found if result is not None]
+    failed = [name for name, result in zip(names, found, strict=True) if result is None]
+    if not results:
+        return 1
     text = page(results, machine, time.perf_counter() - started, arguments.quick)
     whole = len(results) == len(SCRIPTS) and not arguments.quick
     output = arguments.output or (PAGE if whole else None)
-    if output is None:
+    if output is None or failed:
         print(text)
+        if failed:
+            print(f"no page is written: {', '.join(failed)} failed", file=sys.stderr)
     else:
         output.write_text(text, encoding="utf-8")
         print(f"written: {output}", file=sys.stderr)
-    return 0 if len(results) == len(found) else 1
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 BARE = "bare pyreqwest loop"
+# Script → the package that it cannot do without, of the extra "benchmarks". What it can leave out is left out.
+NEEDS = {**dict.fromkeys(("client", "run", "inflight", "profile"), "pyreqwest"), "tls": "trustme"}
 T = TypeVar("T")
 
 
@@ -199,6 +202,17 @@ def raise_descriptors(wanted: int) -> int:
     return soft
 
 
+def lacking(names: Iterable[str]) -> str | None:
+    """The line that says what these scripts lack; ``None`` where all is there."""
+    missing = {name: NEEDS[name] for name in names if name in NEEDS and find_spec(NEEDS[name]) is None}
+    if not missing:
+        return None
+    packages = ", ".join(dict.fromkeys(missing.values()))
+    return (
+        f"error: {packages} not installed, which {', '.join(missing)} cannot do without: pip install -e '.[benchmarks]'"
+    )
+
+
 def script(measure: Callable[[bool], Result]) -> None:
     """The command line of a benchmark: measure, print; ``--json FILE`` keeps the record for the page."""
     description = (sys.modules[measure.__module__].__doc__ or "").partition("\n")[0]
@@ -206,6 +220,10 @@ def script(measure: Callable[[bool], Result]) -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes: whether it works, not how fast it is")
     parser.add_argument("--json", type=Path, help="write the result there as well")
     arguments = parser.parse_args()
+    spec = sys.modules[measure.__module__].__spec__
+    if spec is not None and (words := lacking([spec.name.rpartition(".")[2]])) is not None:
+        print(words, file=sys.stderr)
+        sys.exit(2)
     started = time.perf_counter()
     result = measure(arguments.quick)
     result.quick = arguments.quick

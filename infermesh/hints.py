@@ -8,12 +8,14 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # What a terminal obeys or hides: the control characters but tab and line break, and the marks that reorder a line.
 # Half a surrogate pair cannot be encoded.
 _HIDDEN = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_NEAR = 0.6  # of two names, as difflib measures it: about four letters of ten may differ
 
 _MAKE_ROOM = "make room, then run the same command again"
 _ELSEWHERE = "change its rights, or name another place"
@@ -46,9 +48,8 @@ def nearest(name: str, valid: Iterator[str] | list[str] | set[str] | Mapping[str
     " Did you mean 'prompt'?"
     """
     names = sorted(str(item) for item in valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f" Did you mean '{close[0]}'?"
+    if (close := near(name, names)) is not None:
+        return f" Did you mean '{close}'?"
     return f" There is: {', '.join(names[:20])}." if names else " There is none."
 
 
@@ -68,6 +69,18 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     '1 row is'
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def near(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that was probably meant; ``None`` where none is near: a far guess is worse than the list.
+
+    Examples
+    --------
+    >>> near("promt", ["prompt", "text"])
+    'prompt'
+    >>> near("customer", ["vectors", "text"])
+    """
+    return next(iter(difflib.get_close_matches(name, list(valid), n=1, cutoff=_NEAR)), None)
 
 
 def command(*words: object) -> str:

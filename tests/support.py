@@ -27,6 +27,7 @@ from infermesh.query.verify import verify
 from infermesh.runs.execute import execute
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.stats import RunStats
+from infermesh.runtime.signals import TOGETHER_S
 from infermesh.store.schema import DATABASE, literal
 
 DEADLINE_S = 20.0
@@ -165,6 +166,12 @@ def wait_until(true: Callable[[], Any], what: str, deadline_s: float = DEADLINE_
         if time.monotonic() > until:
             raise AssertionError(f"waited {deadline_s:g} s for {what}")
         time.sleep(0.01)
+
+
+def wait_for_another_wish() -> None:
+    """Wait until a second signal counts as one: those of half a second are one wish to stop."""
+    until = time.monotonic() + TOGETHER_S
+    wait_until(lambda: time.monotonic() > until, "the time after a signal")
 
 
 def wav(words: str | None = None, seconds: float = 0.2) -> bytes:

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import live, plan, profile, store, tls
+from benchmarks import __main__ as whole
+from benchmarks import harness, live, plan, profile, store, tls
 from benchmarks.__main__ import SCRIPTS, page
 from benchmarks.endpoint import ANSWER, Arrivals, arrivals, static_endpoint, tls_endpoint, watching_endpoint
 from benchmarks.harness import (
@@ -297,3 +298,50 @@ def test_a_shape_is_planned_and_run(tmp_path: Path) -> None:
 def test_every_shape_is_a_valid_declaration(tmp_path: Path) -> None:
     found = [shape.name for shape in plan.shapes(tmp_path) if load(shape.mapping)]
     assert len(found) == len(set(found)) > len(list(plan.shapes(tmp_path, quick=True)))
+
+
+class TestTheCommand:
+    """``python -m benchmarks``."""
+
+    @pytest.fixture
+    def output(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A page that is there, and no script that is really started."""
+        page = tmp_path / "benchmarks.md"
+        page.write_text("as it was")
+        monkeypatch.setattr(whole, "PAGE", page)
+        monkeypatch.setattr(whole, "ROOT", tmp_path)
+        monkeypatch.setattr(whole, "describe", lambda: [["CPU", "two"]])
+        return page
+
+    def call(self, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+        return whole.main()
+
+    def test_what_is_not_installed_is_told_before_anything_starts(
+        self, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(harness, "NEEDS", {"run": "no_such_package", "tls": "no_such_package"})
+        monkeypatch.setattr(whole, "measured", lambda name, quick: pytest.fail("it has begun"))
+        for arguments in ((), ("--quick", "run", "store", "tls")):
+            assert self.call(monkeypatch, *arguments) == 2
+            said = capsys.readouterr()
+            assert said.out == ""
+            (line,) = said.err.splitlines()
+            assert "no_such_package not installed" in line
+            assert "pip install -e '.[benchmarks]'" in line
+        assert output.read_text() == "as it was"
+
+    @pytest.mark.parametrize("named", [True, False])
+    def test_where_a_script_fails_no_file_is_written(
+        self, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], named: bool
+    ) -> None:
+        monkeypatch.setattr(harness, "NEEDS", {})
+        monkeypatch.setattr(whole, "measured", lambda name, quick: None if name == "plan" else result())
+        assert self.call(monkeypatch, *(["--output", str(output)] if named else [])) == 1
+        said = capsys.readouterr()
+        assert "no page is written: plan failed" in said.err
+        assert "72,941" in said.out  # what was measured is not lost
+        assert output.read_text() == "as it was"
+        monkeypatch.setattr(whole, "measured", lambda name, quick: result())
+        assert self.call(monkeypatch) == 0
+        assert output.read_text().startswith("# Benchmarks")

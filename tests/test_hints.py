@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import infermesh
-from infermesh.hints import counted, cure, cured, one_line, system_words, visible
+from infermesh.hints import counted, cure, cured, nearest, one_line, system_words, visible
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,21 @@ def test_only_the_systems_words_have_a_cure() -> None:
     assert cure("Binder Error: no such column") is None
     assert cured("Binder Error: no such column") == "Binder Error: no such column"
     assert cured("write: File too large").startswith("write: File too large: raise the limit")
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "meant"),
+    [
+        ("promt", ["prompt", "text"], "prompt"),
+        ("msg", ["message", "text"], "message"),
+        ("temprature", ["temperature", "top_p"], "temperature"),
+        ("customer", ["vectors", "text", "source"], None),
+        ("amount", ["text", "source"], None),
+    ],
+)
+def test_a_far_guess_is_no_hint(name: str, valid: list[str], meant: str | None) -> None:
+    listed = f" There is: {', '.join(sorted(valid))}."
+    assert nearest(name, valid) == (f" Did you mean '{meant}'?" if meant else listed)
 
 
 def test_a_long_error_keeps_its_beginning_and_its_advice() -> None:

@@ -22,6 +22,7 @@ P95_GROWTH = 4.0  # the highest acceptable p95, as a multiple of the lowest leve
 MAX_ERRORS = 0.01  # the highest acceptable share of failed requests
 QUEUE_SHARE = 0.5  # the client is the bottleneck if q_p95 is at least this share of svc_p95,
 CPU_SHARE = 0.9  # or if its process uses this share of one core
+SHORTEST_S = 0.5  # a shorter level is mostly its beginning and its end, where fewer requests are in flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +80,14 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The level to choose, or ``None`` if no level is acceptable, and notes for the user."""
+    """The level to choose, or ``None`` if no level is acceptable, and notes for the user.
+
+    ``short``: there is none, since a level was too short to be measured.
+    """
 
     concurrency: int | None
     notes: tuple[str, ...]
+    short: bool = False
 
 
 def _seconds(value: float) -> str:
@@ -193,6 +198,11 @@ def recommend(levels: Sequence[Level], max_p95_s: float | None = None) -> Recomm
     found = choose(candidates, max_p95_s, unit="requests/s", grows="measure higher levels (--concurrency)")
     if found.index is None:
         return Recommendation(None, found.notes)
+    shortest = min(filter(_is_sound, ordered), key=lambda level: level.elapsed_s)
+    if shortest.elapsed_s < SHORTEST_S:
+        enough = _rounded_up(shortest.requests * SHORTEST_S / shortest.elapsed_s * 2)
+        words = f"c={shortest.concurrency} took {shortest.elapsed_s:.2f} s, and a level has to take {SHORTEST_S:g} s"
+        return Recommendation(None, (f"no recommendation: {words} to be measured: --requests {enough}",), short=True)
     chosen = ordered[found.index]
     notes = list(found.notes)
     if chosen.bottleneck:
@@ -204,6 +214,17 @@ def recommend(levels: Sequence[Level], max_p95_s: float | None = None) -> Recomm
                 f"from c={limited.concurrency} on the client, not the server, is the bottleneck: {limited.bottleneck}"
             )
     return Recommendation(chosen.concurrency, tuple(notes))
+
+
+def _is_sound(level: Level) -> bool:
+    """Whether a level could be chosen: those that fail may end at once."""
+    return level.errors <= MAX_ERRORS * level.requests
+
+
+def _rounded_up(count: float) -> int:
+    """A count with one digit that is not zero."""
+    step: int = 10 ** max(len(str(math.ceil(count))) - 1, 0)
+    return math.ceil(count / step) * step
 
 
 async def measure(

@@ -6,8 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import yaml
-
+from infermesh.cli.edited import run_command
 from infermesh.errors import StoreError
 from infermesh.hints import command, counted, one_line
 from infermesh.query.glance import first_query_of
@@ -53,9 +52,9 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
     if outcome.status != "stopped" or _waited(outcome) or _at_once(outcome):
         lines.append(f"  resume    {command('resume', outcome.folder)}   ({_what_resuming_does(outcome)})")
     if _at_once(outcome):
-        lines.append(f"  rerun     {_run_command(outcome)}   (after an edit of the experiment; as resume does)")
+        lines.append(f"  rerun     {run_command(outcome.folder)}   (after an edit of the experiment; as resume does)")
     if outcome.status == "stopped" and not _waited(outcome):
-        lines.append(f"  continue  {_run_command(outcome, without=_guard(outcome))}")
+        lines.append(f"  continue  {run_command(outcome.folder, without=_guard(outcome))}")
     return "\n".join(lines)
 
 
@@ -164,19 +163,3 @@ def _how_to_continue(outcome: RunOutcome) -> str:
 
 def _guard(outcome: RunOutcome) -> str:
     return (outcome.reason or "guards").split()[0].rstrip(":")
-
-
-def _run_command(outcome: RunOutcome, *, without: str | None = None) -> str:
-    """The command that runs the experiment again on the same folder; ``resume`` reads the stored config.
-
-    Parameters
-    ----------
-    without
-        A key to set to null.
-    """
-    kept = outcome.folder / ".hydra" / "overrides.yaml"
-    overrides = yaml.safe_load(kept.read_text(encoding="utf-8")) if kept.exists() else ["+experiment=NAME"]
-    named = ["+" + item if item.startswith("experiment=") else item for item in overrides or ()]
-    others = [item for item in named if item.lstrip("+").partition("=")[0] not in (without, "hydra.run.dir")]
-    unset = [] if without is None else [f"{without}=null"]
-    return command("run", *others, *unset, f"hydra.run.dir={outcome.folder}")

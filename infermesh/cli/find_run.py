@@ -12,7 +12,7 @@ from infermesh.query.finding import group_words, named_run, runs_in
 from infermesh.store.folders import job_folders, run_folders, sweep_of
 from infermesh.store.schema import DATABASE
 
-__all__ = ["find_run", "say_run", "sweep_command"]
+__all__ = ["asked_run", "find_run", "say_run", "sweep_command"]
 
 Instead = Callable[[Path], str]
 
@@ -53,6 +53,11 @@ def say_run(name: str | None, folder: Path) -> None:
     if sweep is not None:
         why += f", a job of a sweep: --run {sweep} asks all {len(job_folders(sweep))}"
     print(f"asked {folder}{why}", file=sys.stderr)
+
+
+def asked_run(name: str | None, folder: Path, another: str = "--run NAME") -> str:
+    """The end of an error over a run that was asked: which one it was; and how to ask another, if nobody named it."""
+    return f"(in {folder})" if name is not None else f"(in {folder}, the newest run; {another} asks another)"
 
 
 def sweep_command(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from infermesh.cli.common import fail
-from infermesh.config.project import shipped_project
+from infermesh.config.project import shipped_files, shipped_project
 from infermesh.hints import counted, named, nearest
 
 TEMPLATES = {
@@ -33,7 +33,6 @@ _COMMON = {
     ".gitignore": ".env\n__pycache__/\n",
 }
 _SCHEMA_LINE = b"# yaml-language-server: $schema=../experiment.schema.json"  # for editors
-_LEFT_OUT = {"outputs", "__pycache__"}  # what a run leaves in the folder of an example
 
 
 def init_project(folder: Path, template: str) -> None:
@@ -57,13 +56,9 @@ def init_project(folder: Path, template: str) -> None:
 
 def _files_of(template: str) -> dict[str, bytes]:
     """Path in the project → content."""
-    source = shipped_project() / "examples" / template
-    paths = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    found = {
-        within.as_posix(): path.read_bytes()
-        for path in paths
-        if not _LEFT_OUT.intersection((within := path.relative_to(source)).parts)
-    }
+    start = f"examples/{template}/"
+    listed = sorted(name for name in shipped_files() if name.startswith(start))
+    found = {name.removeprefix(start): (shipped_project() / name).read_bytes() for name in listed}
     experiment = f"conf/experiment/{template}.yaml"
     first, about_it, rest = found[experiment].split(b"\n", 2)
     found[experiment] = b"\n".join((first, about_it, _SCHEMA_LINE, rest))

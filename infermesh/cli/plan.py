@@ -207,8 +207,9 @@ def _basis_lines(stages: Sequence[StageEstimate]) -> Iterator[str]:
     for source, names in sorted(sources.items(), reverse=True):
         yield f"  {source}" + ("" if len(names) == busy else f" ({', '.join(names)})")
     for stage in stages:
-        if stage.facts.problem:
-            yield f"  {stage.facts.name}: {stage.facts.problem}"
+        for line in (stage.facts.note, stage.facts.problem):
+            if line:
+                yield f"  {stage.facts.name}: {line}"
 
 
 def _time_lines(plan: Plan) -> Iterator[str]:

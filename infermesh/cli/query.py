@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infermesh.cli.common import fail
 from infermesh.cli.compare import ask_runs
-from infermesh.cli.find_run import find_run, say_run
+from infermesh.cli.find_run import asked_run, find_run, say_run
 from infermesh.cli.print_rows import chosen_format, write_query
 from infermesh.errors import StoreError
 from infermesh.hints import command, counted
@@ -34,7 +34,7 @@ def run_sql(
                 write_query(connection, asked, chosen)
                 say_run(run, folder)
         except StoreError as error:
-            fail(f"{refusal(error, 2000)} (in {folder})")
+            fail(f"{refusal(error, 2000)} {asked_run(run, folder)}")
 
 
 def _open(folder: Path) -> RunReader:

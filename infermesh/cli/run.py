@@ -19,11 +19,12 @@ import typer
 
 from infermesh.cli.closing import run_closing
 from infermesh.cli.common import fail, print_error, split_config_dir, words_of
+from infermesh.cli.edited import edited_since
 from infermesh.cli.find_run import find_run, sweep_command
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob
 from infermesh.cli.terminal import guard_streams
-from infermesh.config.compose import composition_error, overrides_of, plain, search_path
+from infermesh.config.compose import chosen_experiment, composition_error, overrides_of, plain, search_path
 from infermesh.config.declaration import Declaration, declare
 from infermesh.config.overrides import addable, refuse_inline
 from infermesh.config.project import experiments, primary_folder, roots
@@ -32,6 +33,7 @@ from infermesh.errors import ConfigError, InfermeshError
 from infermesh.exact_json import loads
 from infermesh.hints import command, counted, named, nearest, one_line
 from infermesh.query.finding import group_words, runs_in
+from infermesh.query.left import left_unfinished
 from infermesh.query.summary import RunInfo, describe, unfinished_runs
 from infermesh.redaction import redact
 from infermesh.runs.control import Control
@@ -156,12 +158,13 @@ class _Job:
             print_error(composition_error(error, self.home, self._config_dir))
             self.code = 1
             return self.code
-        search_roots = roots(Path.cwd(), self._config_dir)
+        search_roots = roots(Path.cwd(), self._config_dir, chosen_experiment(hydra_config))
         if hydra_config.mode == RunMode.MULTIRUN:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)
             self.code = job.run(mapping, search_roots, run_job)
             return self.code
-        if not any("hydra.run.dir" in override for override in hydra_config.overrides.hydra):
+        fresh = not any("hydra.run.dir" in override for override in hydra_config.overrides.hydra)
+        if fresh:
             try:
                 (folder / CONFIG_FOLDER).mkdir(parents=True)
             except FileExistsError:  # another run started in the same second and has this folder
@@ -173,6 +176,8 @@ class _Job:
             discard(folder)  # only now that it is ours: it may have been another run's
             self.code = 1
             return self.code
+        if fresh and (left := left_unfinished(folder)) is not None:
+            print(left, file=sys.stderr)
         self.code = run_job(declaration, folder)
         return self.code
 
@@ -261,6 +266,7 @@ def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
     print(f"resuming {words}", file=sys.stderr)
     if (sweep := sweep_of(folder)) is not None and (whole := sweep_command(sweep)) is not None:
         print(f"it is one job of a sweep; to go on with all of them: {whole}", file=sys.stderr)
+    _say_edited(folder, declaration)
     return run_job(declaration, folder, keep_errors=keep_errors)
 
 
@@ -278,6 +284,11 @@ def _to_resume() -> RunInfo | None:
             return found
         aside.append(found)
     return aside[0] if aside else None
+
+
+def _say_edited(folder: Path, declaration: Declaration) -> None:
+    if (edited := edited_since(folder, declaration)) is not None:
+        print(edited, file=sys.stderr)
 
 
 def _is_wanted(folder: Path, words: str) -> bool:
@@ -309,6 +320,7 @@ def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int
     print(f"{folder}: {counted(rows, 'row')} of {stage} where {where}", file=sys.stderr)
     if dry_run or not rows:
         return 0
+    _say_edited(folder, declaration)
     return run_job(declaration, folder, redo=redo)
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from infermesh.cli.common import fail, warnings_muted
-from infermesh.cli.find_run import find_run
+from infermesh.cli.find_run import asked_run, find_run
 from infermesh.errors import ConfigError, StoreError
 from infermesh.exact_json import dumps
 from infermesh.hints import command, counted, nearest, one_line
@@ -35,7 +35,9 @@ def show_row(words: Sequence[str], origin: str, stage: str | None, *, json: bool
     try:
         with warnings_muted():
             story = row_story(folder, find_row(folder, row, origin), origin)
-    except (StoreError, ConfigError) as error:
+    except ConfigError as error:
+        fail(f"{error} {asked_run(name, folder, 'infermesh show RUN ROW')}")
+    except StoreError as error:
         fail(str(error))
     if stage is not None:
         names = [each.name for each in story.stages]

@@ -53,6 +53,7 @@ from infermesh.query.union import RunUnion
 from infermesh.runs.control import Control
 from infermesh.runs.progress import PlainLines
 from infermesh.runs.stats import RunStats
+from infermesh.runtime.signals import Wishes
 from infermesh.store.folders import JOBS, discard
 from infermesh.store.schema import DATABASE
 
@@ -97,6 +98,7 @@ class Sweep:
     def __init__(self, argv: Sequence[str], env_file: Path | None) -> None:
         self._argv = list(argv)
         self._env_file = env_file
+        self._wishes = Wishes()
         self.id = uuid.uuid4().hex[:12]
         self.keys: list[str] = []
         self.folder: Path | None = None
@@ -152,13 +154,14 @@ class Sweep:
 
         A second Ctrl-C or SIGTERM ends at once. Shell and kernel may both tell of the same closed terminal.
         """
-        if number == signal.SIGHUP and self.interrupted:
+        if not self._wishes.another() or (number == signal.SIGHUP and self.interrupted):
             return
+        if self.interrupted:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)
         self.interrupted = True
         self.stop_file.parent.mkdir(parents=True, exist_ok=True)
         self.stop_file.touch()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         print(
             "stopping: running jobs finish what they have sent, no further job starts; Ctrl-C again ends them at once",
             file=sys.stderr,

@@ -100,17 +100,17 @@ def compose(overrides: Sequence[str], *, config_dir: Path | None = None, cwd: Pa
     arguments = [addable(override) for override in given.overrides]
     with _LOCK:
         try:
-            mapping, folder, task = _compose(arguments, home, config_dir)
+            mapping, folder, task, experiment = _compose(arguments, home, config_dir)
         except Exception as error:
             raise ConfigError(composition_error(error, home, config_dir)) from None
     if folder is not None and cwd is not None:
         folder = home / folder
-    return Composed(mapping, roots(home, config_dir), folder, task, tuple(given.notes))
+    return Composed(mapping, roots(home, config_dir, experiment), folder, task, tuple(given.notes))
 
 
 def _compose(
     arguments: list[str], home: Path, config_dir: Path | None
-) -> tuple[dict[str, Any], Path | None, list[str]]:
+) -> tuple[dict[str, Any], Path | None, list[str], object]:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -130,10 +130,10 @@ def _compose(
                 folder = Path(config.hydra.run.dir)
             except OmegaConfBaseException:  # it names the experiment, which may have no name
                 folder = None
-            task = overrides_of(config.hydra)
+            task, experiment = overrides_of(config.hydra), chosen_experiment(config.hydra)
             with open_dict(config):
                 del config["hydra"]
-            return plain(config), folder, task
+            return plain(config), folder, task, experiment
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra_before, config_before
 
@@ -156,6 +156,11 @@ def overrides_of(hydra_config: Any) -> list[str]:
 
     written: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     return [*map(str, written)]
+
+
+def chosen_experiment(hydra_config: Any) -> object:
+    """The name of the experiment that a job was composed of; ``None`` if of none."""
+    return hydra_config.runtime.choices.get(EXPERIMENTS)
 
 
 def _without_missing(node: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
@@ -30,7 +29,7 @@ from infermesh.config.secrets import refuse_inline_keys
 from infermesh.config.short_form import DEPLOYMENT_KEYS
 from infermesh.config.understood import SHORT
 from infermesh.errors import ConfigError
-from infermesh.hints import nearest
+from infermesh.hints import near, nearest
 from infermesh.wire.requests import FOREIGN_PARAMETERS
 
 # pydantic's types of mistakes, in the words of somebody who writes YAML.
@@ -91,8 +90,8 @@ def _explain(mapping: Mapping[str, Any], detail: ErrorDetails) -> str:
         return f"{path}: unknown key.{_meant(loc, _valid_keys(mapping, loc))}"
     if detail["type"] == "union_tag_not_found":
         named = [name for name, stage in mapping["stages"].items() if isinstance(stage, Mapping) and "kind" in stage]
-        close = difflib.get_close_matches(loc[-1], named, n=1)
-        hint = f" Did you mean 'stages.{close[0]}'?" if close else ""
+        close = near(loc[-1], named)
+        hint = f" Did you mean 'stages.{close}'?" if close else ""
         return f"{path}: a stage needs a 'kind': {', '.join(STAGE_KINDS)}.{hint}"
     if detail["type"] == "union_tag_invalid":
         kind = str(detail["ctx"]["tag"])

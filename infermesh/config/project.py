@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,28 @@ def shipped_project() -> Path:
     return inside if inside.is_dir() else package.parent
 
 
-def roots(home: Path, config_dir: Path | None) -> list[Path]:
-    """The folders in which a declaration's relative paths are looked up, in this order."""
-    return [home, *([config_dir.parent] if config_dir else []), shipped_project()]
+@functools.cache
+def shipped_files() -> frozenset[str]:
+    """The files of ``conf/``, ``pipelines/`` and ``examples/`` that are packed. A clone that is in use holds more."""
+    listed = Path(__file__).with_name("shipped.txt").read_text(encoding="utf-8")
+    return frozenset(listed.split())
+
+
+def roots(home: Path, config_dir: Path | None, experiment: object = None) -> list[Path]:
+    """The folders in which a declaration's relative paths are looked up, in this order.
+
+    Parameters
+    ----------
+    experiment
+        The experiment's name. The shipped folder is one of them only where the experiment is a shipped one, or builds
+        on one. A file that a project lacks is missing, whatever lies in a clone of this repository.
+    """
+    own = [home, *([config_dir.parent] if config_dir else [])]
+    folders = config_folders(home, config_dir)
+    shipped = isinstance(experiment, str) and any(
+        file.is_relative_to(folders[-1]) for file, _ in _chain(experiment, folders)
+    )
+    return [*own, shipped_project()] if shipped else own
 
 
 def primary_folder(home: Path) -> Path:
@@ -49,12 +70,20 @@ def experiments(home: Path, config_dir: Path | None = None) -> list[str]:
 
 def options_of(group: str, home: Path, config_dir: Path | None = None) -> list[str]:
     """The names in a config group; none where there is no such group."""
+    folders = config_folders(home, config_dir)
     files = (
         (file, folder / group)
-        for folder in config_folders(home, config_dir)
+        for folder in folders
         for file in ((folder / group).rglob("*.yaml") if group else ())
+        if _offered(file, folder, folders)
     )
     return sorted({file.relative_to(folder).with_suffix("").as_posix() for file, folder in files})
+
+
+def _offered(file: Path, folder: Path, folders: list[Path]) -> bool:
+    """Whether a project may choose a file of a folder of configs: of the shipped one, what is shipped."""
+    ours = folder in folders[:-1]  # in the clone itself, the shipped folder is the project's own
+    return ours or f"conf/{file.relative_to(folder).as_posix()}" in shipped_files()
 
 
 def experiment_name(text: str, home: Path) -> str:
@@ -85,19 +114,23 @@ def written(name: str, home: Path, config_dir: Path | None = None) -> dict[str, 
     ConfigError
         A file is no YAML, or holds no keys, or a list where there must be names.
     """
-    return _written(name, config_folders(home, config_dir), 0)
-
-
-def _written(name: str, folders: list[Path], depth: int) -> dict[str, Any]:
-    file = next((file for folder in folders if (file := folder / EXPERIMENTS / f"{name}.yaml").is_file()), None)
-    if file is None or depth > _DEEPEST:
-        return {}
-    said = _read(file)
     found: dict[str, Any] = {}
+    for _, said in _chain(name, config_folders(home, config_dir)):
+        found |= said
+    return found
+
+
+def _chain(name: str, folders: list[Path], depth: int = 0) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The file of an experiment with what it says, after those that it builds on."""
+    places = ((folder, folder / EXPERIMENTS / f"{name}.yaml") for folder in folders)
+    file = next((file for folder, file in places if file.is_file() and _offered(file, folder, folders)), None)
+    if file is None or depth > _DEEPEST:
+        return
+    said = _read(file)
     for base in said.get("defaults") or []:
         if isinstance(base, str) and base != "_self_":
-            found |= _written(base.removeprefix(f"/{EXPERIMENTS}/"), folders, depth + 1)
-    return found | said
+            yield from _chain(base.removeprefix(f"/{EXPERIMENTS}/"), folders, depth + 1)
+    yield file, said
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -130,23 +163,30 @@ def shown_path(file: Path) -> str:
         return str(file)
 
 
+def refuse_not_offered(name: str, home: Path, config_dir: Path | None = None) -> None:
+    """Raise ``ConfigError`` for an experiment that somebody wrote into the clone: Hydra would find it anywhere."""
+    written_there = (shipped_project() / "conf" / EXPERIMENTS / f"{name}.yaml").is_file()
+    if written_there and name not in experiments(home, config_dir):
+        raise ConfigError(missing_experiment(name, home, config_dir))
+
+
 def missing_experiment(name: str, home: Path, config_dir: Path | None = None) -> str:
     """What to say of an experiment that is not there: where it was looked for, and where it may be."""
     start = f"+experiment={name}: there is no such experiment"
     if row_file(name).format is not None:
         return f"{start}: that names a file of rows. An experiment's rows are source.path={name}"
-    known = experiments(home, config_dir)
-    close = nearest(name, known)
-    if close.startswith(" Did you mean"):
+    elsewhere = _elsewhere(name.rpartition("/")[2], home)
+    close = nearest(name, experiments(home, config_dir))
+    if not elsewhere and close.startswith(" Did you mean"):
         return f"{start}.{close}"
     folders = [folder / EXPERIMENTS for folder in config_folders(home, config_dir)[:-1]]
     looked = " and ".join(f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in folders)
-    return f"{start}. Looked in {looked}.{_elsewhere(name.rpartition('/')[2], home) or close}"
+    return f"{start}. Looked in {looked}.{elsewhere or close}"
 
 
 def _elsewhere(name: str, home: Path) -> str:
     """Where else a file of that name is, and what to do; empty if nowhere."""
-    for parent in home.parents:
+    for parent in (*home.parents, shipped_project()):
         if (parent / "conf" / EXPERIMENTS / f"{name}.yaml").is_file():
             return f" It is in {parent}: cd {parent}"
     for pattern in _ELSEWHERE:

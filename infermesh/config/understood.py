@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,17 @@ from pydantic import BaseModel
 from infermesh.config.file_names import row_file
 from infermesh.config.overrides import EXPERIMENT, OVERRIDE, SECTIONS, as_written, readable
 from infermesh.config.parameters import is_parameter
-from infermesh.config.project import config_folders, experiment_name, experiments, primary_folder, written
+from infermesh.config.project import (
+    config_folders,
+    experiment_name,
+    experiments,
+    primary_folder,
+    refuse_not_offered,
+    written,
+)
 from infermesh.config.schema import STAGE_KINDS, Experiment, GuardsConfig, SourceConfig, StoreConfig
 from infermesh.errors import ConfigError
-from infermesh.hints import command, nearest
+from infermesh.hints import command, near, nearest
 from infermesh.redaction import redact
 
 __all__ = ["FLAGS", "SHORT", "WITH_VALUE", "Understood", "UsageError", "source_of", "understood"]
@@ -126,7 +132,10 @@ class _Reader:
                 self._found.overrides.append(self._keyed(word))
             else:
                 self._bare(word)
-        said = {} if self._experiment is None else written(self._experiment, self._home, self._config_dir)
+        said = {}
+        if self._experiment is not None:
+            refuse_not_offered(self._experiment, self._home, self._config_dir)
+            said = written(self._experiment, self._home, self._config_dir)
         self._refuse_lists(said)
         sweeps = self._sweeps(said)
         overrides = [self._override(argument, said, sweeps) for argument in self._found.overrides]
@@ -248,8 +257,8 @@ class _Reader:
         elif not rest and is_parameter(first):
             hint = f" Did you mean 'stages.{stage}.params.{key}'?"
         else:
-            near = get_close_matches(first, [*Experiment.model_fields, *(() if rest else SHORT)], n=1, cutoff=0.5)
-            hint = f" Did you mean '{SHORT.get(near[0], near[0])}'?" if near else nearest("", Experiment.model_fields)
+            meant = near(first, [*Experiment.model_fields, *(() if rest else SHORT)])
+            hint = f" Did you mean '{SHORT.get(meant, meant)}'?" if meant else nearest("", Experiment.model_fields)
         raise ConfigError(f"{key}: unknown key.{hint}")
 
     def _refuse_lists(self, said: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ _ITEM = re.compile(r"(?P<start>\s*-\s+)(?P<value>\S.*?)\s*$")
 _GLUED = re.compile(r"\s*([\w.\-]+):(\S.*)$")
 _BARE = re.compile(r"\s*([\w.\-]+)\s+(\S.*)$")
 _BLOCK = re.compile(r"\s*([\w.\-]+):\s*[|>][-+\d]*\s*$")
+_QUOTED = re.compile(r"""(?<![\w"'])("(?:[^"\\]|\\.)*"|'(?:[^']|'')*')""")
 _FIRST = "@`%&*!|>"  # a plain value cannot begin with these, or means something else by them
 
 
@@ -40,14 +41,36 @@ def yaml_words(error: YAMLError, file: Path, shown: str) -> str:
         return (
             f"{shown}, line {opened.line + 1}: the quote that opens there is not closed: {lines[opened.line].strip()}"
         )
+    if opened is not None and "flow" in str(error.context if isinstance(error, MarkedYAMLError) else ""):
+        return f"{shown}, line {opened.line + 1}: {_brackets(lines[opened.line], opened.column)}"
     for number in dict.fromkeys((at, max(at - 1, 0), *([opened.line] if opened is not None else []))):
         if number < len(lines) and (words := _of_line(lines, number)):
             return f"{shown}, line {number + 1}: {words}"
     if "'\\t'" in problem or lines[at].lstrip(" ").startswith("\t"):
         return f"{shown}, line {at + 1}: a tab stands there: YAML indents with blanks alone. Replace it by blanks."
+    if (closing := _unopened(lines[at])) is not None:
+        return f"{shown}, line {at + 1}: nothing opens one {closing} of: {lines[at].strip()[:80]}"
     if (words := _indentation(lines, at)) is not None:
         return f"{shown}, line {at + 1}: {words}"
     return f"{shown}, line {at + 1}: not YAML: {problem}: {lines[at].strip()[:80]}"
+
+
+def _brackets(line: str, column: int) -> str:
+    """What is wrong with a list or a mapping in brackets, which opens there."""
+    shown, opens = line.strip()[:80], line[column : column + 1]
+    closes = {"[": "]", "{": "}"}.get(opens, "]")
+    rest = _QUOTED.sub("", line[column:])
+    if '"' in rest or "'" in rest:
+        return f"a quote in it is not closed, or stands alone: {shown}"
+    if rest.count(opens) > rest.count(closes):
+        return f"the {opens} that opens there is not closed: {shown}"
+    return f"between the entries of {opens} {closes} a comma is missing, or one of them needs quotes around it: {shown}"
+
+
+def _unopened(line: str) -> str | None:
+    """The bracket of which a line closes more than it opens; ``None`` if there is none."""
+    rest = _QUOTED.sub("", line)
+    return next((closes for opens, closes in ("[]", "{}") if rest.count(closes) > rest.count(opens)), None)
 
 
 def _lines(file: Path) -> list[str]:

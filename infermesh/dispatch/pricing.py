@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import warnings
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from infermesh.results import TokenUsage
 from infermesh.runtime.guarded import start_thread
 from infermesh.transports.provider_table import PROVIDERS, named_bare, split_model
 
-__all__ = ["Prices", "reported_cost"]
+__all__ = ["Prices", "near_model", "reported_cost"]
 
 _PER_MILLION = 1e-6
+_NEAR = 0.85  # as difflib measures it: a letter or two of a name
 
 # OpenAI's "Flex processing" and "Batch API": both at half the price of the standard tier.
 _TIERS = {"flex": 0.5, "batch": 0.5}
@@ -142,6 +144,38 @@ def _look_up(model: str) -> _Calculation | None:
         return _calculation(provider, info)
     except Exception:  # the answer is good even if the list fails over its price
         return None
+
+
+def near_model(model: str) -> str | None:
+    """The model that was probably meant, where the list does not know this one and knows one of nearly that name.
+
+    Numbers are not guessed: a name with another version may be newer than the list. ``None`` where nothing is near, or
+    the list does not have most of the provider's models.
+
+    Examples
+    --------
+    >>> near_model("openai/gpt-4.1-mni")
+    'openai/gpt-4.1-mini'
+    """
+    prefix, name = split_model(model)
+    provider = PROVIDERS[prefix] if prefix else named_bare(name)
+    if provider is None or not provider.lists_models or name.startswith("ft:"):
+        return None
+    try:
+        from genai_prices.data_snapshot import get_snapshot
+
+        (listed,) = [each for each in get_snapshot().providers if each.id == provider.prices]
+        if listed.find_model(name) is not None:
+            return None
+        same = [each.id for each in listed.models if _digits(each.id) == _digits(name)]
+    except Exception:  # a remark is not worth an error
+        return None
+    close = difflib.get_close_matches(name, same, n=1, cutoff=_NEAR)
+    return f"{prefix}/{close[0]}" if close and prefix else next(iter(close), None)
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
 
 
 def _calculation(provider: Any, info: Any) -> _Calculation | None:

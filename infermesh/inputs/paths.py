@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from infermesh.errors import InputError
+from infermesh.hints import near
 
 
 def find(path: str, roots: Sequence[Path]) -> Path | None:
@@ -28,9 +28,8 @@ def similar_file(path: str, roots: Sequence[Path]) -> str:
         folder = (root / path).parent
         if folder.is_dir():
             others = [item.name for item in folder.iterdir() if item.name != Path(path).name]
-            close = difflib.get_close_matches(Path(path).name, others, n=1)
-            if close:
-                return f" Did you mean '{Path(path).parent / close[0]}'?"
+            if (close := near(Path(path).name, others)) is not None:
+                return f" Did you mean '{Path(path).parent / close}'?"
     return f" Looked in: {', '.join(str(root) for root in roots)}."
 
 

@@ -46,6 +46,8 @@ class StageFacts:
         Where the token counts come from, in words.
     problem
         Why sample rows would not be sent, or could not be rendered; ``None`` if there is no such row.
+    note
+        What was assumed besides; ``None``: nothing.
     """
 
     name: str

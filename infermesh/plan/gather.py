@@ -26,7 +26,7 @@ from infermesh.query.reader import ask_run
 from infermesh.query.survey import Measured, measured
 from infermesh.results import TokenUsage
 from infermesh.runs.assemble import assembled
-from infermesh.runs.remarks import job_remarks, missing_keys
+from infermesh.runs.remarks import all_left_out, job_remarks, missing_keys
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
@@ -163,7 +163,11 @@ class _Planner:
                 waves.append([StageFacts(name, self._kind(name), None, "unknown") for name in unknown])
                 continue
             self._rehearse(rehearsal, wave)
-            waves.append([self._stage(stage, rehearsal.found[name], wave) for name, stage in wave.graph.stages.items()])
+            found: list[StageFacts] = []
+            for name, stage in wave.graph.stages.items():
+                facts = self._stage(stage, rehearsal.found[name], wave)
+                found.append(replace(facts, note=self._answers_read(facts, rehearsal)))
+            waves.append(found)
         quotas = _quotas(self._experiment, self._used)
         settings = self._experiment.simulator
         service = ServiceFacts(settings.capacity, settings.rpm, settings.tpm) if self._embedded else None
@@ -188,13 +192,9 @@ class _Planner:
         return self._experiment.stages[name].kind
 
     def _rehearsal(self) -> Rehearsal:
-        expected = {name: self._expected(name)[0] for name in self._pipeline.stages}
-        return Rehearsal(
-            self._fleet,
-            (self._experiment.simulator, self._embedded),
-            {name: ASSUMED_OUTPUT_TOKENS if tokens is None else tokens for name, tokens in expected.items()},
-            self._options.show,
-        )
+        known = {name: self._expected(name)[0] for name in self._pipeline.stages}
+        expected = {name: ASSUMED_OUTPUT_TOKENS if tokens is None else tokens for name, tokens in known.items()}
+        return Rehearsal(self._fleet, (self._experiment.simulator, self._embedded), expected, self._options.show)
 
     def _rehearse(self, rehearsal: Rehearsal, wave: Wave) -> None:
         for name in wave.graph.stages:
@@ -222,6 +222,8 @@ class _Planner:
     def _stage(self, stage: Stage, found: StageRehearsal, wave: Wave) -> StageFacts:
         config = self._experiment.stages[stage.name]
         rows, certainty = self._count(stage, found)
+        if left_out := self._rows.all_left_out(stage):
+            self.notes.append(all_left_out(stage.name, left_out))
         facts = StageFacts(
             stage.name,
             config.kind,
@@ -293,6 +295,17 @@ class _Planner:
         if answer_source and answer_source != source:
             source += f"; answers: {answer_source}"
         return prompt, completion, source
+
+    def _answers_read(self, facts: StageFacts, rehearsal: Rehearsal) -> str | None:
+        """How long the answers are taken to be that a stage's prompts hold and that do not exist yet."""
+        if not facts.deployments or facts.tokens_source.startswith("measured"):
+            return None
+        taken = []
+        for name in facts.requires:
+            if (mean := rehearsal.found[name].assumed_tokens) is not None:
+                source = "max_tokens" if mean < rehearsal.expected[name] else self._expected(name)[1] or "assumed"
+                taken.append(f"an answer of {name} counts as {mean:,.0f} tokens ({source})")
+        return f"in its prompts {', '.join(taken)}" if taken else None
 
     def _cost(self, labels: Sequence[str], prompt: float | None, completion: float | None) -> float | None:
         """US dollars per row, the mean over the deployments that may answer it; ``None`` if a price is unknown."""

@@ -61,6 +61,8 @@ class Sent:
         Tokens that the simulator would take time to produce.
     output_limit
         ``max_tokens``; ``None`` if the request sets none.
+    assumed_tokens
+        How long its stand-in was made; ``None`` where the answer itself says it: the simulator's, and JSON.
     """
 
     operation: Operation
@@ -72,6 +74,7 @@ class Sent:
     completion_tokens: int
     decoded_tokens: int
     output_limit: int | None
+    assumed_tokens: float | None = None
 
 
 @dataclass(slots=True)
@@ -111,6 +114,12 @@ class StageRehearsal:
     requests: list[Sent] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def assumed_tokens(self) -> float | None:
+        """How long its stand-ins are in the mean, where that was assumed."""
+        lengths = [sent.assumed_tokens for sent in self.requests if sent.assumed_tokens is not None]
+        return sum(lengths) / len(lengths) if lengths else None
+
     def count_reason(self, reason: str) -> None:
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
@@ -136,9 +145,10 @@ class _StandInTransport:
             raise BadRequestError(message, status_code=status) from None
         text = answer.body.decode()
         body: dict[str, Any] = orjson.loads(text) if answer.content_type == "application/json" else {"text": text}
-        expected = self._log(self._sent(request, body.get("usage") or {}, answer.decode_tokens))
-        if not self._embedded and expected is not None:
-            _stretch(request, body, round(expected * CHARS_PER_TOKEN))
+        sent = self._sent(request, body.get("usage") or {}, answer.decode_tokens)
+        expected = self._log(sent)
+        if not self._embedded and expected is not None and _stretch(request, body, round(expected * CHARS_PER_TOKEN)):
+            sent.assumed_tokens = expected
         return Reply(200, body, lambda name: None)
 
     def _answer(self, request: Request) -> Answer:
@@ -174,11 +184,11 @@ class _StandInTransport:
         """Nothing to close."""
 
 
-def _stretch(request: Request, body: dict[str, Any], size: int) -> None:
-    """Repeat or cut a free text to ``size`` characters. Structured answers stay as they are."""
+def _stretch(request: Request, body: dict[str, Any], size: int) -> bool:
+    """Repeat or cut a free text to ``size`` characters: whether it is one. Structured answers stay as they are."""
     payload = request.payload
     if payload.get("response_format") or payload.get("text") or payload.get("tools") or size <= 0:
-        return
+        return False
     if request.operation == "chat_completion":
         holder, key = body["choices"][0]["message"], "content"
     elif request.operation == "text_completion":
@@ -186,9 +196,10 @@ def _stretch(request: Request, body: dict[str, Any], size: int) -> None:
     elif request.operation == "responses":
         holder, key = body["output"][-1]["content"][0], "text"
     else:
-        return
+        return False
     text = f"{holder[key]} "
     holder[key] = (text * (size // len(text) + 1))[:size].strip() or text
+    return True
 
 
 class Rehearsal:
@@ -201,7 +212,7 @@ class Rehearsal:
     embedded
         The embedded simulator's settings, and the labels of the deployments that it serves.
     expected
-        Stage → expected completion tokens of a row's answer.
+        Stage → expected completion tokens of a row's answer; a request's own limit may be less.
     keep
         How many requests of each stage to keep in full.
 
@@ -209,13 +220,15 @@ class Rehearsal:
     ----------
     found
         Stage → its result so far.
+    expected
+        As given.
     """
 
     def __init__(
         self, fleet: Fleet, embedded: tuple[SimulatorSettings, set[str]], expected: Mapping[str, float], keep: int
     ) -> None:
         settings, labels = embedded
-        self._expected = expected
+        self.expected = expected
         self._keep = keep
         self._stage = ""
         self._labels = labels
@@ -227,11 +240,13 @@ class Rehearsal:
             deployment.limiter = OpenLimiter()
 
     def _log(self, sent: Sent) -> float | None:
+        """Keep a request, and return the tokens that its answer is taken to have, if anybody has said so."""
         listed = self.found[self._stage].requests
         if len(listed) >= self._keep:
             sent.payload = {}
         listed.append(sent)
-        return self._expected.get(self._stage)
+        expected = self.expected.get(self._stage)
+        return expected if expected is None or sent.output_limit is None else min(expected, sent.output_limit)
 
     def real_answers(self, stage: Stage) -> bool:
         """Whether a stage's answers are those that the run will get: all its deployments are the embedded simulator."""

@@ -121,6 +121,12 @@ class PlannedRows:
         """Count the stage's pending rows; ``None`` if DuckDB cannot count the rows that match its ``where``."""
         return self.survey.pending(stage.table, stale=stage.name in self.stale, where=self.row_condition(stage))
 
+    def all_left_out(self, stage: Stage) -> int:
+        """How many rows are left for a stage, where its ``where`` leaves out all of them; else 0."""
+        if self.row_condition(stage) is None or self.pending(stage) != 0:
+            return 0
+        return self.survey.pending(stage.table, stale=stage.name in self.stale, where=None) or 0
+
     def knows(self, stage: Stage) -> bool:
         """Whether a stage has known answers that its requests may find."""
         return self.known is not None and self.known.knows(stage.name)

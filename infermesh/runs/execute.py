@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import textwrap
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +25,7 @@ from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
 from infermesh.runs.remarks import refuse_missing_keys
 from infermesh.runs.session import RunSession
+from infermesh.runs.signals import interrupting
 from infermesh.runs.stats import ForeignObserver, Observer
 from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
@@ -38,6 +37,7 @@ from infermesh.store.schema import DATABASE
 logger = logging.getLogger("infermesh")
 
 
+@interrupting()
 def execute(
     declaration: Declaration,
     folder: Path,
@@ -96,7 +96,6 @@ def execute(
             _write_config(folder, declaration)
         with (
             in_words(folder / DATABASE),
-            _ends_interrupt(),
             _session(declaration, folder, observer, environ, sink, redo, control or Control(), keep_errors) as session,
         ):
             outcome: RunOutcome = run_loop(session.run())
@@ -112,22 +111,6 @@ def execute(
                 for file, content in before.items():
                     _put(file, content)
         raise
-
-
-@contextlib.contextmanager
-def _ends_interrupt() -> Iterator[None]:
-    """While the source is loaded, take SIGTERM and a closed terminal for Ctrl-C. A run that goes on drains at each."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

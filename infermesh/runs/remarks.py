@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from infermesh.config.remarks import remarks, used_deployments
 from infermesh.config.schema import Experiment
 from infermesh.dispatch.fleet import Fleet
+from infermesh.dispatch.pricing import near_model
 from infermesh.errors import ConfigError
 from infermesh.results import TokenUsage
+from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline
-from infermesh.store import Column
+from infermesh.store import Column, Connection
+from infermesh.store.schema import quoted
 from infermesh.transports.providers import resolve_deployment
 
-__all__ = ["job_remarks", "missing_keys", "refuse_missing_keys"]
+__all__ = ["all_left_out", "job_remarks", "missing_keys", "misspelt_models", "refuse_missing_keys", "where_remarks"]
 
 _ANSWERS = (TokenUsage(1000, 1000), TokenUsage(details={"audio_seconds": 60.0}))  # clips are priced by the hour
 
@@ -28,7 +31,16 @@ def job_remarks(
     origins
         ``source`` and the sql stages, each with its columns.
     """
-    return [*remarks(experiment), *_budget(experiment, fleet), *pipeline.remarks(origins)]
+    doubts = misspelt_models(experiment)
+    return [*remarks(experiment), *doubts, *_budget(experiment, fleet), *pipeline.remarks(origins)]
+
+
+def misspelt_models(experiment: Experiment) -> Iterator[str]:
+    """A line for each deployment that asks a provider itself for a model of nearly another's name."""
+    for label in used_deployments(experiment):
+        entry = experiment.deployments[label]
+        if entry.api_base is None and (near := near_model(entry.model)) is not None:
+            yield f"deployments.{label}: {entry.model} is not known to the price list: did you mean {near}?"
 
 
 def _budget(experiment: Experiment, fleet: Fleet) -> Iterator[str]:
@@ -45,6 +57,29 @@ def _budget(experiment: Experiment, fleet: Fleet) -> Iterator[str]:
             f"guards.max_cost_usd: no price is known for {', '.join(unknown)}: {effect}, unless the server tells what "
             f"it bills. Set input_cost_per_token and output_cost_per_token of {each}"
         )
+
+
+def all_left_out(stage: str, rows: int) -> str:
+    """What is said of a stage whose condition no row satisfies."""
+    return f"{stage}: where leaves out {f'all {rows:,} rows' if rows > 1 else 'the only row'}"
+
+
+def where_remarks(connection: Connection, stages: Mapping[str, Stage]) -> Iterator[str]:
+    """A line for each stage whose ``where`` has left out every row, malformed lines aside.
+
+    Parameters
+    ----------
+    connection
+        To the database of a run that has come to its end.
+    """
+    for name, stage in stages.items():
+        if stage.where is not None:
+            ((left_out, rows),) = connection.execute(
+                "SELECT count(*) FILTER (status = 'skipped' AND error_type IS NULL), "
+                f"count(*) FILTER (error_type IS DISTINCT FROM 'malformed_input') FROM {quoted(name)}"
+            ).fetchall()
+            if left_out and left_out == rows:
+                yield all_left_out(name, rows)
 
 
 def missing_keys(experiment: Experiment, environ: Mapping[str, str]) -> list[str]:

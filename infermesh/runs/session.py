@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import orjson
 
 from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
-from infermesh.errors import InfermeshError, StoreError
+from infermesh.errors import InfermeshError, StoppedError, StoreError
 from infermesh.hints import counted
 from infermesh.inputs.sources import Source
 from infermesh.query.reader import ask_run
@@ -28,13 +25,14 @@ from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
 from infermesh.runs.record import run_record
-from infermesh.runs.remarks import job_remarks
+from infermesh.runs.remarks import job_remarks, where_remarks
 from infermesh.runs.retry import Retry, left_open
 from infermesh.runs.runner import Runner
+from infermesh.runs.signals import stopping
 from infermesh.runs.stats import Observer, RunStats, StageStats
 from infermesh.stages.graph import Pipeline, Wave
 from infermesh.store import Column, Connection, GroupWriter, PendingRows, RunStore
-from infermesh.store.database import Redo
+from infermesh.store.database import Redo, utcnow
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
 from infermesh.store.schema import DATABASE, SOURCE, RunStatus
@@ -99,6 +97,8 @@ class RunSession:
         self._runner: Runner | None = None
         self._work: asyncio.Task[None] | None = None
         self._stops = 0  # how often a stop was requested
+        self._dropping = False
+        self._began = utcnow()
         self._stopped_by: str | None = None  # the guard's reason; None if a user stopped the run
         self._complete = False  # every wave has run to its end
 
@@ -196,7 +196,7 @@ class RunSession:
         """
         # The handlers stay until the final status is written: KeyboardInterrupt before that would leave a run that
         # looks killed.
-        with self._signals():
+        with stopping(self._control, self._stop, self._drain):
             return await self._run()
 
     async def _run(self) -> RunOutcome:
@@ -348,8 +348,15 @@ class RunSession:
         for name, (rows, example) in stats.not_redone.items():
             again = counted(rows, "row failed again and keeps its answer", "rows failed again and keep their answers")
             self._observer.note(f"{name}: {again}; resume sends what failed: {example}")
+        if self._dropping and (dropped := self._dropped()):
+            self._observer.note(
+                f"{counted(dropped, 'sent request')} dropped: not answered yet, in attempts as 'stopped'; the server "
+                "may charge for them, and a resume sends them again"
+            )
         sinks = {} if status == "interrupted" else self._experiment.sinks
         with store.cursor() as connection:
+            for line in where_remarks(connection, self._pipeline.stages) if self._complete else ():
+                self._observer.note(line)
             files = write_sinks(connection, sinks, self._folder, self._place)
         signatures = None if pending and not others else self._signatures
         if signatures is not None and self._retry is not None:
@@ -369,6 +376,13 @@ class RunSession:
             files,
             store.invalid_answers(),
         )
+
+    def _dropped(self) -> int:
+        """How many requests of this session were sent, and not waited for."""
+        with self._store.cursor() as connection:
+            query = "SELECT count(*) FROM attempts WHERE error_type = ? AND started_at >= ?"
+            ((dropped,),) = connection.execute(query, [StoppedError.kind, self._began]).fetchall()
+        return int(dropped)
 
     async def _tick(self, stats: RunStats, guards: Guards) -> None:
         check = self._guard_check(stats, guards)
@@ -420,6 +434,11 @@ class RunSession:
         if self._loop is not None and self._work is not None:
             self._loop.call_later(_DRAIN_S, self._give_up)
 
+    def _drain(self) -> None:
+        """Stop the run, if it is not stopping already."""
+        if not self._stops:
+            self._stop()
+
     def _give_up(self) -> None:
         """Drop what has not been answered by the end of a drain, and say so."""
         waiting = 0 if self._runner is None else self._runner.in_flight
@@ -429,38 +448,11 @@ class RunSession:
         self._drop()
 
     def _drop(self) -> None:
+        self._dropping = True
         for stage in self._pipeline.stages.values():
             stage.stop(drop=True)
         if self._loop is not None and self._work is not None:
             self._loop.call_later(_DROP_S, self._work.cancel)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Within the block, Ctrl-C, SIGTERM, a closed terminal and :meth:`Control.stop` stop the run.
-
-        Only Ctrl-C and SIGTERM can be the second stop, the one that cancels: shell and kernel may both tell of the same
-        closed terminal. Under nohup, which ignores that signal, it stays ignored. Signal handlers can be set in the
-        main thread alone; a run in another thread is stopped through its :class:`Control`.
-        """
-        loop = asyncio.get_running_loop()
-        handlers: dict[int, Callable[[], None]] = {}
-
-        def drain() -> None:
-            if not self._stops:
-                self._stop()
-
-        with self._control.on_stop(functools.partial(loop.call_soon_threadsafe, drain)):
-            if threading.current_thread() is threading.main_thread():
-                handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop}
-                if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-                    handlers[signal.SIGHUP] = drain
-            for number, handler in handlers.items():
-                loop.add_signal_handler(number, handler)
-            try:
-                yield
-            finally:
-                for number in handlers:
-                    loop.remove_signal_handler(number)
 
     def close(self) -> None:
         """Close the database and everything that uses it. Waits for a reader in another thread."""

@@ -15,12 +15,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--settings", default="{}", help="SimulatorSettings as JSON")
     parser.add_argument(
-        "--exit-with-stdin", action="store_true", help="stop at the end of standard input, and ignore SIGINT"
+        "--exit-with-stdin", action="store_true", help="stop at the end of standard input, and ignore signals"
     )
     options = parser.parse_args()
     if options.exit_with_stdin:
-        # Before the slow imports: Ctrl-C reaches every process of the terminal, but the parent decides about this one.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Before the slow imports. Ctrl-C and a closed terminal reach every process of the terminal, GNU timeout signals
+        # its whole group: the parent decides about this one, which answers what was sent until then.
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if (number := getattr(signal, name, None)) is not None:
+                signal.signal(number, signal.SIG_IGN)
 
     from infermesh.simulator.server import serve
     from infermesh.simulator.settings import SimulatorSettings

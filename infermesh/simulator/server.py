@@ -76,7 +76,7 @@ def serve(
     on_ready
         Called once with the base URL, `http://HOST:PORT/v1`, when requests are accepted.
     exit_with_stdin
-        Stop at the end of standard input too, and not on SIGINT: for a child process whose parent decides.
+        Stop at the end of standard input, and not on signals: for a child process whose parent decides.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def serve(
     async def main() -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
-        signals = [signal.SIGTERM] if exit_with_stdin else [signal.SIGTERM, signal.SIGINT]
+        signals = [] if exit_with_stdin else [signal.SIGTERM, signal.SIGINT]
         for number in signals:
             # On Windows the loop has no signal handlers: Ctrl-C raises KeyboardInterrupt.
             with suppress(NotImplementedError):

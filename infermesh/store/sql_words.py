@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
-from infermesh.hints import one_line
+from infermesh.hints import near, one_line
 from infermesh.store.schema import quoted
 
 __all__ = ["as_column", "as_sql", "refusal", "two_words"]
@@ -17,6 +17,13 @@ _TWO_WORDS = re.compile(
 _NAME = re.compile(r'"[^"]+"|[A-Za-z_][\w.]*(?!\w*\s*\()(?![\w.])')
 _OPERATOR = re.compile(r"[-+*/%<>=!]|(?:between|not|in)\b", re.IGNORECASE)
 _BEFORE = re.compile(r'(?:"[^"]+"|[A-Za-z_][\w.]*)\s*$')
+
+# An unknown name, and what DuckDB proposes in its place, however far.
+_GUESSES = re.compile(
+    r'(?P<before>column (?:named )?"(?P<column>[^"\n]+)"(?: not found in FROM clause)?|'
+    r"name (?P<other>\S+) does not exist)!?\s+(?:Did you mean|Candidate bindings:)[\s:]*"
+    r'(?P<guesses>"[^"\n]+"(?:, "[^"\n]+")*)\??'
+)
 
 
 def as_sql(condition: str) -> str:
@@ -58,7 +65,7 @@ def refusal(error: object, most: int) -> str:
     >>> refusal(f"{said}\\n\\nLINE 1: SELECT a WHERE stars < 3\\n                       ^^^^^^^^^", 300)
     'stars is text and not a number. Write stars::DOUBLE in its place; or, if it comes from CSV, whose columns are all text, give it a type: source.types: {stars: DOUBLE} (or auto)'
     """  # noqa: E501
-    said = str(error)
+    said = _GUESSES.sub(_near_guesses, str(error))
     if "VARCHAR" not in said or not re.search(r"explicit (type )?cast", said):
         return one_line(said, most)
     name = _marked(said)
@@ -69,6 +76,14 @@ def refusal(error: object, most: int) -> str:
         f"{plain} is text and not a number. Write {name}::DOUBLE in its place; or, if it comes from CSV, whose columns "
         f"are all text, give it a type: source.types: {{{plain}: DOUBLE}} (or auto)"
     )
+
+
+def _near_guesses(found: re.Match[str]) -> str:
+    """DuckDB's guesses at a name, without those that are far from it."""
+    name = found["column"] or found["other"]
+    guesses = [guess for guess in re.findall(r'"([^"]+)"', found["guesses"]) if near(name, [guess])]
+    listed = " or ".join(map(quoted, guesses))
+    return f"{found['before']}. Did you mean {listed}?" if guesses else found["before"]
 
 
 def _marked(said: str) -> str | None:

@@ -33,6 +33,8 @@ class Provider:
     prices
         Its id in the price list. ``None``: no price, as the tokens are those of the user's own hardware, or the list
         does not know the provider.
+    lists_models
+        Whether the price list has nearly all of its models, so that a name it lacks may be misspelt.
     needs
         The environment variables of which LiteLLM needs one where the deployment names neither key nor URL, the usual
         one first. Empty where there are other ways to log in, or it is not known.
@@ -49,6 +51,7 @@ class Provider:
     base_vars: tuple[str, ...] = ()
     key_optional: bool = False
     prices: str | None = None
+    lists_models: bool = False
     needs: tuple[str, ...] = ()
     litellm_name: str | None = None
     bare_names: tuple[str, ...] = ()
@@ -126,6 +129,7 @@ _TABLE = (
         key_vars=("OPENAI_API_KEY",),
         base_vars=("OPENAI_BASE_URL", "OPENAI_API_BASE"),
         prices="openai",
+        lists_models=True,
         bare_names=("gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-", "whisper-", "tts-"),
     ),
     Provider(  # https://api-docs.deepseek.com
@@ -134,6 +138,7 @@ _TABLE = (
         key_vars=("DEEPSEEK_API_KEY",),
         base_vars=("DEEPSEEK_API_BASE",),
         prices="deepseek",
+        lists_models=True,
     ),
     Provider(  # https://console.groq.com/docs/openai
         ("groq",),
@@ -148,6 +153,7 @@ _TABLE = (
         key_vars=("MISTRAL_API_KEY",),
         base_vars=("MISTRAL_API_BASE",),
         prices="mistral",
+        lists_models=True,
     ),
     Provider(  # https://openrouter.ai/docs/api/reference/overview
         ("openrouter",),
@@ -167,6 +173,7 @@ _TABLE = (
         ("anthropic",),
         "litellm",
         prices="anthropic",
+        lists_models=True,
         needs=(
             *("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL"),
             *("ANTHROPIC_IDENTITY_TOKEN", "ANTHROPIC_IDENTITY_TOKEN_FILE", "ANTHROPIC_FEDERATION_RULE_ID"),
@@ -179,17 +186,30 @@ _TABLE = (
         ("cohere", "cohere_chat"),
         "litellm",
         prices="cohere",
+        lists_models=True,
         needs=("COHERE_API_KEY", "CO_API_KEY", "COHERE_API_BASE"),
     ),
     Provider(("databricks",), "litellm", prices="databricks"),
     Provider(("fireworks_ai",), "litellm", prices="fireworks"),
-    Provider(("gemini",), "litellm", prices="google", needs=("GEMINI_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_BASE")),
+    Provider(
+        ("gemini",),
+        "litellm",
+        prices="google",
+        lists_models=True,
+        needs=("GEMINI_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_BASE"),
+    ),
     Provider(("vertex_ai",), "litellm", prices="google"),
     Provider(("moonshot",), "litellm", prices="moonshotai"),
     Provider(("novita",), "litellm", prices="novita"),
     Provider(("perplexity",), "litellm", prices="perplexity"),
     Provider(("voyage",), "litellm", prices="voyageai"),
-    Provider(("xai",), "litellm", prices="x-ai", needs=("XAI_API_KEY", "XAI_API_BASE", "XAI_OAUTH_AUTH_FILE")),
+    Provider(
+        ("xai",),
+        "litellm",
+        prices="x-ai",
+        lists_models=True,
+        needs=("XAI_API_KEY", "XAI_API_BASE", "XAI_OAUTH_AUTH_FILE"),
+    ),
     Provider(("zai",), "litellm", prices="zai"),
     Provider(tuple(_TRANSLATED.split()), "litellm"),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infermesh.bench import measure
-from infermesh.bench.measure import Level, as_json, percentile, recommend
+from infermesh.bench.measure import Level, Recommendation, as_json, percentile, recommend
 
 
 def level(concurrency: int, rps: float, p95: float, **fields: Any) -> Level:
@@ -71,6 +71,18 @@ def test_a_level_with_failures_is_not_recommended() -> None:
     levels = [level(1, 10, 0.1), level(8, 40, 0.1), level(16, 80, 0.1, errors=2)]
     assert recommend(levels).concurrency == 8
     assert recommend([level(1, 10, 0.1, errors=100)]).concurrency is None
+
+
+def test_levels_too_short_to_measure_give_no_recommendation() -> None:
+    """Of a tenth of a second a good part is the beginning and the end, where fewer requests are in flight."""
+    found = recommend([level(1, 100, 0.01), level(2, 200, 0.01, elapsed_s=0.2), level(32, 210, 0.1, elapsed_s=0.1)])
+    assert found == Recommendation(
+        None,
+        ("no recommendation: c=32 took 0.10 s, and a level has to take 0.5 s to be measured: --requests 1000",),
+        short=True,
+    )
+    quick = level(32, 2000, 0.1, elapsed_s=0.1, errors=50)  # it is out in any case
+    assert recommend([level(1, 10, 0.1), quick]).concurrency == 1
 
 
 def test_throughput_that_still_grows_is_said() -> None:

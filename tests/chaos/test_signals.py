@@ -10,7 +10,16 @@ import pytest
 
 from tests.chaos.service import CountingService
 from tests.e2e.conftest import Launch
-from tests.support import COMMAND_S, ask, infermesh, logged, wait_until, write_experiment, write_jsonl
+from tests.support import (
+    COMMAND_S,
+    ask,
+    infermesh,
+    logged,
+    wait_for_another_wish,
+    wait_until,
+    write_experiment,
+    write_jsonl,
+)
 
 ROWS = 120
 FOLDER = Path("outputs/here")
@@ -74,6 +83,7 @@ def test_what_was_answered_is_kept(
     for number, each in enumerate(SIGNALS[signals]):
         if number:
             wait_until(lambda: process.poll() is not None or "again" in logged(log), "the first to be taken")
+            wait_for_another_wish()
         answered = {text for _, text in service.answered}
         process.send_signal(each)
     _, said = process.communicate(timeout=COMMAND_S + 40)

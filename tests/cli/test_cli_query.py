@@ -157,6 +157,28 @@ class TestSql:
         assert "Traceback" not in found.stderr
         assert found.stdout == ""
 
+    @pytest.mark.parametrize(
+        ("query", "words"),
+        [
+            ("SELECT txt FROM results", 'column "txt" not found in FROM clause. Did you mean "text"'),
+            ("SELECT customer FROM results", 'column "customer" not found in FROM clause LINE 1'),
+            ('SELECT "my customer" FROM results', 'column "my customer" not found in FROM clause LINE 1'),
+            ("SELECT * FROM resulst", 'name resulst does not exist. Did you mean "results"?'),
+            ("SELECT * FROM customers", "name customers does not exist LINE 1"),
+        ],
+    )
+    def test_an_unknown_name_and_the_run_that_was_asked(self, project: Path, query: str, words: str) -> None:
+        """DuckDB guesses at anything. Perhaps the name is another run's."""
+        found = here("sql", query, cwd=project).stderr
+        assert words in found
+        assert "(in outputs/lab/2025-01-02_10-00-00, the newest run; --run NAME asks another)" in found
+        assert "the newest" not in here("sql", query, "--run", "lab", cwd=project).stderr
+
+    def test_show_says_so_too(self, project: Path) -> None:
+        found = here("show", "customer=3", cwd=project)
+        assert found.returncode == 1
+        assert "the newest run; infermesh show RUN ROW asks another)" in found.stderr
+
     def test_a_format_that_there_is_not(self, project: Path) -> None:
         found = here("sql", "SELECT 1", "--format", "jsn", cwd=project)
         assert found.returncode == 2

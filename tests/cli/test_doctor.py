@@ -173,12 +173,21 @@ def test_lists_of_models_as_servers_write_them(lab: Lab, lists: Callable[[Any], 
     assert ended.stdout.count("answered in") == len(servers)
 
 
+def test_a_misspelt_model(lab: Lab) -> None:
+    job = experiment("", {"a": generate()}, models={"m": {"model": "openai/gpt-4.1-mni"}}, deployments={})
+    write_experiment(lab.root, job)
+    found = doctor("mine", cwd=lab.root, code=1)
+    words = "models.m: openai/gpt-4.1-mni is not known to the price list: did you mean openai/gpt-4.1-mini?"
+    assert (found["models"][0], found["models"][1].partition(" → ")[0]) == ("warn", words)
+
+
 def test_a_provider_without_its_key(lab: Lab) -> None:
     servers = {"o": {"model": "openai/gpt-4.1-mini"}}
     job = experiment("", {"a": generate()}, deployments=servers, models={"m": {"deployments": [*servers]}})
     write_experiment(lab.root, job)
     found = doctor("mine", cwd=lab.root, code=1)
-    assert "OPENAI_API_KEY is not set" in found["keys"][1]
+    assert found["keys"][0] == "fail"
+    assert found["keys"][1].startswith("OPENAI_API_KEY is not set → export it")
     assert "export OPENAI_API_KEY=" in found["deployment o"][1]
     assert found["deployment o"][0] == "fail"
 

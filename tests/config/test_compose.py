@@ -47,7 +47,7 @@ def test_config_dir_goes_first_and_is_forgotten_afterwards(project: Path, tmp_pa
     (other / "experiment" / "mine.yaml").write_text("# @package _global_\nname: theirs\nstages: {a: {kind: sql}}\n")
     found = compose(["+experiment=mine"], config_dir=other, cwd=project)
     assert found.mapping["name"] == "theirs"
-    assert found.roots == [project, other.parent, shipped_project()]
+    assert found.roots == [project, other.parent]
     assert compose(["+experiment=mine"], cwd=project).mapping["name"] == "mine"
 
 

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Launch
-from tests.support import COMMAND_S, ask, infermesh, logged, wait_until, write_experiment, write_jsonl
+from tests.support import (
+    COMMAND_S,
+    ask,
+    infermesh,
+    logged,
+    wait_for_another_wish,
+    wait_until,
+    write_experiment,
+    write_jsonl,
+)
 
 FOLDER = "outputs/here"
 FUNCTIONS = """
@@ -115,6 +124,7 @@ def test_two_interrupts_end_it(project: Path, launch: Launch, name: str) -> None
     process.send_signal(signal.SIGINT)
     log = project / FOLDER / "run.log"
     wait_until(lambda: process.poll() is not None or "again" in logged(log), "the first to be taken")
+    wait_for_another_wish()
     process.send_signal(signal.SIGINT)
     assert process.wait(COMMAND_S) == 130
     assert ask(project / FOLDER, "SELECT count(*) FROM f WHERE status = 'error'") == [(0,)]

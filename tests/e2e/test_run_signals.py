@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from tests.e2e.conftest import Launch
 from tests.support import (
     COMMAND_S,
     ask,
+    command,
     embed,
+    environment,
     experiment,
     generate,
     here,
@@ -21,6 +25,7 @@ from tests.support import (
     run_folders,
     texts,
     totals,
+    wait_for_another_wish,
     wait_until,
     write_experiment,
     write_jsonl,
@@ -117,13 +122,33 @@ def test_the_second_signal_ends_at_once(tmp_path: Path, start_simulator: Start, 
     for line in process.stderr:
         if "stopping" in line:
             break
+    wait_for_another_wish()
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "10 sent requests dropped" in err
     wait_until(lambda: totals(simulator)["in_flight"] == 0, "the connections' end")
     assert ask(folder, "SELECT count(*) FROM a") == [(0,)]
     assert ask(folder, "SELECT status FROM run") == [("interrupted",)]
     # What was sent is in attempts all the same.
     assert ask(folder, "SELECT error_type, count(*) FROM attempts GROUP BY ALL") == [("stopped", 10)]
+
+
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="GNU timeout is not installed")
+def test_gnu_timeout_tells_twice_and_is_taken_once(tmp_path: Path, start_simulator: Start) -> None:
+    """It hands a signal on as its own: to the command, and then to the command's group."""
+    simulator = start_simulator(latency_s=0.4)
+    folder = make_project(tmp_path, simulator.url)
+    started = ["timeout", "1000", *command("run", "+experiment=mine")]
+    with subprocess.Popen(started, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: totals(simulator)["in_flight"] == 10, "10 requests in flight")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=COMMAND_S)
+    assert "interrupted" in err
+    assert "dropped" not in err
+    assert totals(simulator)["abandoned"] == 0
+    ((done,),) = ask(folder, "SELECT count(*) FROM a WHERE status = 'done'")
+    assert done == totals(simulator, "chat")["answered"] < ROWS
 
 
 def test_an_interrupted_sweep_starts_no_further_job(tmp_path: Path, start_simulator: Start, launch: Launch) -> None:

@@ -169,6 +169,38 @@ def test_stand_ins_have_the_expected_length(lab: Lab, simulator: Simulator) -> N
     assert found["a"].completion_tokens == 2500
 
 
+@pytest.mark.parametrize(
+    ("params", "options", "tokens", "source"),
+    [
+        ({}, {}, 256, "assumed"),
+        ({"max_tokens": 30}, {}, 30, "max_tokens"),
+        ({"max_tokens": 4000}, {}, 256, "assumed"),
+        ({"max_tokens": 30}, {"output_tokens": 500}, 30, "max_tokens"),
+        ({}, {"output_tokens": 12}, 12, "--output-tokens"),
+    ],
+)
+def test_an_answer_in_a_prompt_is_no_longer_than_it_may_be(
+    lab: Lab, simulator: Simulator, params: dict[str, Any], options: dict[str, Any], tokens: int, source: str
+) -> None:
+    lab.rows(texts(5))
+    chain = {"a": generate(params=params), "b": generate("{{ a.text }}"), "c": generate()}
+    found = stages(plan(lab, experiment(simulator.url, chain), **options))
+    assert found["b"].facts.prompt_tokens == pytest.approx(tokens + 4, abs=4)
+    said = f"in its prompts an answer of a counts as {tokens} tokens ({source})"
+    assert {name: each.facts.note for name, each in found.items()} == {"a": None, "b": said, "c": None}
+
+
+def test_an_answer_in_a_prompt_is_as_long_as_it_was(lab: Lab, simulator: Simulator) -> None:
+    lab.rows(texts(5))
+    chain = {"a": generate(), "b": generate("{{ a.text }}")}
+    lab.run(experiment(simulator.url, chain))
+    lab.folder = lab.folder.with_name("next")
+    chain["b"]["prompt"] = "Once more: {{ a.text }}"
+    found = stages(plan(lab, experiment(simulator.url, chain)))
+    assert found["a"].facts.note is None
+    assert "measured in" in str(found["b"].facts.note)
+
+
 def test_stand_ins_satisfy_the_schema(lab: Lab, simulator: Simulator) -> None:
     lab.rows(texts(5))
     schema = {"type": "object", "properties": {"topic": {"enum": ["late"]}}, "required": ["topic"]}

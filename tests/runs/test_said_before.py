@@ -192,3 +192,57 @@ def test_another_experiment_is_not_put_onto_a_run(tmp_path: Path, simulator: Sim
     assert {path: path.read_bytes() for path in (tmp_path / "outputs/mine/.hydra").iterdir()} == kept
     assert totals(simulator)["received"] == asked
     assert here("run", "+experiment=first", folder, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "near"),
+    [
+        ("openai/gpt-4.1-mni", "openai/gpt-4.1-mini"),
+        ("gpt-4.1-mni", "gpt-4.1-mini"),
+        ("anthropic/claude-sonet-4-5", "anthropic/claude-sonnet-4-5"),
+        ("mistral/mistral-smal-latest", "mistral/mistral-small-latest"),
+        ("openai/gpt-4.1-mini-2025-04-14", None),  # a dated name of a model that is known
+        ("openai/gpt-4.2-mini", None),  # may be newer than the list
+        ("openai/ft:gpt-4.1-mni:me::1", None),  # one's own
+        ("azure/gpt-4.1-mni", None),  # a name that its owner has given
+        ("hosted_vllm/gpt-4.1-mni", None),
+    ],
+)
+def test_a_model_that_is_probably_misspelt(lab: Lab, model: str, near: str | None) -> None:
+    lab.rows(texts(1))
+    mapping = experiment("", {"a": generate()}, deployments={"d": {"model": model}})
+    if model.startswith("hosted"):
+        mapping["deployments"]["d"]["api_base"] = "http://127.0.0.1:9/v1"
+    keys = {"OPENAI_API_KEY": "k", "ANTHROPIC_API_KEY": "k", "MISTRAL_API_KEY": "k", "AZURE_API_KEY": "k"}
+    line = f"deployments.d: {model} is not known to the price list: did you mean {near}?"
+    assert [said for said in said_by_plan(lab, mapping, **keys) if "price list" in said] == ([line] if near else [])
+
+
+class TestAConditionThatLeavesOutEveryRow:
+    """Nothing is sent then, and nothing fails: it has to be said."""
+
+    def test_of_the_rows_themselves(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows([*texts(1200), "{"])
+        mapping = experiment(simulator.url, {"a": generate(where="text like '%refund%'"), "b": generate(where="n < 3")})
+        line = "a: where leaves out all 1,200 rows"
+        assert [note for note in said_by_plan(lab, mapping) if "leaves out" in note] == [line]
+        watch = Watch()
+        assert lab.run(mapping, watch=watch).status == "failed_rows"  # the malformed line
+        assert [note for note in watch.notes if "leaves out" in note] == [line]
+        assert not [note for note in said_by_plan(lab, mapping) if "leaves out" in note]  # nothing is left to do
+
+    def test_of_answers(self, lab: Lab, simulator: Simulator) -> None:
+        lab.rows(texts(1))
+        mapping = experiment(simulator.url, {"a": generate(), "b": generate("{{ a.text }}", where="a.text = 'no'")})
+        watch = Watch()
+        lab.run(mapping, watch=watch)
+        assert "b: where leaves out the only row" in watch.notes
+
+    def test_rows_that_are_skipped_for_another_reason_are_not_meant(self, lab: Lab, start_simulator: Any) -> None:
+        lab.rows(texts(2))
+        service = start_simulator(faults={"server_error": 1.0})
+        mapping = experiment(service.url, {"a": generate(), "b": generate("{{ a.text }}", where="n >= 0")})
+        watch = Watch()
+        lab.run(mapping, watch=watch)
+        assert lab.statuses("b") == {0: "skipped", 1: "skipped"}
+        assert not [note for note in watch.notes if "leaves out" in note]

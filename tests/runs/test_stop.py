@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from typing import Any
 
@@ -13,6 +14,7 @@ from infermesh.errors import StoreError
 from infermesh.query.reader import RunReader, request_stop
 from infermesh.query.server import SOCKET, LiveServer
 from infermesh.runs.outcome import RunOutcome
+from infermesh.runtime import signals
 from infermesh.simulator import Simulator
 from infermesh.store.schema import DATABASE
 from tests.support import Lab, Watch, experiment, generate, texts, totals, wait_until
@@ -57,6 +59,24 @@ def test_in_a_thread_and_beside_a_loop(lab: Lab, start_simulator: Any) -> None:
     assert found[0].exit_code == 130
     assert totals(service)["abandoned"] == 0
     assert lab.one("SELECT count(*) FROM a WHERE status = 'done'") == totals(service)["received"] < 200
+
+
+@pytest.mark.parametrize(("together_s", "dropped"), [(1000.0, 0), (0.0, 4)])
+def test_signals_that_belong_together_are_one_wish(
+    lab: Lab, start_simulator: Any, monkeypatch: pytest.MonkeyPatch, together_s: float, dropped: int
+) -> None:
+    """Each look at the run sends one, while requests are in flight."""
+    monkeypatch.setattr(signals, "TOGETHER_S", together_s)
+    service = start_simulator(latency_s=0.8)
+    lab.rows(texts(20))
+    watch = Watch(
+        lambda stats: os.kill(os.getpid(), signal.SIGTERM) if service.stats()["totals"]["in_flight"] else None
+    )
+    outcome = lab.run(experiment(service.url, {"a": generate(max_parallel_requests=4)}), watch=watch)
+    assert outcome.exit_code == 130
+    assert lab.sql("SELECT error_type, count(*) FROM attempts GROUP BY ALL") == [("stopped" if dropped else None, 4)]
+    said = [note for note in watch.notes if "dropped" in note]
+    assert [note.partition(":")[0] for note in said] == (["4 sent requests dropped"] if dropped else [])
 
 
 def test_two_stages_of_one_model_store_what_was_in_flight(lab: Lab, start_simulator: Any) -> None:

@@ -137,7 +137,8 @@ def start_child(*options: str) -> tuple[subprocess.Popen[str], str]:
 def test_the_parent_decides_about_interrupts() -> None:
     child, url = start_child("--exit-with-stdin")
     with child:
-        child.send_signal(signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            child.send_signal(number)
         assert accepts(url)
         assert child.poll() is None
         out, errors = child.communicate(timeout=5)

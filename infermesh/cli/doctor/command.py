@@ -18,9 +18,11 @@ from infermesh.cli.doctor.servers import AT_ONCE, deployments, keys
 from infermesh.config.compose import compose
 from infermesh.config.declaration import Declaration, declared
 from infermesh.config.project import config_folders, experiments, shipped_project
+from infermesh.config.schema import Experiment
 from infermesh.errors import ConfigError
 from infermesh.hints import counted, one_line
 from infermesh.runs.execute import requests_at_once
+from infermesh.runs.remarks import misspelt_models
 from infermesh.store.folders import OUTPUTS, outputs_of
 
 _LOCAL_S = 5.0  # for what the machine itself answers
@@ -55,6 +57,7 @@ def run_doctor(overrides: Sequence[str], *, timeout: float, send: bool, as_json:
         ("keys", lambda: keys(experiment, os.environ), _LOCAL_S),
     ]
     if experiment is not None and experiment.deployments:
+        probes.append(("models", lambda: _doubts(experiment), _LOCAL_S))
         rounds = 1 + len(experiment.deployments) // AT_ONCE
         bound = timeout * rounds * (4 if send else 1) + _SLACK_S
         ask = partial(deployments, experiment, os.environ, timeout=timeout, send=send)
@@ -123,6 +126,12 @@ def _where(home: Path, config_dir: Path | None) -> Iterator[Finding]:
         yield Finding("config", "fail", f"the shipped configs are missing: {shipped}", "install infermesh again")
     if (home / ".env").is_file():
         yield Finding("config", "ok", ".env is here; it is read where --env-file .env says so")
+
+
+def _doubts(experiment: Experiment) -> Iterator[Finding]:
+    """Models whose names are probably misspelt."""
+    for line in misspelt_models(experiment):
+        yield Finding("models", "warn", line, "write the name as the provider does, unless it is newer than that list")
 
 
 def _few(findings: Sequence[Finding]) -> list[Finding]:

@@ -47,14 +47,29 @@ def keys(experiment: Experiment | None, environ: Mapping[str, str]) -> Iterator[
         held = [name for name in dict.fromkeys(names) if environ.get(name)]
         yield Finding("keys", "ok", f"set: {', '.join(held)}" if held else "none is set; servers of your own need none")
     else:
-        held = list(dict.fromkeys(name for entry in experiment.deployments.values() for name in _variables(entry)))
-        if held:
-            shown = (f"{name} is {'set' if environ.get(name) else 'not set'}" for name in held)
+        entries = experiment.deployments.items()
+        held = list(dict.fromkeys(name for _, entry in entries for name in _variables(entry)))
+        needed = {name for label, entry in entries if not _has_key(label, entry, environ) for name in _variables(entry)}
+        absent = [name for name in held if not environ.get(name) and name in needed]
+        if others := [name for name in held if name not in absent]:
+            shown = (f"{name} is {'set' if environ.get(name) else 'not set'}" for name in others)
             yield Finding("keys", "ok", ", ".join(shown))
+        for name in absent:
+            yield Finding("keys", "fail", f"{name} is not set", f"export it, or --env-file FILE with a line {name}=…")
     for name in held:
         value = environ.get(name, "")
         if value != value.strip("'\" \t\r\n"):
             yield Finding("keys", "warn", f"{name} begins or ends with a quote or a blank", f"export {name} without it")
+
+
+def _has_key(label: str, entry: DeploymentEntry, environ: Mapping[str, str]) -> bool:
+    """Whether a deployment has the keys that it cannot do without."""
+    if entry.api_base == "simulator":
+        return True
+    try:
+        return resolve_deployment(entry.deployment_config(), environ, label=label).missing_key is None
+    except ConfigError:
+        return False
 
 
 def _variables(entry: DeploymentEntry) -> Iterator[str]:

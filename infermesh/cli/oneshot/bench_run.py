@@ -115,7 +115,7 @@ class Bench:
             print(f"{counted(failed, 'request')} failed: {example}", file=sys.stderr)
         if failed == sum(level.requests for level in measured):
             return 1
-        return 3 if failed or found.concurrency is None else 0
+        return 3 if failed or (found.concurrency is None and not found.short) else 0
 
     def _write_files(self, measured: Sequence[Level], found: Recommendation) -> None:
         if self.sweep.output_json is not None:
