@@ -42,7 +42,8 @@ def yaml_words(error: YAMLError, file: Path, shown: str) -> str:
             f"{shown}, line {opened.line + 1}: the quote that opens there is not closed: {lines[opened.line].strip()}"
         )
     if opened is not None and "flow" in str(error.context if isinstance(error, MarkedYAMLError) else ""):
-        return f"{shown}, line {opened.line + 1}: {_brackets(lines[opened.line], opened.column)}"
+        number = min(opened.line, len(lines) - 1)  # the end of the file is a line more
+        return f"{shown}, line {number + 1}: {_brackets(lines[number], opened.column)}"
     for number in dict.fromkeys((at, max(at - 1, 0), *([opened.line] if opened is not None else []))):
         if number < len(lines) and (words := _of_line(lines, number)):
             return f"{shown}, line {number + 1}: {words}"
@@ -57,9 +58,8 @@ def yaml_words(error: YAMLError, file: Path, shown: str) -> str:
 
 def _brackets(line: str, column: int) -> str:
     """What is wrong with a list or a mapping in brackets, which opens there."""
-    shown, opens = line.strip()[:80], line[column : column + 1]
-    closes = {"[": "]", "{": "}"}.get(opens, "]")
-    rest = _QUOTED.sub("", line[column:])
+    shown, rest = line.strip()[:80], _QUOTED.sub("", line[column:] or line)
+    opens, closes = "{}" if rest.startswith("{") or "[" not in rest else "[]"
     if '"' in rest or "'" in rest:
         return f"a quote in it is not closed, or stands alone: {shown}"
     if rest.count(opens) > rest.count(closes):

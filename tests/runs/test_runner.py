@@ -15,6 +15,7 @@ import pytest
 
 from infermesh.errors import ConfigError, StoreError
 from infermesh.runs.stats import RunStats
+from infermesh.runtime import signals
 from infermesh.simulator import Simulator
 from infermesh.store import GroupWriter, Row, RunStore
 from tests.support import Lab, Watch, embed, experiment, generate, texts, totals, transcribe, wav
@@ -641,7 +642,10 @@ class TestInterrupts:
         outcome = lab.run(experiment(simulator.url, {"answers": generate()}), watch=Late())
         assert (outcome.status, lab.one("SELECT status FROM run")) == ("done", "done")
 
-    def test_the_second_drops_what_is_in_flight(self, lab: Lab, start_simulator: Start) -> None:
+    def test_the_second_drops_what_is_in_flight(
+        self, lab: Lab, start_simulator: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(signals, "TOGETHER_S", 0.0)  # the test does not wait between the two
         hanging = start_simulator(faults={"hang": 1.0})
         lab.rows(texts(20))
         mapping = experiment(hanging.url, {"a": generate(max_parallel_requests=4)})
