@@ -304,7 +304,7 @@ class _Planner:
         for name in facts.requires:
             if (mean := rehearsal.found[name].assumed_tokens) is not None:
                 source = "max_tokens" if mean < rehearsal.expected[name] else self._expected(name)[1] or "assumed"
-                taken.append(f"an answer of {name} counts as {mean:,.0f} tokens ({source})")
+                taken.append(f"an answer of {name} counts as {counted(round(mean), 'token')} ({source})")
         return f"in its prompts {', '.join(taken)}" if taken else None
 
     def _cost(self, labels: Sequence[str], prompt: float | None, completion: float | None) -> float | None:

@@ -9,6 +9,7 @@ from infermesh.config.schema import Experiment
 from infermesh.dispatch.fleet import Fleet
 from infermesh.dispatch.pricing import near_model
 from infermesh.errors import ConfigError
+from infermesh.hints import counted
 from infermesh.results import TokenUsage
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline
@@ -61,7 +62,7 @@ def _budget(experiment: Experiment, fleet: Fleet) -> Iterator[str]:
 
 def all_left_out(stage: str, rows: int) -> str:
     """What is said of a stage whose condition no row satisfies."""
-    return f"{stage}: where leaves out {f'all {rows:,} rows' if rows > 1 else 'the only row'}"
+    return f"{stage}: where leaves out {'all ' + counted(rows, 'row') if rows > 1 else 'the only row'}"
 
 
 def where_remarks(connection: Connection, stages: Mapping[str, Stage]) -> Iterator[str]:
