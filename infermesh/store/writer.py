@@ -34,6 +34,7 @@ from infermesh.store.segments import appendable, segment
 
 # Rows per call of the appender, which holds the GIL meanwhile: small slices keep the event loop's pauses short.
 _SLICE = 256
+_BLOCK = 4096  # rows in a segment, for the same reason; fewer than 2,048 would not fill a row group
 _SEGMENT = "infermesh_segment"
 _WAKE_AT = 4096  # queued rows that start a commit before the interval is over
 # What a value raises that its column cannot hold. No space, a broken file and the like are other classes.
@@ -224,17 +225,22 @@ class GroupWriter:
                     [ids, min(ids), max(ids)],
                 )
             for table, values in rows.items():
-                if (made := segment(self._tables[table], values)) is not None:
-                    connection.register(_SEGMENT, made)
-                    connection.execute(f"INSERT INTO {quoted(table)} SELECT {made.select} FROM {_SEGMENT}", made.values)
-                    connection.unregister(_SEGMENT)
-                else:
-                    self._append(table, values)
+                for start in range(0, len(values), _BLOCK):
+                    self._insert(table, values[start : start + _BLOCK])
             connection.commit()
         except BaseException:
             with contextlib.suppress(duckdb.Error):  # an error may have ended the transaction, and must not be hidden
                 connection.rollback()
             raise
+
+    def _insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        made = segment(self._tables[table], rows)
+        if made is None:
+            self._append(table, rows)
+            return
+        self._connection.register(_SEGMENT, made)
+        self._connection.execute(f"INSERT INTO {quoted(table)} SELECT {made.select} FROM {_SEGMENT}", made.values)
+        self._connection.unregister(_SEGMENT)
 
     def _append(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         rows = appendable(self._tables[table], rows)
