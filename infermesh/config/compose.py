@@ -159,8 +159,13 @@ def overrides_of(hydra_config: Any) -> list[str]:
 
 
 def chosen_experiment(hydra_config: Any) -> object:
-    """The name of the experiment that a job was composed of; ``None`` if of none."""
-    return hydra_config.runtime.choices.get(EXPERIMENTS)
+    """The name of the experiment that a job was composed of, or several as ``[a,b]``; ``None`` if of none."""
+    chosen: object = hydra_config.runtime.choices.get(EXPERIMENTS)
+    if chosen is None:  # Hydra has no choice where there are several
+        for override in hydra_config.overrides.task:
+            name, _, value = str(override).lstrip("+").partition("=")
+            chosen = value if name == EXPERIMENTS else chosen
+    return chosen
 
 
 def _without_missing(node: Any) -> Any:

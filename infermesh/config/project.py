@@ -41,14 +41,13 @@ def roots(home: Path, config_dir: Path | None, experiment: object = None) -> lis
     Parameters
     ----------
     experiment
-        The experiment's name. The shipped folder is one of them only where the experiment is a shipped one, or builds
-        on one. A file that a project lacks is missing, whatever lies in a clone of this repository.
+        The experiment's name, or several. The shipped folder is one of them only where an experiment is a shipped one,
+        or builds on one. A file that a project lacks is missing, whatever lies in a clone of this repository.
     """
     own = [home, *([config_dir.parent] if config_dir else [])]
     folders = config_folders(home, config_dir)
-    shipped = isinstance(experiment, str) and any(
-        file.is_relative_to(folders[-1]) for file, _ in _chain(experiment, folders)
-    )
+    names = str(experiment or "").strip("[]").replace(",", " ").split()  # Hydra writes several as [a,b]
+    shipped = any(file.is_relative_to(folders[-1]) for name in names for file, _ in _chain(name, folders))
     return [*own, shipped_project()] if shipped else own
 
 

@@ -49,6 +49,7 @@ _BAD_LOG = ("Failure while replaying WAL",)
 _DAMAGED = ("Corrupt database file",)
 _DAMAGED_FILE = ("not a valid DuckDB database", "Could not read enough bytes")  # of the file that is named
 _GAVE_UP = ("INTERNAL Error", "database has been invalidated")
+_HEADER = 4096  # bytes of each of the three headers before a database's blocks
 _LOG_BEGINS = b"d\0be\0"  # the fields "type: version" and "version". DuckDB passes over a log that begins otherwise
 
 
@@ -84,8 +85,8 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """Open a run's database.
 
-    A file of no bytes is what a kill leaves that comes while the file is made. It is read as a database without tables,
-    and made anew for writing.
+    A file of no bytes, or with a part of its headers alone, is what a kill leaves that comes while the file is made. It
+    is read as a database without tables, and made anew for writing.
 
     Raises
     ------
@@ -121,8 +122,8 @@ def check_log(log: Path) -> None:
 
 
 def _is_blank(path: Path) -> bool:
-    """Whether the file has no bytes, and no log beside it that may have some."""
-    return path.is_file() and not path.stat().st_size and not log_of(path).exists()
+    """Whether the file has no bytes, or a part of its three headers alone, and no log beside it that may have some."""
+    return path.is_file() and path.stat().st_size in (0, _HEADER, 2 * _HEADER) and not log_of(path).exists()
 
 
 def _removed(path: Path) -> bool:

@@ -19,7 +19,7 @@ from infermesh.store.values import python_value
 CHUNK = 1024  # row_ids per read, of rows that are not long
 _CHUNK_BYTES = 8_000_000  # of longer rows so many are read at once
 _LEAST = 16  # row_ids per read, however long the rows are
-_SAMPLE = 64  # rows that tell how long all are
+_SAMPLES = 4  # places of so many rows that tell how long all are
 
 
 def settled_state(stage: str, *, keep_errors: bool) -> str:
@@ -178,12 +178,16 @@ class PendingRows:
     def _mean_bytes(self, columns: Sequence[Column]) -> int:
         """The mean bytes of a row's values, at least 1."""
         sizes = " + ".join(f"coalesce(strlen({quoted(column.name)}::VARCHAR), 0)" for column in columns) or "0"
-        ((end,),) = self._fetch(f"SELECT coalesce(max(row_id), 0) FROM {self._rows}")
-        chosen = list(range(0, int(end) + 1, int(end) // _SAMPLE + 1))
-        ((mean,),) = self._fetch(
-            f"SELECT avg({sizes}) FROM {self._rows} WHERE row_id IN (SELECT unnest($ids))", {"ids": chosen}
-        )
-        return int(mean or 0) + 1
+        ((last,),) = self._fetch(f"SELECT coalesce(max(row_id), 0) FROM {self._rows}")
+        rows = size = 0
+        for place in {int(last) * part // _SAMPLES for part in range(_SAMPLES)}:
+            bounds = {"low": place, "high": place + _LEAST}
+            query = (
+                f"SELECT count(*), coalesce(sum({sizes}), 0) FROM {self._rows} WHERE row_id >= $low AND row_id < $high"
+            )
+            ((some, their_size),) = self._fetch(query, bounds)
+            rows, size = rows + some, size + int(their_size)
+        return size // rows + 1 if rows else 1
 
     def _fetch(self, query: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
         return fetch(self._connection, query, parameters)

@@ -28,6 +28,7 @@ def test_an_experiment_of_ones_own_looks_for_nothing_in_the_shipped_folder(tmp_p
     assert compose(["mine"], cwd=tmp_path).roots == [tmp_path]
     assert compose(["further"], cwd=tmp_path).roots == [tmp_path, shipped_project()]
     assert compose(["quickstart"], cwd=tmp_path).roots == [tmp_path, shipped_project()]
+    assert compose(["+experiment=[quickstart,mine]"], cwd=tmp_path).roots == [tmp_path, shipped_project()]
     write_experiment(tmp_path, MAPPING, "quickstart")  # one's own, whatever its name
     assert compose(["quickstart"], cwd=tmp_path).roots == [tmp_path]
 
