@@ -70,7 +70,8 @@ def open_tables(path: Path) -> Any:
     from infermesh.store.schema import ATTEMPTS, ATTEMPTS_DDL, StageTable
 
     stage = StageTable("s0", Generate.columns)
-    connection = connect_to_write(path, {"memory_limit": "256MB", "threads": 2}, 16_384)
+    connection = connect_to_write(path, {"threads": 2}, 16_384)
+    connection.execute("SET memory_limit = '256MB'")
     connection.execute(stage.ddl)
     connection.execute(ATTEMPTS_DDL)
     return connection, {"s0": stage.columns, "attempts": ATTEMPTS}

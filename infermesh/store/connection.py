@@ -30,6 +30,7 @@ __all__ = [
     "connect_to_write",
     "damage",
     "half_made",
+    "is_short_of_memory",
     "in_words",
     "log_of",
     "open_duckdb",
@@ -49,6 +50,7 @@ _BAD_LOG = ("Failure while replaying WAL",)
 _DAMAGED = ("Corrupt database file",)
 _DAMAGED_FILE = ("not a valid DuckDB database", "Could not read enough bytes")  # of the file that is named
 _GAVE_UP = ("INTERNAL Error", "database has been invalidated")
+_NO_ROOM = ("Out of Memory Error", "failed to pin block", "failed to allocate")
 _HEADER = 4096  # bytes of each of the three headers before a database's blocks
 _LOG_BEGINS = b"d\0be\0"  # the fields "type: version" and "version". DuckDB passes over a log that begins otherwise
 
@@ -148,8 +150,13 @@ def log_of(path: Path) -> Path:
 def connect_to_write(path: Path, config: Mapping[str, Any], row_group: int) -> duckdb.DuckDBPyConnection:
     """Open for writing. Wait up to five seconds for processes that read it; do not wait for one that writes.
 
+    DuckDB reads the log of a killed run, and merges it into the file, with all the memory that it may have: it cannot
+    open a database whose log it has no room for.
+
     Parameters
     ----------
+    config
+        DuckDB's settings, without a memory limit: set it on the connection.
     row_group
         Rows in a group: see :func:`regroup`.
     """
@@ -160,6 +167,7 @@ def connect_to_write(path: Path, config: Mapping[str, Any], row_group: int) -> d
             try:
                 with in_words(path):
                     regroup(connection, path, row_group)
+                _remove_spilled(path)
             except BaseException:
                 connection.close()
                 raise
@@ -174,6 +182,16 @@ def connect_to_write(path: Path, config: Mapping[str, Any], row_group: int) -> d
                 asks = "it is read again and again, or for long. End that process, then run this again"
                 raise StoreInUseError(f"{str(error).partition(': a run')[0]}: {asks}.") from None
         time.sleep(0.02)
+
+
+def _remove_spilled(path: Path) -> None:
+    """Remove what killed processes had spilled to disk. While a file is open for writing, nobody else has it open."""
+    folder = path.with_name(f"{path.name}.tmp")
+    for file in folder.glob("duckdb_temp_*"):
+        if not file.name.startswith(f"duckdb_temp_{os.getpid()}_"):
+            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is none, or it is in use
+        folder.rmdir()
 
 
 def regroup(connection: duckdb.DuckDBPyConnection, path: Path, rows: int) -> None:
@@ -246,6 +264,8 @@ def damage(error: duckdb.Error, path: Path | None = None, *, done: str = "used")
     file = Path(DATABASE) if path is None else path
     words = _without(file, text)
     if _says(words, _BAD_LOG):
+        if _says(words, _NO_ROOM):  # the log is well
+            return StoreError(f"{file} cannot be {done}: its log takes more memory than there is. Free some. ({text})")
         return _bad_log(log_of(file), text)
     if _says(words, _DAMAGED) or (file.name in text and _says(words, _DAMAGED_FILE)):
         return StoreError(
@@ -258,6 +278,11 @@ def damage(error: duckdb.Error, path: Path | None = None, *, done: str = "used")
             f"the same way, put back a copy of the file. ({text})"
         )
     return None
+
+
+def is_short_of_memory(error: duckdb.Error) -> bool:
+    """Whether DuckDB says that its memory was not enough. Of a commit it says so in an error of another class."""
+    return isinstance(error, duckdb.OutOfMemoryException) or _says(str(error), _NO_ROOM)
 
 
 def half_made(path: Path, text: str) -> StoreError:

@@ -16,6 +16,7 @@ import orjson
 
 from infermesh.config.schema import StoreConfig
 from infermesh.errors import ConfigError, StoreError
+from infermesh.hints import one_line
 from infermesh.inputs.sources import Source
 from infermesh.store.connection import connect_to_write, half_made, log_of
 from infermesh.store.filter import parsed_condition
@@ -125,8 +126,13 @@ class RunStore:
     def __init__(self, path: Path, config: StoreConfig, *, vectors: bool = False) -> None:
         self.path = path
         self._memory_limit = config.memory_limit
-        limits = {"memory_limit": config.memory_limit, "threads": config.threads}
-        self._connection = connect_to_write(path, {**limits, **_CHECKPOINT}, _VECTORS if vectors else _ROWS)
+        settings = {"threads": config.threads, **_CHECKPOINT}
+        self._connection = connect_to_write(path, settings, _VECTORS if vectors else _ROWS)
+        try:
+            self._connection.execute(f"SET memory_limit = {literal(config.memory_limit)}")
+        except duckdb.Error as error:
+            self._connection.close()
+            raise ConfigError(f"store.memory_limit: {one_line(error)}") from None
         if vectors:
             self._connection.execute(_UNPACKED)
         self._file = OpenFile(path)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -16,11 +15,10 @@ import duckdb
 
 from infermesh.errors import StoreError
 from infermesh.hints import one_line
-from infermesh.store.connection import open_duckdb
+from infermesh.store.connection import is_short_of_memory, open_duckdb
 
 VECTOR = 2048  # rows
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))}
-_NO_ROOM = ("failed to pin block", "failed to allocate")
 _Result = TypeVar("_Result")
 logger = logging.getLogger("infermesh")
 
@@ -57,11 +55,6 @@ def with_room(connection: duckdb.DuckDBPyConnection, operation: Callable[[], _Re
                     f"works on {VECTOR:,} rows at a time. Keep long values in files and name the files in the rows, or "
                     f"use a larger machine. ({short})"
                 ) from None
-
-
-def is_short_of_memory(error: duckdb.Error) -> bool:
-    """Whether DuckDB says that its memory was not enough. Of a commit it says so in an error of another class."""
-    return isinstance(error, duckdb.OutOfMemoryException) or any(words in str(error) for words in _NO_ROOM)
 
 
 def more_room(connection: duckdb.DuckDBPyConnection) -> bool:
@@ -108,7 +101,7 @@ def all_memory(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     A checkpoint is that: DuckDB gives the database up where one fails.
     """
     limit = memory_limit(connection)
-    set_limit(connection, f"{_most()}B")
+    connection.execute("RESET memory_limit")
     try:
         yield
     finally:
@@ -123,7 +116,6 @@ def drop_cache(connection: duckdb.DuckDBPyConnection) -> None:
         set_limit(connection, f"{limit}B")
 
 
-@functools.cache
 def _most() -> int:
     with open_duckdb() as connection:
         return memory_limit(connection)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -10,10 +12,11 @@ import orjson
 import pytest
 
 from infermesh.config.schema import SourceConfig, StoreConfig
-from infermesh.errors import StoreError
+from infermesh.errors import ConfigError, StoreError
 from infermesh.inputs.sources import resolve_source
 from infermesh.simulator import Simulator
 from infermesh.store import RunStore, StageTable, memory
+from infermesh.store.connection import connect
 from infermesh.store.memory import drop_cache, memory_limit, set_limit, with_room
 from infermesh.store.schema import Column
 from infermesh.store.writer import GroupWriter
@@ -117,6 +120,42 @@ def test_a_checkpoint_has_the_memory_that_it_needs(tmp_path: Path) -> None:
         assert memory_limit(connection) < 200 * _MIB
     store.close()
     assert not (tmp_path / "run.duckdb.wal").exists()
+
+
+def test_a_killed_run_of_long_rows_is_opened_whatever_its_limit(tmp_path: Path) -> None:
+    """Its log holds more than the limit, and is read as a whole. What it had spilled to disk is removed."""
+    code = """
+import os, sys
+from pathlib import Path
+from infermesh.config.schema import StoreConfig
+from infermesh.store import RunStore
+store = RunStore(Path(sys.argv[1]), StoreConfig(memory_limit="24MB"))
+with store.cursor() as connection:
+    connection.execute("SET memory_limit = '1GB'")
+    rows = "SELECT i AS row_id, repeat(md5(i::VARCHAR), 8000) AS text FROM range(160) r(i)"
+    connection.execute(f"CREATE TABLE source AS {rows}")
+    connection.execute("CREATE TABLE run AS SELECT 2 AS schema_version")
+    connection.execute("INSERT INTO source SELECT * FROM source")
+Path(sys.argv[1] + ".tmp").mkdir(exist_ok=True)
+Path(sys.argv[1] + ".tmp", "duckdb_temp_1_0_storage.tmp").touch()
+os._exit(0)
+"""
+    path = tmp_path / "run.duckdb"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert path.with_name("run.duckdb.wal").stat().st_size > 30_000_000
+    with pytest.raises(StoreError, match=r"takes more memory than there is"):  # and not that the log is damaged
+        connect(path, {"memory_limit": "24MB"})
+    store = RunStore(path, StoreConfig(memory_limit="24MB"))
+    with store.cursor() as connection:
+        assert connection.execute("SELECT count(*) FROM source").fetchone() == (320,)
+        assert memory_limit(connection) < 25 * _MIB
+    store.close()
+    assert not path.with_name("run.duckdb.tmp").exists()
+
+
+def test_a_limit_that_duckdb_does_not_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"store\.memory_limit: .*unit"):
+        RunStore(tmp_path / "run.duckdb", StoreConfig(memory_limit="5XB"))
 
 
 def test_long_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
