@@ -40,7 +40,7 @@ logger = logging.getLogger("infermesh")
 # What is not committed: above it no row is admitted, so that a slow disk does not fill the memory.
 _MAX_BACKLOG, _MAX_BACKLOG_BYTES = 20_000, 48_000_000
 _MAX_ACTIVE_BYTES = 64_000_000  # of the admitted rows, beyond those that the windows need
-_SIZED = (str, bytes)
+_BYTES = {str: 1, bytes: 1, list: 32}  # of a character, a byte, a float in a list
 _GATE_BATCH = 512  # rows per query of a gate
 _BATCH_LINGER_S = 0.25  # wait for a micro-batch to fill: half-empty ones cost requests. The last one does not wait
 _GATE_LINGER_S = 0.002  # the same for a gate's batch
@@ -442,8 +442,7 @@ class Runner:
         state = settled_row(row.row_id, status, outputs, error or (None, None), key, result, reused)
         # Queued before the row advances: the writer commits in this order, so that no commit has a state without the
         # upstream states that it was made from.
-        size = sum([len(value) for value in outputs if value.__class__ in _SIZED])
-        self._writer.put(name, state, replaces=name in row.states, size=size)
+        self._writer.put(name, state, replaces=name in row.states, size=_size_of(outputs))
         if status == "error":
             self._on_error()
         self._advance(name, row)
@@ -470,6 +469,11 @@ def _internal_error(stage: Stage, error: Exception) -> tuple[str, str]:
     """Log an unexpected exception, and return it as the row's error: a bug costs one row, not the run."""
     logger.error("stage %s: unexpected error", stage.name, exc_info=error)
     return "internal", f"{type(error).__name__}: {error} (run.log has the traceback)"
+
+
+def _size_of(outputs: Sequence[Any]) -> int:
+    """About how many bytes the long values of an answer take."""
+    return sum([len(value) * _BYTES[value.__class__] for value in outputs if value.__class__ in _BYTES])
 
 
 def _is_lasting(result: Result | RequestError | None) -> bool:

@@ -1,14 +1,14 @@
 """Rows as Arrow columns, which DuckDB takes as they are.
 
-Its appender converts Python values one by one, and holds the interpreter's lock meanwhile: 6.4 µs for a row of a stage,
-1.7 µs this way; and it takes some 5 MB of vectors a second (``python -m benchmarks.store`` measures both kinds). Types
-that are not known here go through the appender.
+Its appender converts Python values one by one, and holds the interpreter's lock meanwhile: four times as long for a row
+of a stage, and far longer for a vector (docs/decisions/0025-arrow.md). Types that are not known here go through it.
 
 The memory layout is that of the Arrow columnar format, https://arrow.apache.org/docs/format/Columnar.html.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -24,9 +24,9 @@ __all__ = ["Segment", "appendable", "segment"]
 
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
-# Rows in one piece. Making it holds the interpreter's lock, so that pieces bound the event loop's pauses.
-_PIECE = 1024
-_PIECE_OF_VECTORS = 256
+# The most in one piece. Making it holds the interpreter's lock, so that pieces bound the event loop's pauses.
+_PIECE, _PIECE_BYTES = 1024, 2_000_000
+_LONG = ("VARCHAR", "JSON", "FLOAT[]")
 
 
 class Segment:
@@ -84,9 +84,10 @@ def segment(columns: Sequence[Column], rows: Sequence[tuple[Any, ...]]) -> Segme
         varying.append((name, column, found))
     if not varying:
         return None
-    step = _PIECE_OF_VECTORS if any(column.type == "FLOAT[]" for column in columns) else _PIECE
     fields = {name: _ARRAYS[column.type][0] for name, column, _ in varying}
     try:
+        size = sum(sum(map(len, filter(None, found))) for _, column, found in varying if column.type in _LONG)
+        step = min(max(_PIECE_BYTES * len(rows) // max(size, 1), 1), _PIECE)
         pieces = [
             _piece(fields, [(column.type, found[start : start + step]) for _, column, found in varying])
             for start in range(0, len(rows), step)
@@ -135,10 +136,18 @@ def _times(values: Sequence[Any]) -> Any:
 
 
 def _vectors(values: Sequence[Any]) -> Any:
-    flat = [each if each.__class__ is bytes else b"" if each is None else array("f", each).tobytes() for each in values]
+    flat = [each if each.__class__ is bytes else _float32(each) for each in values]
     items = na.c_array_from_buffers(na.float32(), sum(map(len, flat)) // 4, [None, b"".join(flat)])
     ends = array("i", accumulate((len(each) // 4 for each in flat), initial=0))
     return na.c_array_from_buffers(_LIST, len(values), [_valid(values), ends], children=[items])
+
+
+def _float32(numbers: Any) -> bytes:
+    """Numbers as float32; none for NULL. Raises ``OverflowError`` where one is too large, or is not finite itself."""
+    found = array("f", numbers or ())
+    if not math.isfinite(sum(found)):  # array() makes an infinity of what is too large
+        raise OverflowError
+    return found.tobytes()
 
 
 def _valid(values: Sequence[Any]) -> Any:

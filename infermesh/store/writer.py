@@ -170,11 +170,11 @@ class GroupWriter:
         self._bytes_done += sum([each[3] for each in queued])
         self._idle.set()
         self._idle.clear()
-        self._checkpoint(self._connection)
         if self._on_rows is not None:
             self._on_rows(rows)
         if self._on_commit is not None:
             self._on_commit(count)
+        self._checkpoint(self._connection)
 
     def _store(
         self, queued: Sequence[_Queued], stored: dict[str, list[tuple[Any, ...]]], *, last: bool = False

@@ -22,7 +22,7 @@ SOME = {
     "VARCHAR": st.text(st.characters(exclude_categories=["Cs"])),
     "JSON": st.integers().map(str),
     "TIMESTAMP": st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)),
-    "FLOAT[]": st.lists(st.floats(width=32, allow_nan=False), max_size=5),
+    "FLOAT[]": st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=5),
 }
 COLUMNS = [Column(f"c{number}", kind) for number, kind in enumerate(SOME)]
 ROWS = st.lists(st.tuples(*(st.none() | values for values in SOME.values())), min_size=1, max_size=20)
@@ -82,6 +82,8 @@ def test_numbers_keep_what_a_column_holds() -> None:
         ("VARCHAR", 5),
         ("TIMESTAMP", "1970-01-01"),
         ("FLOAT[]", ["a"]),
+        ("FLOAT[]", [0.5, 1e39]),
+        ("FLOAT[]", [0.5, math.inf]),
         ("FLOAT[]", 5),
         ("DECIMAL(5, 2)", 1),
     ],
@@ -90,3 +92,13 @@ def test_what_is_not_known_is_left_to_the_appender(kind: str, value: Any) -> Non
     columns = [Column("row_id", "BIGINT"), Column("value", kind)]
     assert segment(columns, [(0, value), (1, None)]) is None
     assert segment(columns, [(0, value, "one too many"), (1, None)]) is None
+
+
+def test_long_values_make_small_pieces() -> None:
+    """A piece is made under the interpreter's lock, and holds at most 2 GB of text."""
+    columns = [Column("row_id", "BIGINT"), Column("text", "VARCHAR")]
+    rows = [(number, f"{number}" + "x" * 100_000) for number in range(100)]
+    made = segment(columns, rows)
+    assert made is not None
+    assert len(made._pieces) == 6
+    assert stored(columns, rows) == rows
