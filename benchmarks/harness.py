@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 BARE = "bare pyreqwest loop"
 # Script → the package that it cannot do without, of the extra "benchmarks". What it can leave out is left out.
-NEEDS = {**dict.fromkeys(("client", "run", "inflight", "profile"), "pyreqwest"), "tls": "trustme"}
+NEEDS = {
+    **dict.fromkeys(("client", "run", "inflight", "profile"), "pyreqwest"),
+    "tls": "trustme",
+    "embeddings": "numpy",
+}
 T = TypeVar("T")
 
 

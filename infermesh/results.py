@@ -244,13 +244,7 @@ class EmbeddingResult(_Packed):
 
     @property
     def packed(self) -> bytes:
-        """The embedding as float32 numbers of four bytes each, in this machine's byte order.
-
-        Raises
-        ------
-        OverflowError
-            A number of ``embedding`` is too large for a float32.
-        """
+        """The embedding as float32 numbers of four bytes each, in this machine's byte order."""
         return self._bytes if hasattr(self, "_bytes") else array("f", self.embedding).tobytes()
 
     @property

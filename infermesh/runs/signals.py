@@ -62,7 +62,7 @@ def stopping(control: Control, stop: Callable[[], None], drain: Callable[[], Non
     wishes = Wishes()
     handlers: dict[int, Callable[[], None]] = {}
 
-    def counted(act: Callable[[], None]) -> None:
+    def take(act: Callable[[], None]) -> None:
         if wishes.another():
             act()
 
@@ -72,7 +72,7 @@ def stopping(control: Control, stop: Callable[[], None], drain: Callable[[], Non
             if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
                 handlers[signal.SIGHUP] = drain
         for number, handler in handlers.items():
-            loop.add_signal_handler(number, counted, handler)
+            loop.add_signal_handler(number, take, handler)
         try:
             yield
         finally:

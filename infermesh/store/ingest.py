@@ -128,8 +128,8 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequenc
     content = f"CASE WHEN marked THEN json(json)::VARCHAR || {_NUMBERS} ELSE json(json)::VARCHAR END"
     if folders:
         content += f" || to_json([{', '.join(f'f{number}' for number in range(len(folders)))}])::VARCHAR"
-    marked = f"(SELECT *, {_INEXACT} AS marked FROM (SELECT *, {_LONG} AS long FROM {lines}))"
-    _make_keys(connection, marked, content, marked="marked, long")
+    looked_at = f"(SELECT *, {_INEXACT} AS marked FROM (SELECT *, {_LONG} AS long FROM {lines}))"
+    _make_keys(connection, looked_at, content, marked=("marked", "long"))
     inexact = _inexact_values(connection, lines)
     has_long = connection.execute("SELECT 1 FROM __marked LIMIT 1").fetchone() is not None
     connection.execute("DROP TABLE __marked")
@@ -205,7 +205,7 @@ def _inexact_values(connection: duckdb.DuckDBPyConnection, lines: str) -> set[st
     return keys
 
 
-def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str, marked: str | None = None) -> None:
+def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str, marked: Sequence[str] = ()) -> None:
     """Make the table ``__keys``: for each row, in order, the hash of its content and the number of its occurrence.
 
     Parameters
@@ -215,16 +215,16 @@ def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str, m
     content
         SQL over these rows; null for a malformed row.
     marked
-        Columns of these rows, all booleans: where one is true, the row's go into the table ``__marked``.
+        Boolean columns of these rows. Where one is true, the row's are kept in the table ``__marked``.
     """
     # This step takes the most memory, so it comes first: rows that are too long fail here.
     connection.execute(
         f"CREATE TEMP TABLE __hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash"
-        f"{f', {marked}' if marked else ''} FROM {rows}"
+        f"{''.join(f', {name}' for name in marked)} FROM {rows}"
     )
     if marked:
-        some = " OR ".join(marked.split(", "))
-        connection.execute(f"CREATE TEMP TABLE __marked AS SELECT row_id, {marked} FROM __hashes WHERE {some}")
+        columns, some = ", ".join(marked), " OR ".join(marked)
+        connection.execute(f"CREATE TEMP TABLE __marked AS SELECT row_id, {columns} FROM __hashes WHERE {some}")
     connection.execute(
         "CREATE TEMP TABLE __repeated AS SELECT row_id, row_number() OVER (PARTITION BY hash ORDER BY row_id) AS "
         "occurrence FROM __hashes WHERE hash IN (SELECT hash FROM __hashes GROUP BY hash HAVING count(*) > 1)"

@@ -8,7 +8,7 @@ of Mistral's or an old one of Azure's that has never heard of ``max_completion_t
 ``verbose_json`` servers complain with any status (speaches with 422, others with 404, 500 and 501), or in a success.
 ``transformers serve`` streams the Responses API unless ``stream`` is false.
 
-Embeddings are asked for in base64, which takes a quarter of the bytes and a fiftieth of the time to read (OpenAI's API
+Embeddings are asked for in base64, which takes a third of the bytes and a tenth of the time to read (OpenAI's API
 reference, Embeddings, ``encoding_format``; its SDK asks for it too). A server that knows no such parameter passes over
 it, and answers with numbers; one that refuses it by name is asked for numbers from then on.
 """

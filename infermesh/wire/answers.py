@@ -10,7 +10,7 @@ import math
 import sys
 from array import array
 from collections.abc import Sequence
-from sys import intern
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from pybase64 import b64decode
@@ -72,10 +72,20 @@ def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
         _check_ending(result, reply)
     result.request_id = _request_id(reply)
     model = body.get("model")
-    result.model_id = intern(model) if type(model) is str else None  # one text for all results of a batch
+    result.model_id = _shared(model) if type(model) is str else None
     result.token_usage = usage_of(body)
     result.raw_body = reply.data or body
     return result
+
+
+@lru_cache(maxsize=64)
+def _shared_short(text: str) -> str:
+    return text
+
+
+def _shared(text: str) -> str:
+    """The same text for all results that say it, so that a batch keeps it once."""
+    return _shared_short(text) if len(text) <= _EXCERPT else text
 
 
 def _check_ending(result: GenerationResult, reply: Reply) -> None:
@@ -170,7 +180,7 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         )
         more = get("reasoning_details") or get("thinking") or get("function_call") or _names_its_own(choice)
         if type(text) is str and text and type(reason) is str and not rest and not more and "error" not in choice:
-            return GenerationResult(output_text=text, finish_reason=intern(reason))
+            return GenerationResult(output_text=text, finish_reason=_shared(reason))
     except (KeyError, IndexError, TypeError, AttributeError):
         pass
     expected = "a chat completion with choices[0].message"

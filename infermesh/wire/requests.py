@@ -334,7 +334,7 @@ def request_key(request: Request, *extra: str) -> str:
 def embedding_keys(params: Mapping[str, Any], *extra: str) -> Callable[[str], str]:
     """Make the function that gives a text's :func:`request_key`, as of a request with this text alone.
 
-    It does the same in a third of the time: what is around the text in the payload is written once.
+    It does the same in a tenth of the time: what is around the text in the payload is written once.
 
     Raises
     ------
