@@ -49,7 +49,7 @@ from infermesh.types import (
     RoutingStrategy,
     Timeout,
 )
-from infermesh.wire.answers import parse_embeddings, parse_generation, parse_transcription, refusal_of
+from infermesh.wire.answers import parse_generation, parse_transcription, refusal_of
 from infermesh.wire.endings import ending
 from infermesh.wire.requests import (
     embedding_request,
@@ -59,6 +59,7 @@ from infermesh.wire.requests import (
     transcription_request,
 )
 from infermesh.wire.structured import ResponseFormat
+from infermesh.wire.vectors import parse_embeddings
 
 logger = logging.getLogger("infermesh")
 

@@ -26,7 +26,7 @@ from infermesh.stages.functions import imported_function, module_hash
 from infermesh.stages.mapping import Mapped, Mapper, columns_of
 from infermesh.store import Column, StageTable
 from infermesh.types import Reply, Request
-from infermesh.wire.answers import FLOAT32_MAX
+from infermesh.wire.vectors import FLOAT32_MAX
 
 DEPLOYMENT = "python"
 _OWN = frozenset(column.name for column in StageTable("", ()).columns)

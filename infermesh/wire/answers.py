@@ -6,36 +6,29 @@ what was expected, and shows the beginning of the answer.
 
 from __future__ import annotations
 
-import math
-import sys
-from array import array
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from pybase64 import b64decode
-
 from infermesh.errors import (
     ContentFilterError,
-    MalformedResponseError,
     RequestError,
     RequestTimeoutError,
     ServerError,
     UnfinishedError,
 )
-from infermesh.exact_json import dumps, read, shown
+from infermesh.exact_json import dumps, read
 from infermesh.redaction import redact
-from infermesh.results import EmbeddingResult, GenerationResult, ToolCall, TranscriptionResult
+from infermesh.results import GenerationResult, ToolCall, TranscriptionResult
 from infermesh.types import Operation, Reply
 from infermesh.wire.endings import ending
 from infermesh.wire.error_bodies import said_by
 from infermesh.wire.languages import language_code
 from infermesh.wire.parts import read_content, thoughts_in, thoughts_of
 from infermesh.wire.refusals import implied_status, meaning_of
-from infermesh.wire.usage import count, shares, usage_of
+from infermesh.wire.replies import malformed, request_id_of, text_or_none
+from infermesh.wire.usage import usage_of
 
 _EXCERPT = 200
-FLOAT32_MAX = 3.4028234663852886e38  # vectors are stored as float32
 
 
 def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
@@ -70,7 +63,7 @@ def parse_generation(operation: Operation, reply: Reply) -> GenerationResult:
         raise ValueError(f"{operation} is not a generation")
     if result.finish_reason != "stop" or not result.output_text:
         _check_ending(result, reply)
-    result.request_id = _request_id(reply)
+    result.request_id = request_id_of(reply)
     model = body.get("model")
     result.model_id = _shared(model) if type(model) is str else None
     result.token_usage = usage_of(body)
@@ -102,7 +95,7 @@ def _check_ending(result: GenerationResult, reply: Reply) -> None:
         error = ContentFilterError(
             "the provider's content filter left no text in the answer: change the prompt or the filter's settings",
             status_code=reply.status_code,
-            request_id=_request_id(reply),
+            request_id=request_id_of(reply),
         )
         error.usage = usage_of(reply.body)
         raise error
@@ -118,7 +111,9 @@ def _check_ending(result: GenerationResult, reply: Reply) -> None:
 
 
 def _unfinished(message: str, reply: Reply, *, retryable: bool | None = None) -> UnfinishedError:
-    error = UnfinishedError(message, status_code=reply.status_code, request_id=_request_id(reply), retryable=retryable)
+    error = UnfinishedError(
+        message, status_code=reply.status_code, request_id=request_id_of(reply), retryable=retryable
+    )
     error.usage = usage_of(reply.body)
     return error
 
@@ -147,12 +142,12 @@ def _hidden_error(what: str, failure: Any, reply: Reply, failed: type[RequestErr
     kind, retryable, advice = meaning_of(implied_status(said), said)
     if issubclass(kind, ServerError | RequestTimeoutError):
         kind, retryable, advice = failed, None, "The same request may succeed later"
-    advice = advice.format(model=_text_or_none(reply.body.get("model")) or "?", where="", origin="")
+    advice = advice.format(model=text_or_none(reply.body.get("model")) or "?", where="", origin="")
     code = f"{said.codes[0]}: " if said.codes else ""
     error = kind(
         f"{what}: {redact(code + said.message)[:500]}. {advice}",
         status_code=reply.status_code,
-        request_id=_request_id(reply),
+        request_id=request_id_of(reply),
         retryable=retryable,
     )
     error.usage = usage_of(reply.body)
@@ -163,9 +158,9 @@ def _first_choice(body: dict[str, Any], reply: Reply, expected: str) -> dict[str
     try:
         choice = body["choices"][0]
     except (KeyError, IndexError, TypeError):
-        _malformed(expected, reply)
+        malformed(expected, reply)
     if not isinstance(choice, dict):
-        _malformed(expected, reply)
+        malformed(expected, reply)
     return choice
 
 
@@ -190,7 +185,7 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
     if message is None and ending(reason) in ("filtered", "broken"):
         message = {}  # Azure and Gemini leave it out where nothing is to be said
     if not isinstance(message, dict):
-        _malformed(expected, reply)
+        malformed(expected, reply)
     if reply.data is not None and _holds_values(message):
         choice = read(reply.data)["choices"][0]
         message = choice["message"]
@@ -198,7 +193,7 @@ def _chat(body: dict[str, Any], reply: Reply) -> GenerationResult:
         text, refusal, thoughts = read_content(message.get("content"))
         text = text or refusal or read_content(message.get("refusal")).text or _spoken(message)
     except TypeError:
-        _malformed("choices[0].message.content as text", reply)
+        malformed("choices[0].message.content as text", reply)
     calls = message.get("tool_calls")
     if not calls and message.get("function_call"):  # the name of old
         calls = [{"function": message["function_call"]}]
@@ -224,7 +219,7 @@ def _reason(choice: dict[str, Any]) -> str | None:
     reason, native = choice.get("finish_reason"), _names_its_own(choice)
     if isinstance(reason, dict):  # {"type": "length", "length": 5}
         reason = reason.get("type")
-    reason = _text_or_none(reason)
+    reason = text_or_none(reason)
     own = ending(native) if isinstance(native, str) else None
     return native if own in ("filtered", "broken") and own != ending(reason) else reason
 
@@ -242,7 +237,7 @@ def _holds_values(message: dict[str, Any]) -> bool:
 def _spoken(message: dict[str, Any]) -> str:
     """What a spoken answer says, which OpenAI's audio models put beside the sound."""
     audio = message.get("audio")
-    return _text_or_none(audio.get("transcript")) or "" if isinstance(audio, dict) else ""
+    return text_or_none(audio.get("transcript")) or "" if isinstance(audio, dict) else ""
 
 
 def refusal_of(result: GenerationResult) -> str | None:
@@ -265,7 +260,7 @@ def _tool_calls(calls: Any, reply: Reply) -> list[ToolCall]:
         # A call of a custom tool has a text of any form in the place of the arguments.
         return [_tool_call(call.get("id"), call.get("function") or call["custom"]) for call in calls]
     except (KeyError, TypeError, AttributeError):
-        _malformed("tool_calls as a list of {id, function: {name, arguments}}", reply)
+        malformed("tool_calls as a list of {id, function: {name, arguments}}", reply)
 
 
 def _tool_call(call_id: Any, function: dict[str, Any]) -> ToolCall:
@@ -277,7 +272,7 @@ def _tool_call(call_id: Any, function: dict[str, Any]) -> ToolCall:
     name = function["name"]
     if not isinstance(name, str):
         raise TypeError
-    return ToolCall(_text_or_none(call_id), name, arguments)
+    return ToolCall(text_or_none(call_id), name, arguments)
 
 
 def _text(body: dict[str, Any], reply: Reply) -> GenerationResult:
@@ -288,7 +283,7 @@ def _text(body: dict[str, Any], reply: Reply) -> GenerationResult:
     if text is None and ending(reason) in ("filtered", "broken"):
         text = ""
     if not isinstance(text, str):
-        _malformed(expected, reply)
+        malformed(expected, reply)
     return GenerationResult(output_text=text, finish_reason=reason, logprobs=choice.get("logprobs") or None)
 
 
@@ -298,7 +293,7 @@ def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
         _failed_response(body, reply)
     output = body.get("output")
     if not isinstance(output, list):
-        _malformed("a response with a list 'output'", reply)
+        malformed("a response with a list 'output'", reply)
     if reply.data is not None and any(
         isinstance(item, dict) and isinstance(item.get("arguments"), dict | list) for item in output
     ):
@@ -327,7 +322,7 @@ def _responses(body: dict[str, Any], reply: Reply) -> GenerationResult:
         text = "".join(texts) or "".join(refusals)
         reasoning = "\n".join(thoughts) or None
     except (KeyError, TypeError, AttributeError):
-        _malformed("output items of the Responses API", reply)
+        malformed("output items of the Responses API", reply)
     return GenerationResult(
         output_text=text,
         reasoning=reasoning,
@@ -348,100 +343,13 @@ def _finish_reason(body: dict[str, Any], status: Any, called: bool) -> str | Non
     if status == "incomplete":
         details = body.get("incomplete_details")
         reason = details.get("reason") if isinstance(details, dict) else None
-        return "length" if reason == "max_output_tokens" else _text_or_none(reason) or "incomplete"
-    return _text_or_none(status)
+        return "length" if reason == "max_output_tokens" else text_or_none(reason) or "incomplete"
+    return text_or_none(status)
 
 
 def _failed_response(body: dict[str, Any], reply: Reply) -> NoReturn:
     failure = body.get("error") or {"message": "no reason given"}
     raise _hidden_error("the server answered with status 'failed'", failure, reply, ServerError)
-
-
-def parse_embeddings(reply: Reply, n: int, weights: Sequence[int] | None = None) -> list[EmbeddingResult]:
-    """Read ``n`` embeddings, in the order of the texts.
-
-    Parameters
-    ----------
-    reply
-        The answer; vectors as lists of floats, or base64 of little-endian float32 (``encoding_format: base64``).
-    n
-        How many texts were sent.
-    weights
-        The texts' lengths in any unit. The request's tokens are shared out to the texts by them, and the shares add up
-        to the whole. ``None`` shares equally.
-
-    Raises
-    ------
-    MalformedResponseError
-        There are not ``n`` vectors with the indices 0 … n-1, or one is empty or holds what is no finite number.
-        Indices that are all left out, or all the same, say nothing: the vectors are in the order of the texts then. A
-        single one that is left out is the one that is missing (0 in JSON written from protocol buffers).
-    """
-    body = reply.body
-    data = body.get("data")
-    if not isinstance(data, list) or len(data) != n:
-        found = f"{len(data)}" if isinstance(data, list) else "none"
-        _malformed(f"{n} embeddings in 'data' ({found} came)", reply)
-    results = [_EMPTY] * n
-    for index, item in zip(_indices(data, reply), data, strict=True):
-        results[index] = _embedding(item.get("embedding"), reply)
-    request_id = _request_id(reply)
-    model_id = _text_or_none(body.get("model"))
-    usages = shares(usage_of(body, input_only=True), weights if weights is not None else [1] * n)
-    for result, usage in zip(results, usages, strict=True):
-        result.request_id, result.model_id, result.token_usage = request_id, model_id, usage
-    return results
-
-
-def _indices(data: list[Any], reply: Reply) -> Sequence[int]:
-    """Which text each vector belongs to."""
-    everyone = range(len(data))
-    try:
-        told = [item.get("index") for item in data]
-    except AttributeError:
-        _malformed("a list of objects in 'data'", reply)
-    if told == list(everyone) or all(index == told[0] for index in told):
-        return everyone
-    indices = [None if index is None else count(index) for index in told]
-    if told.count(None) == 1 and len(left := set(everyone).difference(indices)) == 1:
-        indices[told.index(None)] = left.pop()
-    found = [index for index in indices if index is not None]
-    if sorted(found) != list(everyone):
-        _malformed(f"each index 0 … {len(data) - 1} once in 'data'", reply)
-    return found
-
-
-def _embedding(value: Any, reply: Reply) -> EmbeddingResult:
-    try:
-        if isinstance(value, str):
-            packed = b64decode(value, validate=True)
-            if sys.byteorder == "big":
-                packed = _swapped(packed)
-            # The byte that holds most of the exponent says of nearly every vector that its numbers are finite.
-            highest = packed[_HIGHEST::4]
-            if not packed or len(packed) % 4 or ((b"\x7f" in highest or b"\xff" in highest) and not _is_finite(packed)):
-                _malformed("each embedding as base64 of finite float32 numbers", reply)
-            return EmbeddingResult.of_bytes(packed)
-        # One pass in C finds what is not a number, not finite, or too large: no number is larger than the length.
-        if not isinstance(value, list) or not value or not math.hypot(*value) <= FLOAT32_MAX:
-            _malformed("each embedding as a non-empty list of finite numbers within float32", reply)
-    except (TypeError, ValueError, OverflowError):
-        _malformed("each embedding as a list of numbers, or base64 of float32", reply)
-    return EmbeddingResult(embedding=value)
-
-
-_HIGHEST = 3 if sys.byteorder == "little" else 0  # of a number's four bytes
-_EMPTY = EmbeddingResult()
-
-
-def _swapped(packed: bytes) -> bytes:
-    numbers = array("f", packed)
-    numbers.byteswap()
-    return numbers.tobytes()
-
-
-def _is_finite(packed: bytes) -> bool:
-    return all(map(math.isfinite, memoryview(packed).cast("f")))
 
 
 def parse_transcription(reply: Reply) -> TranscriptionResult:
@@ -461,7 +369,7 @@ def parse_transcription(reply: Reply) -> TranscriptionResult:
         body = next((value for value in body.values() if isinstance(value, dict) and "text" in value), body)
         text = _transcript_text(body)
     if text is None:
-        _malformed("a transcription with 'text'", reply)
+        malformed("a transcription with 'text'", reply)
     usage = body.get("usage")
     duration = body.get("duration")
     if duration is None and isinstance(usage, dict):
@@ -472,8 +380,8 @@ def parse_transcription(reply: Reply) -> TranscriptionResult:
         seconds = None
     language = body.get("language")
     return TranscriptionResult(
-        request_id=_request_id(reply),
-        model_id=_text_or_none(body.get("model")),
+        request_id=request_id_of(reply),
+        model_id=text_or_none(body.get("model")),
         token_usage=usage_of(body),
         raw_body=reply.data or body,
         text=text,
@@ -496,23 +404,3 @@ def _transcript_text(body: dict[str, Any]) -> str | None:
 
 def _list_or_none(value: Any) -> list[Any] | None:
     return value if isinstance(value, list) and value else None
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _request_id(reply: Reply) -> str | None:
-    value = reply.body.get("id")
-    return value if isinstance(value, str) and value else reply.header("x-request-id")
-
-
-def _malformed(expected: str, reply: Reply) -> NoReturn:
-    answer = redact(shown(reply.body)[: 10 * _EXCERPT])
-    if len(answer) > _EXCERPT:
-        answer = answer[:_EXCERPT] + "…"
-    raise MalformedResponseError(
-        f"expected {expected}, but the server answered {answer}. Check that api_base is an OpenAI-compatible endpoint",
-        status_code=reply.status_code,
-        request_id=_request_id(reply),
-    )

@@ -1,6 +1,6 @@
 """The OpenAI wire format, requests: what the caller means → the JSON that is sent.
 
-Answers are read by :mod:`infermesh.wire.answers`. Field names follow the OpenAI API reference (Chat Completions,
+Answers are read by :mod:`infermesh.wire.answers` and :mod:`infermesh.wire.vectors`. Field names follow the OpenAI API reference (Chat Completions,
 Completions, Responses, Embeddings and Audio), https://platform.openai.com/docs/api-reference.
 """
 

@@ -40,6 +40,7 @@ from infermesh.types import Audio, Request, Transport
 from infermesh.wire import answers
 from infermesh.wire import requests as wire
 from infermesh.wire.structured import ResponseFormat
+from infermesh.wire.vectors import parse_embeddings
 
 from .conftest import KEY, Authority, Loopback, serving
 from .proxy import HttpProxy
@@ -107,7 +108,7 @@ REQUESTS: dict[str, Callable[[], Request]] = {
 
 def parse(request: Request, reply: Any) -> Any:
     if request.operation == "embedding":
-        return answers.parse_embeddings(reply, 2)
+        return parse_embeddings(reply, 2)
     if request.operation == "transcription":
         return answers.parse_transcription(reply)
     return answers.parse_generation(request.operation, reply)

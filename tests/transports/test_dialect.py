@@ -19,8 +19,8 @@ from infermesh.errors import BadRequestError, MalformedResponseError, RequestErr
 from infermesh.results import RequestMetrics
 from infermesh.transports import make_transport
 from infermesh.types import Audio, Request, Transport
-from infermesh.wire.answers import parse_embeddings
 from infermesh.wire.requests import embedding_request
+from infermesh.wire.vectors import parse_embeddings
 
 from .conftest import serving
 

@@ -27,6 +27,7 @@ from infermesh.transports import NativeTransport
 from infermesh.types import Audio, Reply, Request
 from infermesh.wire import answers
 from infermesh.wire import requests as wire
+from infermesh.wire.vectors import parse_embeddings
 
 from .conftest import KEY, Loopback, serving
 
@@ -238,5 +239,5 @@ async def test_against_the_simulator() -> None:
         request = wire.generation_request("responses", "Say it.", {})
         assert answers.parse_generation("responses", await transport.send(request, 20.0)).output_text
         embedding = await transport.send(wire.embedding_request(["a", "b"], {"encoding_format": "base64"}), 20.0)
-        assert [len(r.embedding) for r in answers.parse_embeddings(embedding, 2)] == [64, 64]
+        assert [len(r.embedding) for r in parse_embeddings(embedding, 2)] == [64, 64]
         await transport.aclose()

@@ -12,12 +12,13 @@ from infermesh.errors import RequestError
 from infermesh.exact_json import read
 from infermesh.results import EmbeddingResult, GenerationResult, TokenUsage, TranscriptionResult
 from infermesh.types import Operation, Reply
-from infermesh.wire.answers import parse_embeddings, parse_generation, parse_transcription, refusal_of
+from infermesh.wire.answers import parse_generation, parse_transcription, refusal_of
 from infermesh.wire.endings import ending
 from infermesh.wire.error_bodies import is_error, said_by
 from infermesh.wire.parts import read_content, thoughts_in, thoughts_of
 from infermesh.wire.refusals import implied_status, meaning_of
 from infermesh.wire.usage import usage_of
+from infermesh.wire.vectors import parse_embeddings
 from tests.mutations import any_text, json_values, mutated, written
 
 _USAGE = {

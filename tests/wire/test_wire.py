@@ -26,6 +26,7 @@ from infermesh.types import Audio, Endpoint, Operation, Reply, Request
 from infermesh.wire import answers
 from infermesh.wire import requests as wire
 from infermesh.wire.usage import apportion, usage_of
+from infermesh.wire.vectors import parse_embeddings
 
 
 def reply(body: Any, headers: dict[str, str] | None = None) -> Reply:
@@ -343,11 +344,11 @@ class TestEmbeddings:
 
     def test_base64(self) -> None:
         packed = base64.b64encode(struct.pack("<2f", 0.5, -2.0)).decode()
-        assert answers.parse_embeddings(reply(self.body(packed)), 1)[0].embedding == [0.5, -2.0]
+        assert parse_embeddings(reply(self.body(packed)), 1)[0].embedding == [0.5, -2.0]
 
     def test_without_index(self) -> None:
         body = {"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]}
-        assert [r.embedding for r in answers.parse_embeddings(reply(body), 2)] == [[1.0], [2.0]]
+        assert [r.embedding for r in parse_embeddings(reply(body), 2)] == [[1.0], [2.0]]
 
     @pytest.mark.parametrize(
         ("indices", "order"),
@@ -367,12 +368,12 @@ class TestEmbeddings:
         body = {"data": [{"index": index, "embedding": [i + 1.0]} for i, index in enumerate(indices)]}
         if order is None:
             with pytest.raises(MalformedResponseError, match="each index 0 … 2 once"):
-                answers.parse_embeddings(reply(body), 3)
+                parse_embeddings(reply(body), 3)
         else:
-            assert [r.embedding for r in answers.parse_embeddings(reply(body), 3)] == [[number] for number in order]
+            assert [r.embedding for r in parse_embeddings(reply(body), 3)] == [[number] for number in order]
 
     def test_usage_by_weight(self) -> None:
-        results = answers.parse_embeddings(reply(self.body([1.0], [2.0], [3.0])), 3, weights=[1, 1, 5])
+        results = parse_embeddings(reply(self.body([1.0], [2.0], [3.0])), 3, weights=[1, 1, 5])
         assert [r.token_usage for r in results] == [TokenUsage(2, 0, 2), TokenUsage(1, 0, 1), TokenUsage(7, 0, 7)]
 
     @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ class TestEmbeddings:
     )
     def test_malformed(self, body: dict[str, Any]) -> None:
         with pytest.raises(MalformedResponseError, match="expected"):
-            answers.parse_embeddings(reply(body), 2)
+            parse_embeddings(reply(body), 2)
 
 
 @pytest.mark.parametrize(
