@@ -14,7 +14,19 @@ from functools import partial
 from typing import Any
 
 from benchmarks.endpoint import embedding_endpoint
-from benchmarks.harness import Result, Target, isolated, rate_rows, ratio, rounds, say, script
+from benchmarks.harness import (
+    Result,
+    Target,
+    cpu_note,
+    isolated,
+    peak_notes,
+    per_item,
+    rate_rows,
+    ratio,
+    rounds,
+    say,
+    script,
+)
 from benchmarks.jobs import embedding_experiment, peak_of_run, run_embedding
 
 TEXTS, DIMENSIONS, WINDOW = 32, 1024, 16
@@ -94,9 +106,7 @@ def measure(quick: bool) -> Result:
             say(f"memory: {size:,} texts")
             peaks[size] = peak_of_run(embedding_experiment(url, "rows.jsonl", TEXTS, WINDOW), size)
     sent = dict.fromkeys(ways, requests * TEXTS) | {NUMBERS: requests // 2 * TEXTS}
-    seconds, cpu = (
-        {way: [each[what] / sent[way] for each in found[way]] for way in ways} for what in ("seconds", "cpu_s")
-    )
+    seconds, cpu = per_item(found, sent, "seconds"), per_item(found, sent, "cpu_s")
     stored = 4 * DIMENSIONS * sizes[-1] / 1e6 / peaks[sizes[-1]][1]
     growth = peaks[sizes[-1]][0] - peaks[sizes[0]][0]
     return Result(
@@ -112,12 +122,8 @@ def measure(quick: bool) -> Result:
             Target(f"embeddings: peak at {sizes[-1]:,} over that at {sizes[0]:,}", growth, 300, "MB", at_least=False),
         ],
         [
-            "CPU seconds, which a busy machine changes less: embed_batch "
-            f"{ratio(cpu[PACKED], cpu[BATCH]):.2f} and run {ratio(cpu[PACKED], cpu[RUN]):.2f} of the loop's.",
-            *(
-                f"{size:,} texts: peak {peak:.0f} MB, run.duckdb {database:,.0f} MB, {taken:.1f} s."
-                for size, (peak, taken, database) in peaks.items()
-            ),
+            cpu_note(cpu, PACKED, (BATCH, RUN)),
+            *peak_notes(peaks, "texts"),
             f"A whole run of {sizes[-1]:,} texts stored {stored:.0f} MB of vectors a second.",
         ],
     )

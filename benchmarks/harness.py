@@ -108,6 +108,27 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> float:
     return statistics.median([a / b for a, b in zip(of, to, strict=True)])
 
 
+def per_item(
+    found: Mapping[str, Sequence[Mapping[str, float]]], sent: Mapping[str, int], what: str
+) -> dict[str, list[float]]:
+    """What each way took for one item, by round; ``what`` is ``seconds`` or ``cpu_s``."""
+    return {way: [each[what] / sent[way] for each in found[way]] for way in sent}
+
+
+def cpu_note(cpu: Mapping[str, Sequence[float]], base: str, ways: Sequence[str]) -> str:
+    """How the CPU time of some ways compares with that of one."""
+    parts = " and ".join(f"{way} {ratio(cpu[base], cpu[way]):.2f}" for way in ways)
+    return f"By CPU seconds, which a busy machine changes less: {parts} of the loop's."
+
+
+def peak_notes(peaks: Mapping[int, tuple[float, float, float]], noun: str) -> list[str]:
+    """A line for each size: the peak of its memory, its database, its seconds."""
+    return [
+        f"{size:,} {noun}: peak {peak:.0f} MB, run.duckdb {database:,.0f} MB, {taken:.1f} s."
+        for size, (peak, taken, database) in peaks.items()
+    ]
+
+
 def rate_rows(seconds: Mapping[str, Sequence[float]], base: str = BARE) -> list[list[str]]:
     """Seconds a request, by way and round → requests a second, microseconds each, and the ratio to ``base``."""
     rows = []

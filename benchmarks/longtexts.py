@@ -12,7 +12,19 @@ from functools import partial
 from typing import Any
 
 from benchmarks.endpoint import long_endpoint, long_text
-from benchmarks.harness import Result, Target, isolated, rate_rows, ratio, rounds, say, script
+from benchmarks.harness import (
+    Result,
+    Target,
+    cpu_note,
+    isolated,
+    peak_notes,
+    per_item,
+    rate_rows,
+    ratio,
+    rounds,
+    say,
+    script,
+)
 from benchmarks.jobs import experiment, peak_of_run, run_long
 from benchmarks.loops import WAYS
 
@@ -51,9 +63,8 @@ def measure(quick: bool) -> Result:
         for size in sizes:
             say(f"memory: {size:,} rows")
             peaks[size] = peak_of_run(declared, size, PROMPT)
-    seconds, cpu = (
-        {way: [each[what] / requests for each in found[way]] for way in ways} for what in ("seconds", "cpu_s")
-    )
+    sent = dict.fromkeys(ways, requests)
+    seconds, cpu = per_item(found, sent, "seconds"), per_item(found, sent, "cpu_s")
     growth = peaks[sizes[-1]][0] - peaks[sizes[0]][0]
     return Result(
         "longtexts",
@@ -68,12 +79,8 @@ def measure(quick: bool) -> Result:
             Target(f"long texts: peak at {sizes[-1]:,} over that at {sizes[0]:,}", growth, 300, "MB", at_least=False),
         ],
         [
-            "CPU seconds, which a busy machine changes less: generate_batch "
-            f"{ratio(cpu[BARE], cpu[BATCH]):.2f} and run {ratio(cpu[BARE], cpu[RUN]):.2f} of the loop's.",
-            *(
-                f"{size:,} rows: peak {peak:.0f} MB, run.duckdb {database:,.0f} MB, {taken:.1f} s."
-                for size, (peak, taken, database) in peaks.items()
-            ),
+            cpu_note(cpu, BARE, (BATCH, RUN)),
+            *peak_notes(peaks, "rows"),
         ],
     )
 

@@ -1,7 +1,8 @@
 """The OpenAI wire format, requests: what the caller means → the JSON that is sent.
 
-Answers are read by :mod:`infermesh.wire.answers` and :mod:`infermesh.wire.vectors`. Field names follow the OpenAI API reference (Chat Completions,
-Completions, Responses, Embeddings and Audio), https://platform.openai.com/docs/api-reference.
+Answers are read by :mod:`infermesh.wire.answers`, embeddings by :mod:`infermesh.wire.vectors`. Field names follow the
+OpenAI API reference (Chat Completions, Completions, Responses, Embeddings and Audio),
+https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
