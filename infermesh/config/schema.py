@@ -31,7 +31,7 @@ from infermesh.types import Endpoint, Limits, RoutingStrategy, TransportKind
 
 RESERVED_TABLES = frozenset(
     {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file", "sessions"}
-    | {"materialized", "redo_rows"}
+    | {"materialized", "redo_rows", "attempts_log"}
 )
 OWN_FIELDS = "row"  # the mapper that takes a row's own fields as the request
 STAGE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -119,7 +119,7 @@ def _stored(copy: RowCopy, name: str, config: Mapping[str, Any]) -> StageStory:
     for row in copy.rows(name):
         story.status = row["status"]
         story.outputs = {column: value for column, value in row.items() if column not in _AROUND}
-        story.state = {column.name: row.get(column.name) for column in AFTER_OUTPUTS}
+        story.state = {column.name: row.get(column.name) for column in AFTER_OUTPUTS if column.name != "sole_request"}
     attempts = copy.rows("attempts", f"stage = {literal(name)}")
     story.attempts = sorted(attempts, key=lambda attempt: (attempt["started_at"], attempt["attempt"]))
     return story

@@ -13,7 +13,16 @@ from infermesh.hints import nearest, one_line
 from infermesh.query.attached import LiveTables, attach
 from infermesh.query.reader import RunReader
 from infermesh.query.union import in_memory
-from infermesh.store.schema import COMMON_DDL, DATABASE, SOURCE, literal, quoted, results_view
+from infermesh.store.schema import (
+    ATTEMPTS_DDL,
+    ATTEMPTS_LOG,
+    COMMON_DDL,
+    DATABASE,
+    SOURCE,
+    literal,
+    quoted,
+    results_view,
+)
 
 __all__ = ["RowCopy", "find_row"]
 
@@ -137,7 +146,7 @@ class RowCopy:
                     self._live.fill([table], where=condition)
                 whole = f"{_RUN}.{quoted(table)}"
                 self.connection.execute(f"CREATE TABLE {quoted(table)} AS SELECT * FROM {whole} WHERE {condition}")
-        for ddl in COMMON_DDL:
+        for ddl in (*COMMON_DDL, ATTEMPTS_DDL.replace(ATTEMPTS_LOG, "attempts")):
             self.connection.execute(ddl)
         self.connection.execute(f"DETACH {_RUN}")
         ((config,),) = self.connection.execute("SELECT config FROM run").fetchall()

@@ -1,4 +1,7 @@
-"""The log of requests: each is counted and queued for ``attempts``, a failed one as soon as it has failed."""
+"""The log of requests: each is counted, and queued for ``attempts_log``, a failed one as soon as it has failed.
+
+A request that the row of its answer tells of itself is counted alone: see :func:`infermesh.store.schema.sole_requests`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from infermesh.errors import RequestError, StoppedError
 from infermesh.results import Attempt, RequestMetrics
 from infermesh.runs.stats import RunStats, Trouble
 from infermesh.store import GroupWriter
-from infermesh.store.schema import attempt_row
+from infermesh.store.schema import ATTEMPTS_LOG, attempt_row
 
 __all__ = ["AttemptLog", "RowLog"]
 
@@ -28,8 +31,8 @@ class AttemptLog:
         ON_FAILURE.set(log.failed)
         return log
 
-    def write(self, stage: str, row_id: int, attempt: Attempt, error: RequestError | None = None) -> None:
-        """Count one request, and queue it."""
+    def count(self, attempt: Attempt) -> None:
+        """Count one request."""
         stats = self._stats
         stats.requests += 1
         stats.retries += attempt.attempt > 1
@@ -42,11 +45,16 @@ class AttemptLog:
             stats.completion_tokens += completion
         if cost is not None:
             stats.cost_usd = (stats.cost_usd or 0.0) + cost
+
+    def write(self, stage: str, row_id: int, attempt: Attempt, error: RequestError | None = None) -> None:
+        """Count one request, and queue it."""
+        self.count(attempt)
         if error is None:
-            self._writer.put("attempts", attempt_row(stage, row_id, attempt))
+            self._writer.put(ATTEMPTS_LOG, attempt_row(stage, row_id, attempt))
             return
         message = error.message.removeprefix(f"{attempt.deployment}: ")
-        self._writer.put("attempts", attempt_row(stage, row_id, attempt, message))
+        self._writer.put(ATTEMPTS_LOG, attempt_row(stage, row_id, attempt, message))
+        stats = self._stats
         if not isinstance(error, StoppedError):
             kind = (stage, attempt.deployment, error.kind)
             trouble = stats.troubles.get(kind)
@@ -73,14 +81,19 @@ class RowLog:
         self._written.append(attempt)
         self._log.write(self._stage, self._row_id, attempt, error)
 
-    def end(self, metrics: RequestMetrics, row_id: int | None = None) -> None:
+    def end(self, metrics: RequestMetrics, row_id: int | None = None, *, told: bool = False) -> None:
         """Log the other requests of an answer, or of a failure.
 
         Parameters
         ----------
         row_id
             Whose they are; ``None``: this row's.
+        told
+            There is one, and the row tells of it.
         """
+        if told:
+            self._log.count(metrics.attempts[0])
+            return
         written = self._written
         for attempt in metrics.attempts:
             if written is None or not any(attempt is other for other in written):

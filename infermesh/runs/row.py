@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from typing import Any
 
 from infermesh.errors import RequestError
@@ -15,7 +16,7 @@ from infermesh.store import Row, StageTable
 from infermesh.store.reuse import KnownAnswer
 from infermesh.store.schema import microseconds, state_row
 
-__all__ = ["StageOutputs", "answered_by_its_state", "settled_row", "take_stored", "to_be_redone"]
+__all__ = ["StageOutputs", "answered_by_its_state", "settled_row", "take_stored", "tells_its_request", "to_be_redone"]
 
 
 class StageOutputs:
@@ -95,6 +96,22 @@ def to_be_redone(row: Row, stage: str) -> bool:
     return state is not None and state.redo
 
 
+def tells_its_request(result: Result | RequestError) -> bool:
+    """Whether a row with this answer says all that ``attempts`` does: it took one request, for itself alone."""
+    metrics = result.metrics
+    if isinstance(result, RequestError) or metrics is None or len(metrics.attempts) != 1:
+        return False
+    only, usage = metrics.attempts[0], result.token_usage
+    return (
+        only.attempt == only.rows == 1
+        and only.status_code == 200
+        and only.cost_usd == result.cost
+        and only.deployment == metrics.deployment
+        and (only.prompt_tokens, only.completion_tokens)
+        == ((None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens))
+    )
+
+
 def settled_row(
     row_id: int,
     status: str,
@@ -103,20 +120,26 @@ def settled_row(
     key: str | None,
     result: Result | RequestError | None,
     reused: KnownAnswer | None,
+    *,
+    sole: bool = False,
 ) -> tuple[Any, ...]:
     """Make the row of a stage's table. At most one of ``result`` and ``reused`` is given: an answer sent for, or known.
 
-    A known answer of this run keeps its ``finished_at``: with ``reused_from`` it marks the answer as handed out.
+    A known answer of this run keeps its ``finished_at``: with ``reused_from`` it marks the answer as handed out. With
+    ``sole`` the row tells of its request, which began ``service_s`` before ``finished_at``.
     """
     metrics: RequestMetrics | None = None
     usage: TokenUsage | KnownAnswer | None = None
-    model_id = request_id = deployment = cost = finished_at = None
+    model_id = request_id = deployment = cost = None
+    finished_at: datetime | int | None = None
     if isinstance(result, RequestError):
         metrics, request_id, deployment = result.metrics, result.request_id, result.deployment
     elif result is not None:
         metrics, request_id = result.metrics, result.request_id
         usage, model_id, cost = result.token_usage, result.model_id, result.cost
         deployment = metrics.deployment if metrics is not None else None
+        if sole and metrics is not None:
+            finished_at = microseconds(metrics.attempts[0].started_at + metrics.service_s)
     elif reused is not None:
         usage, model_id, request_id, cost = reused, reused.model_id, reused.request_id, 0.0
         finished_at = reused.finished_at
@@ -137,4 +160,5 @@ def settled_row(
         metrics.service_s if metrics is not None else None,
         finished_at or microseconds(time.time()),
         reused.run_id if reused is not None else None,
+        sole or None,
     )

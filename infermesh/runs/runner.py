@@ -23,7 +23,14 @@ from infermesh.errors import ContentFilterError, InputError, RequestError, Stopp
 from infermesh.results import RequestMetrics
 from infermesh.runs.attempts import AttemptLog
 from infermesh.runs.gate import Gate
-from infermesh.runs.row import StageOutputs, answered_by_its_state, settled_row, take_stored, to_be_redone
+from infermesh.runs.row import (
+    StageOutputs,
+    answered_by_its_state,
+    settled_row,
+    take_stored,
+    tells_its_request,
+    to_be_redone,
+)
 from infermesh.runs.stats import RunStats
 from infermesh.runtime.workers import Channel, run_window
 from infermesh.stages import BatchStage, Prepared, Stage, prepare
@@ -341,9 +348,10 @@ class Runner:
             return
         finally:
             stats.in_flight -= 1
+        sole = stage.name not in row.states and tells_its_request(result)  # a row that is replaced may keep its state
         if result.metrics is not None:
-            log.end(result.metrics)
-        self._settle_result(stage, row, item, result)
+            log.end(result.metrics, told=sole)
+        self._settle_result(stage, row, item, result, sole=sole)
         if self._on_settled is not None:
             self._on_settled()
 
@@ -370,7 +378,9 @@ class Runner:
         if self._on_settled is not None:
             self._on_settled()
 
-    def _settle_result(self, stage: Stage, row: Row, item: Prepared[Any], result: Result | RequestError) -> None:
+    def _settle_result(
+        self, stage: Stage, row: Row, item: Prepared[Any], result: Result | RequestError, *, sole: bool = False
+    ) -> None:
         if isinstance(result, StoppedError):  # it was never sent, so its row stays pending
             return
         if isinstance(result, RequestError):
@@ -381,10 +391,10 @@ class Runner:
             except Exception as error:  # what one answer holds costs its row, not the run
                 failure = _internal_error(stage, error)
             else:
-                self._settle(stage, row, "done", outputs + item.carried, key=item.key, result=result)
+                self._settle(stage, row, "done", outputs + item.carried, key=item.key, result=result, sole=sole)
                 return
         blank = (None,) * (len(stage.table.outputs) - len(item.carried))
-        self._settle(stage, row, "error", blank + item.carried, error=failure, key=item.key, result=result)
+        self._settle(stage, row, "error", blank + item.carried, error=failure, key=item.key, result=result, sole=sole)
 
     def _keep_stored(self, stage: Stage, row: Row) -> None:
         """The stage is stale, but this row's request is unchanged: keep the stored state; nothing is written."""
@@ -415,6 +425,7 @@ class Runner:
         key: str | None = None,
         result: Result | RequestError | None = None,
         reused: KnownAnswer | None = None,
+        sole: bool = False,
     ) -> None:
         """Queue a row's final state at a stage for commit, and submit the row to the stages that waited for it."""
         name = stage.name
@@ -439,7 +450,7 @@ class Runner:
         self.stats.settled += 1
         if outputs is None:
             outputs = (None,) * len(stage.table.outputs)
-        state = settled_row(row.row_id, status, outputs, error or (None, None), key, result, reused)
+        state = settled_row(row.row_id, status, outputs, error or (None, None), key, result, reused, sole=sole)
         # Queued before the row advances: the writer commits in this order, so that no commit has a state without the
         # upstream states that it was made from.
         self._writer.put(name, state, replaces=name in row.states, size=_size_of(outputs))

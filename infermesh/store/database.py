@@ -25,9 +25,10 @@ from infermesh.store.memory import all_memory, drop_cache, fetch, set_limit, wit
 from infermesh.store.open_file import OpenFile
 from infermesh.store.output_file import OutputTable
 from infermesh.store.pending import PendingRows
-from infermesh.store.reshape import disown, fit, merge, outline, put_aside, stamp_of, wrapped
+from infermesh.store.reshape import disown, fit, merge, outline, put_aside, stamp_of, telling_tables, with_log, wrapped
 from infermesh.store.schema import (
     ATTEMPTS,
+    ATTEMPTS_LOG,
     COMMON_DDL,
     INVALID,
     MIGRATIONS,
@@ -37,12 +38,14 @@ from infermesh.store.schema import (
     QueryTable,
     RunStatus,
     StageTable,
+    attempts_view,
     invalid_answers,
     literal,
     not_retired,
     quoted,
     redone,
     row_instead,
+    sole_requests,
     stored_origin,
     views,
 )
@@ -203,6 +206,7 @@ class RunStore:
         connection.begin()
         try:
             if not self.is_new:
+                with_log(connection)
                 put_aside(connection, tables, queries)
             for ddl in (*COMMON_DDL, *(table.ddl for table in tables)):
                 connection.execute(ddl)
@@ -228,7 +232,7 @@ class RunStore:
             for query in queries:
                 origins[query.name] = outline(connection, query, self._origins)
             self._check_stage_names(origins)
-            for view in views(origins, tables):
+            for view in (*views(origins, tables), attempts_view(telling_tables(connection))):
                 connection.execute(view)
             check(connection, origins)
             values = {
@@ -430,11 +434,12 @@ class RunStore:
     ) -> GroupWriter:
         """Start the writer of the stage tables and of ``attempts``. Parameters as in :class:`GroupWriter`."""
         tables: dict[str, Sequence[Column]] = {table.name: table.columns for table in self._tables}
-        tables["attempts"] = ATTEMPTS
+        tables[ATTEMPTS_LOG] = ATTEMPTS
         return GroupWriter(
             self._connection.cursor(),
             tables,
             instead=functools.partial(self._instead, tables),
+            kept={table.name: f"INSERT INTO {ATTEMPTS_LOG} {sole_requests(table.name)}" for table in self._tables},
             interval=self._interval,
             on_commit=on_commit,
             on_rows=on_rows,
@@ -453,7 +458,7 @@ class RunStore:
         self, tables: Mapping[str, Sequence[Column]], table: str, row: tuple[Any, ...], reason: str
     ) -> tuple[Any, ...] | None:
         """What to store for a row that cannot be stored. A row that is done again keeps the answer that it has."""
-        if table != "attempts":
+        if table != ATTEMPTS_LOG:
             with self._connection.cursor() as connection:
                 kept = f"SELECT 1 FROM {quoted(table)} s WHERE row_id = ? AND status = 'done' AND {redone(table, 's')}"
                 if connection.execute(kept, [row[0]]).fetchone():

@@ -14,6 +14,7 @@ from infermesh.hints import one_line
 from infermesh.store.connection import open_duckdb
 from infermesh.store.ingest import check_names, row_columns
 from infermesh.store.schema import (
+    ATTEMPTS_LOG,
     SOURCE,
     Column,
     QueryTable,
@@ -22,7 +23,24 @@ from infermesh.store.schema import (
     not_retired,
     quoted,
     retired,
+    sole_requests,
 )
+
+
+def with_log(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the table ``attempts`` of schema 1 or 2 the log that it is now, beside the view of that name."""
+    if _count(connection, "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'attempts'"):
+        connection.execute(f"ALTER TABLE attempts RENAME TO {ATTEMPTS_LOG}")
+
+
+def telling_tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """The stages' tables whose rows tell of their requests, those of stages that are no longer declared as well."""
+    rows = connection.execute(
+        "SELECT c.table_name FROM duckdb_columns() c JOIN duckdb_tables() t USING (table_name) WHERE c.column_name = "
+        "'sole_request' AND table_name NOT IN (SELECT table_name FROM duckdb_columns() WHERE column_name = 'row_key') "
+        "ORDER BY ALL"
+    ).fetchall()
+    return [name for (name,) in rows]
 
 
 def put_aside(
@@ -41,8 +59,13 @@ def put_aside(
         if not fits:
             for view in ("results", "progress"):
                 connection.execute(f"DROP VIEW IF EXISTS {view}")
-            old = quoted(f"{name}_until_{datetime.now(UTC):%Y%m%d_%H%M%S}")
-            connection.execute(f"ALTER TABLE {quoted(name)} RENAME TO {old}")
+            if name in wanted and "sole_request" in found:  # under its name, which the stage's new rows have as well
+                connection.execute(f"INSERT INTO {ATTEMPTS_LOG} {sole_requests(name)}")
+                connection.execute(f"ALTER TABLE {quoted(name)} DROP COLUMN sole_request")
+            old = f"{name}_until_{datetime.now(UTC):%Y%m%d_%H%M%S}"
+            taken = _count(connection, "SELECT count(*) FROM duckdb_tables() WHERE starts_with(table_name, ?)", [old])
+            old += f"_{taken + 1}" if taken else ""  # twice in a second
+            connection.execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted(old)}")
 
 
 def fit(connection: duckdb.DuckDBPyConnection, table: StageTable) -> None:
@@ -164,9 +187,11 @@ def _tables(node: Any) -> Iterator[str]:
 
 
 def wrapped(query: QueryTable, origins: Mapping[str, str]) -> str:
-    """The query of a sql stage, over tables without their retired rows."""
+    """The query of a sql stage, over tables without their retired rows, and without what only we need of them."""
+    stages = {name for name, origin in origins.items() if name != origin}
     named = ", ".join(
-        f"{quoted(name)} AS (SELECT * FROM main.{quoted(name)} s WHERE {not_retired(origins.get(name, SOURCE))})"
+        f"{quoted(name)} AS (SELECT *{' EXCLUDE (sole_request)' if name in stages else ''} FROM main.{quoted(name)} s "
+        f"WHERE {not_retired(origins.get(name, SOURCE))})"
         for name in query.reads
     )
     return f"{f'WITH {named} ' if named else ''}SELECT * FROM ({query.query}\n)"

@@ -164,6 +164,7 @@ _LIST = na.list_(na.float32())
 _ARRAYS: dict[str, tuple[Any, Callable[[Sequence[Any]], Any]]] = {
     "BIGINT": (na.int64(), _numbers("q", na.int64())),
     "INTEGER": (na.int32(), _numbers("i", na.int32())),
+    "BOOLEAN": (na.bool_(), lambda values: na.c_array(values, na.bool_())),
     "DOUBLE": (na.float64(), _numbers("d", na.float64())),
     "VARCHAR": (na.string(), _texts),
     "JSON": (na.string(), _texts),

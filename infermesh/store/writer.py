@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import duckdb
@@ -59,6 +60,9 @@ class GroupWriter:
     instead
         Called with a table's name, a row that its columns cannot hold, and why; returns the row to store in its place,
         or ``None`` to leave the table as it is. Without it such a row makes writing fail.
+    kept
+        Table name → an INSERT that keeps what ``attempts`` has from its rows, for those that are replaced. A condition
+        on them is added to it.
     interval
         Seconds between commits.
     on_commit
@@ -77,6 +81,7 @@ class GroupWriter:
         tables: Mapping[str, Sequence[Column]],
         *,
         instead: Callable[[str, tuple[Any, ...], str], tuple[Any, ...] | None] | None = None,
+        kept: Mapping[str, str] = MappingProxyType({}),
         interval: float = 0.1,
         on_commit: Callable[[int], None] | None = None,
         on_rows: Callable[[Mapping[str, Sequence[tuple[Any, ...]]]], None] | None = None,
@@ -87,6 +92,7 @@ class GroupWriter:
         self._checkpoint = checkpoint
         self._tables = tables
         self._instead = instead
+        self._kept = kept
         self._interval = interval
         self._on_commit = on_commit
         self._on_rows = on_rows
@@ -219,14 +225,16 @@ class GroupWriter:
         connection.begin()
         try:
             for table, ids in stale.items():
-                connection.execute(
-                    f"DELETE FROM {quoted(table)} WHERE row_id IN (SELECT unnest(?::BIGINT[])) "
-                    "AND row_id BETWEEN ? AND ?",
+                these, values = (
+                    "row_id IN (SELECT unnest(?::BIGINT[])) AND row_id BETWEEN ? AND ?",
                     [ids, min(ids), max(ids)],
                 )
-            for table, values in rows.items():
-                for start in range(0, len(values), _BLOCK):
-                    self._insert(table, values[start : start + _BLOCK])
+                if table in self._kept:
+                    connection.execute(f"{self._kept[table]} AND {these}", values)
+                connection.execute(f"DELETE FROM {quoted(table)} WHERE {these}", values)
+            for table, put in rows.items():
+                for start in range(0, len(put), _BLOCK):
+                    self._insert(table, put[start : start + _BLOCK])
             connection.commit()
         except BaseException:
             with contextlib.suppress(duckdb.Error):  # an error may have ended the transaction, and must not be hidden

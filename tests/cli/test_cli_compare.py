@@ -123,7 +123,7 @@ class TestSqlAcross:
         file = tmp_path / "runs" / "0" / "run.duckdb"
         code = (
             f"import duckdb, os; c = duckdb.connect({str(file)!r}); "
-            "c.execute(\"INSERT INTO attempts (stage) VALUES ('late')\"); os._exit(9)"
+            "c.execute(\"INSERT INTO attempts_log (stage) VALUES ('late')\"); os._exit(9)"
         )
         subprocess.run([sys.executable, "-c", code], check=False)
         assert file.with_name("run.duckdb.wal").exists()

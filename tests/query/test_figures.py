@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from infermesh.query.figures import Figures, read_figures, read_stored, write_parquet
-from infermesh.store.schema import COMMON_DDL, Column, StageTable, views
+from infermesh.store.schema import COMMON_DDL, Column, StageTable, attempts_view, views
 
 # stage, row, attempt, second of sending, queue_s, service_s, error_type, tokens
 ATTEMPTS = [
@@ -32,7 +32,7 @@ def database(tmp_path: Path) -> Path:
             connection.execute(ddl)
         connection.execute("CREATE TABLE source (row_id BIGINT, row_key VARCHAR, n BIGINT)")
         connection.execute("INSERT INTO source SELECT i, i::VARCHAR, i FROM range(3) t(i)")
-        for view in views({"source": [Column("n", "BIGINT")]}, stages):
+        for view in (*views({"source": [Column("n", "BIGINT")]}, stages), attempts_view(["a", "b"])):
             connection.execute(view)
         connection.execute(
             "INSERT INTO run (run_id, status, overrides, signatures, config_hash, source_fingerprint) "
@@ -44,8 +44,8 @@ def database(tmp_path: Path) -> Path:
         )
         for stage, row, attempt, second, queue, service, error, tokens in ATTEMPTS:
             connection.execute(
-                "INSERT INTO attempts VALUES (?, ?, ?, 'd', TIMESTAMP '2026-01-01' + to_seconds(?), ?, ?, 200, ?, ?, "
-                "0, 0.5, 1, NULL)",
+                "INSERT INTO attempts_log VALUES (?, ?, ?, 'd', TIMESTAMP '2026-01-01' + to_seconds(?), ?, ?, 200, ?, "
+                "?, 0, 0.5, 1, NULL)",
                 [stage, row, attempt, second, queue, service, error, tokens],
             )
         connection.execute("INSERT INTO a (row_id, status) VALUES (0, 'done'), (1, 'done'), (2, 'done')")
@@ -80,7 +80,7 @@ def test_a_run(database: Path) -> None:
 
 def test_nothing_was_asked(database: Path) -> None:
     with duckdb.connect(str(database)) as connection:
-        connection.execute("DELETE FROM attempts")
+        connection.execute("DELETE FROM attempts_log")
     found = figures(database, "a")
     assert math.isnan(found.p50_s)
     assert math.isnan(found.rows_per_s)

@@ -75,13 +75,17 @@ def test_a_whole_run(run: Lab) -> None:
         ("UPDATE a SET request_key = NULL WHERE row_id = 1", "a", "an answer without request_key: 1 row"),
         ("UPDATE a SET attempts = 0 WHERE row_id = 1", "a", "answered by no request: 1 row"),
         (
-            "DELETE FROM attempts WHERE stage = 'a' AND row_id = 2",
+            "UPDATE a SET sole_request = NULL WHERE row_id = 2",
             "attempts",
             "a: fewer requests in attempts than",
         ),
-        ("DELETE FROM attempts WHERE stage = 'v'", "attempts", "v: 8 rows were sent, by requests for 0 rows"),
-        ("INSERT INTO attempts SELECT * FROM attempts LIMIT 1", "attempts", "there twice: 1 request"),
-        ("UPDATE attempts SET row_id = 77 WHERE stage = 'a' AND row_id = 2", "attempts", "a: of no row: 1 request"),
+        ("DELETE FROM attempts_log WHERE stage = 'v'", "attempts", "v: 8 rows were sent, by requests for 0 rows"),
+        ("INSERT INTO attempts_log SELECT * FROM attempts LIMIT 1", "attempts", "there twice: 1 request"),
+        (
+            "INSERT INTO attempts_log SELECT * REPLACE (77 AS row_id) FROM attempts WHERE stage = 'a' AND row_id = 2",
+            "attempts",
+            "a: of no row: 1 request",
+        ),
         ("UPDATE run SET status = 'done'", "status", "it says done, but 0 rows are pending and 2 have failed"),
         ("UPDATE sessions SET status = 'done'", "status", "it says failed_rows, its last session done"),
         ("DELETE FROM run", "run", "no rows, expected one"),
@@ -144,7 +148,7 @@ def test_the_command(run: Lab, simulator: Simulator) -> None:
     assert fine.returncode == 0, fine.stdout
     assert "  ok     attempts: " in fine.stdout
     with duckdb.connect(str(run.folder / DATABASE)) as connection:
-        connection.execute("DELETE FROM attempts")
+        connection.execute("UPDATE a SET sole_request = NULL")
     broken = here("verify", str(run.folder), cwd=run.root)
     assert broken.returncode == 1
     assert "  WRONG  attempts: " in broken.stdout

@@ -83,6 +83,7 @@ class TestTables:
                     "service_s",
                     "finished_at",
                     "reused_from",
+                    "sole_request",
                 ),
             ]
             assert columns("source") == ["row_id", "row_key", "n", "text"]

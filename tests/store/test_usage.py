@@ -18,7 +18,7 @@ from infermesh.dispatch.fleet import Fleet
 from infermesh.limits import LocalRateLimiter
 from infermesh.store import connection as opening
 from infermesh.store import usage
-from infermesh.store.schema import ATTEMPTS_DDL, RUN_DDL
+from infermesh.store.schema import ATTEMPTS_DDL, RUN_DDL, attempts_view
 from infermesh.store.usage import used_today
 from tests.support import experiment, generate
 
@@ -46,10 +46,11 @@ class Runs:
         with duckdb.connect(str(folder / "run.duckdb")) as connection:
             connection.execute(RUN_DDL)
             connection.execute(ATTEMPTS_DDL)
+            connection.execute(attempts_view([]))
             connection.execute("INSERT INTO run (config) VALUES (?)", [orjson.dumps(config).decode()])
             for deployment, started, error, prompt, completion in attempts:
                 connection.execute(
-                    "INSERT INTO attempts (deployment, started_at, error_type, prompt_tokens, completion_tokens) "
+                    "INSERT INTO attempts_log (deployment, started_at, error_type, prompt_tokens, completion_tokens) "
                     "VALUES (?, ?, ?, ?, ?)",
                     [deployment, started.replace(tzinfo=None), error, prompt, completion],
                 )
@@ -108,7 +109,7 @@ def test_the_log_beside_a_database_tells_when_it_was_written(runs: Runs) -> None
     folder = runs.add("killed", declared(), [("d", NOON, None, 1, 1)], NOON.replace(day=5))
     with duckdb.connect(str(folder / "run.duckdb"), config={"checkpoint_threshold": "1TB"}) as connection:
         connection.execute("PRAGMA disable_checkpoint_on_shutdown")
-        connection.execute("INSERT INTO attempts SELECT * FROM attempts")
+        connection.execute("INSERT INTO attempts_log SELECT * FROM attempts")
     log = folder / "run.duckdb.wal"
     assert log.exists()
     os.utime(folder / "run.duckdb", (0, 0))

@@ -18,7 +18,14 @@ import pytest
 from infermesh.errors import StoreError
 from infermesh.results import Attempt
 from infermesh.store import Column, GroupWriter, StageTable
-from infermesh.store.schema import ATTEMPTS, ATTEMPTS_DDL, attempt_row, row_instead, state_row
+from infermesh.store.schema import (
+    ATTEMPTS,
+    ATTEMPTS_DDL,
+    ATTEMPTS_LOG,
+    attempt_row,
+    row_instead,
+    state_row,
+)
 from tests.support import DEADLINE_S, wait_until
 
 COLUMNS = (Column("row_id", "BIGINT"), Column("status", "VARCHAR"), Column("tokens", "INTEGER"))
@@ -179,7 +186,7 @@ class TestUnfitValues:
         return tuple(values.get(column.name, value) for column, value in zip(self.TABLE.columns, row, strict=True))
 
     def test_they_cost_their_own_rows(self, path: Path) -> None:
-        tables = {"g": self.TABLE.columns, "attempts": ATTEMPTS}
+        tables = {"g": self.TABLE.columns, ATTEMPTS_LOG: ATTEMPTS}
         seen: list[tuple[Any, ...]] = []
         unfit: dict[int, dict[str, Any]] = {3: {"text": "\ud800"}, 50: {"vector": ["x"]}, 99: {"prompt_tokens": 2**40}}
         with duckdb.connect(str(path)) as connection:
@@ -194,7 +201,7 @@ class TestUnfitValues:
             )
             for row in range(100):
                 attempt = Attempt(1, "d", 0.0, 0.1, 0.1, 200, None, 2**40 if row == 8 else 1)
-                writer.put("attempts", attempt_row("g", row, attempt))
+                writer.put(ATTEMPTS_LOG, attempt_row("g", row, attempt))
                 writer.put("g", self.state(row, **unfit.get(row, {})))
             writer.close()
         assert len(seen) == 100
@@ -205,7 +212,7 @@ class TestUnfitValues:
         found = read(path, "SELECT row_id, error_type, error FROM g WHERE status = 'error' ORDER BY ALL")
         assert [row[:2] for row in found] == [(row, "internal") for row in unfit]
         assert all("could not be stored" in row[2] for row in found)
-        assert read(path, "SELECT count(*), count(DISTINCT row_id), count(prompt_tokens) FROM attempts") == [
+        assert read(path, "SELECT count(*), count(DISTINCT row_id), count(prompt_tokens) FROM attempts_log") == [
             (100, 100, 99)
         ]
 
