@@ -22,7 +22,7 @@ from benchmarks.endpoint import ANSWER, static_endpoint
 from benchmarks.harness import BARE, Result, isolated, rounds, script
 from benchmarks.jobs import PROMPT, run_once
 from benchmarks.loops import prompts, timed
-from benchmarks.store import attempt, open_tables, state
+from benchmarks.store import open_tables, state
 
 WINDOW = 64
 RENDER, BUILD, SENDING, DISPATCH, PARSE, RUNNER, PUT, COMMIT, READ = (
@@ -32,8 +32,8 @@ RENDER, BUILD, SENDING, DISPATCH, PARSE, RUNNER, PUT, COMMIT, READ = (
     "dispatch: retry, route, limit, metrics",
     "replies: parse the answer",
     "runner: admit, window, settle, attempts",
-    "store: put a state and its attempt",
-    "store: commit them (writer's thread)",
+    "store: put a state",
+    "store: commit it (writer's thread)",
     "store: read a pending row (reader's thread)",
 )
 
@@ -232,19 +232,18 @@ def running(count: int) -> dict[str, float]:
 
 
 def storing(count: int) -> dict[str, float]:
-    """Putting a state and its attempt; then their commit, all in one."""
+    """Putting a state; then its commit, with all others."""
     from infermesh.store.writer import GroupWriter
 
-    states, attempts = [state(row) for row in range(count)], [attempt(row) for row in range(count)]
+    states = [state(row) for row in range(count)]
     with tempfile.TemporaryDirectory() as folder:
         connection, tables = open_tables(Path(folder) / "run.duckdb")
         with connection:
             put = commit = 0.0
-            for start in range(0, count, 4000):  # a group; the writer would wake at 4,096 rows of either table
+            for start in range(0, count, 2000):  # a group; the writer would wake at 4,096 rows
                 writer = GroupWriter(connection.cursor(), tables, interval=3600)
                 before = time.process_time()
                 for row in range(start, min(start + 2000, count)):
-                    writer.put("attempts", attempts[row])
                     writer.put("s0", states[row])
                 middle = time.process_time()
                 writer.close()

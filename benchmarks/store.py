@@ -1,6 +1,6 @@
 """What the store takes in: `python -m benchmarks.store`.
 
-An event loop puts the states of a generate stage, each with its row of `attempts`, as fast as the writer commits them,
+An event loop puts the states of a generate stage, each telling of its one request, as fast as the writer commits them,
 holding back at the runner's own backlog. A probe notes how late the loop's timers come meanwhile. Beside it a file of
 JSON lines, the least that anybody could do to keep the same values, and a commit for each row. Then the states of an
 embed stage, with vectors of 1,024 numbers.
@@ -54,27 +54,21 @@ def state(row_id: int) -> tuple[Any, ...]:
         0.01,
         now,
         None,
+        True,
     )
 
 
-def attempt(row_id: int) -> tuple[Any, ...]:
-    """The request that it took."""
-    now = datetime.now(UTC).replace(tzinfo=None)
-    return ("s0", row_id, 1, "d", now, 0.0, 0.01, 200, None, 12, 11, None, 1, None)
-
-
 def open_tables(path: Path) -> Any:
-    """A database with a generate stage's table and ``attempts``; gives the connection and the tables' columns."""
+    """A database with a generate stage's table; gives the connection and the tables' columns."""
     from infermesh.stages.generate import Generate
     from infermesh.store.connection import connect_to_write
-    from infermesh.store.schema import ATTEMPTS, ATTEMPTS_DDL, StageTable
+    from infermesh.store.schema import StageTable
 
     stage = StageTable("s0", Generate.columns)
     connection = connect_to_write(path, {"threads": 2}, 16_384)
     connection.execute("SET memory_limit = '256MB'")
     connection.execute(stage.ddl)
-    connection.execute(ATTEMPTS_DDL)
-    return connection, {"s0": stage.columns, "attempts": ATTEMPTS}
+    return connection, {"s0": stage.columns}
 
 
 def through_writer(states: int) -> dict[str, float]:
@@ -92,7 +86,6 @@ def through_writer(states: int) -> dict[str, float]:
         probe.start()
         started = time.perf_counter()
         for row_id in range(states):
-            writer.put("attempts", attempt(row_id))
             writer.put("s0", state(row_id))
             if not row_id % _TURN:
                 await asyncio.sleep(0)
@@ -147,7 +140,7 @@ def to_file(states: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "states.jsonl", "wb") as lines:
         started = time.perf_counter()
         for row_id in range(states):
-            lines.write(orjson.dumps([attempt(row_id), state(row_id)]) + b"\n")
+            lines.write(orjson.dumps(state(row_id)) + b"\n")
         lines.flush()
         return {"seconds": (time.perf_counter() - started) / states}
 
@@ -156,13 +149,12 @@ def singly(states: int) -> dict[str, float]:
     """A transaction for each row."""
     with tempfile.TemporaryDirectory() as folder:
         connection, tables = open_tables(Path(folder) / "run.duckdb")
-        inserts = {name: f"INSERT INTO {name} VALUES ({', '.join('?' * len(tables[name]))})" for name in tables}
+        insert = f"INSERT INTO s0 VALUES ({', '.join('?' * len(tables['s0']))})"
         with connection:
             started = time.perf_counter()
             for row_id in range(states):
                 connection.begin()
-                connection.execute(inserts["attempts"], attempt(row_id))
-                connection.execute(inserts["s0"], state(row_id))
+                connection.execute(insert, state(row_id))
                 connection.commit()
             return {"seconds": (time.perf_counter() - started) / states}
 
@@ -183,8 +175,8 @@ def measure(quick: bool) -> Result:
     return Result(
         "store",
         "The store",
-        f"{states:,} states of a generate stage, each with its row of attempts, put from an event loop "
-        f"({few:,} singly); {count} rounds by turns; medians.",
+        f"{states:,} states of a generate stage, put from an event loop ({few:,} singly); {count} rounds by turns; "
+        "medians.",
         ["", "states/s", "µs a state"],
         [[name, f"{1 / each:,.0f}", f"{1e6 * each:.1f}"] for name, each in middle.items()],
         [

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 from infermesh.exact_json import read
 
@@ -152,8 +152,66 @@ class _ResultBase:
         return read(body) if isinstance(body, bytes) else body
 
 
+def sole_attempt(result: _ResultBase) -> Attempt | None:
+    """The request that led to an answer, where it was one, for this answer alone, and the answer has its values.
+
+    Then whoever keeps the answer need not keep the request as well.
+    """
+    metrics = result.metrics
+    if metrics is None or len(metrics.attempts) != 1:
+        return None
+    only, usage = metrics.attempts[0], result.token_usage
+    alike = (
+        only.attempt == only.rows == 1
+        and only.status_code == 200
+        and only.error_type is None
+        and only.cost_usd == result.cost
+        and only.deployment == metrics.deployment
+        and (only.prompt_tokens, only.completion_tokens)
+        == ((None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens))
+    )
+    return only if alike else None
+
+
+class _Block(Protocol):
+    def value(self, place: int, name: str) -> Any: ...
+
+
+class _Kept(_ResultBase):
+    """Has the place for where a result's attributes are kept together with others', which is no field of it."""
+
+    __slots__ = ("_block", "_place")
+    _block: _Block
+    _place: int
+
+    def keep_in(self, block: _Block, place: int) -> None:
+        """Take the attributes named in ``_IN_BLOCKS`` from a block from now on."""
+        self._block, self._place = block, place
+        del self.token_usage, self.metrics, self.cost, self.request_id, self.raw_body
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _IN_BLOCKS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        value = self._block.value(self._place, name)
+        if name in _CHANGEABLE:  # whoever changes the object finds it changed
+            setattr(self, name, value)
+        return value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return _made, (type(self), values)
+
+
+_CHANGEABLE = ("token_usage", "metrics")
+_IN_BLOCKS = (*_CHANGEABLE, "cost", "request_id", "raw_body")
+
+
+def _made(kind: Callable[..., Any], values: dict[str, Any]) -> Any:
+    return kind(**values)
+
+
 @dataclass(slots=True)
-class GenerationResult(_ResultBase):
+class GenerationResult(_Kept):
     """The answer to one prompt. ``str(result)`` is its text.
 
     Attributes

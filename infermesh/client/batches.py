@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from infermesh.client.kept import Keeper
 from infermesh.client.lifetime import ClientLoop
 from infermesh.client.operations import Handler, I
 from infermesh.client.streams import Caller, Chunk, Inputs, Job, LoopCaller, ResultStream, ThreadCaller, drive
@@ -121,7 +122,7 @@ async def _batch(
 
 async def _fill(job: Job[I, R], inputs: Sequence[I], found: BatchResult[R], fail_fast: bool) -> None:
     """Run a job over a sequence into a batch that has a place for each item; on the client's loop."""
-    results, errors, size = found.results, found.errors, job.size
+    results, errors, size, keeper = found.results, found.errors, job.size, Keeper()
     starts = iter(range(0, len(inputs), size))
 
     async def pull() -> Chunk[I]:
@@ -132,12 +133,14 @@ async def _fill(job: Job[I, R], inputs: Sequence[I], found: BatchResult[R], fail
     def settle(index: int, result: R | None, error: Exception | None) -> None:
         if error is None:
             results[index] = result
+            keeper.keep(result)
             return
         errors[index] = error
         if fail_fast:
             raise error
 
     await job.run(pull, settle)
+    keeper.close()
 
 
 async def _collect(
@@ -147,7 +150,7 @@ async def _collect(
 
     Whatever ends it early (an error of a callback, Ctrl-C, a cancellation), the job has ended by then.
     """
-    done = 0
+    done, keeper = 0, Keeper()
     try:
         while (item := await results.receive()) is not None:
             missing = item.index + 1 - len(found.results)
@@ -161,6 +164,8 @@ async def _collect(
                     await returned
             if callbacks.fail_fast and item.error is not None:
                 raise item.error
+            keeper.keep(item.result)
+        keeper.close()
     finally:
         await results.close()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from infermesh.errors import RequestError
 from infermesh.exact_json import read
-from infermesh.results import RequestMetrics, TokenUsage
+from infermesh.results import RequestMetrics, TokenUsage, sole_attempt
 from infermesh.stages import Prepared
 from infermesh.stages.base import Result
 from infermesh.store import Row, StageTable
@@ -98,18 +98,7 @@ def to_be_redone(row: Row, stage: str) -> bool:
 
 def tells_its_request(result: Result | RequestError) -> bool:
     """Whether a row with this answer says all that ``attempts`` does: it took one request, for itself alone."""
-    metrics = result.metrics
-    if isinstance(result, RequestError) or metrics is None or len(metrics.attempts) != 1:
-        return False
-    only, usage = metrics.attempts[0], result.token_usage
-    return (
-        only.attempt == only.rows == 1
-        and only.status_code == 200
-        and only.cost_usd == result.cost
-        and only.deployment == metrics.deployment
-        and (only.prompt_tokens, only.completion_tokens)
-        == ((None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens))
-    )
+    return not isinstance(result, RequestError) and sole_attempt(result) is not None
 
 
 def settled_row(

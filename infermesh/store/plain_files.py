@@ -12,7 +12,6 @@ import gzip
 import io
 import os
 import shutil
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -27,11 +26,7 @@ from infermesh.errors import ConfigError
 from infermesh.hints import one_line
 from infermesh.inputs.formats import container
 from infermesh.inputs.sources import FileFormat, Source
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from infermesh.runtime.zstandard import zstd
 
 __all__ = ["PlainFile", "encoding_by_mark", "holds_array", "plain_files", "utf8_copy", "workshop"]
 
