@@ -23,6 +23,7 @@ SCRIPTS = (
     "run",
     "embeddings",
     "longtexts",
+    "images",
     "inflight",
     "store",
     "memory",

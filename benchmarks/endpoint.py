@@ -163,7 +163,7 @@ class _Static(asyncio.Protocol):
 
     def __init__(self, log: _Log) -> None:
         self._log = log
-        self._data = b""
+        self._data = bytearray()  # grows in place: a body of a megabyte comes in many pieces
         self._waits = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -185,8 +185,8 @@ class _Static(asyncio.Protocol):
                 self._waits = True
                 self._log.waiting += 1
                 return
-            answer = self._log.answers.to(self._data[:whole])
-            self._data = self._data[whole:]
+            answer = self._log.answers.to(bytes(self._data[:whole]))
+            del self._data[:whole]
             if asked:
                 self._transport.write(self._log.told())
                 continue

@@ -72,13 +72,18 @@ def idle(seconds: float) -> dict[str, float]:
     return found
 
 
-def write_rows(path: Path, count: int, characters: int = 100) -> Path:
-    """A JSONL file of so many rows: a number, and a note of so many characters."""
+def noted(characters: int = 100) -> dict[str, Any]:
+    """What all rows have beside their number: a note of so many characters."""
     from benchmarks.endpoint import long_text
 
-    note = "x" * characters if characters <= 100 else long_text(characters)
+    return {"note": "x" * characters if characters <= 100 else long_text(characters)}
+
+
+def write_rows(path: Path, count: int, fields: dict[str, Any] | None = None) -> Path:
+    """A JSONL file of so many rows: each its number, ``id``, and these fields; ``None``: a short note."""
+    fields = noted() if fields is None else fields
     with path.open("w") as lines:
-        lines.writelines(json.dumps({"id": number, "note": note}) + "\n" for number in range(count))
+        lines.writelines(json.dumps({"id": number, **fields}) + "\n" for number in range(count))
     return path
 
 
@@ -119,33 +124,34 @@ def run_once(url: str, rows: int, stages: int, window: int) -> dict[str, float]:
 
     A run of a few rows goes before it, so that imports and bytecode are not in the seconds.
     """
-    return _run_twice(experiment(url, "rows.jsonl", stages, window), rows)
+    return run_twice(experiment(url, "rows.jsonl", stages, window), rows)
 
 
 def run_embedding(url: str, rows: int, texts: int, window: int) -> dict[str, float]:
     """The same of an embed stage."""
-    return _run_twice(embedding_experiment(url, "rows.jsonl", texts, window), rows)
+    return run_twice(embedding_experiment(url, "rows.jsonl", texts, window), rows)
 
 
 def run_long(url: str, rows: int, characters: int, window: int) -> dict[str, float]:
     """The same of a generate stage with rows, and prompts, of so many characters."""
     declared = experiment(url, "rows.jsonl", 1, window)
     declared["stages"]["s0"]["prompt"] = "{{ note }} {{ id }}"
-    return _run_twice(declared, rows, characters)
+    return run_twice(declared, rows, noted(characters))
 
 
-def _run_twice(declared: dict[str, Any], rows: int, characters: int = 100) -> dict[str, float]:
-    _run(declared, 64, characters)
-    return _run(declared, rows, characters)
+def run_twice(declared: dict[str, Any], rows: int, fields: dict[str, Any] | None = None) -> dict[str, float]:
+    """A declaration with a few rows, then with so many, of these fields; what the second took."""
+    _run(declared, 64, fields)
+    return _run(declared, rows, fields)
 
 
-def _run(declared: dict[str, Any], rows: int, characters: int) -> dict[str, float]:
+def _run(declared: dict[str, Any], rows: int, fields: dict[str, Any] | None) -> dict[str, float]:
     from infermesh.config.declaration import declare
     from infermesh.runs.execute import execute
 
     probe = LagProbe()
     with tempfile.TemporaryDirectory() as folder:
-        source = write_rows(Path(folder) / "rows.jsonl", rows, characters)
+        source = write_rows(Path(folder) / "rows.jsonl", rows, fields)
         cpu, started = time.process_time(), time.perf_counter()
         job = declare(declared | {"source": {"path": str(source)}}, [Path.cwd()])
         outcome = execute(job, Path(folder) / "r" / "1", observer=probe)
@@ -161,18 +167,20 @@ def command(*arguments: str) -> list[str]:
     return [str(installed), *arguments] if installed.exists() else [sys.executable, "-m", "infermesh", *arguments]
 
 
-def project(folder: Path, declared: dict[str, Any], rows: int, characters: int = 100) -> None:
+def project(folder: Path, declared: dict[str, Any], rows: int, fields: dict[str, Any] | None = None) -> None:
     """A project of a user's: rows.jsonl and an experiment called benchmark."""
-    write_rows(folder / "rows.jsonl", rows, characters)
+    write_rows(folder / "rows.jsonl", rows, fields)
     target = folder / "conf" / "experiment" / "benchmark.yaml"
     target.parent.mkdir(parents=True)
     target.write_text("# @package _global_\n" + json.dumps(declared, indent=1))
 
 
-def peak_of_run(declared: dict[str, Any], rows: int, characters: int = 100) -> tuple[float, float, float]:
+def peak_of_run(
+    declared: dict[str, Any], rows: int, fields: dict[str, Any] | None = None
+) -> tuple[float, float, float]:
     """Run a declaration as a user does: the peak of its memory in MB, its seconds, and the database's MB."""
     with tempfile.TemporaryDirectory() as folder:
-        project(Path(folder), declared, rows, characters)
+        project(Path(folder), declared, rows, fields)
         peak, seconds = peak_rss(command("run", "+experiment=benchmark", "hydra.run.dir=outputs/it"), Path(folder))
         return peak, seconds, (Path(folder) / "outputs" / "it" / "run.duckdb").stat().st_size / 1e6
 
@@ -208,5 +216,9 @@ def peak_rss(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     ended(process, folder)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return usage.ru_maxrss * unit / 1e6, time.perf_counter() - started
+    return peak_mb(usage), time.perf_counter() - started
+
+
+def peak_mb(usage: Any) -> float:
+    """The peak resident memory in MB (10⁶ bytes), as the operating system counts it (``getrusage``)."""
+    return float(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024) / 1e6

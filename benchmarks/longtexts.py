@@ -25,7 +25,7 @@ from benchmarks.harness import (
     say,
     script,
 )
-from benchmarks.jobs import experiment, peak_of_run, run_long
+from benchmarks.jobs import experiment, noted, peak_of_run, run_long
 from benchmarks.loops import WAYS
 
 PROMPT, ANSWER, WINDOW = 32_000, 16_000, 64
@@ -62,7 +62,7 @@ def measure(quick: bool) -> Result:
         declared["stages"]["s0"]["prompt"] = "{{ note }} {{ id }}"
         for size in sizes:
             say(f"memory: {size:,} rows")
-            peaks[size] = peak_of_run(declared, size, PROMPT)
+            peaks[size] = peak_of_run(declared, size, noted(PROMPT))
     sent = dict.fromkeys(ways, requests)
     seconds, cpu = per_item(found, sent, "seconds"), per_item(found, sent, "cpu_s")
     growth = peaks[sizes[-1]][0] - peaks[sizes[0]][0]

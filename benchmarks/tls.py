@@ -1,9 +1,9 @@
 """The client over TLS beside other HTTP clients, with and without cancelled requests: `python -m benchmarks.tls`.
 
 The same short completions go to the same endpoint at https://, by turns, over HTTP/1.1: through bare loops over HTTP
-clients, through the client's own connections without the rest, and through `generate_batch`. Then again with one
-request in twenty given up while it waits for an answer that never comes; afterwards the endpoint is asked how many of
-these are still open.
+clients, through the client's own connections without the rest, through `generate_batch`, and through a run, which
+stores the answers. Then again with one request in twenty given up while it waits for an answer that never comes;
+afterwards the endpoint is asked how many of these are still open.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.endpoint import TlsEndpoint, tls_endpoint
 from benchmarks.harness import BARE, Result, Target, isolated, ratio, rounds, script
+from benchmarks.jobs import run_once
 from benchmarks.loops import WAYS, by_workers, prompts, request_body
 
 WINDOW = 64
@@ -28,7 +29,7 @@ ONE_IN = 20  # is cancelled, in the second part
 PATIENCE_S = 0.01
 _WARM_UP = 128
 AIOHTTP, PYQWEST, HTTPX = "bare aiohttp loop", "bare pyqwest loop", "bare httpx2 loop"
-OWN, BATCH = "the client's connections", "generate_batch"
+OWN, BATCH, RUN = "the client's connections", "generate_batch", "run"
 SLOW = (HTTPX,)
 _ANSWERED, _NEVER = "/chat/completions", "/never/completions"
 _HEADERS = {"content-type": "application/json"}
@@ -129,6 +130,9 @@ def timed(way: str, endpoint: dict[str, str], requests: int, one_in: int) -> dic
 
     os.environ["SSL_CERT_FILE"] = endpoint["authority"]
     os.environ.pop("SSL_CERT_DIR", None)
+    if way == RUN:
+        found = run_once(endpoint["url"], requests, 1, WINDOW)
+        return {"seconds": found["seconds"] / requests, "cpu_s": found["cpu_s"] / requests}
     if way == BATCH:
         WAYS[way](endpoint["url"], prompts(_WARM_UP), WINDOW)
         cpu, started = time.process_time(), time.perf_counter()
@@ -175,7 +179,7 @@ async def _asked(post: Post, requests: int, one_in: int) -> None:
 
 
 def measure(quick: bool) -> Result:
-    """Every way, some rounds; then all but ``generate_batch`` with cancelled requests."""
+    """Every way, some rounds; then the bare loops and the connections with cancelled requests."""
     requests, few, count = (2_000, 100, 2) if quick else (20_000, 400, 5)
     with tls_endpoint() as endpoint:
 
@@ -183,11 +187,12 @@ def measure(quick: bool) -> Result:
             number = few if way in SLOW else requests
             return dict(isolated(timed, way=way, endpoint=asdict(endpoint), requests=number, one_in=one_in))
 
-        whole = rounds(count, {way: partial(once, way, 0) for way in (*PEERS, BATCH)})
+        whole = rounds(count, {way: partial(once, way, 0) for way in (*PEERS, BATCH, RUN)})
         broken = rounds(count, {way: partial(once, way, ONE_IN) for way in PEERS if way not in SLOW})
     seconds = {way: [one["seconds"] for one in each] for way, each in whole.items()}
     targets = [
         Target("generate_batch over TLS, of the bare aiohttp loop", ratio(seconds[AIOHTTP], seconds[BATCH]), 1.5),
+        Target("run over TLS, of the bare aiohttp loop", ratio(seconds[AIOHTTP], seconds[RUN]), 0.9),
         Target(
             "connections that wait for what was cancelled",
             max(one["open"] for one in broken[OWN]),

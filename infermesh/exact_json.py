@@ -187,13 +187,16 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
     """
     plain = _plain if default is None else partial(_plain, default=default)
     try:
-        return orjson.dumps(value, default=plain, option=_OPTIONS)
+        written = orjson.dumps(value, default=plain, option=_OPTIONS)
     except TypeError as error:
         # An integer over 64 bits or more than 254 levels, which orjson does not write. Anything else fails here too.
         try:
             return _dumps_any(value, plain).encode()
         except (TypeError, ValueError, RecursionError):
             raise error from None
+    # A copy, since orjson's buffer stays as large as it was made for the worst that a text may hold: ten times as long
+    # for a picture of a megabyte (3.12 and 3.13; home-assistant/core#181245 says why).
+    return b"".join((written, b""))
 
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as whole
-from benchmarks import harness, live, plan, profile, store, tls
+from benchmarks import harness, images, live, plan, profile, store, tls
 from benchmarks.__main__ import SCRIPTS, page
 from benchmarks.endpoint import ANSWER, Arrivals, arrivals, static_endpoint, tls_endpoint, watching_endpoint
 from benchmarks.harness import (
@@ -212,8 +212,8 @@ def test_ways_over_tls(nginx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not nginx:
         monkeypatch.setattr("shutil.which", lambda _: None)
     with tls_endpoint() as endpoint:
-        for way in (*tls.PEERS, tls.BATCH):
-            one_in = 0 if way == tls.BATCH else 10
+        for way in (*tls.PEERS, tls.BATCH, tls.RUN):
+            one_in = 10 if way in tls.PEERS else 0
             found = isolated(tls.timed, way=way, endpoint=asdict(endpoint), requests=40, one_in=one_in)
             assert found["seconds"] > 0
             assert found["cpu_s"] > 0
@@ -226,6 +226,17 @@ def test_runs_are_counted_as_done() -> None:
         found = run_once(url, rows=20, stages=2, window=4)
         assert found["worst_ms"] >= found["median_ms"]
         assert arrivals(url).total == 2 * 64 + 2 * 20
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", [images.bare, images.batch, images.run])
+def test_pictures_are_sent(way: Callable[..., dict[str, float]], tmp_path: Path) -> None:
+    images.write_pictures(tmp_path)
+    with watching_endpoint() as url:
+        found = isolated(way, url=url, folder=str(tmp_path), requests=20)
+        assert found["seconds"] > 0
+        assert arrivals(url).total == 64 + 20  # so many warm it up
+    assert len({path.read_bytes() for path in tmp_path.glob("*.png")}) == images.FILES
 
 
 def test_peers_are_among_the_ways() -> None:

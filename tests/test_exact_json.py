@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import enum
 import math
+import tracemalloc
 
 import pytest
 
@@ -132,3 +133,13 @@ def test_an_enumeration_that_raises_is_found_wherever_it_is_held() -> None:
     around.held = [around, {"again": around}]
     for fine in (around, _Holder(1, _hidden=_Trap.A), _Holder, {"n": 1, "when": dt.date(2026, 1, 1)}):
         try_enums(fine)
+
+
+def test_what_is_kept_takes_no_more_than_it_is_long() -> None:
+    """orjson's own buffer is many times as long as a long text."""
+    tracemalloc.start()
+    try:
+        kept = [dumps("x" * 100_000) for _ in range(8)]
+        assert tracemalloc.get_traced_memory()[0] < 1.1 * sum(map(len, kept))
+    finally:
+        tracemalloc.stop()

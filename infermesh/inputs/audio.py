@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from infermesh.errors import InputError
 from infermesh.inputs.formats import CLIPS, SNIFFED, is_clip, sniff
-from infermesh.inputs.paths import opened
+from infermesh.inputs.paths import opened, read_all
 from infermesh.types import Audio
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _from_path(source: str | os.PathLike[str], max_bytes: int | None, files: Row
             raise InputError(
                 f"{label} is not sent, since a row names it and it is neither sound nor a film: expected {CLIPS}"
             )
-        data = file.read() if max_bytes is None else file.read(max_bytes + 1)
+        data = read_all(file, stat, max_bytes)
     _check_size(len(data), max_bytes, repr(name))
     return data, path.name
 

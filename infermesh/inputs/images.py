@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+from pybase64 import b64encode_as_string
+
 from infermesh.errors import InputError
 from infermesh.inputs.formats import SNIFFED, sniff
-from infermesh.inputs.paths import opened
+from infermesh.inputs.paths import opened, read_all
 
 __all__ = ["image_block"]
 
@@ -77,14 +78,14 @@ def _url(source: str | Path | bytes, mime: str | None) -> str:
         mime = mime or _mime(data, "the image")
     else:
         raise InputError(f"cannot make an image from {type(source).__name__}: pass a path, bytes or a URL")
-    return f"data:{mime};base64,{b64encode(data).decode()}"
+    return f"data:{mime};base64,{b64encode_as_string(data)}"
 
 
 def _read(path: Path, name: str, mime: str | None) -> tuple[bytes, str]:
     """A file's bytes and its media type. A file that is no image is not read."""
     with opened(Path(os.path.expanduser(path)), name) as (file, stat):
         mime = mime or _mime(file.peek(SNIFFED), name)
-        data = file.read(_MAX_BYTES + 1) if stat.st_size <= _MAX_BYTES else b""
+        data = read_all(file, stat, _MAX_BYTES) if stat.st_size <= _MAX_BYTES else b""
     if not 0 < len(data) <= _MAX_BYTES:
         raise InputError(f"{name} has more than {_MAX_BYTES:,} bytes: make it smaller, no provider takes that")
     return data, mime

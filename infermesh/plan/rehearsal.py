@@ -165,7 +165,7 @@ class _StandInTransport:
             shown: dict[str, Any] = {"model": real.model, **request.payload}
             shown["file"] = None if clip is None else f"{clip.filename} ({counted(len(clip.data), 'byte')})"
         else:
-            shown = orjson.loads(request_body(request, real.model))
+            shown = orjson.loads(b"".join(request_body(request, real.model)))
         prompt = usage.get("prompt_tokens", usage.get("input_tokens", 0))
         completion = usage.get("completion_tokens", usage.get("output_tokens", 0))
         return Sent(

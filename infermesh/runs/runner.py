@@ -48,7 +48,6 @@ logger = logging.getLogger("infermesh")
 _MAX_BACKLOG, _MAX_BACKLOG_BYTES = 20_000, 48_000_000
 _MAX_ACTIVE_BYTES = 64_000_000  # of the admitted rows, beyond those that the windows need
 _BYTES = {str: 1, bytes: 1, list: 32}  # of a character, a byte, a float in a list
-_GATE_BATCH = 512  # rows per query of a gate
 _BATCH_LINGER_S = 0.25  # wait for a micro-batch to fill: half-empty ones cost requests. The last one does not wait
 _GATE_LINGER_S = 0.002  # the same for a gate's batch
 
@@ -143,7 +142,10 @@ class Runner:
         # session reads the row as pending at the stages that it has not settled.
         self._stopping = True
         self._room.set()
-        for channel in (*(entrance for _, entrance in self._gates.values()), *self._channels.values()):
+        for gate, entrance in self._gates.values():
+            gate.stop()
+            entrance.drop()
+        for channel in self._channels.values():
             channel.drop()
 
     @property
@@ -254,7 +256,7 @@ class Runner:
         gate, entrance = self._gates[name]
         while True:
             try:
-                rows = await entrance.get_batch(_GATE_BATCH, _GATE_LINGER_S)
+                rows = await entrance.get_batch(await gate.ready(), _GATE_LINGER_S)
             except StopAsyncIteration:
                 channel.close()
                 return
@@ -315,6 +317,7 @@ class Runner:
         try:
             if row.prepared and stage.name in row.prepared:
                 made = row.prepared.pop(stage.name)
+                self._gates[stage.name][0].taken(made)
                 if isinstance(made, Exception):
                     raise made
                 item: Prepared[Any] = made

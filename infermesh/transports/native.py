@@ -154,8 +154,8 @@ class NativeTransport:
         if operation == "transcription":
             answer = await client.post_form(operation, self._form(request), timeout, fresh=request.fresh)
         else:
-            content = request_body(self._dialect.written(request), self.model)
-            answer = await client.post(operation, content, timeout, fresh=request.fresh)
+            opening, rest = request_body(self._dialect.written(request), self.model)
+            answer = await client.post(operation, opening, timeout, rest, fresh=request.fresh)
         status, data, header = answer
         if not 200 <= status < 300:
             raise error_from_status(

@@ -304,12 +304,14 @@ def payload_bytes(request: Request) -> bytes:
     return encoded
 
 
-def request_body(request: Request, model: str) -> bytes:
-    """The JSON body to send to a deployment that calls the model ``model``."""
+def request_body(request: Request, model: str) -> tuple[bytes, memoryview]:
+    """The JSON body to send to a deployment that calls the model ``model``, in two parts.
+
+    The second is a view of the payload, which is not copied: a picture in it may have megabytes.
+    """
     payload = payload_bytes(request)
-    if payload == b"{}":
-        return b'{"model":' + orjson.dumps(model) + b"}"
-    return b'{"model":' + orjson.dumps(model) + b"," + payload[1:]
+    opening = b'{"model":' + orjson.dumps(model) + (b"," if len(payload) > len(b"{}") else b"")
+    return opening, memoryview(payload)[1:]
 
 
 def request_key(request: Request, *extra: str) -> str:
@@ -324,12 +326,12 @@ def request_key(request: Request, *extra: str) -> str:
     """
     payload = payload_bytes(request)
     head, tail = _frame(request.operation, extra)
-    if request.audio is None:
-        content = b"".join((head, len(payload).to_bytes(8, "little"), payload, tail))
-    else:
-        clip = _counted(blake2b(request.audio.data, digest_size=32).digest())
-        content = b"".join((head, _counted(payload), clip, tail))
-    return blake2b(content, digest_size=16).hexdigest()
+    hashed = blake2b(head + len(payload).to_bytes(8, "little"), digest_size=16)
+    hashed.update(payload)  # not joined first: a picture in it may have megabytes
+    if request.audio is not None:
+        hashed.update(_counted(blake2b(request.audio.data, digest_size=32).digest()))
+    hashed.update(tail)
+    return hashed.hexdigest()
 
 
 def embedding_keys(params: Mapping[str, Any], *extra: str) -> Callable[[str], str]:

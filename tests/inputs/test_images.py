@@ -10,6 +10,7 @@ import pytest
 from infermesh.errors import InputError
 from infermesh.inputs.audio import read_audio
 from infermesh.inputs.images import image_block
+from infermesh.inputs.paths import opened, read_all
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8
 KINDS = {
@@ -138,3 +139,12 @@ def test_an_endless_file_is_read_no_further_than_the_limit() -> None:
 def test_what_is_no_clip(bad: Any) -> None:
     with pytest.raises(InputError):
         read_audio(bad)
+
+
+@pytest.mark.parametrize(("most", "read"), [(None, 30), (100, 30), (25, 26), (20, 21)])
+def test_a_file_that_grows_as_it_is_read(tmp_path: Path, most: int | None, read: int) -> None:
+    (path := tmp_path / "clip").write_bytes(b"x" * 20)
+    with opened(path, "the clip") as (file, stat):
+        with path.open("ab") as more:
+            more.write(b"y" * 10)
+        assert read_all(file, stat, most) == (b"x" * 20 + b"y" * 10)[:read]

@@ -131,9 +131,10 @@ class TestRequests:
 class TestBytes:
     def test_body(self) -> None:
         request = wire.generation_request("text_completion", "hi", {"seed": 1})
-        assert orjson.loads(wire.request_body(request, 'm"x')) == {"model": 'm"x', "prompt": "hi", "seed": 1}
+        assert orjson.loads(b"".join(wire.request_body(request, 'm"x'))) == {"model": 'm"x', "prompt": "hi", "seed": 1}
         assert wire.payload_bytes(request) is wire.payload_bytes(request)
-        assert wire.request_body(Request("transcription", {}), "m") == b'{"model":"m"}'
+        assert b"".join(wire.request_body(Request("transcription", {}), "m")) == b'{"model":"m"}'
+        assert wire.request_body(request, "m")[1].obj is wire.payload_bytes(request)  # not a copy of it
 
     def test_the_order_of_a_schema_is_kept(self) -> None:
         schema: dict[str, Any] = {"properties": {"reasoning": {}, "answer": {}}}

@@ -121,19 +121,28 @@ class HttpClient:
         self._way = Route(self.loop, host, port, secure=secure, proxy=proxy, ca_bundle=self._ca_bundle)
 
     async def post(
-        self, operation: Operation, content: bytes, timeout: float | None, *, fresh: bool = False
+        self,
+        operation: Operation,
+        content: bytes,
+        timeout: float | None,
+        rest: bytes | memoryview = b"",
+        *,
+        fresh: bool = False,
     ) -> Response:
         """Post JSON, and wait ``timeout`` seconds at most for the whole answer; ``fresh``: on a new connection.
+
+        The JSON is ``content``, then ``rest``, which is not copied where it is large.
 
         Raises
         ------
         RequestError
             No answer came. Any HTTP status is an answer.
         """
-        start = b"%b%d\r\n\r\n" % (self._heads[operation], len(content))
-        if len(content) <= _COPIED:
-            return await self._ask(start + content, (), timeout, fresh)
-        return await self._ask(start, (content,), timeout, fresh)
+        size = len(content) + len(rest)
+        start = b"%b%d\r\n\r\n" % (self._heads[operation], size)
+        if size <= _COPIED:
+            return await self._ask(b"".join((start, content, rest)), (), timeout, fresh)
+        return await self._ask(start, (content, rest), timeout, fresh)
 
     async def post_form(
         self, operation: Operation, form: Form, timeout: float | None, *, fresh: bool = False
@@ -147,7 +156,9 @@ class HttpClient:
         """Ask for what stands at a URL of the same origin, with the same headers, on a new connection."""
         return await self._ask(head(url, self._headers, forwarded=self._forwarded, method="GET"), (), timeout, True)
 
-    async def _ask(self, start: bytes, rest: tuple[bytes, ...], timeout: float | None, fresh: bool) -> Response:
+    async def _ask(
+        self, start: bytes, rest: tuple[bytes | memoryview, ...], timeout: float | None, fresh: bool
+    ) -> Response:
         left = timeout
         now = self.loop.time()
         connection = None if fresh else self._kept(now)

@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         self._headed = False  # whether the head of the answer is complete
         self._begun = self._complete = self._reusable = False
 
-    def ask(self, start: bytes, rest: tuple[bytes, ...] = ()) -> asyncio.Future[Response]:
+    def ask(self, start: bytes, rest: tuple[bytes | memoryview, ...] = ()) -> asyncio.Future[Response]:
         """Send one request; the future gets its answer, or a ``RequestError``.
 
         ``rest`` is what follows ``start`` where it is large: it is sent as the network takes it, and not copied.
@@ -350,7 +350,7 @@ def _poll_of(opened: Any) -> Callable[[], object]:
     return partial(poller.poll, 0)
 
 
-def _pieces(parts: Iterable[bytes]) -> list[memoryview]:
+def _pieces(parts: Iterable[bytes | memoryview]) -> list[memoryview]:
     """A message in pieces, without a copy."""
     views = [memoryview(part) for part in parts]
     return [view[start : start + _PIECE] for view in views for start in range(0, len(view), _PIECE)]
