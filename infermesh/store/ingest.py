@@ -32,12 +32,12 @@ from infermesh.store.csv_lines import (
     reads_whole,
     unique_names,
 )
+from infermesh.store.json_members import MAX_LINE, json_members, pointer
 from infermesh.store.parquet_types import parquet_reader, united_numbers
 from infermesh.store.plain_files import PlainFile, holds_array, plain_files, utf8_copy, workshop
 from infermesh.store.schema import SOURCE, Column, listed, literal, quoted
 
 _RESERVED = ("row_id", "row_key")
-_MAX_LINE = 32 * 1024 * 1024  # bytes; the JSON reader holds buffers of twice this size
 _BATCH = 1024  # rows
 # Whether a line has something like a number of 17 digits, or with an exponent.
 _LONG = "coalesce(regexp_matches(json, '[0-9.]{17}|[0-9][eE]'), false)"
@@ -47,7 +47,7 @@ _INEXACT = (
     "CASE WHEN long THEN regexp_matches(json, '[eE][+]?[0-9]{3}') "
     "OR replace(json, ' ', '') <> replace(json(json)::VARCHAR, ' ', '') ELSE false END"
 )
-_NUMBER_KINDS = {"BIGINT", "UBIGINT", "DOUBLE"}
+_MAY_BE_INEXACT = {"DOUBLE", "OBJECT", "ARRAY"}
 _NUMBERS = "regexp_extract_all(json, '[-+0-9.eE]{5,}')::VARCHAR"
 _CSV_BUFFER = 4_000_000  # bytes, the least it takes (two lines); the CSV reader holds some for each of the files
 
@@ -125,16 +125,21 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequenc
     ]
     relation = " UNION ALL ".join(relations) or f"SELECT NULL::JSON AS json{_folder_values(folders, {})} WHERE false"
     lines = f"(SELECT row_number() OVER () - 1 AS row_id, * FROM (SELECT * FROM ({relation}) {_limit(source)}))"
-    content = f"CASE WHEN marked THEN json(json)::VARCHAR || {_NUMBERS} ELSE json(json)::VARCHAR END"
-    if folders:
-        content += f" || to_json([{', '.join(f'f{number}' for number in range(len(folders)))}])::VARCHAR"
-    looked_at = f"(SELECT *, {_INEXACT} AS marked FROM (SELECT *, {_LONG} AS long FROM {lines}))"
-    _make_keys(connection, looked_at, content, marked=("marked", "long"))
-    inexact = _inexact_values(connection, lines)
-    has_long = connection.execute("SELECT 1 FROM __marked LIMIT 1").fetchone() is not None
-    connection.execute("DROP TABLE __marked")
-    structure, all_objects, repeated = _json_structure(connection, lines, has_long=has_long)
-    structure |= {key: "JSON" for key in structure if key in inexact}
+    members, all_objects = json_members(connection, lines, files)
+    content, inexact = "json(json)::VARCHAR", set[str]()
+    of_folders = (
+        f" || to_json([{', '.join(f'f{number}' for number in range(len(folders)))}])::VARCHAR" if folders else ""
+    )
+    if all_objects and not any(member.kinds & _MAY_BE_INEXACT for member in members.values()):
+        _make_keys(connection, lines, content + of_folders)
+    else:
+        looked_at = f"(SELECT *, {_INEXACT} AS marked FROM (SELECT *, {_LONG} AS long FROM {lines}))"
+        content = f"CASE WHEN marked THEN {content} || {_NUMBERS} ELSE {content} END"
+        _make_keys(connection, looked_at, content + of_folders, marked="marked")
+        inexact = _inexact_values(connection, lines)
+        connection.execute("DROP TABLE __marked")
+    structure = {key: "JSON" if key in inexact else member.type for key, member in members.items()}
+    repeated = any(member.times > member.rows for member in members.values())
     names = unique_names(list(structure))
     columns = ""
     if structure:
@@ -157,7 +162,8 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequenc
                 "i.row_id = s.row_id",
                 [key],
             )
-    connection.execute("DROP TABLE inexact")
+    if inexact:
+        connection.execute("DROP TABLE inexact")
     if all_objects and not repeated:
         return
     connection.execute(
@@ -173,7 +179,7 @@ def _jsonl(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequenc
 def _json_reader(paths: Sequence[str], *, array: bool) -> str:
     return (
         f"read_json_objects({listed(paths)}, format='{'array' if array else 'newline_delimited'}', "
-        f"ignore_errors=true, compression='none', maximum_object_size={_MAX_LINE})"
+        f"ignore_errors=true, compression='none', maximum_object_size={MAX_LINE})"
     )
 
 
@@ -188,13 +194,13 @@ def _limit(source: Source) -> str:
 
 
 def _inexact_values(connection: duckdb.DuckDBPyConnection, lines: str) -> set[str]:
-    """Make the table ``inexact`` of the values with a number that a double does not hold, and return their keys.
+    """Return the keys of the values with a number that a double does not hold; where there are, make a table of these.
 
     DuckDB rounds such numbers as soon as it reads the JSON around them.
     """
     connection.execute("CREATE TEMP TABLE inexact (row_id BIGINT, key VARCHAR, value VARCHAR)")
     keys: set[str] = set()
-    if connection.execute("SELECT 1 FROM __marked WHERE marked LIMIT 1").fetchone() is not None:
+    if connection.execute("SELECT 1 FROM __marked LIMIT 1").fetchone() is not None:
         limits = {name: _setting(connection, name) for name in ("memory_limit", "threads")}
         with open_duckdb(config=limits) as other, connection.appender("inexact") as appender:
             found = other.execute(f"SELECT row_id, json FROM (SELECT *, {_LONG} AS long FROM {lines}) WHERE {_INEXACT}")
@@ -202,10 +208,12 @@ def _inexact_values(connection: duckdb.DuckDBPyConnection, lines: str) -> set[st
                 values = [(row_id, *each) for row_id, text in rows for each in inexact_members(text).items()]
                 keys.update(key for _, key, _ in values)
                 appender.append_rows(values)
+    if not keys:
+        connection.execute("DROP TABLE inexact")
     return keys
 
 
-def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str, marked: Sequence[str] = ()) -> None:
+def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str, marked: str | None = None) -> None:
     """Make the table ``__keys``: for each row, in order, the hash of its content and the number of its occurrence.
 
     Parameters
@@ -215,16 +223,14 @@ def _make_keys(connection: duckdb.DuckDBPyConnection, rows: str, content: str, m
     content
         SQL over these rows; null for a malformed row.
     marked
-        Boolean columns of these rows. Where one is true, the row's are kept in the table ``__marked``.
+        A boolean column of these rows. Where it is true, the ``row_id`` is kept in the table ``__marked``.
     """
-    # This step takes the most memory, so it comes first: rows that are too long fail here.
     connection.execute(
         f"CREATE TEMP TABLE __hashes AS SELECT row_id, coalesce(md5_number_lower({content}), 0) AS hash"
-        f"{''.join(f', {name}' for name in marked)} FROM {rows}"
+        f"{'' if marked is None else f', {marked}'} FROM {rows}"
     )
-    if marked:
-        columns, some = ", ".join(marked), " OR ".join(marked)
-        connection.execute(f"CREATE TEMP TABLE __marked AS SELECT row_id, {columns} FROM __hashes WHERE {some}")
+    if marked is not None:
+        connection.execute(f"CREATE TEMP TABLE __marked AS SELECT row_id FROM __hashes WHERE {marked}")
     connection.execute(
         "CREATE TEMP TABLE __repeated AS SELECT row_id, row_number() OVER (PARTITION BY hash ORDER BY row_id) AS "
         "occurrence FROM __hashes WHERE hash IN (SELECT hash FROM __hashes GROUP BY hash HAVING count(*) > 1)"
@@ -251,101 +257,11 @@ def _create(connection: duckdb.DuckDBPyConnection, table: str, rows: str, column
     connection.execute("DROP TABLE __keys")
 
 
-def _json_structure(
-    connection: duckdb.DuckDBPyConnection, lines: str, *, has_long: bool
-) -> tuple[dict[str, str], bool, bool]:
-    """What the objects of the lines have.
-
-    Each JSON function reads its line from the start, so there are few of them.
-
-    Parameters
-    ----------
-    has_long
-        Whether a line has something like a number of 17 digits.
-
-    Returns
-    -------
-    tuple
-        Each top-level key, in order of appearance, with a DuckDB type that keeps all its values; whether each line is
-        an object with a key; whether a key may stand twice in one of them.
-    """
-    found = connection.execute(
-        "SELECT key, count(*) FROM (SELECT row_id, unnest(keys) AS key, generate_subscripts(keys, 1) AS position FROM "
-        f"(SELECT row_id, CASE WHEN len(keys) = 0 THEN [NULL] ELSE keys END AS keys FROM "
-        f"(SELECT row_id, coalesce(json_keys(json), []) AS keys FROM {lines}))) "
-        "GROUP BY key ORDER BY min(row_id::HUGEINT * 65536 + position)"
-    ).fetchall()
-    keys = [key for key, _ in found if key is not None]
-    all_objects = len(keys) == len(found)
-    if not keys:
-        return {}, all_objects, False
-    objects = lines if all_objects else f"(SELECT row_id, json FROM {lines} WHERE json_type(json) = 'OBJECT')"
-    kinds, digits, rows = _kinds(connection, objects, keys, has_long=has_long)
-    repeated = any(times > rows[key] for key, times in found if key is not None)
-    return {key: _json_column_type(kinds[key], digits[key]) for key in keys}, all_objects, repeated
-
-
 def _value(key: str, kind: str) -> str:
     """SQL for the value of a key of ``json``."""
     if kind == "JSON":
-        return f"json_extract(json, {literal(_pointer(key))})"
-    return f"TRY_CAST(json_extract_string(json, {literal(_pointer(key))}) AS {kind})"
-
-
-def _pointer(key: str) -> str:
-    """The JSON pointer (RFC 6901) of a key: unlike a path, it can name any key, an empty one and one with a ``*``."""
-    return "/" + key.replace("~", "~0").replace("/", "~1")
-
-
-def _kinds(
-    connection: duckdb.DuckDBPyConnection, objects: str, keys: Sequence[str], *, has_long: bool
-) -> tuple[dict[str, set[str]], dict[str, int], dict[str, int]]:
-    """Key → the JSON types of its values; → the most digits of its integers, 0 without any; → how many rows have it.
-
-    DuckDB calls an integer over 64 bits a DOUBLE, but keeps its digits. Where no line has 17 of them in a row, they are
-    counted for keys alone that have other numbers as well.
-    """
-    paths = [_pointer(key) for key in keys]
-    found = connection.execute(
-        "SELECT position, type, count(*) FROM (SELECT unnest(json_type(json, $paths)) AS type, "
-        f"unnest(range(len($paths))) AS position FROM {objects}) WHERE type IS NOT NULL GROUP BY ALL",
-        {"paths": paths},
-    ).fetchall()
-    kinds: dict[str, set[str]] = {key: set() for key in keys}
-    rows = dict.fromkeys(keys, 0)
-    for position, kind, times in found:
-        kinds[keys[position]].add(kind)
-        rows[keys[position]] += times
-    digits = dict.fromkeys(keys, 0)
-    numbers = [
-        at
-        for at, key in enumerate(keys)
-        if (has_long and kinds[key] & _NUMBER_KINDS) or ("DOUBLE" in kinds[key] and len(kinds[key] & _NUMBER_KINDS) > 1)
-    ]
-    if numbers:
-        # A row for each value: an expression for each key took DuckDB minutes to plan where there are thousands.
-        most = connection.execute(
-            "SELECT position, max(length(text)) FROM (SELECT unnest(json_type(json, $paths)) AS type, "
-            "unnest(json_extract_string(json, $paths)) AS text, unnest(range(len($paths))) AS position "
-            f"FROM {objects}) WHERE type IN ('BIGINT', 'UBIGINT') OR (type = 'DOUBLE' AND length(text) > 18 "
-            "AND NOT regexp_matches(text, '[.eEnN]')) GROUP BY position",
-            {"paths": [paths[at] for at in numbers]},
-        ).fetchall()
-        digits |= {keys[numbers[position]]: width for position, width in most}
-    return kinds, digits, rows
-
-
-def _json_column_type(kinds: set[str], digits: int) -> str:
-    kinds = kinds - {"NULL"}
-    if not kinds or kinds == {"VARCHAR"}:
-        return "VARCHAR"
-    if kinds == {"BOOLEAN"}:
-        return "BOOLEAN"
-    if kinds <= {"BIGINT", "UBIGINT"}:
-        return "BIGINT" if digits < 19 else "HUGEINT"
-    if kinds <= {"BIGINT", "UBIGINT", "DOUBLE"}:
-        return "DOUBLE" if digits < 16 else "JSON"
-    return "JSON"
+        return f"json_extract(json, {literal(pointer(key))})"
+    return f"TRY_CAST(json_extract_string(json, {literal(pointer(key))}) AS {kind})"
 
 
 def _locate(connection: duckdb.DuckDBPyConnection, files: Sequence[PlainFile]) -> None:

@@ -36,9 +36,8 @@ def with_log(connection: duckdb.DuckDBPyConnection) -> None:
 def telling_tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """The stages' tables whose rows tell of their requests, those of stages that are no longer declared as well."""
     rows = connection.execute(
-        "SELECT c.table_name FROM duckdb_columns() c JOIN duckdb_tables() t USING (table_name) WHERE c.column_name = "
-        "'sole_request' AND table_name NOT IN (SELECT table_name FROM duckdb_columns() WHERE column_name = 'row_key') "
-        "ORDER BY ALL"
+        "SELECT table_name FROM duckdb_columns() WHERE column_name IN ('sole_request', 'row_key') GROUP BY table_name "
+        "HAVING bool_and(column_name = 'sole_request') ORDER BY ALL"
     ).fetchall()
     return [name for (name,) in rows]
 

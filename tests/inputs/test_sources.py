@@ -52,6 +52,30 @@ class TestJsonl:
             [type(value) for value in values] if kind == "JSON" else []
         )
 
+    @pytest.mark.parametrize(
+        ("values", "kind"),
+        [
+            ([1, -2, None], "BIGINT"),
+            ([1.5, 2], "DOUBLE"),
+            ([2**62 + 1], "HUGEINT"),
+            ([10**30, 1], "JSON"),
+            ([0.1234567890123456789, 1], "DOUBLE"),
+            ([[1], {}], "JSON"),
+            ([True], "BOOLEAN"),
+        ],
+    )
+    @pytest.mark.parametrize("before", ["absent", "null", "text"])
+    def test_what_the_first_lines_do_not_show(self, tmp_path: Path, values: list[Any], kind: str, before: str) -> None:
+        first: dict[str, Any] = {} if before == "absent" else {"x": None if before == "null" else "12345678901234567"}
+        rows = [{"n": n, "note": "12345678901234567890 1e400 \u00e9", **first} for n in range(100)]
+        rows += [{"x": value, "n": 100 + n, "late": n} for n, value in enumerate(values)]
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        loaded = load(tmp_path)
+        assert loaded.types == {"n": "BIGINT", "note": "VARCHAR", "late": "BIGINT"} | {
+            "x": "JSON" if before == "text" else kind
+        }
+        assert [row["x"] for row in loaded.rows[100:]] == values
+
     def test_each_of_many_keys_has_its_type(self, tmp_path: Path) -> None:
         row = {f"k{n}": "x" if n % 3 == 0 else 10 ** (n % 25) for n in range(400)}
         write_jsonl(tmp_path / "rows.jsonl", [row])
