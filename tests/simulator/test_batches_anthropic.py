@@ -171,6 +171,15 @@ def test_cancel(service: Callable[..., Service], ask: Ask) -> None:
     assert fates.count(["canceled"]) == ended.request_counts.canceled == 500 - ended.request_counts.succeeded
 
 
+def test_a_cancel_before_any_answer(service: Callable[..., Service]) -> None:
+    at = service(validating_s=100)
+    batch = at.create(asks(3))
+    at.sdk.messages.batches.cancel(batch.id)
+    ended = at.until(batch)
+    assert ended.request_counts.canceled == 3
+    assert set(map(tuple, at.fates(ended).values())) == {("canceled",)}
+
+
 def test_expiry(service: Callable[..., Service]) -> None:
     at = service(processing_s=2, expires_s=0.5)
     batch = at.run(asks(100))

@@ -205,14 +205,14 @@ class Batches:
 
     async def _work(self, batch: Batch, check: Callable[[], Scan] | None) -> None:
         limits = self.settings.batches
-        order: Sequence[int] = ()
         position = 0
         how = "cancelled"
-        if not await batch.pause(limits.validating_s):
-            if not await self._validate(batch, check):
-                batch.move("failed")
-                return
-            order = batch.order(self.settings)
+        cancelled = await batch.pause(limits.validating_s)
+        if not cancelled and not await self._validate(batch, check):
+            batch.move("failed")
+            return
+        order = batch.order(self.settings)
+        if not batch.cancelled.is_set():
             batch.move("in_progress")
             position = await self._answer(batch, order)
             if position < len(order) and not batch.cancelled.is_set():
