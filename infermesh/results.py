@@ -17,8 +17,8 @@ class TokenUsage:
     ``reasoning_tokens`` are a part of ``completion_tokens``, ``cached_tokens`` of ``prompt_tokens``; ``None`` where the
     server does not report them. ``details`` holds what else decides the price, ``None`` where there is nothing: counts
     within the two (``cache_write_tokens``, ``cache_write_1h_tokens``, ``input_audio_tokens``, ``output_audio_tokens``),
-    ``audio_seconds``, the ``service_tier`` that served the request, and ``reported_cost``, the dollars that the server
-    says it bills.
+    ``audio_seconds``, the ``service_tier`` (``flex``, ``priority``, ``batch`` …) or ``speed`` (``fast``) that served
+    the request, unless it is the standard one, and ``reported_cost``, the dollars that the server says it bills.
 
     Examples
     --------
@@ -61,6 +61,8 @@ class Attempt:
         US dollars, ``None`` where no price is known.
     rows
         How many inputs it carried; a micro-batch of embeddings carries several.
+    service_tier
+        What served it at a price of its own, such as ``flex``; ``None``: the standard tier, or the server does not say.
 
     Examples
     --------
@@ -79,6 +81,7 @@ class Attempt:
     completion_tokens: int | None = None
     cost_usd: float | None = None
     rows: int = 1
+    service_tier: str | None = None
 
 
 @dataclass(slots=True)
@@ -166,6 +169,7 @@ def sole_attempt(result: _ResultBase) -> Attempt | None:
         and only.status_code == 200
         and only.error_type is None
         and only.cost_usd == result.cost
+        and only.service_tier is None
         and only.deployment == metrics.deployment
         and (only.prompt_tokens, only.completion_tokens)
         == ((None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens))

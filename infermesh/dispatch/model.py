@@ -388,6 +388,11 @@ class LogicalModel:
                 status_code=reply.status_code,
             )
 
+    def dearest(self, usage: TokenUsage) -> float | None:
+        """What these tokens cost at the dearest of its deployments, in US dollars; ``None``: no price is known."""
+        costs = [price(usage) for price in self._prices.values() if price is not None]
+        return max((cost for cost in costs if cost is not None), default=None)
+
     async def transcribe(
         self, audio: Audio, params: Mapping[str, Any], *, timeout: Timeout = USE_CLIENT_DEFAULT
     ) -> TranscriptionResult:

@@ -5,32 +5,52 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from infermesh.results import TokenUsage
 from infermesh.runtime.guarded import start_thread
 from infermesh.transports.provider_table import PROVIDERS, named_bare, split_model
 
-__all__ = ["Prices", "near_model", "reported_cost"]
+__all__ = ["Prices", "near_model", "reported_cost", "served_by", "unlisted_tier"]
 
 _PER_MILLION = 1e-6
 _NEAR = 0.85  # as difflib measures it: a letter or two of a name
 
-# OpenAI's "Flex processing" and "Batch API": both at half the price of the standard tier.
-_TIERS = {"flex": 0.5, "batch": 0.5}
+# What a tier costs where the list has no price of it for the model: a share of the standard price, by the provider's
+# own guide. What is in neither (most often "priority") has no price.
+_SHARES = {
+    ("openai", "batch"): 0.5,  # https://platform.openai.com/docs/guides/batch
+    ("openai", "flex"): 0.5,  # …/docs/guides/flex-processing: "priced at Batch API rates"
+    ("anthropic", "batch"): 0.5,  # https://docs.claude.com/en/docs/build-with-claude/batch-processing
+    ("google", "batch"): 0.5,  # https://ai.google.dev/gemini-api/docs/batch-api
+    ("mistral", "batch"): 0.5,  # https://docs.mistral.ai/capabilities/batch
+    ("groq", "batch"): 0.5,  # https://console.groq.com/docs/batch
+    ("groq", "flex"): 1.0,  # https://console.groq.com/docs/flex-processing: as on demand
+}
 
 _Calculation = Callable[[TokenUsage], float | None]
+
+logger = logging.getLogger("infermesh")
 
 
 def reported_cost(usage: TokenUsage) -> float | None:
     """What the server says that it bills for the answer, in US dollars; ``None`` where it does not say."""
     told = usage.details.get("reported_cost") if usage.details is not None else None
     return float(told) if told is not None else None
+
+
+def served_by(usage: TokenUsage) -> str | None:
+    """The tier that served an answer, in lower case; ``None``: the standard one, or the server does not say."""
+    details = usage.details
+    tier = None if details is None else details.get("service_tier") or details.get("speed")
+    return None if tier is None else str(tier).lower()
 
 
 @dataclass(slots=True)
@@ -48,12 +68,22 @@ class _Rates:
         )
 
 
+@dataclass(slots=True)
+class _Listed:
+    """A model of the list."""
+
+    provider: Any
+    info: Any
+    standard: _Calculation | None
+    tiers: dict[str, _Calculation | None] = field(default_factory=dict)  # by what :func:`served_by` says
+
+
 class Prices:
     """The cost of answers. Each model is looked up once; after that, a call is three multiplications."""
 
     def __init__(self) -> None:
         self._fetching = False
-        self._known: dict[str, _Calculation | None] = {}
+        self._known: dict[str, _Listed | None] = {}
 
     def prefetch(self) -> None:
         """Load the list in a thread, so that the first answer need not wait a quarter of a second for it."""
@@ -84,7 +114,9 @@ class Prices:
             Models of the user's own servers (``hosted_vllm/`` …) have no price.
         usage
             The server's counts. Cached prompt tokens have their own price, if the list has one, as have tokens written
-            to the cache, and sound. What the server says it bills takes the place of the list.
+            to the cache, and sound; so has each tier that served the answer (``service_tier``, ``speed``). A tier that
+            the list does not price is said once for each model, in the log. What the server says it bills takes the
+            place of the list.
         input_cost_per_token, output_cost_per_token
             Dollars a token, instead of the list's prices, for cached tokens too. If only one is given, the other comes
             from the list; for a model that the list does not know, it is 0.
@@ -99,29 +131,36 @@ class Prices:
         if usage.details is not None and (told := reported_cost(usage)) is not None:
             return told
         try:
-            calculate = self._known[model]
+            listed = self._known[model]
         except KeyError:
-            calculate = self._known[model] = _look_up(model)
-        if calculate is None:
+            listed = self._known[model] = _look_up(model)
+        if listed is None:
             return None
-        factor = 1.0
-        if usage.details is not None and (tier := usage.details.get("service_tier")) is not None:
-            known = _TIERS.get(str(tier).lower())
-            if known is None:
-                return None  # dearer or cheaper than the list says, and nobody says by how much
-            factor = known
-        cost = calculate(usage)
-        return cost if cost is None or factor == 1.0 else cost * factor
+        calculate = listed.standard
+        if (tier := served_by(usage)) is not None:
+            try:
+                calculate = listed.tiers[tier]
+            except KeyError:
+                calculate, unsaid = _tier_price(model, listed, tier)
+                listed.tiers[tier] = calculate
+                if unsaid is not None:
+                    logger.warning("%s", unsaid)
+        return None if calculate is None else calculate(usage)
 
     def _at_given_prices(
         self, model: str, usage: TokenUsage, input_cost: float | None, output_cost: float | None
     ) -> float:
+        details = {key: value for key, value in (usage.details or {}).items() if key != "reported_cost"}
+        read = {key: value for key, value in details.items() if not key.startswith("output_")}
+        written = {key: value for key, value in details.items() if key.startswith(("output_", "service_tier", "speed"))}
         if input_cost is None:
-            input_part = self.cost(model, TokenUsage(usage.prompt_tokens, cached_tokens=usage.cached_tokens)) or 0.0
+            prompt = TokenUsage(usage.prompt_tokens, cached_tokens=usage.cached_tokens, details=read or None)
+            input_part = self.cost(model, prompt) or 0.0
         else:
             input_part = usage.prompt_tokens * input_cost
         if output_cost is None:
-            return input_part + (self.cost(model, TokenUsage(0, usage.completion_tokens)) or 0.0)
+            answer = TokenUsage(0, usage.completion_tokens, 0, usage.reasoning_tokens, details=written or None)
+            return input_part + (self.cost(model, answer) or 0.0)
         return input_part + usage.completion_tokens * output_cost
 
 
@@ -130,7 +169,7 @@ def _load() -> None:
         importlib.import_module("genai_prices.data_snapshot").get_snapshot()
 
 
-def _look_up(model: str) -> _Calculation | None:
+def _look_up(model: str) -> _Listed | None:
     if not Prices.listed(model):
         return None
     prefix, name = split_model(model)
@@ -141,9 +180,59 @@ def _look_up(model: str) -> _Calculation | None:
         from genai_prices.data_snapshot import get_snapshot
 
         provider, info = get_snapshot().find_provider_model(name, None, provider_id, None)
-        return _calculation(provider, info)
+        return _Listed(provider, info, _calculation(provider, info))
     except Exception:  # the answer is good even if the list fails over its price
         return None
+
+
+def unlisted_tier(model: str, tier: str) -> str | None:
+    """What is to be said of a tier that the price list does not have for a model, which it has.
+
+    Examples
+    --------
+    >>> unlisted_tier("openai/o3", "flex")
+    >>> unlisted_tier("openai/gpt-4.1-mini", "flex")
+    'openai/gpt-4.1-mini: the price list has no price for its tier flex: these answers count as 0.5 of the standard …'
+    """
+    listed = _look_up(model)
+    return None if listed is None else _tier_price(model, listed, tier.lower())[1]
+
+
+def _tier_price(model: str, listed: _Listed, tier: str) -> tuple[_Calculation | None, str | None]:
+    """How answers of a tier are priced, and what is to be said of it where the list does not have it."""
+    for key in ("processing", "service_tier", "speed"):  # the list's names for what sets an answer apart
+        context = {key: tier}
+        if _has_variant(listed.info, context):
+            return partial(_by_list, listed.provider, listed.info, context=context), None
+    share = _SHARES.get((listed.provider.id, tier))
+    standard = listed.standard
+    told = f"{model}: the price list has no price for its tier {tier}: "
+    if share is None or standard is None:
+        told += (
+            "what these answers cost is not known, and no budget counts it. Set input_cost_per_token and "
+            "output_cost_per_token of the deployment"
+        )
+        return None, told
+
+    def calculate(usage: TokenUsage) -> float | None:
+        cost = standard(usage)
+        return None if cost is None else cost * share
+
+    told += (
+        f"these answers count as {share:g} of the standard price, as the provider's guide says. input_cost_per_token "
+        "and output_cost_per_token of the deployment set another one"
+    )
+    return calculate, told
+
+
+def _has_variant(info: Any, context: Mapping[str, str]) -> bool:
+    """Whether the list has a price for what sets an answer apart, today."""
+    now = datetime.now(tz=UTC)
+    return any(
+        all(context.get(key) == value for key, value in variant.when.items())
+        and (variant.constraint is None or variant.constraint.active(now))
+        for variant in getattr(info, "price_variants", None) or ()
+    )
 
 
 def near_model(model: str) -> str | None:
@@ -217,7 +306,7 @@ def _is_intricate(rates: dict[str, Any]) -> bool:
 _PLAIN = ("input_mtok", "output_mtok", "cache_read_mtok")
 
 
-def _by_list(provider: Any, info: Any, usage: TokenUsage) -> float | None:
+def _by_list(provider: Any, info: Any, usage: TokenUsage, context: Mapping[str, str] | None = None) -> float | None:
     from genai_prices import Usage
 
     try:
@@ -230,8 +319,9 @@ def _by_list(provider: Any, info: Any, usage: TokenUsage) -> float | None:
                 input_tokens=usage.prompt_tokens,
                 output_tokens=usage.completion_tokens,
                 cache_read_tokens=usage.cached_tokens or None,
+                output_reasoning_tokens=usage.reasoning_tokens or None,  # within output_tokens, as everywhere here
                 **apart,
             )
-            return float(info.calc_price(counted, provider).total_price)
+            return float(info.calc_price(counted, provider, price_context=context).total_price)
     except Exception:
         return None

@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 from infermesh.dispatch import Deployment, Lease, Router
 from infermesh.dispatch.blame import blame, is_unconnected
 from infermesh.dispatch.failures import ON_FAILURE
-from infermesh.dispatch.pricing import reported_cost
+from infermesh.dispatch.pricing import reported_cost, served_by
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import (
     APIConnectionError,
@@ -287,9 +287,9 @@ class RequestState:
         error: RequestError | None,
         usage: TokenUsage | None,
     ) -> None:
-        prompt = completion = cost = None
+        prompt = completion = cost = tier = None
         if usage is not None:
-            prompt, completion = usage.prompt_tokens, usage.completion_tokens
+            prompt, completion, tier = usage.prompt_tokens, usage.completion_tokens, served_by(usage)
             if deployment.price is not None:
                 cost = deployment.price(usage)
             elif usage.details is not None:
@@ -307,6 +307,7 @@ class RequestState:
             completion,
             cost,
             request.rows,
+            tier,
         )
         self._attempts.append(attempt)
         self._ended = now

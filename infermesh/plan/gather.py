@@ -26,7 +26,7 @@ from infermesh.query.reader import ask_run
 from infermesh.query.survey import Measured, measured
 from infermesh.results import TokenUsage
 from infermesh.runs.assemble import assembled
-from infermesh.runs.remarks import all_left_out, job_remarks, missing_keys
+from infermesh.runs.remarks import all_left_out, asked_params, job_remarks, missing_keys
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave
@@ -35,6 +35,7 @@ from infermesh.store.folders import outputs_of
 from infermesh.store.schema import DATABASE
 from infermesh.store.usage import used_today
 from infermesh.types import LIMITS
+from infermesh.wire.usage import tier_named
 
 __all__ = ["SIMULATOR_URL", "Options", "Plan", "make_plan"]
 
@@ -244,7 +245,7 @@ class _Planner:
             prompt_tokens=prompt,
             completion_tokens=completion,
             tokens_source=source,
-            cost_usd=self._cost(labels, prompt, completion),
+            cost_usd=self._cost(labels, prompt, completion, tier_named(asked_params(self._experiment, config))),
             latency=self._latency(stage, found, labels),
         )
 
@@ -307,12 +308,17 @@ class _Planner:
                 taken.append(f"an answer of {name} counts as {counted(round(mean), 'token')} ({source})")
         return f"in its prompts {', '.join(taken)}" if taken else None
 
-    def _cost(self, labels: Sequence[str], prompt: float | None, completion: float | None) -> float | None:
-        """US dollars per row, the mean over the deployments that may answer it; ``None`` if a price is unknown."""
+    def _cost(
+        self, labels: Sequence[str], prompt: float | None, completion: float | None, tier: dict[str, float | str]
+    ) -> float | None:
+        """US dollars per row, the mean over the deployments that may answer it; ``None`` if a price is unknown.
+
+        ``tier`` is what the parameters ask to be served by; a server that serves by another one bills that.
+        """
         if prompt is None or completion is None:
             return None
-        thousand = TokenUsage(round(prompt * 1000), round(completion * 1000))
-        one = TokenUsage(round(prompt), round(completion))
+        thousand = TokenUsage(round(prompt * 1000), round(completion * 1000), details=tier or None)
+        one = TokenUsage(round(prompt), round(completion), details=tier or None)
         costs = []
         for label in labels:
             price = self._fleet.deployments[label].price

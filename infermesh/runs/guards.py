@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from infermesh.config.schema import GuardsConfig
 from infermesh.hints import counted
+from infermesh.runs.budget import Budget
 from infermesh.runs.stats import Failures, RunStats, StageStats
 
 LEAST_ROWS = 20  # below this, one failure would be a rate of over 5 %
@@ -21,17 +23,33 @@ class Guards:
         The limits; ``None`` is no limit.
     spent
         US dollars that earlier sessions of the run cost; ``None`` if unknown, which counts as 0.
+    before
+        What one request cost in them at most, as in :class:`~infermesh.runs.budget.Budget`.
     clock
         Seconds from any start.
     """
 
     def __init__(
-        self, config: GuardsConfig, *, spent: float | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        config: GuardsConfig,
+        *,
+        spent: float | None = None,
+        before: Mapping[str, tuple[int, float]] = MappingProxyType({}),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._before = before
         self._config = config
         self._spent = spent or 0.0
         self._clock = clock
         self._started = clock()
+        self._budget: Budget | None = None
+
+    def budget(self, stats: RunStats) -> Budget | None:
+        """What requests have to fit into before they are sent, the same at each call; ``None``: there is no budget."""
+        limit = self._config.max_cost_usd
+        if self._budget is None and limit is not None:
+            self._budget = Budget(limit, lambda: self._spent + (stats.cost_usd or 0.0), self._before)
+        return self._budget
 
     def __bool__(self) -> bool:
         """Whether any limit is set that an answer can reach."""
@@ -44,6 +62,8 @@ class Guards:
             cost = self._spent + (stats.cost_usd or 0.0)
             if cost >= config.max_cost_usd:
                 return f"guards.max_cost_usd is {config.max_cost_usd:g}, the run has cost ${cost:.4f}"
+            if self._budget is not None and self._budget.used_up is not None:
+                return self._budget.used_up
         if config.max_errors is not None and stats.errors >= config.max_errors:
             return (
                 f"guards.max_errors is {config.max_errors}, {counted(stats.errors, 'row state')} failed in this session"

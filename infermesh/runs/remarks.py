@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from infermesh.config.remarks import remarks, used_deployments
-from infermesh.config.schema import Experiment
+from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.dispatch.fleet import Fleet
-from infermesh.dispatch.pricing import near_model
+from infermesh.dispatch.pricing import near_model, unlisted_tier
 from infermesh.errors import ConfigError
 from infermesh.hints import counted
 from infermesh.results import TokenUsage
@@ -16,8 +17,18 @@ from infermesh.stages.graph import Pipeline
 from infermesh.store import Column, Connection
 from infermesh.store.schema import quoted
 from infermesh.transports.providers import resolve_deployment
+from infermesh.wire.requests import all_params
+from infermesh.wire.usage import tier_named
 
-__all__ = ["all_left_out", "job_remarks", "missing_keys", "misspelt_models", "refuse_missing_keys", "where_remarks"]
+__all__ = [
+    "all_left_out",
+    "asked_params",
+    "job_remarks",
+    "missing_keys",
+    "misspelt_models",
+    "refuse_missing_keys",
+    "where_remarks",
+]
 
 _ANSWERS = (TokenUsage(1000, 1000), TokenUsage(details={"audio_seconds": 60.0}))  # clips are priced by the hour
 
@@ -33,7 +44,13 @@ def job_remarks(
         ``source`` and the sql stages, each with its columns.
     """
     doubts = misspelt_models(experiment)
-    return [*remarks(experiment), *doubts, *_budget(experiment, fleet), *pipeline.remarks(origins)]
+    return [
+        *remarks(experiment),
+        *doubts,
+        *_budget(experiment, fleet),
+        *_tiers(experiment),
+        *pipeline.remarks(origins),
+    ]
 
 
 def misspelt_models(experiment: Experiment) -> Iterator[str]:
@@ -58,6 +75,27 @@ def _budget(experiment: Experiment, fleet: Fleet) -> Iterator[str]:
             f"guards.max_cost_usd: no price is known for {', '.join(unknown)}: {effect}, unless the server tells what "
             f"it bills. Set input_cost_per_token and output_cost_per_token of {each}"
         )
+
+
+def asked_params(experiment: Experiment, stage: ModelStageConfig) -> Mapping[str, Any]:
+    """The parameters of a stage's requests, those of its model and those below ``extra_body`` among them."""
+    return all_params({**experiment.models[stage.model].params, **stage.params})
+
+
+def _tiers(experiment: Experiment) -> Iterator[str]:
+    """A line for each tier that requests ask for, and that the price list does not have for its model."""
+    told = dict.fromkeys(
+        (label, tier)
+        for stage in experiment.stages.values()
+        if isinstance(stage, ModelStageConfig)
+        for tier in tier_named(asked_params(experiment, stage)).values()
+        for label in experiment.models[stage.model].deployments
+    )
+    for label, tier in told:
+        entry = experiment.deployments[label]
+        own = entry.input_cost_per_token is not None and entry.output_cost_per_token is not None
+        if not own and (line := unlisted_tier(entry.model, str(tier))) is not None:
+            yield f"deployments.{label}: {line}"
 
 
 def all_left_out(stage: str, rows: int) -> str:

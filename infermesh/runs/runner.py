@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from infermesh.errors import ContentFilterError, InputError, RequestError, StoppedError
 from infermesh.results import RequestMetrics
 from infermesh.runs.attempts import AttemptLog
+from infermesh.runs.budget import Budget
 from infermesh.runs.gate import Gate
 from infermesh.runs.row import (
     StageOutputs,
@@ -78,6 +79,9 @@ class Runner:
         Called after the rows of each request have settled.
     on_error
         Called after a row has settled with an error.
+    budget
+        What requests have to fit into before they are sent; ``None``: there is none. A request that does not calls
+        ``on_settled``.
     """
 
     def __init__(
@@ -93,7 +97,9 @@ class Runner:
         scope: Collection[str] | None = None,
         on_settled: Callable[[], None] | None = None,
         on_error: Callable[[], None] = lambda: None,
+        budget: Budget | None = None,
     ) -> None:
+        self._budget = budget
         self._on_settled = on_settled
         self._on_error = on_error
         self._graph = graph
@@ -142,6 +148,8 @@ class Runner:
         # session reads the row as pending at the stages that it has not settled.
         self._stopping = True
         self._room.set()
+        if self._budget is not None:
+            self._budget.stop()
         for gate, entrance in self._gates.values():
             gate.stop()
             entrance.drop()
@@ -293,7 +301,10 @@ class Runner:
 
             async def handle_one(row: Row) -> None:
                 if (item := await self._prepare(stage, row)) is not None:
-                    await self._send(stage, row, item)
+                    if self._budget is None:
+                        await self._send(stage, row, item)
+                    else:
+                        await self._afford(self._budget, stage, [item], lambda: self._send(stage, row, item))
 
             await run_window(channel.get, handle_one, stage.window)
             return
@@ -307,8 +318,13 @@ class Runner:
             else:
                 items = await asyncio.gather(*(self._prepare(stage, row) for row in rows))
             ready = [(row, item) for row, item in zip(rows, items, strict=True) if item is not None]
-            if ready:
-                await self._send_batch(stage, *zip(*ready, strict=True))
+            if not ready:
+                return
+            sent, made = zip(*ready, strict=True)
+            if self._budget is None:
+                await self._send_batch(stage, sent, made)
+            else:
+                await self._afford(self._budget, stage, made, lambda: self._send_batch(stage, sent, made))
 
         await run_window(pull, handle, stage.window)
 
@@ -336,7 +352,28 @@ class Runner:
             return None
         return item
 
-    async def _send(self, stage: Stage, row: Row, item: Prepared[Any]) -> None:
+    async def _afford(
+        self,
+        budget: Budget,
+        stage: Stage,
+        items: Sequence[Prepared[Any]],
+        send: Callable[[], Awaitable[Sequence[RequestMetrics]]],
+    ) -> None:
+        """Send once the budget has room for what it may cost; where it will not have, the rows stay pending."""
+        if stage.model is None:
+            await send()
+            return
+        if (hold := await budget.hold(stage, items)) is None:
+            if self._on_settled is not None:
+                self._on_settled()
+            return
+        metrics: Sequence[RequestMetrics] = ()
+        try:
+            metrics = await send()
+        finally:
+            hold.end(metrics)
+
+    async def _send(self, stage: Stage, row: Row, item: Prepared[Any]) -> Sequence[RequestMetrics]:
         """Send one row's request and settle the row with the result."""
         stats = self.stats.stages[stage.name]
         stats.in_flight += 1
@@ -348,7 +385,7 @@ class Runner:
             result = error
         except Exception as error:
             self._settle(stage, row, "error", error=_internal_error(stage, error), key=item.key)
-            return
+            return ()
         finally:
             stats.in_flight -= 1
         sole = stage.name not in row.states and tells_its_request(result)  # a row that is replaced may keep its state
@@ -357,8 +394,11 @@ class Runner:
         self._settle_result(stage, row, item, result, sole=sole)
         if self._on_settled is not None:
             self._on_settled()
+        return () if result.metrics is None else (result.metrics,)
 
-    async def _send_batch(self, stage: BatchStage, rows: Sequence[Row], items: Sequence[Prepared[Any]]) -> None:
+    async def _send_batch(
+        self, stage: BatchStage, rows: Sequence[Row], items: Sequence[Prepared[Any]]
+    ) -> Sequence[RequestMetrics]:
         """Send one request for several rows and settle each with its result."""
         stats = self.stats.stages[stage.name]
         stats.in_flight += len(rows)
@@ -368,18 +408,19 @@ class Runner:
         except Exception as error:
             for row, item in zip(rows, items, strict=True):
                 self._settle(stage, row, "error", error=_internal_error(stage, error), key=item.key)
-            return
+            return ()
         finally:
             stats.in_flight -= len(rows)
-        seen: RequestMetrics | None = None
+        seen: list[RequestMetrics] = []
         for row, item, result in zip(rows, items, results, strict=True):
             metrics = result.metrics
-            if metrics is not None and metrics is not seen:  # rows of one request share its metrics
-                seen = metrics
+            if metrics is not None and (not seen or metrics is not seen[-1]):  # rows of one request share its metrics
+                seen.append(metrics)
                 log.end(metrics, row.row_id)
             self._settle_result(stage, row, item, result)
         if self._on_settled is not None:
             self._on_settled()
+        return seen
 
     def _settle_result(
         self, stage: Stage, row: Row, item: Prepared[Any], result: Result | RequestError, *, sole: bool = False

@@ -222,7 +222,8 @@ class RunSession:
 
         settled = self._sink.committed if self._sink is not None else None
         writer = store.writer(on_commit=committed, on_rows=settled, on_failure=failed)
-        guards = Guards(self._experiment.guards, spent=store.totals()["cost_usd"])
+        spent, before = store.totals()["cost_usd"], store.dearest_requests()
+        guards = Guards(self._experiment.guards, spent=spent, before=before)
         self._work = work = asyncio.create_task(self._run_waves(stats, writer, guards))
         ticker = asyncio.create_task(self._tick(stats, guards))
         observer.start(stats)
@@ -269,6 +270,7 @@ class RunSession:
                     scope=None if self._retry is None else self._retry.scope(wave.origin),
                     on_settled=self._guard_check(stats, guards) if guards else None,
                     on_error=self._guard_check(stats, guards),
+                    budget=guards.budget(stats),
                 )
                 if self._stops:  # stopped before this runner existed, or while the query ran
                     runner.stop()

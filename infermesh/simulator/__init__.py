@@ -1,4 +1,4 @@
-"""A local OpenAI-compatible service: known content, latency, capacity, quotas and faults.
+"""A local service with the wire formats of OpenAI and Anthropic: known content, latency, capacity, quotas and faults.
 
 It replaces real endpoints in tests, benchmarks and first steps. Nothing here imports the rest of the package, and the
 web server is imported only when one is started.
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infermesh.simulator.process import SimulatorProcess
     from infermesh.simulator.server import Simulator, serve
-    from infermesh.simulator.settings import Faults, SimulatorSettings
+    from infermesh.simulator.settings import BatchSettings, Faults, SimulatorSettings
 
-__all__ = ["Faults", "Simulator", "SimulatorProcess", "SimulatorSettings", "serve"]
+__all__ = ["BatchSettings", "Faults", "Simulator", "SimulatorProcess", "SimulatorSettings", "serve"]
 
 _HOMES = {
+    "BatchSettings": "settings",
     "Faults": "settings",
     "Simulator": "server",
     "SimulatorProcess": "process",

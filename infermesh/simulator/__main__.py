@@ -10,7 +10,9 @@ import sys
 
 def main() -> None:
     """Read the command line and serve until told to stop."""
-    parser = argparse.ArgumentParser("python -m infermesh.simulator", description="A local OpenAI-compatible server.")
+    parser = argparse.ArgumentParser(
+        "python -m infermesh.simulator", description="A local server with OpenAI's and Anthropic's API."
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--settings", default="{}", help="SimulatorSettings as JSON")

@@ -16,6 +16,7 @@ from infermesh.simulator import audio
 from infermesh.simulator.content import Prompt, count_tokens, invented_words, pick
 from infermesh.simulator.errors import ApiError, from_validation
 from infermesh.simulator.generation import FREE_JSON, Generation, Task, choose_tool, generate
+from infermesh.simulator.messages import message, message_events, tools_of, wanted_format
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.simulator.streaming import chat_events, completion_events
 from infermesh.simulator.vectors import embed, to_base64
@@ -24,6 +25,7 @@ from infermesh.simulator.wire import (
     CompletionRequest,
     EmbeddingsRequest,
     Message,
+    MessagesRequest,
     ResponseFormat,
     ResponsesRequest,
     TranscriptionForm,
@@ -47,6 +49,8 @@ class Answer:
         The answer; empty for a stream.
     total_tokens
         Charged to the quota.
+    prompt_tokens
+        Those of them that were read.
     decode_tokens
         Those of the longest choice: choices are decoded in parallel.
     events
@@ -61,6 +65,7 @@ class Answer:
     content_type: str = "application/json"
     events: list[tuple[bytes, int]] | None = None
     spoiled: bool = False
+    prompt_tokens: int = 0
 
 
 class Answers:
@@ -98,7 +103,11 @@ class Answers:
         prompt_tokens = sum(map(count_tokens, texts))
         usage = _usage(prompt_tokens, choices)
         head: dict[str, Any] = {"id": self._id("chatcmpl"), "created": int(time.time()), "model": request.model}
-        answer = Answer(b"", usage["total_tokens"], _longest(choices), spoiled=task.spoiled)
+        if request.service_tier is not None:
+            head["service_tier"] = "default" if request.service_tier == "auto" else request.service_tier
+        answer = Answer(
+            b"", usage["total_tokens"], _longest(choices), spoiled=task.spoiled, prompt_tokens=prompt_tokens
+        )
         if request.stream:
             include_usage = bool(request.stream_options and request.stream_options.include_usage)
             answer.events = chat_events(head, choices, usage, include_usage)
@@ -121,7 +130,7 @@ class Answers:
                 choices.append(choice)
         usage = _usage(sum(map(count_tokens, prompts)), choices)
         head = {"id": self._id("cmpl"), "created": int(time.time()), "model": request.model}
-        answer = Answer(b"", usage["total_tokens"], _longest(choices))
+        answer = Answer(b"", usage["total_tokens"], _longest(choices), prompt_tokens=usage["prompt_tokens"])
         if request.stream:
             include_usage = bool(request.stream_options and request.stream_options.include_usage)
             answer.events = completion_events(head, choices, usage, include_usage)
@@ -170,7 +179,28 @@ class Answers:
                 "total_tokens": prompt_tokens + choice.tokens,
             },
         }
-        return Answer(orjson.dumps(body), prompt_tokens + choice.tokens, choice.tokens, spoiled=task.spoiled)
+        total = prompt_tokens + choice.tokens
+        return Answer(orjson.dumps(body), total, choice.tokens, spoiled=task.spoiled, prompt_tokens=prompt_tokens)
+
+    def messages(self, data: Any, spoil: bool = False, tier: str = "standard") -> Answer:
+        """Answer Anthropic's `POST /v1/messages`, streamed or not; `tier` is what its usage says."""
+        request = _validated(MessagesRequest, data)
+        system = Message(content=request.system).text()
+        texts = [system, *(each.text() for each in request.messages)]
+        self._admit(request.model, texts)
+        prompt = Prompt(_last_of_user(request.messages))
+        tools, choice = tools_of(request)
+        task = Task(prompt, request.max_tokens, wanted_format(request), choose_tool(prompt, tools, choice), spoil)
+        written = generate(task, self._settings)
+        prompt_tokens = sum(map(count_tokens, texts))
+        head = {"id": self._id("msg"), "model": request.model}
+        total = prompt_tokens + written.tokens
+        answer = Answer(b"", total, written.tokens, spoiled=task.spoiled, prompt_tokens=prompt_tokens)
+        if request.stream:
+            answer.events = message_events(head, written, prompt_tokens)
+        else:
+            answer.body = orjson.dumps(message(head, written, prompt_tokens, tier))
+        return answer
 
     def embeddings(self, data: Any, spoil: bool = False) -> Answer:
         """Answer `POST /v1/embeddings`."""
@@ -189,7 +219,8 @@ class Answers:
         tokens = sum(map(count_tokens, texts))
         items = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return Answer(orjson.dumps({"object": "list", "data": items, "model": request.model, "usage": usage}), tokens)
+        body = {"object": "list", "data": items, "model": request.model, "usage": usage}
+        return Answer(orjson.dumps(body), tokens, prompt_tokens=tokens)
 
     def transcriptions(self, data: Any, spoil: bool = False) -> Answer:
         """Answer `POST /v1/audio/transcriptions`; `data` has the form's fields, and the clip's bytes as `file`."""

@@ -13,8 +13,13 @@ import orjson
 from aiohttp import BodyPartReader, web
 
 from infermesh.simulator.answers import Answer, Answers
-from infermesh.simulator.errors import ApiError
+from infermesh.simulator.batches.anthropic_api import AnthropicBatches
+from infermesh.simulator.batches.batch import Batches
+from infermesh.simulator.batches.files import FileStore
+from infermesh.simulator.batches.openai_api import OpenAIBatches
+from infermesh.simulator.errors import ApiError, HangUp, anthropic_error
 from infermesh.simulator.quota import Quota
+from infermesh.simulator.routes import Call, decoded
 from infermesh.simulator.service import FaultPlan, Service
 from infermesh.simulator.settings import Endpoint, SimulatorSettings
 from infermesh.simulator.stats import Stats, Ticket, fingerprint
@@ -27,6 +32,7 @@ _PATHS: dict[Endpoint, str] = {
     "responses": "/v1/responses",
     "embeddings": "/v1/embeddings",
     "transcriptions": "/v1/audio/transcriptions",
+    "messages": "/v1/messages",
 }
 _JSON = "application/json"
 
@@ -57,7 +63,13 @@ class SimulatorApp:
             "responses": answers.responses,
             "embeddings": answers.embeddings,
             "transcriptions": answers.transcriptions,
+            "messages": answers.messages,
         }
+        self._batches = Batches(settings, self.stats.batches, FileStore())
+        self._calls = [
+            *OpenAIBatches(self._batches, answers).routes(),
+            *AnthropicBatches(self._batches, answers).routes(),
+        ]
         # A random prefix, so that the request ids of two simulators differ.
         self._id_prefix = f"req_{os.urandom(5).hex()}"
         self._serial = itertools.count(1)
@@ -67,27 +79,67 @@ class SimulatorApp:
         app = web.Application(client_max_size=self.settings.max_body_bytes)
         for endpoint, path in _PATHS.items():
             app.router.add_post(path, partial(self._handle, endpoint))
+        for method, path, endpoint, name, call in self._calls:
+            app.router.add_route(method, path, partial(self._manage, endpoint, name, call))
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/stats", self._report)
         app.router.add_post("/stats/reset", self._reset)
         app.router.add_get("/health", self._health)
         app.router.add_route("*", "/{path:.*}", self._unknown)
+        app.on_cleanup.append(self._close)
         return app
+
+    async def _close(self, app: web.Application) -> None:
+        await self._batches.close()
+        self._batches.store.close()
 
     async def _handle(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         ticket = self.stats.ticket(endpoint)
         try:
             return await self._respond(endpoint, request, ticket)
         except ApiError as error:
-            ticket.settle(error.status)
-            return self._send(error.body(), error.status, headers=error.headers)
+            return self._refuse(endpoint, error, ticket)
         finally:
             ticket.close()
 
-    async def _respond(self, endpoint: Endpoint, request: web.Request, ticket: Ticket) -> web.StreamResponse:
-        fault = self._faults.draw(endpoint)
-        data = await self._read(endpoint, request)
-        self._authorize(request)
+    async def _manage(self, endpoint: Endpoint, name: str, call: Call, request: web.Request) -> web.StreamResponse:
+        """Answer a call about files or batches."""
+        ticket = self.stats.ticket(endpoint)
+        self.stats.batches.calls[f"{endpoint}.{name}"] += 1
+        try:
+            fault = self._faults.draw(endpoint)
+            self._authorize(request)
+            if (ended := await self._meet(fault, request, ticket)) is not None:
+                return ended
+            if fault == "server_error":
+                ticket.fault(fault)
+                raise ApiError(500, "The server had an error while processing your request.", kind="server_error")
+            answer = await call(request)
+            if isinstance(answer, bytes):
+                return await self._finish(request, Answer(answer, 0), {}, fault, ticket)
+            if not answer.prepared:
+                answer.headers.update(self._headers(answer.headers["Content-Type"], {}))
+            ticket.settle(answer.status)
+            return answer
+        except ApiError as error:
+            return self._refuse(endpoint, error, ticket)
+        except HangUp:
+            ticket.settle(None)
+            return self._hang_up(request)
+        except web.HTTPRequestEntityTooLarge:
+            too_large = ApiError(413, "The request body is too large.", code="request_too_large")
+            return self._refuse(endpoint, too_large, ticket)
+        finally:
+            ticket.close()
+
+    def _refuse(self, endpoint: Endpoint, error: ApiError, ticket: Ticket) -> web.Response:
+        ticket.settle(error.status)
+        anthropic = endpoint in ("messages", "message_batches")
+        body = orjson.dumps(anthropic_error(error)) if anthropic else error.body()
+        return self._send(body, error.status, headers=error.headers)
+
+    async def _meet(self, fault: str | None, request: web.Request, ticket: Ticket) -> web.Response | None:
+        """Let a fault happen that comes before any work. None: there was none."""
         if fault in ("hang", "drop"):
             ticket.fault(fault)
             if fault == "hang":
@@ -97,8 +149,16 @@ class SimulatorApp:
         if fault in ("rate_limit", "unavailable"):
             ticket.fault(fault)
             raise self._refusal(fault)
+        return None
+
+    async def _respond(self, endpoint: Endpoint, request: web.Request, ticket: Ticket) -> web.StreamResponse:
+        fault = self._faults.draw(endpoint)
+        data = await self._read(endpoint, request)
+        self._authorize(request)
+        if (ended := await self._meet(fault, request, ticket)) is not None:
+            return ended
         if not isinstance(data, dict):
-            data = _decoded(data)
+            data = decoded(data)
         answer = self._answers[endpoint](data, fault == "invalid_json_content")
         headers = self._quota.admit(answer.total_tokens)
         ticket.fingerprint = fingerprint(data)
@@ -190,8 +250,9 @@ class SimulatorApp:
 
     def _authorize(self, request: web.Request) -> None:
         key = self.settings.api_key
-        if key is not None and request.headers.get("Authorization") != f"Bearer {key}":
-            message = "Incorrect API key provided." if "Authorization" in request.headers else "No API key provided."
+        given = request.headers.get("Authorization"), request.headers.get("x-api-key")  # the latter is Anthropic's
+        if key is not None and given[0] != f"Bearer {key}" and given[1] != key:
+            message = "No API key provided." if given == (None, None) else "Incorrect API key provided."
             raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
 
     def _refusal(self, fault: str) -> ApiError:
@@ -222,7 +283,9 @@ class SimulatorApp:
         return self._send(orjson.dumps({"object": "list", "data": models}))
 
     async def _report(self, request: web.Request) -> web.Response:
-        return self._send(orjson.dumps(self.stats.report(request.query.get("hashes") == "1")))
+        return self._send(
+            orjson.dumps(self.stats.report(request.query.get("hashes") == "1", request.query.get("lines") == "1"))
+        )
 
     async def _reset(self, request: web.Request) -> web.Response:
         self.stats.reset()
@@ -244,14 +307,3 @@ class SimulatorApp:
     def _headers(self, content_type: str, headers: dict[str, str]) -> dict[str, str]:
         own = {"Content-Type": content_type, "x-request-id": f"{self._id_prefix}{next(self._serial):012x}"}
         return own | headers
-
-
-def _decoded(body: bytes) -> dict[str, Any]:
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        message = f"We could not parse the JSON body of your request: {error}."
-        raise ApiError(400, message, code="invalid_json") from None
-    if not isinstance(data, dict):
-        raise ApiError(400, "The body of the request must be a JSON object.", code="invalid_json")
-    return data

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import takewhile
+from typing import Any
 
 import orjson
 from pydantic import ValidationError
 
-__all__ = ["ApiError", "from_validation"]
+__all__ = ["ApiError", "HangUp", "anthropic_error", "from_validation"]
+
+# https://docs.claude.com/en/api/errors
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class HangUp(Exception):
+    """What was asked for is done, and the socket is closed instead of an answer."""
 
 
 class ApiError(Exception):
@@ -52,6 +69,13 @@ class ApiError(Exception):
         """Return the error as OpenAI writes it."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return orjson.dumps({"error": error})
+
+
+def anthropic_error(error: ApiError) -> dict[str, Any]:
+    """Return the error as Anthropic writes it."""
+    usual = "api_error" if error.status >= 500 else "invalid_request_error"
+    inner = {"type": _ANTHROPIC_TYPES.get(error.status, usual), "message": error.message}
+    return {"type": "error", "error": inner, "request_id": None}
 
 
 def from_validation(error: ValidationError) -> ApiError:

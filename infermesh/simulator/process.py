@@ -77,9 +77,9 @@ class SimulatorProcess:
             raise RuntimeError(f"the simulator did not start (exit status {self._process.wait()})")
         return str(json.loads(line)["url"])
 
-    def stats(self, hashes: bool = False) -> dict[str, Any]:
+    def stats(self, hashes: bool = False, lines: bool = False) -> dict[str, Any]:
         """Return what `GET /stats` says."""
-        return fetch_stats(self.url, hashes)
+        return fetch_stats(self.url, hashes, lines)
 
     def reset(self) -> None:
         """Set all counts to zero."""

@@ -12,9 +12,9 @@ __all__ = ["fetch_stats", "reset_stats"]
 _TIMEOUT_S = 10.0
 
 
-def fetch_stats(url: str, hashes: bool = False) -> dict[str, Any]:
+def fetch_stats(url: str, hashes: bool = False, lines: bool = False) -> dict[str, Any]:
     """Return the counts of the simulator at a base URL."""
-    return _ask(url, "GET", "/stats?hashes=1" if hashes else "/stats")
+    return _ask(url, "GET", f"/stats?hashes={hashes:d}&lines={lines:d}")
 
 
 def reset_stats(url: str) -> None:

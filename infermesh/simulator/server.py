@@ -172,9 +172,9 @@ class Simulator:
         finally:
             ready.set()
 
-    def stats(self, hashes: bool = False) -> dict[str, Any]:
+    def stats(self, hashes: bool = False, lines: bool = False) -> dict[str, Any]:
         """Return what `GET /stats` says."""
-        return fetch_stats(self.url, hashes)
+        return fetch_stats(self.url, hashes, lines)
 
     def reset(self) -> None:
         """Set all counts to zero."""

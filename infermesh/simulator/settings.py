@@ -6,9 +6,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Endpoint", "Faults", "SimulatorSettings", "all_settings"]
+__all__ = ["BatchSettings", "Endpoint", "Faults", "SimulatorSettings", "all_settings"]
 
-Endpoint = Literal["chat", "completions", "responses", "embeddings", "transcriptions"]
+Endpoint = Literal[
+    "chat",
+    "completions",
+    "responses",
+    "embeddings",
+    "transcriptions",
+    "messages",
+    "files",
+    "batches",
+    "message_batches",
+]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -60,6 +70,76 @@ class Faults(BaseModel):
             "invalid_json_content",
         )
         return [(name, getattr(self, name)) for name in names]
+
+
+class BatchSettings(BaseModel):
+    """What batches take, what they allow, and how they fail.
+
+    A line's fault depends on the seed, on the number of its batch and on its `custom_id`: a line that is sent again in
+    another batch draws anew. The faults of calls (`lost_creates` …) are drawn call by call.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    validating_s: float = Field(default=0.0, ge=0, description="Seconds in state `validating`.")
+    processing_s: float = Field(
+        default=0.0, ge=0, description="Seconds in state `in_progress`, over which the lines are answered one by one."
+    )
+    finalizing_s: float = Field(default=0.0, ge=0, description="Seconds in state `finalizing`.")
+    cancelling_s: float = Field(default=0.0, ge=0, description="Seconds in state `cancelling`.")
+    expires_s: float = Field(
+        default=86400.0, gt=0, description="Seconds after which a batch expires; lines that are answered are kept."
+    )
+
+    max_requests: int | None = Field(
+        default=None, ge=1, description="Most lines of a batch; null is the provider's: 50000, Anthropic's 100000."
+    )
+    max_bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes of a batch; null is the provider's: 200 MB, Anthropic's 256 MB."
+    )
+    max_enqueued_tokens: int | None = Field(
+        default=None, ge=1, description="Most prompt tokens in all batches that have not ended; null has no limit."
+    )
+    over_limit: Literal["refuse", "fail"] = Field(
+        default="refuse",
+        description="What a batch beyond `max_enqueued_tokens` meets: `refuse` is a 429, `fail` a failed validation.",
+    )
+    poll_after_s: float | None = Field(
+        default=None, ge=0, description="Retry-After of a batch that has not ended, in seconds; null sends none."
+    )
+
+    invalid_marker: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A line with this text fails its whole batch's validation; Anthropic refuses to create it.",
+    )
+    named_lines: int = Field(default=1, ge=1, description="Most invalid lines that a failed batch names.")
+    refused_lines: Probability = Field(default=0.0, description="Share of lines that end in a 400.")
+    failed_lines: Probability = Field(default=0.0, description="Share of lines that end in a 500.")
+    missing_lines: Probability = Field(default=0.0, description="Share of lines that are in no file, though counted.")
+    doubled_lines: Probability = Field(default=0.0, description="Share of lines that are in a file twice.")
+    shuffle: bool = Field(default=False, description="Answer and write the lines in another order than they came in.")
+    loose_lines: bool = Field(
+        default=False,
+        description="Results with CRLF between lines and none after the last, which some JSONL readers cannot read.",
+    )
+
+    lost_uploads: Probability = Field(
+        default=0.0, description="Share of uploads whose answer is lost; the file is kept."
+    )
+    lost_creates: Probability = Field(default=0.0, description="Share of creates whose answer is lost; the batch runs.")
+    unlisted: Probability = Field(default=0.0, description="Share of batches that no listing shows.")
+    not_found: Probability = Field(
+        default=0.0, description="Share of reads of a batch that get a 404 although it is there."
+    )
+    cut_downloads: Probability = Field(default=0.0, description="Share of downloads whose connection breaks half-way.")
+    short_downloads: Probability = Field(
+        default=0.0, description="Share of downloads that end well, but within a line half-way."
+    )
+    cancel_loses: bool = Field(default=False, description="A cancelled batch gives back nothing, answered or not.")
+    azure: bool = Field(
+        default=False, description="Batches as Azure's samples show them: `Completed`, ISO times, an empty error file."
+    )
 
 
 class SimulatorSettings(BaseModel):
@@ -129,6 +209,7 @@ class SimulatorSettings(BaseModel):
     language: str = Field(default="en", description="Language of a clip that does not state its own (RIFF `ILNG`).")
 
     faults: Faults = Field(default_factory=lambda: Faults(), description="How often requests fail, and how.")
+    batches: BatchSettings = Field(default_factory=lambda: BatchSettings(), description="What the batch APIs do.")
 
 
 def all_settings(model: type[BaseModel] = SimulatorSettings, prefix: str = "") -> list[tuple[str, Any, str]]:

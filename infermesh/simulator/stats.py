@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ import orjson
 
 from infermesh.simulator.settings import Endpoint
 
-__all__ = ["Stats", "Ticket", "fingerprint"]
+__all__ = ["BatchStats", "Stats", "Ticket", "fingerprint"]
 
 
 def fingerprint(data: dict[str, Any]) -> int:
@@ -77,10 +78,60 @@ class EndpointStats:
         }
 
 
+class BatchStats:
+    """The counts of batches and of their lines, over both providers."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start to count anew. Batches stay."""
+        self.created = 0
+        self.calls: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self._sent: Counter[str] = Counter()
+        self._answered: Counter[str] = Counter()
+        self._failed = 0
+        self._seen: Counter[int] = Counter()
+
+    def sent(self, custom_ids: Iterable[str]) -> None:
+        """Count the lines of a batch that is valid."""
+        self._sent.update(custom_ids)
+
+    def answered(self, custom_id: str, status: int, content: int) -> None:
+        """Count a line that was worked on, whether or not it comes back; `content` is its fingerprint."""
+        if status != 200:
+            self._failed += 1
+            return
+        self._answered[custom_id] += 1
+        self._seen[content] += 1
+
+    def as_dict(self, lines: bool = False) -> dict[str, Any]:
+        """Return the counts by their public names; with `lines`, those of each custom_id too."""
+        report: dict[str, Any] = {
+            "created": self.created,
+            "calls": dict(sorted(self.calls.items())),
+            "faults": {name: count for name, count in sorted(self.faults.items()) if count},
+            "lines": self._sent.total(),
+            "repeated_lines": self._sent.total() - len(self._sent),
+            "answered_lines": self._answered.total(),
+            "failed_lines": self._failed,
+            "repeated_answers": self._answered.total() - len(self._answered),
+            "unique_requests": len(self._seen),
+            "repeated_requests": self._seen.total() - len(self._seen),
+        }
+        if lines:
+            report["by_custom_id"] = {
+                name: {"sent": count, "answered": self._answered[name]} for name, count in sorted(self._sent.items())
+            }
+        return report
+
+
 class Stats:
     """The counts of a simulator."""
 
     def __init__(self) -> None:
+        self.batches = BatchStats()
         self._endpoints: dict[Endpoint, EndpointStats] = {endpoint: EndpointStats() for endpoint in get_args(Endpoint)}
         self._load = Load()
 
@@ -91,11 +142,16 @@ class Stats:
     def reset(self) -> None:
         """Start to count anew. Requests in flight stay."""
         self._load.most = self._load.now
+        self.batches.reset()
         for stats in self._endpoints.values():
             stats.reset()
 
-    def report(self, hashes: bool = False) -> dict[str, Any]:
-        """Return the counts of each endpoint and of all together; with `hashes`, those of the answered requests too."""
+    def report(self, hashes: bool = False, lines: bool = False) -> dict[str, Any]:
+        """Return the counts of each endpoint, of all together and of batches.
+
+        With `hashes`, those of the answered requests too; with `lines`, how often each custom_id of a batch was sent
+        and answered.
+        """
         listed = {name: stats.as_dict() for name, stats in self._endpoints.items()}
         totals: dict[str, Any] = EndpointStats().as_dict()
         for counts in listed.values():
@@ -108,7 +164,7 @@ class Stats:
         if hashes:
             for name, stats in self._endpoints.items():
                 listed[name]["answered_hashes"] = [f"{value:016x}" for value in sorted(stats.seen)]
-        return {"endpoints": listed, "totals": totals}
+        return {"endpoints": listed, "totals": totals, "batches": self.batches.as_dict(lines)}
 
 
 class Ticket:

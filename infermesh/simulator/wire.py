@@ -1,4 +1,4 @@
-"""The fields of OpenAI's requests that the simulator reads. It ignores all others."""
+"""The fields of OpenAI's and Anthropic's requests that the simulator reads. It ignores all others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ __all__ = [
     "CompletionRequest",
     "EmbeddingsRequest",
     "Message",
+    "MessagesRequest",
     "ResponseFormat",
     "ResponsesRequest",
     "TranscriptionForm",
@@ -107,6 +108,7 @@ class ChatRequest(_Wire):
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
     tool_choice: str | ToolChoice | None = None
+    service_tier: str | None = None
 
 
 class CompletionRequest(_Wire):
@@ -137,6 +139,28 @@ class ResponsesRequest(_Wire):
     text: TextOptions | None = None
     tools: list[Tool] | None = None
     tool_choice: str | ToolChoice | None = None
+
+
+class MessageTool(_Wire):
+    name: str
+    input_schema: dict[str, Any] | None = None
+
+
+class OutputConfig(_Wire):
+    format: ResponseFormat | None = None
+
+
+class MessagesRequest(_Wire):
+    """Anthropic's `POST /v1/messages`."""
+
+    model: str = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int = Field(ge=1)
+    system: str | list[Part] | None = None
+    stream: bool | None = None
+    tools: list[MessageTool] | None = None
+    tool_choice: ToolChoice | None = None
+    output_config: OutputConfig | None = None
 
 
 class EmbeddingsRequest(_Wire):

@@ -402,6 +402,14 @@ class RunStore:
         names = [column[0] for column in result.description or ()]
         return dict(zip(names, result.fetchone() or (), strict=True))
 
+    def dearest_requests(self) -> dict[str, tuple[int, float]]:
+        """Stage → the most completion tokens of one request of it, and the most US dollars, over all sessions."""
+        found = self._connection.execute(
+            "SELECT stage, coalesce(max(completion_tokens), 0), max(cost_usd) FROM attempts WHERE cost_usd IS NOT NULL "
+            "GROUP BY stage"
+        )
+        return {stage: (completion, dollars) for stage, completion, dollars in found.fetchall()}
+
     def failures(self) -> list[tuple[str, str, int, str]]:
         """``(stage, error_type, rows, example)`` of the failed rows, most frequent first."""
         parts = [

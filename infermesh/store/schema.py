@@ -179,6 +179,7 @@ ATTEMPTS = (
     Column("cost_usd", "DOUBLE"),
     Column("request_rows", "INTEGER"),
     Column("error", "VARCHAR"),
+    Column("service_tier", "VARCHAR"),
 )
 _NAMED_ATTEMPTS = [(column.name, column.type) for column in ATTEMPTS]
 
@@ -200,6 +201,7 @@ def attempt_row(stage: str, row_id: int, attempt: Attempt, error: str | None = N
         attempt.cost_usd,
         attempt.rows,
         None if error is None else stored_text(error[:_ERROR_CHARACTERS]),
+        stored_text(attempt.service_tier),
     )
 
 
@@ -218,6 +220,7 @@ def sole_requests(table: str) -> str:
         "error_type": "NULL",
         "request_rows": "1",
         "error": "NULL",
+        "service_tier": "NULL",
     }
     columns = (f"CAST({values.get(name, quoted(name))} AS {kind}) AS {name}" for name, kind in _NAMED_ATTEMPTS)
     return f"SELECT {', '.join(columns)} FROM {quoted(table)} WHERE sole_request"
@@ -285,6 +288,7 @@ MIGRATIONS = (  # from schema 1; without effect on a newer database
     "ALTER TABLE run ADD COLUMN IF NOT EXISTS overrides JSON",
     "ALTER TABLE run ADD COLUMN IF NOT EXISTS facts JSON",
     f"ALTER TABLE {ATTEMPTS_LOG} ADD COLUMN IF NOT EXISTS error VARCHAR",
+    f"ALTER TABLE {ATTEMPTS_LOG} ADD COLUMN IF NOT EXISTS service_tier VARCHAR",
     "ALTER TABLE retired ADD COLUMN IF NOT EXISTS origin VARCHAR DEFAULT 'source'",
 )
 

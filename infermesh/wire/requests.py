@@ -244,7 +244,7 @@ def estimate_tokens(request: Request) -> int:
     for name in ("prompt", "input"):
         content = payload.get(name)
         if isinstance(content, str):
-            total += _text_tokens(content)
+            total += text_tokens(content)
         elif isinstance(content, Sequence):
             total += sum(map(_item_tokens, content))
     return total
@@ -253,18 +253,18 @@ def estimate_tokens(request: Request) -> int:
 def _item_tokens(item: Any) -> int:
     """One item of a list input: a text, a list of token ids, or a token id."""
     if isinstance(item, str):
-        return _text_tokens(item)
+        return text_tokens(item)
     return len(item) if isinstance(item, list) else 1
 
 
-def _text_tokens(text: str) -> int:
+def text_tokens(text: str) -> int:
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     return (size + _CHARS_PER_TOKEN - 1) // _CHARS_PER_TOKEN
 
 
 def _content_tokens(content: Any) -> int:
     if isinstance(content, str):
-        return _text_tokens(content)
+        return text_tokens(content)
     if isinstance(content, list):
         return sum(map(_content_tokens, content))
     if not isinstance(content, Mapping):

@@ -19,7 +19,8 @@ Qwen                           ``prompt_tokens_details.cache_creation_input_toke
 Moonshot                       ``cached_tokens`` beside ``prompt_tokens``
 Anthropic                      ``cache_read_input_tokens`` and ``cache_creation_input_tokens`` come on top of
                                ``input_tokens``, and are added to the prompt; with ``prompt_tokens`` (LiteLLM) they are
-                               inside. Writes for an hour (``cache_creation.ephemeral_1h_input_tokens``) cost more
+                               inside. Writes for an hour (``cache_creation.ephemeral_1h_input_tokens``) cost more.
+                               ``service_tier`` and ``speed`` of usage say what served it
 OpenRouter, Perplexity         ``cost`` is what was billed, in dollars (Perplexity: ``cost.total_cost``)
 Cohere                         ``billed_units.input_tokens`` and ``.output_tokens``
 Voyage, Jina (embeddings)      ``total_tokens`` alone
@@ -37,13 +38,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from infermesh.results import TokenUsage
 
-__all__ = ["apportion", "count", "shares", "together", "usage_of"]
+__all__ = ["apportion", "count", "shares", "tier_named", "together", "usage_of"]
 
 # The names of each quantity, the commonest first.
 _PROMPT = ("prompt_tokens", "input_tokens", "promptTokenCount", "inputTokens")
@@ -63,7 +64,9 @@ _PROMPT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token
 _COMPLETION_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
 # With these names of the prompt, what the cache took or gave stands beside it (Anthropic, Bedrock's Converse).
 _CACHE_BESIDE = ("input_tokens", "inputTokens")
-_LIST_PRICE_TIERS = ("default", "auto", "standard", "on_demand", "scale")  # on_demand is Groq's
+# on_demand is Groq's, standard_only a parameter of Anthropic's.
+_LIST_PRICE_TIERS = ("default", "auto", "standard", "standard_only", "on_demand", "scale", "")
+_LONGEST_TIER = 40  # it goes into a table and a log: a server's essay does not
 
 _WHOLE = re.compile(r"(\d{1,11})(?:\.0*)?")
 _PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
@@ -197,10 +200,28 @@ def _apart(
         "output_audio_tokens": count(answer.get("audio_tokens")),
         "reported_cost": _dollars(usage),
     }
-    tier = body.get("service_tier")
-    if isinstance(tier, str) and tier.lower() not in _LIST_PRICE_TIERS:
-        found["service_tier"] = tier
+    # Anthropic says its tier in usage.
+    tier = body.get("service_tier") or usage.get("service_tier")
+    found |= tier_named({"service_tier": tier, "speed": usage.get("speed")})
     return {name: value for name, value in found.items() if value} or None
+
+
+def tier_named(said: Mapping[str, Any]) -> dict[str, float | str]:
+    """The ``service_tier`` and the ``speed`` that an answer, or a request's parameters, name, unless they are standard.
+
+    Examples
+    --------
+    >>> tier_named({"service_tier": "flex", "temperature": 0})
+    {'service_tier': 'flex'}
+    >>> tier_named({"service_tier": "auto"})
+    {}
+    """
+    told = ((name, said.get(name)) for name in ("service_tier", "speed"))
+    return {
+        name: tier[:_LONGEST_TIER]
+        for name, tier in told
+        if isinstance(tier, str) and tier.lower() not in _LIST_PRICE_TIERS
+    }
 
 
 def _dollars(usage: dict[str, Any]) -> float | None:

@@ -45,7 +45,7 @@ def database(tmp_path: Path) -> Path:
         for stage, row, attempt, second, queue, service, error, tokens in ATTEMPTS:
             connection.execute(
                 "INSERT INTO attempts_log VALUES (?, ?, ?, 'd', TIMESTAMP '2026-01-01' + to_seconds(?), ?, ?, 200, ?, "
-                "?, 0, 0.5, 1, NULL)",
+                "?, 0, 0.5, 1, NULL, NULL)",
                 [stage, row, attempt, second, queue, service, error, tokens],
             )
         connection.execute("INSERT INTO a (row_id, status) VALUES (0, 'done'), (1, 'done'), (2, 'done')")

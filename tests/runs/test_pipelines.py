@@ -660,14 +660,14 @@ class TestGuards:
         assert (outcome.status, outcome.exit_code) == ("stopped", 4)
         cost = lab.one("SELECT sum(cost_usd) FROM attempts")
         each = lab.one("SELECT max(cost_usd) FROM attempts")
-        assert 0.5 <= cost < 0.5 + 2 * each
+        assert 0.5 - 2 * each < cost <= 0.5
         assert "guards.max_cost_usd is 0.5" in (outcome.reason or "")
         assert lab.one("SELECT status FROM run") == "stopped"
         sent = totals(simulator)["received"]
         assert lab.run(mapping).status == "stopped"  # earlier sessions count
-        assert totals(simulator)["received"] <= sent + 1
+        assert totals(simulator)["received"] == sent
         assert lab.run(self.guarded(lab, simulator, {}, **prices)).status == "done"
-        assert totals(simulator)["received"] <= 50 + 1
+        assert totals(simulator)["received"] == 50
 
     def test_a_number_of_errors(self, lab: Lab, start_simulator: Start) -> None:
         lab.rows(texts(50))

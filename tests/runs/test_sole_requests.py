@@ -78,6 +78,7 @@ def test_a_row_tells_what_the_log_would() -> None:
         {"cost_usd": None},
         {"prompt_tokens": None},
         {"completion_tokens": 6},
+        {"service_tier": "flex"},
     ],
     ids=str,
 )

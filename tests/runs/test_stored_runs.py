@@ -51,3 +51,5 @@ def test_a_killed_run_sends_what_is_missing_and_no_more(project: Path) -> None:
     assert set(settled) <= set(again)
     vectors = run.sql("SELECT sum(request_rows)::INTEGER FROM attempts WHERE stage = 'vectors'").fetchone()
     assert vectors == (12,)
+    tiers = run.sql("SELECT DISTINCT service_tier FROM attempts").fetchall()  # a column that 0.1 did not have
+    assert tiers == [(None,)]

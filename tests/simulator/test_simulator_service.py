@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from infermesh.simulator.errors import ApiError
 from infermesh.simulator.quota import Quota, format_duration
 from infermesh.simulator.service import FaultPlan, Service
-from infermesh.simulator.settings import Faults, SimulatorSettings
+from infermesh.simulator.settings import BatchSettings, Faults, SimulatorSettings
 from tests.support import wait_until
 
 Start = Callable[..., Any]
@@ -269,7 +269,7 @@ def test_bad_settings(settings: dict[str, Any]) -> None:
 
 
 def test_every_setting_is_described() -> None:
-    for model in (SimulatorSettings, Faults):
+    for model in (SimulatorSettings, Faults, BatchSettings):
         assert all(field.description for field in model.model_fields.values())
 
 

@@ -354,7 +354,7 @@ def test_a_writer_is_not_waited_for(store: RunStore, monkeypatch: pytest.MonkeyP
 def test_a_tables_columns_and_the_rows_put_into_it_have_the_same_order() -> None:
     from_state = list(inspect.signature(state_row).parameters)
     assert from_state == [column.name for column in (*BEFORE_OUTPUTS, Column("outputs", ""), *AFTER_OUTPUTS)]
-    attempt = Attempt(2, "gpu", 86400.5, 0.1, 0.2, 429, "rate_limit", 5, 6, 0.7, 8)
+    attempt = Attempt(2, "gpu", 86400.5, 0.1, 0.2, 429, "rate_limit", 5, 6, 0.7, 8, "flex")
     by_column = dict(zip([column.name for column in ATTEMPTS], attempt_row("a", 3, attempt, "slow down"), strict=True))
     assert by_column == {
         "stage": "a",
@@ -371,6 +371,7 @@ def test_a_tables_columns_and_the_rows_put_into_it_have_the_same_order() -> None
         "cost_usd": 0.7,
         "request_rows": 8,
         "error": "slow down",
+        "service_tier": "flex",
     }
 
 
