@@ -9,6 +9,7 @@ from infermesh.bench.sweeps import Advice, MeasuredJob, is_number, setting, valu
 from infermesh.hints import one_line
 from infermesh.pages.page import write
 from infermesh.pages.sweep import Picture, Point, TableRow, places, sweep_page
+from infermesh.redaction import redact
 
 __all__ = ["SWEEP_PAGE", "picture_of", "write_page"]
 
@@ -50,7 +51,9 @@ def picture_of(
     heads = ("job", *(last if len({*last}) == len(last) else keys), *_HEADS)
     rows = [_table_row(job, keys, advice.job) for job in jobs]
     axis = keys[0] if points else ""
-    return Picture(title, points, chosen, found, advice.notes, axis, "rows/s", heads, rows, _KEY, made_by)
+    return Picture(
+        title, points, chosen, found, advice.notes, axis, "rows/s", heads, rows, _KEY, made_by and redact(made_by)
+    )
 
 
 _HEADS = ("rows/s", "tokens/s", "p50 s", "p95 s", "p99 s", "q_p95 s", "cost $", "failed rows", "status")

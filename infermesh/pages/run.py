@@ -101,7 +101,7 @@ def _parts(overview: Overview) -> dict[str, Any]:
         "refusals": [(each, remedy(each.kind)) for each in overview.failed_requests],
         "resume": command("resume", overview.folder),
         "status_command": command("status", overview.folder),
-        "made_by": None if overview.overrides is None else command("run", *overview.overrides),
+        "made_by": None if overview.overrides is None else redact(command("run", *overview.overrides)),
         "sweep": sweep_of(overview.folder),
         "config": redact(config[:_MOST_CONFIG]),
         "config_cut": max(0, len(config) - _MOST_CONFIG),
