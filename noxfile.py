@@ -60,6 +60,12 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session(python=False)
+def browser(session: nox.Session) -> None:
+    """The pages in a real Chromium: pip install -e '.[browser]' and, on Debian, apt-get install chromium."""
+    session.run("pytest", "-m", "browser", "tests/pages", *session.posargs)
+
+
+@nox.session(python=False)
 def long(session: nox.Session) -> None:
     """The tests that ``pytest`` leaves out, since they take seconds each; and the trials with kills at random."""
     session.run("pytest", "-m", "long", *session.posargs)

@@ -164,3 +164,8 @@ class Fussy(pydantic.BaseModel):
         if value == "nowhere":
             time.sleep(1000)
         raise SystemExit(3)
+
+
+def wide_values(row: dict[str, Any]) -> dict[str, Any]:
+    """A dozen long values that take four times their length in HTML."""
+    return {f"v{number}": "<" * 5000 for number in range(12)}

@@ -80,6 +80,7 @@ def experiment(url: str, stages: Mapping[str, Any], **sections: Any) -> dict[str
         "models": {"m": {"deployments": ["d"], "max_retries": 2, "timeout": 20.0}},
         "stages": {name: {"model": "m", **stage} for name, stage in stages.items()},
         "store": {"commit_interval": 0.01},
+        "report": False,  # a tenth of a second for each of some thousand runs; tests/pages has those that write it
     }
     return mapping | sections
 

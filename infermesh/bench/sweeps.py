@@ -1,4 +1,4 @@
-"""A sweep's results, read from its jobs' databases: figures, the recommended setting, a table, a picture."""
+"""A sweep's results, read from its jobs' databases: figures, the recommended setting, a table."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from infermesh.bench.measure import Candidate, choose
-from infermesh.bench.plot import Picture, Point
 from infermesh.config.declaration import Declaration
 from infermesh.config.short_form import DEPLOYMENT_KEYS
 from infermesh.errors import ConfigError, StoreError
+from infermesh.exact_json import loads
 from infermesh.hints import counted
 from infermesh.inputs.sources import resolve_source
 from infermesh.query.figures import Figures, read_figures, read_stored, write_parquet
 from infermesh.runs.assemble import NOWHERE, assembled
 from infermesh.store import Column
+from infermesh.store.folders import JOBS
 from infermesh.store.schema import DATABASE, status_now
 
 RULE = "the smallest within 5 % of the best rows/s whose p95 is acceptable"
@@ -142,7 +143,7 @@ def advise(jobs: Sequence[MeasuredJob], keys: Sequence[str]) -> Advice:
     if asking:
         verb = "decides" if len(asking) == 1 else "decide"
         return Advice(None, (f"{' and '.join(asking)} {verb} what is answered, so speed recommends no value",))
-    numeric = all(_is_number(job.record.values.get(key)) for job in jobs for key in keys)
+    numeric = all(is_number(job.record.values.get(key)) for job in jobs for key in keys)
     ended = [job for job in jobs if job.figures is not None and job.record.code in (0, 3) and job.figures.requests]
     if numeric:
         ended.sort(key=lambda job: tuple(job.record.values[key] for key in keys))
@@ -187,33 +188,34 @@ def write_table(path: Path, jobs: Sequence[MeasuredJob], keys: Sequence[str]) ->
     write_parquet(path, columns, rows)
 
 
-def picture_of(title: str, jobs: Sequence[MeasuredJob], keys: Sequence[str], advice: Advice) -> Picture | None:
-    """Make the picture of a sweep; ``None`` unless one numeric key was swept, and measured at two settings or more."""
-    drawn = [
-        (job.record.values[keys[0]], job.figures)
-        for job in jobs
-        if len(keys) == 1 and job.figures is not None and job.figures.requests
-    ]
-    if len(drawn) < 2 or not all(_is_number(value) for value, _ in drawn):
-        return None
-    points = [
-        Point(
-            value,
-            figures.rows_per_s,
-            figures.p50_s,
-            figures.p95_s,
-            figures.p99_s,
-            figures.service_p95_s,
-            figures.queue_p95_s,
-            figures.request_errors,
-            figures.requests,
-        )
-        for value, figures in sorted(drawn, key=lambda pair: pair[0])
-    ]
-    chosen = None if advice.job is None else advice.job.record.values[keys[0]]
-    found = "No setting can be recommended." if advice.job is None else f"Recommended: {setting(advice.job, keys)}."
-    names = (keys[0], keys[0].rpartition(".")[2], "rows per second", "rows/s")
-    return Picture(title, points, chosen, found, advice.notes, *names)
+def figures_scope(keys: Sequence[str]) -> str:
+    """What the figures of a sweep over these keys are of, in words."""
+    stage = measured_stage(keys)
+    return "rows/s and latency of the whole run" if stage is None else f"rows/s and latency of stage {stage}"
+
+
+def read_record(file: Path) -> tuple[str, JobRecord]:
+    """A job's record, and the id of the command that wrote it."""
+    record = loads(file.read_bytes())
+    job = JobRecord(
+        record["job"],
+        Path(record["folder"]),
+        record["values"],
+        record["overrides"],
+        record["code"],
+        record["passed_over"],
+    )
+    return record["sweep"], job
+
+
+def stored_jobs(folder: Path) -> tuple[list[JobRecord], list[str]]:
+    """The jobs of the last command over a sweep's folder, and the swept keys; none where nothing was recorded."""
+    files = sorted((folder / JOBS).glob("*.json"), key=lambda file: file.stat().st_mtime)
+    found = [read_record(file) for file in files]
+    records = [record for command, record in found if command == found[-1][0]]
+    # A record names its job's folder as seen from where the sweep was started.
+    records = [replace(record, folder=folder / record.folder.name) for record in records]
+    return records, list(records[0].values) if records else []
 
 
 _COUNTS = ("rows", "failed", "pending", "requests", "request_errors", "prompt_tokens", "completion_tokens")
@@ -223,7 +225,8 @@ _MEASURES = (
 )
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a swept value is one that a curve can be drawn over."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

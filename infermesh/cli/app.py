@@ -277,6 +277,24 @@ def show(
     show_row(words, origin, stage, json=json)
 
 
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh report outputs/quickstart/latest --output mine.html")
+def report(
+    run: RunArgument = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file; default: report.html in the run's folder.", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Write a page over a run, or over a sweep's folder: one HTML file, which needs neither network nor server.
+
+    A run writes it by itself when it ends ([bold]report=false[/]: not). While it runs, the page shows how far it is.
+    The file's path goes to stdout.
+    """
+    from infermesh.cli.report import report_on
+
+    report_on(run, output)
+
+
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh verify outputs/quickstart/latest")
 def verify(run: RunArgument = None) -> None:
     """Check that nothing of a run is lost, doubled or changed: its tables, its requests, the files that it wrote.

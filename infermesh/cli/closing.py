@@ -38,6 +38,7 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
     if brief:
         return "\n".join(lines)
     lines += [f"  folder    {outcome.folder}", _query_line(outcome, outcome.folder)]
+    lines += [f"  report    {outcome.report}"] if outcome.report is not None else []
     lines += [f"  written   {file}" for file in outcome.files.written]
     if outcome.invalid:
         again = command("retry", outcome.folder, "--stage", outcome.invalid[0][0], "--where", "invalid is not null")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from infermesh.runs.progress import PlainLines, Rates, summary
+from infermesh.runs.progress import PlainLines, Rates, short, summary
 from infermesh.runs.stats import Observer, RunStats
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+
+    from infermesh.cli.console import SafeConsole
 
 
 def make_observer() -> Observer:
@@ -17,18 +20,21 @@ def make_observer() -> Observer:
     return LiveTable() if sys.stderr.isatty() else PlainLines()
 
 
-_WIDE = 76  # columns of a terminal that hold a long bar beside all counts
+# From the roomiest to the narrowest, of which the first that fits is taken: the bar's width, whether numbers are in
+# short (12.3k), the longest name of a stage.
+_LAYOUTS = ((20, False, 40), (6, False, 30), (6, True, 24), (0, True, 24), (0, True, 12))
+_ROOM = 1000  # more columns than any terminal has, to see how many a table would like
 
 
 class LiveTable:
-    """Each stage's progress bar and counts on a terminal, redrawn in place."""
+    """Each stage's progress bar and counts on a terminal, redrawn in place. ``console``: by default that of stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: SafeConsole | None = None) -> None:
         from rich.live import Live
 
         from infermesh.cli.console import SafeConsole
 
-        self._console = SafeConsole(stderr=True)
+        self._console = console or SafeConsole(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._rates = Rates()
 
@@ -50,23 +56,43 @@ class LiveTable:
         self._live.stop()
 
     def _render(self, stats: RunStats) -> RenderableType:
-        from rich import box
         from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("stage", no_wrap=True)
-        width = 20 if self._console.width >= _WIDE else 6
-        table.add_column("", width=width)
-        skips = any(stage.skipped for stage in stats.stages.values())
-        for heading in ("done", "failed", *(["skipped"] if skips else []), "in flight", "of"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for name, stage in stats.stages.items():
-            bar = ProgressBar(total=max(stage.total, 1), completed=stage.settled, width=width)
-            failed = Text(str(stage.failed), style="red" if stage.failed else "")
-            skipped = [str(stage.skipped)] if skips else []
-            table.add_row(name, bar, str(stage.done), failed, *skipped, str(stage.in_flight), str(stage.total or "–"))
         waits = [Text(f"requests wait for {', '.join(stats.waits)}", style="yellow")] if stats.waits else []
-        return Group(table, Text(summary(stats, self._rates)), *waits)
+        return Group(self._table(stats), Text(summary(stats, self._rates)), *waits)
+
+    def _table(self, stats: RunStats) -> Table:
+        """The widest table that the terminal has room for: a count that is cut says nothing."""
+        roomy = self._console.options.update(max_width=_ROOM)
+        for layout in _LAYOUTS:
+            table = _stages(stats, *layout)
+            if self._console.measure(table, options=roomy).maximum <= self._console.width:
+                break
+        return table
+
+
+def _stages(stats: RunStats, bar: int, in_short: bool, name_width: int) -> Table:
+    """A row for each stage. ``bar``: the width of its bar, 0 for none."""
+    from rich import box
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    def number(count: int) -> str:
+        return short(count) if in_short else str(count)
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=in_short)
+    table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=name_width)
+    if bar:
+        table.add_column("", width=bar)
+    skips = any(stage.skipped for stage in stats.stages.values())
+    for heading in ("done", "failed", *(["skipped"] if skips else []), "in flight", "of"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, stage in stats.stages.items():
+        bars = [ProgressBar(total=max(stage.total, 1), completed=stage.settled, width=bar)] if bar else []
+        failed = Text(number(stage.failed), style="red" if stage.failed else "")
+        skipped = [number(stage.skipped)] if skips else []
+        total = number(stage.total) if stage.total else "–"
+        table.add_row(name, *bars, number(stage.done), failed, *skipped, number(stage.in_flight), total)
+    return table

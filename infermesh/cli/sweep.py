@@ -24,18 +24,17 @@ from typing import Any
 
 import orjson
 
-from infermesh.bench.plot import draw
+from infermesh.bench.sweep_page import SWEEP_PAGE, picture_of, write_page
 from infermesh.bench.sweeps import (
     RULE,
     Advice,
-    JobRecord,
     MeasuredJob,
     advise,
     decides_speed_only,
+    figures_scope,
     is_complete,
     measure,
-    measured_stage,
-    picture_of,
+    read_record,
     setting,
     value_text,
     write_table,
@@ -46,7 +45,7 @@ from infermesh.cli.sweep_table import print_table
 from infermesh.config.compose import overrides_of
 from infermesh.config.declaration import Declaration, declare
 from infermesh.errors import ConfigError, StoreError
-from infermesh.hints import command
+from infermesh.hints import command, system_words
 from infermesh.query.figures import read_stored
 from infermesh.query.glance import first_query_across
 from infermesh.query.union import RunUnion
@@ -188,9 +187,9 @@ class Sweep:
         if self.folder is None:  # no job was to run: --cfg, --help, …
             return 130 if self.interrupted else 0
         self.stop_file.unlink(missing_ok=True)
-        records = [
-            record for file in self.records.glob("*.json") if (record := _read_record(file, self.id)) is not None
-        ]
+        # An earlier command has left records of jobs that this one has not reached.
+        found = [read_record(file) for file in self.records.glob("*.json")]
+        records = [record for sweep, record in found if sweep == self.id]
         jobs = measure(records, self.keys)
         codes = {job.record.code for job in jobs} | ({130} if self.interrupted else set())
         code = next((code for code in (1, 130, 4, 3) if code in codes), 0)
@@ -209,7 +208,7 @@ class Sweep:
         if measured:
             write_table(self.folder / "sweep.parquet", jobs, self.keys)
             print(f"  figures   {self.folder / 'sweep.parquet'}", file=sys.stderr)
-            self._draw(self.folder / "sweep.html", jobs, advice)
+            self._draw(self.folder / SWEEP_PAGE, jobs, advice)
         if (query := self._answers_query(jobs)) is not None:
             print(f"  answers   {command('sql', '--runs', self.folder, query)}", file=sys.stderr)
         if code and any(job.record.code != 1 for job in jobs):
@@ -217,15 +216,13 @@ class Sweep:
         return code
 
     def _draw(self, path: Path, jobs: Sequence[MeasuredJob], advice: Advice) -> None:
-        """Write the curves if one number was swept. If the plotting package is missing, say so."""
-        picture = picture_of(f"{self.folder}: {self._figures_scope()}", jobs, self.keys, advice)
-        if picture is None:
-            return
+        """Write the sweep's page. The figures are safe by now: what goes wrong here is told."""
+        title = f"{self.folder}: {figures_scope(self.keys)}"
         try:
-            draw(path, picture)
+            write_page(path, picture_of(title, jobs, self.keys, advice, self.command()))
             print(f"  plot      {path}", file=sys.stderr)
-        except ConfigError as error:
-            print(f"  plot      none: {error}", file=sys.stderr)
+        except OSError as error:
+            print(f"  plot      none: {system_words(error)}", file=sys.stderr)
 
     def _answers_query(self, jobs: Sequence[MeasuredJob]) -> str | None:
         """A query that puts the jobs' answers side by side, with a column for each swept key; ``None`` if none can."""
@@ -235,10 +232,6 @@ class Sweep:
                 return first_query_across(union)
         except StoreError:
             return None
-
-    def _figures_scope(self) -> str:
-        stage = measured_stage(self.keys)
-        return "rows/s and latency of the whole run" if stage is None else f"rows/s and latency of stage {stage}"
 
     def command(self) -> str:
         """The command that continues this sweep: the same arguments, with its folder."""
@@ -428,18 +421,3 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(_json_value(key)): _json_value(item) for key, item in value.items()}
     return [_json_value(item) for item in value] if isinstance(value, list) else value
-
-
-def _read_record(file: Path, sweep: str) -> JobRecord | None:
-    """Read a record; ``None`` for one that an earlier command wrote for a job that this command has not reached."""
-    record = orjson.loads(file.read_bytes())
-    if record["sweep"] != sweep:
-        return None
-    return JobRecord(
-        record["job"],
-        Path(record["folder"]),
-        record["values"],
-        record["overrides"],
-        record["code"],
-        record["passed_over"],
-    )

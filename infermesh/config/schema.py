@@ -386,6 +386,7 @@ class Experiment(_Section):
         description="Further folders that rows may name files in, besides the project's and the source's",
     )
     keep_errors: bool = Field(False, description="On resume, leave failed rows as they are")
+    report: bool = Field(True, description="Write report.html, a page over the run, into its folder when it ends")
     store: StoreConfig = Field(default_factory=lambda: StoreConfig())
     simulator: SimulatorSettings = Field(default_factory=SimulatorSettings)
 

@@ -16,3 +16,19 @@ def percentile(value: str, share: float) -> str:
     'quantile_disc(service_s, 0.95)'
     """
     return f"quantile_disc({value}, {share})"
+
+
+MOST_EXACT = 5_000_000
+
+
+def percentile_of(count: int, value: str, share: float) -> str:
+    """SQL for a percentile of so many values: :func:`percentile` up to five million, a t-digest's estimate above.
+
+    The exact one holds all values in memory, and cannot spill to disk.
+
+    Examples
+    --------
+    >>> percentile_of(10, "service_s", 0.95), percentile_of(10_000_000, "service_s", 0.95)
+    ('quantile_disc(service_s, 0.95)', 'approx_quantile(service_s, 0.95)')
+    """
+    return percentile(value, share) if count <= MOST_EXACT else f"approx_quantile({value}, {share})"

@@ -16,7 +16,7 @@ import yaml
 from infermesh.config.declaration import Declaration
 from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.errors import InfermeshError
-from infermesh.hints import visible
+from infermesh.hints import command, one_line, system_words, visible
 from infermesh.inputs.sources import resolve_source
 from infermesh.query.server import LiveServer
 from infermesh.runs.assemble import assembled
@@ -99,7 +99,6 @@ def execute(
             _session(declaration, folder, observer, environ, sink, redo, control or Control(), keep_errors) as session,
         ):
             outcome: RunOutcome = run_loop(session.run())
-            return outcome
     except (InfermeshError, OSError, KeyboardInterrupt) as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(OSError):  # a full disk, say: what is told is why the run ended
@@ -111,6 +110,9 @@ def execute(
                 for file, content in before.items():
                     _put(file, content)
         raise
+    if sink is None and declaration.experiment.report:
+        outcome.report = _report(folder, observer)
+    return outcome
 
 
 @contextlib.contextmanager
@@ -152,6 +154,22 @@ def _session(
         stack.enter_context(_log_to(folder / LOG))
         stack.enter_context(LiveServer(folder, session.cursor, control.stop))
         yield session
+
+
+def _report(folder: Path, observer: Observer) -> Path | None:
+    """Write the page over the run, whose data is complete by now: what goes wrong here is told, and fails nothing."""
+    from infermesh.pages.run import write_report  # its templates are read when they are needed
+
+    try:
+        return write_report(folder)
+    except (Exception, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        words = "interrupted" if interrupted else system_words(error) if isinstance(error, OSError) else one_line(error)
+        observer.note(f"no report.html was written: {words}; try again: {command('report', folder)}")
+        if not (interrupted or isinstance(error, InfermeshError | OSError)):
+            with _log_to(folder / LOG):
+                logger.exception("report.html could not be made")
+        return None
 
 
 def requests_at_once(experiment: Experiment) -> int:

@@ -36,6 +36,8 @@ class RunOutcome:
         The guard that stopped the session; ``None`` if none did.
     files
         What was written to the declared sinks.
+    report
+        The page over the run; ``None`` if none was written.
     invalid
         ``(stage, rows, example)`` of answers that are done and do not satisfy their stage's response format.
     """
@@ -52,6 +54,7 @@ class RunOutcome:
     reason: str | None = None
     files: SinkReport = field(default_factory=SinkReport)
     invalid: list[tuple[str, int, str]] = field(default_factory=list)
+    report: Path | None = None
 
     @property
     def exit_code(self) -> int:

@@ -8,13 +8,13 @@ from typing import Any
 import duckdb
 import pytest
 
+from infermesh.bench.sweep_page import picture_of
 from infermesh.bench.sweeps import (
     JobRecord,
     MeasuredJob,
     advise,
     decides_speed_only,
     measured_stage,
-    picture_of,
     write_table,
 )
 from infermesh.query.figures import Figures
@@ -136,16 +136,18 @@ def test_the_table_is_typed(tmp_path: Path, values: list[Any], kind: str) -> Non
 def test_the_picture_is_in_the_order_of_the_settings() -> None:
     made = list(reversed(jobs(10, 20, 39, 40)))
     picture = picture_of("t", made, [KEY], advise(made, [KEY]))
-    assert picture is not None
     assert [(point.setting, point.rate) for point in picture.points] == [(1, 10), (2, 20), (4, 39), (8, 40)]
     assert picture.chosen == 4
     assert picture.summary == f"Recommended: {KEY}=4."
 
 
 @pytest.mark.parametrize("made", [jobs(10), [job(0, 1, k="x"), job(1, 1, k="y")]])
-def test_no_picture_without_numbers(made: list[MeasuredJob]) -> None:
+def test_no_curve_without_numbers(made: list[MeasuredJob]) -> None:
     keys = list(made[0].record.values)
-    assert picture_of("t", made, keys, advise(made, keys)) is None
+    picture = picture_of("t", made, keys, advise(made, keys))
+    assert picture.points == []
+    assert picture.chosen is None
+    assert [row.cells[1] for row in picture.rows] == [str(job.record.values[keys[0]]) for job in made]
 
 
 @pytest.mark.parametrize(
@@ -163,4 +165,5 @@ def test_what_is_asked_is_not_recommended_for_its_speed(keys: list[str], words: 
     assert advice.job is None
     assert words in advice.notes[0]
     picture = picture_of("t", made, keys, advice)
-    assert picture is None or "Recommended" not in str(picture)
+    assert "Recommended" not in str(picture)
+    assert not any(row.chosen for row in picture.rows)

@@ -93,7 +93,7 @@ class TestQuickstart:
         root, _ = finished
         (folder,) = run_folders(root)
         names = {path.name for path in folder.iterdir()}
-        assert {".hydra", "run.duckdb"} <= names <= {".hydra", "run.duckdb", "run.log"}
+        assert {".hydra", "run.duckdb", "report.html"} <= names <= {".hydra", "run.duckdb", "report.html", "run.log"}
         config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
         assert config["stages"]["summaries"]["max_parallel_requests"] == 32
         assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) == ["+experiment=quickstart"]

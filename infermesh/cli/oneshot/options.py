@@ -251,7 +251,7 @@ class SweepOptions:
     output_json: Annotated[
         Path | None, _option(SWEEP, "--output-json", help="All figures as JSON.", metavar="FILE")
     ] = None
-    plot: Annotated[Path | None, _option(SWEEP, "--plot", help="Curves as .html, .svg or .png.", metavar="FILE")] = None
+    plot: Annotated[Path | None, _option(SWEEP, "--plot", help="Curves, as a page (.html).", metavar="FILE")] = None
 
 
 @cache

@@ -1,0 +1,121 @@
+"""One self-contained HTML file from a template: nothing is loaded, and nothing but our own two scripts can run.
+
+Rows, answers and error messages are hostile. Three things keep them texts, each enough by itself: the templates escape
+all they are given, the charts' data stands in a script element that no browser executes, and a content security policy
+names the hashes of what may run.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from infermesh.exact_json import dumps
+from infermesh.hints import counted
+from infermesh.pages.charts import COLOURS, Chart
+from infermesh.pages.words import clean, duration, moment, money
+
+__all__ = ["render", "write"]
+
+
+def render(template: str, charts: Sequence[Chart], **values: Any) -> str:
+    """A page.
+
+    Parameters
+    ----------
+    template
+        A file of ``templates/``, which extends ``page.html.jinja``.
+    charts
+        In the order of the page; the template places each by its name.
+    values
+        What the template names. Texts in them may hold anything.
+    """
+    scripts, style = _scripts(), _style()
+    policy = (
+        f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src {_hash(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    data = dumps([chart.as_json() for chart in charts]).decode()
+    return (
+        _templates()
+        .get_template(template)
+        .render(
+            policy=policy,
+            style=Markup(style),
+            licence=_asset("uPlot.LICENSE"),
+            scripts=[Markup(script) for script in scripts],
+            data=Markup(data.replace("<", "\\u003c")),  # so that no text in it ends the element
+            charts={chart.name: chart for chart in charts},
+            **values,
+        )
+    )
+
+
+def write(path: Path, page: str) -> None:
+    """Write a page; one that is there stays whole until the new one is. Raises ``OSError``."""
+    arriving = path.with_name(f".{path.name}.part")
+    try:
+        arriving.write_bytes(page.encode("utf-8", "replace"))
+        arriving.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            arriving.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
+@functools.cache
+def _templates() -> Environment:
+    pages = Environment(
+        loader=PackageLoader("infermesh.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,  # no Markup: that is ours
+    )
+    pages.filters |= {
+        "breakable": lambda name: Markup("<wbr>").join(re.split(r"(?<=[._])", clean(name))),
+        "number": lambda value: "–" if value is None else f"{value:,}",
+        "duration": duration,
+        "money": money,
+        "moment": moment,
+        "counted": counted,
+    }
+    return pages
+
+
+@functools.cache
+def _scripts() -> tuple[str, ...]:
+    return _asset("uPlot.iife.min.js"), _asset("page.js")
+
+
+@functools.cache
+def _style() -> str:
+    colours = [
+        f"{select} {{ {' '.join(f'--{name}: {pair[shade]};' for name, pair in COLOURS.items())} }}"
+        for select, shade in ((":root", 0), ("@media (prefers-color-scheme: dark) { :root:not(.printed)", 1))
+    ]
+    return f"{_asset('uPlot.min.css')}\n{colours[0]}\n{colours[1]} }}\n{_asset('page.css')}"
+
+
+def _asset(name: str) -> str:
+    return files("infermesh.pages").joinpath("assets", name).read_text(encoding="utf-8").strip()
+
+
+def _hash(text: str) -> str:
+    """The source expression of a content security policy that lets exactly this text run or apply.
+
+    Source: Content Security Policy Level 3, section 2.3.1, ``hash-source``.
+    """
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
