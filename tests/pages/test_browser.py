@@ -179,8 +179,8 @@ def test_hostile_rows(chromium: Any, lab: Lab, simulator: Simulator) -> None:
                 [stored[:100], stored, number],
             )
             connection.execute(
-                "INSERT INTO attempts_log SELECT 'c', row_id, 9, ?, finished_at, 0, 0, 500, ?, 1, 1, 0, 1, ?, NULL FROM c "
-                "WHERE row_id = ?",
+                "INSERT INTO attempts_log SELECT 'c', row_id, 9, ?, finished_at, 0, 0, 500, ?, 1, 1, 0, 1, ?, NULL "
+                "FROM c WHERE row_id = ?",
                 [stored[:100], stored[:100], stored[:500], number],
             )
         connection.execute("UPDATE run SET experiment = ?, git_revision = ?", [HOSTILE[0], HOSTILE[1]])

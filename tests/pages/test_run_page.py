@@ -23,7 +23,8 @@ PRICES = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \u2028\u202e {{ 7 * 7 }} & \"q\" 'x'"
 
 FAILED_REQUESTS = (  # one more for each row of a stage: deployment, error_type, error
-    "INSERT INTO attempts_log SELECT '{stage}', row_id, 9, ?, finished_at, 0, 0, 500, ?, 1, 1, 0, 1, ?, NULL FROM {stage}"
+    "INSERT INTO attempts_log SELECT '{stage}', row_id, 9, ?, finished_at, 0, 0, 500, ?, 1, 1, 0, 1, ?, NULL "
+    "FROM {stage}"
 )
 
 
