@@ -34,7 +34,8 @@ def folder(path: Path, attempts: Sequence[Attempt], sessions: Sequence[tuple[flo
                 "INSERT INTO attempts_log SELECT stage, row, 1, 'd', sent, queue, service, code, error, tokens, "
                 "2 * tokens, cost, rows, NULL, NULL FROM (SELECT unnest(?) AS stage, unnest(?) AS row, "
                 "unnest(?) AS sent, unnest(?::DOUBLE[]) AS queue, unnest(?::DOUBLE[]) AS service, "
-                "unnest(?::VARCHAR[]) AS error, unnest(?) AS code, unnest(?) AS tokens, unnest(?::DOUBLE[]) AS cost, unnest(?) AS rows)",
+                "unnest(?::VARCHAR[]) AS error, unnest(?) AS code, unnest(?) AS tokens, "
+                "unnest(?::DOUBLE[]) AS cost, unnest(?) AS rows)",
                 [stages, list(range(len(sent))), sent, *others],
             )
     return path
