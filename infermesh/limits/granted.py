@@ -85,13 +85,14 @@ class GrantedDay(DayCount):
         The quota, ``rpd`` or ``tpd``, of which the hub has nothing left today; ``None``: it deals more.
     """
 
-    __slots__ = ("_calls", "_idle_since", "_words", "used_up")
+    __slots__ = ("_calls", "_idle_since", "_taken", "_words", "used_up")
 
     def __init__(self, rpd: float | None, tpd: float | None, wall: Callable[[], float] = time.time) -> None:
         super().__init__(rpd, tpd, wall)
         self._calls = 0.0 if rpd is not None else math.inf
         self._words = 0.0 if tpd is not None else math.inf
         self._idle_since: float | None = None
+        self._taken = [0.0, 0.0]  # since it was last asked for more
         self.used_up: str | None = None
 
     def grant(self, day: int, requests: float, tokens: float) -> None:
@@ -128,6 +129,8 @@ class GrantedDay(DayCount):
     def take(self, tokens: float) -> int:
         self._calls -= 1
         self._words -= tokens
+        self._taken[0] += 1
+        self._taken[1] += tokens
         return super().take(tokens)
 
     def give(self, day: int, requests: float, tokens: float) -> None:
@@ -140,10 +143,14 @@ class GrantedDay(DayCount):
         """What the server says is left is the hub's to count: it hears the same headers."""
 
     def ask(self, requests: float, tokens: float) -> tuple[float, float]:
-        """How much to ask for now, where so many requests wait and need so many tokens."""
+        """How much to ask for now, where so many requests wait and need so many tokens.
+
+        That, and twice what was taken since the last time, so that the next requests need not wait.
+        """
         self._roll()
-        calls = 0.0 if self._calls == math.inf else max(requests - self._calls, 0.0)
-        words = 0.0 if self._words == math.inf else max(tokens - self._words, 0.0)
+        taken, self._taken = self._taken, [0.0, 0.0]
+        calls = 0.0 if self._calls == math.inf else max(requests + 2 * taken[0] - self._calls, 0.0)
+        words = 0.0 if self._words == math.inf else max(tokens + 2 * taken[1] - self._words, 0.0)
         return calls, words
 
     def back(self, now: float, *, idle: bool, after_s: float = 1.0) -> tuple[int, float, float] | None:
