@@ -34,8 +34,8 @@ class OpenLimiter:
 
     counts_tokens = False
 
-    def __init__(self) -> None:
-        self._told = LocalRateLimiter(Limits(header_bucket_scope="minute"))
+    def __init__(self, local: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter) -> None:
+        self._told = local(Limits(header_bucket_scope="minute"))
         self._open = True
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
@@ -185,5 +185,5 @@ def make_limiter(
     local: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter,
 ) -> RateLimiter:
     """Make the limiter of one deployment from its own limits and the limiters that it shares with others."""
-    own = OpenLimiter() if limits is None or limits.unlimited else local(limits)
+    own = OpenLimiter(local) if limits is None or limits.unlimited else local(limits)
     return CompositeLimiter([own, *shared]) if shared else own

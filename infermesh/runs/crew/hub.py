@@ -60,7 +60,7 @@ class Member:
     number: int
     link: Link
     stats: RunStats | None = None
-    half_done: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    half_done: dict[int, Mapping[str, str]] = field(default_factory=dict)
     acks: deque[tuple[int, int]] = field(default_factory=deque)
     ack: int = 0
     told: int | None = None
@@ -79,7 +79,7 @@ class Wave(Protocol):
     start: WaveStart
     closing: bool
 
-    def lease(self, member: Member) -> list[SentRow]: ...
+    def lease(self, member: Member) -> tuple[list[SentRow], int]: ...
 
     async def recover(self, member: Member) -> None: ...
 
@@ -253,7 +253,7 @@ class Hub:
             if wave.closing:
                 down.close = member.closed = True
             elif not self.stopping and not self.writer.is_behind(_MAX_BACKLOG, _MAX_BACKLOG_BYTES):
-                down.rows = wave.lease(member)
+                down.rows, down.low = wave.lease(member)
         return down
 
     def _take(self, member: Member, up: Up) -> None:
@@ -266,10 +266,12 @@ class Hub:
         if up.stats is not None:
             add(self.stats, member.stats, up.stats)
             member.stats = up.stats
-        member.half_done = up.half_done
+        member.half_done |= up.half_done
         member.recent = max(len(up.finished), member.recent * 0.7)
         if up.finished:
             self._lost = 0
+            for row_id in up.finished:
+                member.half_done.pop(row_id, None)
             if self.wave is not None:
                 self.wave.book.finish(number, up.finished)
         self._quotas.take(number, up.asks)

@@ -166,6 +166,8 @@ class Down:
     ----------
     wait_s
         When to answer, at the latest.
+    low
+        Answer sooner, once fewer rows are in hand: there are more. 0: there are none now.
     ack
         The serial of the last answer whose rows are all committed.
     close
@@ -181,6 +183,7 @@ class Down:
     """
 
     wait_s: float
+    low: int = 0
     ack: int = 0
     wave: WaveStart | None = None
     rows: Sequence[SentRow] = ()
@@ -207,7 +210,7 @@ class Up:
     finished
         Row_ids that no stage is left to settle; their states are in this answer or in earlier ones.
     half_done
-        Row_id → stage → how it has settled the row, of rows that are not finished.
+        Row_id → stage → how it has settled the row, of rows that are not finished and were touched since the last one.
     stats
         Its counts since it began.
     log

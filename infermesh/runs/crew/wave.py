@@ -16,8 +16,9 @@ from infermesh.store import PendingRows, Row
 
 __all__ = ["CrewWave"]
 
-_MOST = 256  # rows in a lease
+_MOST, _MOST_BYTES = 256, 4_000_000  # of the rows in a lease
 _AHEAD = 1024  # rows that wait for a worker, at least, while there are more to read
+_AHEAD_BYTES = 64_000_000  # fewer, where they are longer; the same holds for the rows that a worker has in hand
 WORKER_DIED = "worker_died"
 
 
@@ -63,7 +64,10 @@ class CrewWave:
         self._recovering = 0
         self._outputs = {name: StageOutputs(stage.table, graph.needed[name]) for name, stage in graph.stages.items()}
         windows = sum(stage.window * stage.batch_size for stage in graph.stages.values())
-        self._hold = math.ceil(1.5 * windows / hub.workers)
+        self._in_bytes = max(_AHEAD_BYTES // rows.row_bytes, 1)
+        self._most = min(_MOST, max(_MOST_BYTES // rows.row_bytes, 1))
+        share = math.ceil(windows / hub.workers)
+        self._hold = min(math.ceil(1.5 * share), max(self._in_bytes, share + 1))
         self.start = WaveStart(number, rows.row_bytes, sorted(stale), keep_errors, scope, sorted(known))
 
     async def run(self, rows: PendingRows) -> None:
@@ -120,7 +124,7 @@ class CrewWave:
         if self._reading is not None and self._reading.done():
             task, self._reading = self._reading, None
             task.result()
-        ahead = max(_AHEAD, 2 * self._hold * self._hub.workers)
+        ahead = min(max(_AHEAD, 2 * self._hold * self._hub.workers), self._in_bytes)
         if self._reading is None and not self._all_read and not self._hub.stopping and self.book.waiting < ahead:
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(lambda _: self._hub.changed.set())
@@ -135,19 +139,22 @@ class CrewWave:
         self._rows.update((row.row_id, row) for row in rows)
         self.book.offer(row.row_id for row in rows)
 
-    def lease(self, member: Member) -> list[SentRow]:
-        """The rows for a worker's next call: as many as it needs to be busy until the one after, and no more."""
-        hold = self._hold + math.ceil(2 * member.recent)
+    def lease(self, member: Member) -> tuple[list[SentRow], int]:
+        """The rows for a worker's next call, as many as it needs to be busy until the one after; and when to call back.
+
+        That is with how many rows left in hand: half a window, while there are more.
+        """
+        hold = min(self._hold + math.ceil(2 * member.recent), max(self._in_bytes, self._hold))
         share = math.ceil((self.book.waiting + self._left) / (2 * self._hub.workers))
         found: list[SentRow] = []
-        while (most := min(_MOST, share, hold - self.book.held(member.number))) > 0 or not found:
+        while (most := min(self._most, share, hold - self.book.held(member.number))) > 0 or not found:
             lease = self.book.take(member.number, most)
             if lease is None:
                 break
             found += [sent_row(self._rows.pop(row_id)) for row_id in lease.rows]
         if found:
             self._hub.changed.set()  # there may be room to read on
-        return found
+        return found, self._hold // 3 if self.book.waiting else 0
 
     async def recover(self, member: Member) -> None:
         """Give the rows of a lost worker to others, once what it has said of them is stored."""

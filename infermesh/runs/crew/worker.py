@@ -32,6 +32,7 @@ from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
 from infermesh.runtime.workers import Window
 
+_LEAST_S = 0.01  # between a call and its answer
 _MOST_IN_LINE = 2048  # requests whose tokens are summed up, of a limiter's line
 logger = logging.getLogger("infermesh")
 
@@ -61,6 +62,8 @@ class Worker:
         self._runner: Runner | None = None
         self._wave: asyncio.Task[None] | None = None
         self._half_done: dict[int, dict[str, str]] = {}
+        self._in_hand = self._low = 0
+        self._moved: set[int] = set()  # those of them that the hub does not know of yet
         self._finished: list[int] = []
         self._notes: list[str] = []
         self._serial = 0
@@ -92,10 +95,11 @@ class Worker:
     async def exchange(self, down: Down) -> Up:
         """Take a call, and answer when there is much to say, or its time has passed."""
         self._take(down)
-        if not self._wake.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(down.wait_s):
-                    await self._wake.wait()
+        until = asyncio.get_running_loop().time() + down.wait_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await asyncio.sleep(min(_LEAST_S, down.wait_s))  # many small answers would cost more than they bring
+                await self._wake.wait()
         self._wake.clear()
         return self._answer()
 
@@ -114,6 +118,10 @@ class Worker:
             self._runner.committed()
         if down.wave is not None:
             self._begin(down.wave)
+        self._in_hand += len(down.rows)
+        self._low = down.low
+        if self._in_hand < self._low:
+            self._wake.set()
         if self._leased is not None:
             if down.rows:
                 self._leased.put([as_row(sent) for sent in down.rows])
@@ -146,7 +154,9 @@ class Worker:
         self._known = None
         if wave.known:
             self._known = RemoteKnown(wave.known, lambda: loop.call_soon_threadsafe(self._wake.set))
+        self._in_hand = 0
         self._half_done.clear()
+        self._moved.clear()
         self._runner = Runner(
             graph,
             self._writer,
@@ -167,10 +177,15 @@ class Worker:
 
     def _note_state(self, row_id: int, stage: str, how: str) -> None:
         self._half_done.setdefault(row_id, {})[stage] = how
+        self._moved.add(row_id)
 
     def _note_row(self, row_id: int) -> None:
         self._half_done.pop(row_id, None)
+        self._moved.discard(row_id)
         self._finished.append(row_id)
+        self._in_hand -= 1
+        if self._in_hand < self._low:
+            self._wake.set()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -188,7 +203,7 @@ class Worker:
         self._serial += 1
         up = Up(self._serial, rows=self._writer.take(self._serial))
         up.finished, self._finished = self._finished, []
-        up.half_done = self._half_done
+        up.half_done, self._moved = {row_id: self._half_done[row_id] for row_id in self._moved}, set()
         up.stats = self._stats
         up.asks = {key: self._ask(limiter, labels, now) for key, limiter, labels in self._limiters}
         up.news = self._grapevine.news()
