@@ -12,7 +12,7 @@ from infermesh.limits.day import DayCount
 
 __all__ = ["LIFE_S", "GrantedBucket", "GrantedDay"]
 
-_TURN_S = 0.25  # credit that was there at one turn and is unused at the next lapses
+_TURN_S = 0.2  # credit that was there at one turn and is unused at the next lapses
 LIFE_S = 2 * _TURN_S  # so this is the longest that it lasts
 _LEAST = 8.0  # requests to ask for, where more than that wait and nothing is known of their pace
 _LOOK_S = 0.25  # the line looks again by itself after so long; credit that comes serves it at once

@@ -93,6 +93,7 @@ class RunSession:
         self._sink = sink
         self._keep_errors = keep_errors or self._experiment.keep_errors
         self._retry: Retry | None = None
+        self._workers = workers_of(experiment, pipeline.stages, observer.note)
         self._store = RunStore(folder / DATABASE, experiment.store, vectors=_has_vectors(pipeline))
         self._filters: dict[str, RowFilter] = {}
         self._origins: Mapping[str, Sequence[Column]] = {}
@@ -100,7 +101,6 @@ class RunSession:
         self._signatures: dict[str, str] = {}
         self._known: KnownAnswers | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._workers = workers_of(self._experiment, pipeline.stages, observer.note)
         self._runner: Runner | CrewWave | None = None
         self._hub: Hub | None = None
         self._work: asyncio.Task[None] | None = None

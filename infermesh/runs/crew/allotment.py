@@ -17,7 +17,7 @@ __all__ = ["DayQuota", "MinuteQuota", "SharedSlots", "max_min", "whole_shares"]
 
 # The longest from a draw at the hub to the request: what was dealt waits for the worker's next exchange, travels, and
 # lapses in the worker after LIFE_S.
-_DELAY_S = LIFE_S + 0.25
+_DELAY_S = LIFE_S + 0.2
 
 
 def max_min(total: float, wants: Mapping[int, float]) -> dict[int, float]:

@@ -126,6 +126,7 @@ class Hub:
         self.note, self._check, self._stop_run = note, check, stop
         self.members: dict[int, Member] = {}
         self._numbers = 0
+        self._dealing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._wait_s = max(_WAIT_S, workers / _CALLS)
         self.put = self.committed_rows = 0  # rows given to the writer, and those that it has committed
@@ -142,7 +143,8 @@ class Hub:
 
     def begin(self) -> None:
         """Start the workers, if they have not been."""
-        if not self._numbers:
+        if self._dealing is None:
+            self._dealing = asyncio.create_task(self._quotas.deal_on(), name="quotas")
             for _ in range(self.workers):
                 self._spawn(self._live())
 
@@ -370,6 +372,8 @@ class Hub:
     async def aclose(self) -> None:
         """End all workers: with a word, and where they do not hear it by force."""
         self._ending = True
+        if self._dealing is not None:
+            self._dealing.cancel()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_END_S)
             for task in late:

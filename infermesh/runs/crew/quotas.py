@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from infermesh.config.schema import DeploymentEntry
@@ -12,6 +13,9 @@ from infermesh.runs.crew.messages import Ask, Credit, News, Share
 from infermesh.stages import Stage
 
 __all__ = ["Quotas", "Shares"]
+
+
+_DEAL_S = 0.025  # half of what a bucket holds more than a piece
 
 
 class _Account:
@@ -42,6 +46,13 @@ class _Account:
 
     def credit(self, worker: int) -> Credit:
         """Deal to all, and return what this worker gets with its call."""
+        self.deal()
+        found = self._dealt.pop(worker, None) or Credit()
+        found.day_over = self.day_over
+        return found
+
+    def deal(self) -> None:
+        """Deal what there is to those who ask for it."""
         for name, quota in self._minute.items():
             asks = {
                 each: max(getattr(ask, name) - getattr(self._of(each), name), 0.0) for each, ask in self._asks.items()
@@ -50,9 +61,6 @@ class _Account:
                 setattr(self._of(each), name, getattr(self._of(each), name) + amount)
         if self._day is not None:
             self._deal_day(self._day)
-        found = self._dealt.pop(worker, None) or Credit()
-        found.day_over = self.day_over
-        return found
 
     def _of(self, worker: int) -> Credit:
         return self._dealt.setdefault(worker, Credit())
@@ -107,6 +115,13 @@ class Quotas:
     def credit(self, worker: int) -> dict[str, Credit]:
         """What a worker gets with its next call. Needs a running event loop."""
         return {key: account.credit(worker) for key, account in self._accounts.items()}
+
+    async def deal_on(self) -> None:
+        """Deal between calls too, until cancelled: what accrues while all workers are late would be lost."""
+        while self._accounts:
+            await asyncio.sleep(_DEAL_S)
+            for account in self._accounts.values():
+                account.deal()
 
     def heard(self, news: Sequence[News]) -> None:
         """Take headers into account that say what is left of a day: other clients may use the account."""
