@@ -131,6 +131,7 @@ def test_the_hub_is_killed(project: Path, server: CountingServer, launch: Launch
     assert_all_done(project / "outputs" / "here", server, sent_again=6 * 2 * WINDOW)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a frozen process is told by /proc")
 def test_workers_of_a_frozen_hub_end_by_themselves(project: Path, server: CountingServer, launch: Launch) -> None:
     process = start(project, launch, server)
@@ -163,6 +164,7 @@ def weigh_again(row):
 """
 
 
+@pytest.mark.long
 def test_a_row_that_ends_its_worker_becomes_an_error(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "poison.py").write_text(POISON)
     write_jsonl(tmp_path / "rows.jsonl", texts(ROWS))
@@ -193,6 +195,7 @@ def weigh(row):
 """
 
 
+@pytest.mark.long
 def test_workers_that_die_as_they_come_stop_the_run(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "stillborn.py").write_text(STILLBORN)
     write_jsonl(tmp_path / "rows.jsonl", texts(10))

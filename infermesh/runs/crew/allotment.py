@@ -18,6 +18,7 @@ __all__ = ["DayQuota", "MinuteQuota", "SharedSlots", "max_min", "whole_shares"]
 # The longest from a draw at the hub to the request: what was dealt waits for the worker's next exchange, travels, and
 # lapses in the worker after LIFE_S.
 _DELAY_S = LIFE_S + 0.2
+_LATE_S, _FEW = 0.3, 3.0
 
 
 def max_min(total: float, wants: Mapping[int, float]) -> dict[int, float]:
@@ -74,7 +75,10 @@ class MinuteQuota:
     """
 
     def __init__(self, per_minute: float, burst: float | None, *, whole: bool) -> None:
-        self._bucket = Bucket(per_minute * (1 - _DELAY_S / 60), burst)
+        rate = per_minute * (1 - _DELAY_S / 60)
+        late = per_minute / 60 * _LATE_S
+        # Many units accrue while a busy machine lets everybody come late. The bucket keeps them, and the rate pays.
+        self._bucket = Bucket(rate - late, late) if burst is None and late > _FEW else Bucket(rate, burst)
         self._whole = whole
         self._turn = 0
 

@@ -4,7 +4,7 @@ The book is in memory alone: what is true of a row after a crash is what ``run.d
 
 What a lost worker held goes to others. If a row ended it, the next one ends too. So a lease counts the deaths of those
 who held it; from the second on it is halved each time, and one worker takes the halves, one by one and nothing beside
-them, so that no other row is blamed. A single row that was held at three deaths, at the last one alone, is given up.
+them, so that no other row is blamed. A single row that was held at three deaths, at two of them alone, is given up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 __all__ = ["GIVEN_UP_AFTER", "SUSPECT_AFTER", "Lease", "LeaseBook", "Lost"]
 
 SUSPECT_AFTER = 2  # deaths of holders; one may be anybody's
-GIVEN_UP_AFTER = 3  # deaths, of a single row
+GIVEN_UP_AFTER, ALONE = 3, 2  # deaths of holders of a single row, and those at which they held no other
 
 
 @dataclass(slots=True)
@@ -29,10 +29,13 @@ class Lease:
         Row_ids that are not finished, ascending.
     deaths
         How many workers were lost that held these rows.
+    alone
+        How many of these were lost when it was a single row, and the only lease that they held.
     """
 
     rows: Sequence[int]
     deaths: int = 0
+    alone: int = 0
 
     @property
     def is_suspect(self) -> bool:
@@ -104,8 +107,8 @@ class LeaseBook:
             return None
         lease = self._waiting.popleft()
         if len(lease.rows) > most:
-            self._waiting.appendleft(Lease(lease.rows[most:], lease.deaths))
-            lease = Lease(lease.rows[:most], lease.deaths)
+            self._waiting.appendleft(Lease(lease.rows[most:], lease.deaths, lease.alone))
+            lease = Lease(lease.rows[:most], lease.deaths, lease.alone)
         return self._give(worker, lease)
 
     def finish(self, worker: int, rows: Iterable[int]) -> None:
@@ -124,16 +127,18 @@ class LeaseBook:
     def lost(self, worker: int) -> Lost:
         """Take the rows of a worker back, which is dead: they wait again, or are given up."""
         found = Lost()
-        for lease in self._back(worker):
+        back = self._back(worker)
+        for lease in back:
             lease.deaths += 1
-            if len(lease.rows) == 1 and lease.deaths >= GIVEN_UP_AFTER:
+            lease.alone += len(back) == len(lease.rows) == 1
+            if lease.deaths >= GIVEN_UP_AFTER and lease.alone >= ALONE:
                 found.given_up += lease.rows
                 continue
             found.again += len(lease.rows)
             half = len(lease.rows) // 2 if lease.is_suspect else 0
             for rows in (lease.rows[:half], lease.rows[half:]):
                 if rows:
-                    self._wait(Lease(rows, lease.deaths), first=True)
+                    self._wait(Lease(rows, lease.deaths, lease.alone), first=True)
         return found
 
     def _back(self, worker: int) -> list[Lease]:
@@ -145,7 +150,7 @@ class LeaseBook:
             leases[id(lease)] = lease
         if self._alone == worker:
             self._alone = None
-        return [Lease(rows, leases[key].deaths) for key, rows in left.items()]
+        return [Lease(rows, leases[key].deaths, leases[key].alone) for key, rows in left.items()]
 
     def _wait(self, lease: Lease, *, first: bool = False) -> None:
         self.waiting += len(lease.rows)
