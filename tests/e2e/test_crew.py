@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infermesh.config.declaration import declare
+from infermesh.config.compose import compose
+from infermesh.config.declaration import declare, declared
 from infermesh.runs.execute import execute
 from infermesh.simulator import Simulator
 from tests.counting import CountingServer
@@ -34,6 +35,7 @@ from tests.support import (
     write_jsonl,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 LOCAL = {"kind": "local", "workers": 2}
 EVERY_KIND = {
     "heard": transcribe(where="audio is not null"),
@@ -78,10 +80,10 @@ def every_kind(root: Path, url: str) -> dict[str, Any]:
 _VARIES = {"finished_at", "queue_s", "service_s", "request_id"}
 
 
-def stored(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
+def stored(folder: Path, tables: Iterable[str] = EVERY_KIND) -> dict[str, list[tuple[Any, ...]]]:
     """What a run has stored, without what differs between two runs of one process as well: times and ids."""
     found = {"progress": sorted(ask(folder, "FROM progress"))}
-    for table in EVERY_KIND:
+    for table in tables:
         names = {name for (name,) in ask(folder, f"SELECT column_name FROM (DESCRIBE {table})")}
         left_out = ", ".join(sorted(names & _VARIES)) or "row_key"
         found[table] = ask(folder, f"SELECT * EXCLUDE ({left_out}) FROM {table} ORDER BY row_id")
@@ -90,9 +92,9 @@ def stored(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 def test_every_kind_of_stage_gives_what_one_process_gives(tmp_path: Path, simulator: Simulator) -> None:
     found = []
-    declared = every_kind(tmp_path, simulator.url)
+    every = every_kind(tmp_path, simulator.url)
     for engine in ({"kind": "process"}, LOCAL):
-        mapping = declared | {"engine": engine}
+        mapping = every | {"engine": engine}
         folder = tmp_path / "outputs" / "lab" / str(engine["kind"])
         watch = Watch()
         outcome = execute(declare(mapping, [tmp_path]), folder, observer=watch, environ={})
@@ -106,6 +108,17 @@ def test_every_kind_of_stage_gives_what_one_process_gives(tmp_path: Path, simula
         found.append((stored(folder), counts, watch.stats.settled, watch.stats.rows, outcome.counts, outcome.failures))
     for one, two in zip(*found, strict=True):
         assert one == two
+
+
+def test_the_quickstart_gives_what_one_process_gives(tmp_path: Path) -> None:
+    found = []
+    for engine in ("process", "local"):
+        job = declared(compose(["+experiment=quickstart", f"engine={engine}", "source.limit=20"], cwd=ROOT))
+        folder = tmp_path / "outputs" / "quickstart" / engine
+        assert execute(job, folder, observer=Watch(), environ={}).status == "done"
+        found.append(stored(folder, ("source", "transcripts", "summaries", "vectors")))
+        assert job.hash == declared(compose(["+experiment=quickstart", "source.limit=20"], cwd=ROOT)).hash
+    assert found[0] == found[1]
 
 
 def test_the_windows_are_the_runs(lab: Lab, server: CountingServer) -> None:
