@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -21,9 +21,7 @@ from infermesh.inputs.sources import Source
 from infermesh.query.reader import ask_run
 from infermesh.query.sinks import check_sinks, write_sinks
 from infermesh.runs.control import Control
-from infermesh.runs.crew.engine import make_hub, workers_of
-from infermesh.runs.crew.hub import Hub
-from infermesh.runs.crew.wave import CrewWave
+from infermesh.runs.crew.engine import workers_of
 from infermesh.runs.explain import changes, opening_lines
 from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
@@ -42,6 +40,9 @@ from infermesh.store.known import KnownAnswers
 from infermesh.store.schema import DATABASE, SOURCE, RunStatus
 from infermesh.store.usage import used_today
 from infermesh.store.whose import refuse_other
+
+if TYPE_CHECKING:
+    from infermesh.runs.crew.make import CrewWave, Hub
 
 logger = logging.getLogger("infermesh")
 
@@ -286,6 +287,8 @@ class RunSession:
         graph = wave.graph
         scope = None if self._retry is None else self._retry.scope(wave.origin)
         if self._hub is not None:
+            from infermesh.runs.crew.make import CrewWave
+
             known = self._known
             return CrewWave(
                 self._hub,
@@ -313,6 +316,8 @@ class RunSession:
         )
 
     def _make_hub(self, writer: GroupWriter, stats: RunStats, guards: Guards) -> Hub:
+        from infermesh.runs.crew.make import make_hub  # late: a run of one process starts sooner without it
+
         return make_hub(
             self._workers,
             self._declaration,

@@ -39,7 +39,7 @@ RUN = ("run", "+experiment=mine", "hydra.run.dir=outputs/here", "engine.workers=
 
 @pytest.fixture
 def server() -> Iterator[CountingServer]:
-    with CountingServer(0.1) as server:
+    with CountingServer(0.3) as server:
         yield server
 
 
