@@ -168,6 +168,17 @@ def test_a_guard_stops_all_workers(lab: Lab, simulator: Simulator) -> None:
     assert 0 < outcome.counts["a"]["pending"] < 2000
 
 
+def test_a_budget_is_kept_less_closely_and_the_run_says_so(lab: Lab, server: CountingServer) -> None:
+    lab.rows(texts(400))
+    mapping = experiment(server.url, {"a": generate(max_parallel_requests=8)})
+    mapping["deployments"]["d"] |= {"input_cost_per_token": 0.001, "output_cost_per_token": 0.001}
+    watch = Watch()
+    outcome = lab.run(mapping | {"engine": LOCAL, "guards": {"max_cost_usd": 0.4}}, watch=watch)
+    assert watch.notes[1].startswith("guards.max_cost_usd: with workers it is looked at as answers come")
+    assert outcome.status == "stopped"
+    assert 0.4 <= outcome.totals["cost_usd"] <= 0.4 + 6 * 8 * 0.008  # answers of 0.008 dollars
+
+
 def test_a_day_is_sent_to_its_end(lab: Lab, server: CountingServer) -> None:
     lab.rows(texts(60))
     mapping = experiment(server.url, {"a": generate(max_parallel_requests=8)})

@@ -42,6 +42,11 @@ def workers_of(experiment: Experiment, stages: Mapping[str, Stage], note: Callab
     if workers < wanted:
         said += f"; more than {workers} would have nothing to send: {why}"
     note(said)
+    if experiment.guards.max_cost_usd is not None:
+        note(
+            "guards.max_cost_usd: with workers it is looked at as answers come, and nothing is set aside for requests "
+            "in flight: the run may cost as many answers more. engine.kind: process keeps to it"
+        )
     return workers
 
 
