@@ -35,6 +35,7 @@ SCRIPTS = (
     "plan",
     "profile",
     "workers",
+    "scaleout",
 )
 PAGE = ROOT / "docs" / "benchmarks.md"
 

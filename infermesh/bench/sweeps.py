@@ -27,7 +27,7 @@ from infermesh.store.schema import DATABASE, status_now
 
 RULE = "the smallest within 5 % of the best rows/s whose p95 is acceptable"
 # Keys that change how fast answers come, not what the answers are.
-_SECTIONS_OF_SPEED = ("limits.", "store.", "simulator.", "deployments.")
+_SECTIONS_OF_SPEED = ("limits.", "store.", "engine.", "simulator.", "deployments.")
 _LEAVES_OF_SPEED = frozenset(
     {"max_parallel_requests", "micro_batch_size", "timeout", "routing_strategy", "max_retries"}
 )

@@ -110,6 +110,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
             for name, listed in plan.requests.items()
         },
         "notes": plan.notes,
+        "workers": plan.workers,
+        "helpful_workers": plan.helpful_workers,
     }
 
 
@@ -227,6 +229,8 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     yield f"time: {bound} {_time_text(found.wall_s)}, bound by {found.binding.name}: {found.binding.detail}"
     least = max(0.1, 0.01 * max((each.seconds for each in found.resources if each.days is None), default=0.0))
     listed = [resource for resource in found.resources[1:] if resource.seconds >= least]
+    if plan.helpful_workers:
+        yield f"      engine.workers={plan.helpful_workers} would send from several processes, a processor for each"
     others = [f"{resource.name} {_time_text(resource.seconds)}" for resource in listed[:_MOST_RESOURCES]]
     if others:
         yield f"      alone would take: {', '.join(others)}"

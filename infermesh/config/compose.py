@@ -250,7 +250,10 @@ def composition_error(error: Exception, home: Path, config_dir: Path | None = No
     if (found := re.match(r"Error merging override \+*([^=]+)=", text)) and "${" in text:
         return f"{found[1]}: ${{ begins a reference to a key of the config. As text, it is written \\${{"
     if missing := re.match(r"Could not override '([^']+)'", text):
-        return f"{missing[1]}: unknown key.{nearest(missing[1].split('.')[0], Experiment.model_fields)}"
+        first = missing[1].split(".")[0]
+        if first in Experiment.model_fields:  # a config.yaml of the project's own, without that key or group
+            return f"{missing[1]}: the project's config.yaml has no such key. With a + before it, it is added."
+        return f"{missing[1]}: unknown key.{nearest(first, Experiment.model_fields)}"
     if wanted := re.search(r"Could not find '([^']+)'", text):
         if wanted[1].startswith(f"{EXPERIMENTS}/"):
             return redact(missing_experiment(wanted[1].partition("/")[2], home, config_dir))

@@ -231,7 +231,7 @@ def _plain(name: str, kept: str, *, between: str) -> str:
 
 
 # Keys that came after the first runs whose folders are kept: their hash is to stay what it is.
-_CHANGES_NO_ANSWER = ("report",)
+_CHANGES_NO_ANSWER = ("report", "engine")
 
 
 def config_hash(mapping: Mapping[str, Any]) -> str:

@@ -326,6 +326,12 @@ STAGE_KINDS: dict[str, type[_Section]] = {
 }
 
 
+def _in_seconds(value: Any) -> Any:
+    """``90s``, ``30m``, ``2h``, ``1d`` in seconds; anything else as it is."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([smhd])\s*", value) if isinstance(value, str) else None
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else value
+
+
 class GuardsConfig(_Section):
     """When a run stops by itself. It then drains, keeps everything and exits with 4. ``null``: no such guard."""
 
@@ -344,8 +350,7 @@ class GuardsConfig(_Section):
     @field_validator("max_duration", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
-        found = re.fullmatch(r"\s*([0-9.]+)\s*([smhd])\s*", value) if isinstance(value, str) else None
-        return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else value
+        return _in_seconds(value)
 
 
 class SinkConfig(_Section):
@@ -365,6 +370,35 @@ class StoreConfig(_Section):
     )
     threads: int = Field(2, ge=1, description="DuckDB's threads")
     commit_interval: float = Field(0.1, gt=0, description="Seconds between group commits")
+
+
+class EngineConfig(_Section):
+    """Which processes send the requests. It changes no answer: a run that one engine began, another continues."""
+
+    kind: Literal["process", "local"] = Field(
+        "process", description="process: the run's own; local: workers, which are processes of this machine"
+    )
+    workers: int | Literal["auto"] = Field(
+        "auto", description="How many; auto: with local one for each processor. 2 or more are local ones, if not said"
+    )
+    silence: float = Field(
+        30.0, gt=0, description="Seconds without a word after which a worker counts as lost, or a text such as 30s, 2m"
+    )
+    max_lost: int = Field(
+        20, ge=1, description="Workers lost in a row, with no row finished in between, that stop the run"
+    )
+
+    @field_validator("silence", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        return _in_seconds(value)
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError("expected a number of workers from 1, or auto")
+        return value
 
 
 class Experiment(_Section):
@@ -388,6 +422,7 @@ class Experiment(_Section):
     keep_errors: bool = Field(False, description="On resume, leave failed rows as they are")
     report: bool = Field(True, description="Write report.html, a page over the run, into its folder when it ends")
     store: StoreConfig = Field(default_factory=lambda: StoreConfig())
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig())
     simulator: SimulatorSettings = Field(default_factory=SimulatorSettings)
 
     @property

@@ -26,7 +26,7 @@ from infermesh.config.project import (
     refuse_not_offered,
     written,
 )
-from infermesh.config.schema import STAGE_KINDS, Experiment, GuardsConfig, SourceConfig, StoreConfig
+from infermesh.config.schema import STAGE_KINDS, EngineConfig, Experiment, GuardsConfig, SourceConfig, StoreConfig
 from infermesh.errors import ConfigError
 from infermesh.hints import command, near, nearest
 from infermesh.redaction import redact
@@ -36,7 +36,12 @@ __all__ = ["FLAGS", "SHORT", "WITH_VALUE", "Understood", "UsageError", "source_o
 _DOTTED = re.compile(rf"(?:{'|'.join(SECTIONS)})(?:\.[\w-]+)+")
 _IDENTITY = ("path", "sql", "dataset")  # what a source is; a text that stands for all of it is one of them
 # Keys that only one section has: `limit` is `source.limit`.
-_ONE_SECTION: dict[str, type[BaseModel]] = {"source": SourceConfig, "guards": GuardsConfig, "store": StoreConfig}
+_ONE_SECTION: dict[str, type[BaseModel]] = {
+    "source": SourceConfig,
+    "guards": GuardsConfig,
+    "store": StoreConfig,
+    "engine": EngineConfig,
+}
 SHORT = {name: f"{section}.{name}" for section, model in _ONE_SECTION.items() for name in model.model_fields}
 # What is often written as an option, and what to write instead.
 _INSTEAD = {

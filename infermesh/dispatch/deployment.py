@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from infermesh.dispatch.blame import Blame
-from infermesh.dispatch.health import Health
+from infermesh.dispatch.health import Cause, Health
 from infermesh.errors import ConfigError, RequestError, RequestTimeoutError
 from infermesh.limits import OpenLimiter, RateLimiter
 from infermesh.results import TokenUsage
@@ -193,6 +193,19 @@ class Deployment:
         self._drop_served()
         return self.in_flight < self.slots and not self._waiters
 
+    @property
+    def wanted(self) -> int:
+        """Slots in use, and waited for."""
+        return self.in_flight + len(self._waiters)
+
+    def resize(self, slots: int) -> None:
+        """Set how many slots there are, 0 included. Requests in flight beyond that go on, and free none."""
+        full = self.slots >= self._most_slots
+        self._most_slots = float(slots)
+        self.slots = self._most_slots if full else min(self.slots, self._most_slots)
+        if self._waiters:
+            self._serve_waiters()
+
     def _drop_served(self) -> None:
         """Drop waiters from the front of the line that were served elsewhere, or gave up."""
         while self._waiters and not self._waiters[0].waiting:
@@ -285,6 +298,14 @@ class Deployment:
     def known_latency(self, now: float) -> float | None:
         """Mean service time in seconds; ``None`` where it was not measured of late."""
         return self.latency_s if now - self._measured_at < LATENCY_LIFE_S else None
+
+    def learn(self, now: float, cool_s: float, cause: Cause, why: str) -> None:
+        """Ask nobody here for so many seconds: another process of the run has found the server so."""
+        self.health.learn(now, cool_s, cause, why)
+        if cause == "away" and self.patience_s:
+            self.start_slowly()
+        for waiter in self._waiters:
+            waiter.start_timeout()
 
     def record_failure(self, now: float, fault: Blame, error: RequestError, *, probe: bool) -> None:
         """Count a failure, or a refusal, against the server's health."""

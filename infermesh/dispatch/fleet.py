@@ -17,14 +17,17 @@ from infermesh.dispatch.pricing import Prices
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
 from infermesh.hints import counted
-from infermesh.limits import DayUsage, LocalRateLimiter, RateLimiter, make_limiter
+from infermesh.limits import CompositeLimiter, DayUsage, LocalRateLimiter, RateLimiter, make_limiter
 from infermesh.results import TokenUsage
 from infermesh.transports import LateValues, make_transport
 from infermesh.transports.late_values import references_in
-from infermesh.types import Endpoint, RoutingStrategy
+from infermesh.types import Endpoint, Limits, RoutingStrategy
 
 _WORTH_TELLING_S = 5.0  # a shorter pause is not worth a line
 _NEXT_WORD_S = 600.0  # a server that paces a whole run by pauses is told of every ten minutes
+
+
+WAITED_FOR = "requests wait for it (Ctrl-C stops the run; infermesh resume goes on with it later)"
 
 
 class Fleet:
@@ -38,6 +41,8 @@ class Fleet:
         Base URL of the embedded simulator, for deployments with ``api_base: simulator``.
     environ
         Where keys are looked up.
+    limiter
+        Makes the limiter of an account, and of a deployment that has limits of its own.
 
     Raises
     ------
@@ -51,10 +56,11 @@ class Fleet:
         *,
         simulator_url: str | None = None,
         environ: Mapping[str, str] = os.environ,
+        limiter: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter,
     ) -> None:
+        self.simulator_url = simulator_url
         self._accounts = {
-            name: Account(LocalRateLimiter(limits), [*experiment.members_of(name)])
-            for name, limits in experiment.limits.items()
+            name: Account(limiter(limits), [*experiment.members_of(name)]) for name, limits in experiment.limits.items()
         }
         self._announced: set[tuple[str, dt.date]] = set()
         self._next_word: dict[str, float] = {}  # label → when a pause of it is worth a line again
@@ -65,7 +71,8 @@ class Fleet:
             for label in {label for model in experiment.models.values() for label in model.deployments}
         }
         configs = {label: _config(entry, experiment, simulator_url) for label, entry in experiment.deployments.items()}
-        self.deployments = build_deployments(configs, [*self._accounts.values()], environ=environ, patience=patience)
+        accounts = [*self._accounts.values()]
+        self.deployments = build_deployments(configs, accounts, environ=environ, patience=patience, limiter=limiter)
         if late := [*references_in([each.params for each in (*experiment.models.values(), *_stages(experiment))])]:
             for deployment in self.deployments.values():
                 deployment.transport = LateValues(deployment.transport, late, environ)
@@ -120,15 +127,22 @@ class Fleet:
             if used is None or quota is None or (name, used.date) in self._announced:
                 continue
             if any(self.deployments[label].waited_for for label in labels):
-                what = "requests wait for it (Ctrl-C stops the run; infermesh resume goes on with it later)"
+                what = WAITED_FOR
             elif any(self._replaced(label) for label in labels):
                 what = "other deployments take its share"
             else:
                 continue
-            self._announced.add((name, used.date))
-            most, count = getattr(limiter.limits, quota), used.requests if quota == "rpd" else used.tokens
-            told.append(f"{quota} of {name} is used up until 00:00 UTC ({count:,.0f} of {most:,.0f}): {what}")
+            told += self.day_is_over(name, limiter, quota, what)
         return told
+
+    def day_is_over(self, name: str, limiter: LocalRateLimiter, quota: str, what: str) -> list[str]:
+        """The line for a quota a day that is used up, with ``what`` becomes of requests; none where it was told."""
+        used = limiter.used_today
+        if used is None or (name, used.date) in self._announced:
+            return []
+        self._announced.add((name, used.date))
+        most, count = getattr(limiter.limits, quota), used.requests if quota == "rpd" else used.tokens
+        return [f"{quota} of {name} is used up until 00:00 UTC ({count:,.0f} of {most:,.0f}): {what}"]
 
     def waits(self, now: float) -> list[str]:
         """A line for each deployment that pauses, refuses or is away, and for each that is back; each is told once.
@@ -225,16 +239,21 @@ class Fleet:
                 return f"models.{name}.max_wait_unreachable is {patience:g} s, and nobody answers: {each}"
         return None
 
-    def _daily(self) -> Iterator[tuple[str, LocalRateLimiter, Sequence[str]]]:
-        """Name, limiter and deployments of each account and each deployment that has a quota a day."""
+    def limiters(self) -> Iterator[tuple[str, LocalRateLimiter, Sequence[str]]]:
+        """Name, limiter and deployments of each account, and of each deployment that has limits of its own."""
         for name, account in self._accounts.items():
-            if account.limiter.used_today is not None:
-                yield f"account {name}", account.limiter, account.labels
+            yield f"account {name}", account.limiter, account.labels
         of_accounts = [account.limiter for account in self._accounts.values()]
         for label, deployment in self.deployments.items():
             own = deployment.limiter
-            if isinstance(own, LocalRateLimiter) and own not in of_accounts and own.used_today is not None:
+            if isinstance(own, CompositeLimiter):
+                own = own.own
+            if isinstance(own, LocalRateLimiter) and own not in of_accounts:
                 yield f"deployment {label}", own, [label]
+
+    def _daily(self) -> Iterator[tuple[str, LocalRateLimiter, Sequence[str]]]:
+        """Those of :meth:`limiters` that have a quota a day."""
+        return (each for each in self.limiters() if each[1].used_today is not None)
 
     def _replaced(self, label: str) -> bool:
         """Whether another deployment of one of its models has requests in flight."""
@@ -277,6 +296,7 @@ def build_deployments(
     *,
     environ: Mapping[str, str] = os.environ,
     patience: Mapping[str, float] | None = None,
+    limiter: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter,
 ) -> dict[str, Deployment]:
     """Make the deployments of an experiment or a client, with their transports, limiters and price functions.
 
@@ -290,6 +310,8 @@ def build_deployments(
         Where keys are looked up.
     patience
         Label → seconds for which requests wait for it where it cannot be reached; without, they fail.
+    limiter
+        Makes the limiter of a deployment that has limits of its own.
 
     Raises
     ------
@@ -301,7 +323,7 @@ def build_deployments(
         label: Deployment(
             label,
             make_transport(config, label=label, environ=environ),
-            _limiter(label, config, accounts),
+            _limiter(label, config, accounts, limiter),
             max_parallel_requests=config.max_parallel_requests,
             weight=config.weight,
             price=_price(config, prices),
@@ -337,7 +359,12 @@ def build_model(
     )
 
 
-def _limiter(label: str, config: DeploymentConfig, accounts: Sequence[Account]) -> RateLimiter:
+def _limiter(
+    label: str,
+    config: DeploymentConfig,
+    accounts: Sequence[Account],
+    limiter: Callable[[Limits], LocalRateLimiter],
+) -> RateLimiter:
     try:
         own = config.limits
     except ConfigError as error:
@@ -345,7 +372,7 @@ def _limiter(label: str, config: DeploymentConfig, accounts: Sequence[Account]) 
     shared = [account for account in accounts if label in account.labels]
     if own.unlimited and len(shared) == 1 and len(shared[0].labels) == 1:
         return shared[0].limiter  # nobody to share it with: no need to go through two
-    return make_limiter(own, *(account.limiter for account in shared))
+    return make_limiter(own, *(account.limiter for account in shared), local=limiter)
 
 
 def _price(config: DeploymentConfig, prices: Prices) -> Callable[[TokenUsage], float | None] | None:

@@ -83,6 +83,14 @@ class Health:
         self.cool_until = max(now + self.cooldown_s, self.asked_until)
         return True
 
+    def learn(self, now: float, cool_s: float, cause: Cause, why: str) -> None:
+        """Open the circuit for so many seconds: another process has found the server so."""
+        if not self.cool_until:
+            self.since = self.since or now
+            self.cause, self.why, self.failures = cause, why, FAILURES_TO_COOL
+            self.cooldown_s = COOLDOWN_S[cause]
+            self.cool_until = now + cool_s
+
     def abandoned(self, *, probe: bool) -> None:
         """Note that a request ended without news of the server."""
         if probe:

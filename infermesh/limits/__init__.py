@@ -6,11 +6,12 @@ The load is smooth, requests pass in the order in which they came, and the serve
 
 from infermesh.limits.base import DayUsage, Grant, HeldError, Patience, RateLimiter
 from infermesh.limits.bucket import steady_rate
-from infermesh.limits.composite import OpenLimiter, make_limiter
+from infermesh.limits.composite import CompositeLimiter, OpenLimiter, make_limiter
 from infermesh.limits.local import LocalRateLimiter
 from infermesh.types import Limits
 
 __all__ = [
+    "CompositeLimiter",
     "DayUsage",
     "Grant",
     "HeldError",

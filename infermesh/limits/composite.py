@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from infermesh.limits.base import ENDLESS, Grant, Header, Patience, RateLimiter
 from infermesh.limits.local import LocalRateLimiter
@@ -34,8 +34,8 @@ class OpenLimiter:
 
     counts_tokens = False
 
-    def __init__(self) -> None:
-        self._told = LocalRateLimiter(Limits(header_bucket_scope="minute"))
+    def __init__(self, local: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter) -> None:
+        self._told = local(Limits(header_bucket_scope="minute"))
         self._open = True
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
@@ -153,6 +153,11 @@ class CompositeLimiter:
         self._own.pause(seconds)
 
     @property
+    def own(self) -> RateLimiter:
+        """The deployment's own."""
+        return self._own
+
+    @property
     def counts_tokens(self) -> bool:
         return any(member.counts_tokens for member in self._members)
 
@@ -174,7 +179,11 @@ class CompositeLimiter:
         return next((member.binding for member in self._members if member.binding is not None), None)
 
 
-def make_limiter(limits: Limits | None = None, *shared: RateLimiter) -> RateLimiter:
+def make_limiter(
+    limits: Limits | None = None,
+    *shared: RateLimiter,
+    local: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter,
+) -> RateLimiter:
     """Make the limiter of one deployment from its own limits and the limiters that it shares with others."""
-    own = OpenLimiter() if limits is None or limits.unlimited else LocalRateLimiter(limits)
+    own = OpenLimiter(local) if limits is None or limits.unlimited else local(limits)
     return CompositeLimiter([own, *shared]) if shared else own

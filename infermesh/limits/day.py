@@ -46,6 +46,9 @@ class DayCount:
         """
         if self.lacks(tokens) is None:
             return 0.0
+        return self._until_midnight()
+
+    def _until_midnight(self) -> float:
         return (self._day + 1) * DAY_S - self._wall()
 
     def lacks(self, tokens: float) -> str | None:

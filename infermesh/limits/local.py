@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 
 from infermesh.limits.base import ENDLESS, DayUsage, Header, HeldError, Patience
 from infermesh.limits.bucket import PIECE_S, Bucket
@@ -74,15 +75,27 @@ class LocalRateLimiter:
         The quotas.
     wall
         Seconds since the epoch: tells which UTC day it is.
+    bucket, day
+        What keep the quotas a minute and a day: of their own, or with credit that somebody grants.
+    share
+        The part of what the server's headers leave that is this process's.
     """
 
-    def __init__(self, limits: Limits, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        wall: Callable[[], float] = time.time,
+        bucket: Callable[[float, float | None], Bucket] = Bucket,
+        day: Callable[[float | None, float | None, Callable[[], float]], DayCount] = DayCount,
+        share: float = 1.0,
+    ) -> None:
         self.limits = limits
-        self._requests = None if limits.rpm is None else Bucket(limits.rpm, limits.max_request_burst)
-        self._tokens = None if limits.tpm is None else Bucket(limits.tpm, limits.max_token_burst)
+        self._requests = None if limits.rpm is None else bucket(limits.rpm, limits.max_request_burst)
+        self._tokens = None if limits.tpm is None else bucket(limits.tpm, limits.max_token_burst)
         daily = limits.rpd is not None or limits.tpd is not None
-        self._day = DayCount(limits.rpd, limits.tpd, wall) if daily else None
-        self._gates = Gates(limits, self._day, wall)
+        self._day = day(limits.rpd, limits.tpd, wall) if daily else None
+        self._gates = Gates(limits, self._day, wall, share)
         self._estimate = TokenEstimate(limits.default_output_tokens)
         self.counts_tokens = limits.counts_tokens
         self._line: deque[LocalGrant] = deque()
@@ -291,6 +304,21 @@ class LocalRateLimiter:
         """Serve the line now if its timer is far: capacity has come back that the timer does not know of."""
         if self._line and self._wake_at - _now() > PIECE_S:
             self._serve()
+
+    def serve(self) -> None:
+        """Let requests pass that fit now, where somebody has granted credit."""
+        if self._line:
+            self._serve()
+
+    def needs(self, most: int) -> tuple[int, float, float]:
+        """What waits in the line: how many requests, what the first ``most`` of them need in tokens, and its head."""
+        sizes = [grant.size.tokens for grant in islice(self._line, most)]
+        return len(self._line), sum(sizes), sizes[0] if sizes else 0.0
+
+    @property
+    def parts(self) -> tuple[Bucket | None, Bucket | None, DayCount | None]:
+        """What keep rpm, tpm, and the quotas a day; ``None`` where there is no such quota."""
+        return self._requests, self._tokens, self._day
 
     def observe(self, header: Header) -> None:
         if self._gates.observe(header, _now):

@@ -69,9 +69,10 @@ class _Gate:
 class Gates:
     """All quotas that the server has described. ``active``: whether there is one to check."""
 
-    __slots__ = ("_day", "_families", "_gates", "_limits", "_seen_at", "_silent", "_skip", "_wall", "active")
+    __slots__ = ("_day", "_families", "_gates", "_limits", "_seen_at", "_share", "_silent", "_skip", "_wall", "active")
 
-    def __init__(self, limits: Limits, day: DayCount | None, wall: Callable[[], float]) -> None:
+    def __init__(self, limits: Limits, day: DayCount | None, wall: Callable[[], float], share: float = 1.0) -> None:
+        self._share = share  # of what is left, where several processes use the account and each sees all of it
         self._limits = limits
         self._day = day
         self._wall = wall
@@ -127,7 +128,7 @@ class Gates:
             elif self._limits.header_bucket_scope == "minute":
                 reset_s = min(reset_s, MINUTE_S)
             refill = _refill(seen, reset_s)
-        return _Gate(seen.unit, seen.remaining, now, now + reset_s, refill, asked)
+        return _Gate(seen.unit, seen.remaining * self._share, now, now + reset_s, refill * self._share, asked)
 
     def _is_day(self, seen: Reading) -> bool:
         limits = self._limits

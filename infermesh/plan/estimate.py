@@ -17,11 +17,15 @@ from infermesh.hints import counted
 from infermesh.limits import steady_rate
 from infermesh.plan.facts import DeploymentFacts, QuotaFacts, ServiceFacts, StageFacts
 
-__all__ = ["Estimate", "Resource", "StageEstimate", "estimate"]
+__all__ = ["Estimate", "Resource", "StageEstimate", "estimate", "helpful_workers"]
 
 DAY_S = 86400.0
 # What one process does with rows, templates, requests and commits: `python -m benchmarks.run` on two slow cores.
 CLIENT_REQUESTS_PER_S = 2500.0
+# With workers, the same for each, up to what the one process stores that leases their rows: a quarter of the work.
+HUB_REQUESTS_PER_S = 4 * CLIENT_REQUESTS_PER_S
+CLIENT = "the client's own speed"
+WORTH_WORKERS_S = 20.0  # a shorter job is over before workers have brought much
 # The embedded simulator is a Python web server in one process.
 SIMULATOR_REQUESTS_PER_S = 1500.0
 # How long the runner waits for a micro-batch to fill, and the writer between commits.
@@ -108,6 +112,7 @@ def estimate(
     service: ServiceFacts | None = None,
     *,
     until_midnight_s: float = DAY_S,
+    workers: int = 0,
 ) -> Estimate:
     """Estimate a job. For a pipeline of several waves, see :func:`infermesh.plan.gather.make_plan`.
 
@@ -123,8 +128,10 @@ def estimate(
         The embedded simulator; ``None`` if no deployment uses it.
     until_midnight_s
         Seconds to the next UTC day, when daily quotas start again.
+    workers
+        Processes that send the requests, each with a processor of its own; 0: the run's own does.
     """
-    model = _Model(stages, deployments, quotas, service, until_midnight_s)
+    model = _Model(stages, deployments, quotas, service, until_midnight_s, workers)
     found = model.resources()
     if found:
         # Rows that arrive one by one leave micro-batches half empty, which makes more requests. How empty depends on
@@ -149,7 +156,9 @@ class _Model:
         quotas: Mapping[str, QuotaFacts],
         service: ServiceFacts | None,
         until_midnight_s: float,
+        workers: int = 0,
     ) -> None:
+        self._workers = workers
         self._stages = {stage.name: stage for stage in stages}
         self._busy = [stage for stage in stages if stage.rows and stage.deployments]
         self._deployments = deployments
@@ -299,8 +308,10 @@ class _Model:
     def _client(self) -> Iterable[Resource]:
         requests = sum(map(self.requests, self._busy))
         if requests:
-            detail = f"{counted(requests, 'request')}, some {CLIENT_REQUESTS_PER_S:,.0f} a second"
-            yield self._resource("the client's own speed", detail, requests / CLIENT_REQUESTS_PER_S, self._busy)
+            speed = min(CLIENT_REQUESTS_PER_S * max(self._workers, 1), HUB_REQUESTS_PER_S)
+            by = f" by {counted(self._workers, 'worker')}" if self._workers else ""
+            detail = f"{counted(requests, 'request')}, some {speed:,.0f} a second{by}"
+            yield self._resource(CLIENT, detail, requests / speed, self._busy)
 
     def _quota_sets(self, unit: str) -> Iterable[tuple[list[QuotaFacts], list[StageFacts]]]:
         """Sets of quotas that limit some stages together, for a unit ``rpm``, ``tpm``, ``rpd`` or ``tpd``."""
@@ -360,6 +371,19 @@ class _Model:
                 detail = f"{counted(round(amount), _unit_name(unit))}, {limit:,.0f} a day, {used:,.0f} used today"
                 found = self._resource(f"{unit} of {_quota_names(quotas)}", detail, seconds, stages)
                 yield replace(found, days=days)
+
+
+def helpful_workers(found: Estimate) -> int:
+    """How many workers would make a job shorter that one process sends; 0: none would, or not by much.
+
+    They take seconds to start, and the process that stores what they send is a bound as well.
+    """
+    client = next((resource for resource in found.resources if resource.name == CLIENT), None)
+    if client is None or found.resources[0] is not client or client.seconds < WORTH_WORKERS_S:
+        return 0
+    others = max((resource.seconds for resource in found.resources if resource is not client), default=0.0)
+    most = round(HUB_REQUESTS_PER_S / CLIENT_REQUESTS_PER_S)
+    return most if not others else min(math.ceil(client.seconds / others), most)
 
 
 def _longest(resources: Iterable[Resource]) -> float:

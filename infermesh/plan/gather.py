@@ -18,7 +18,7 @@ from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.dispatch.fleet import Fleet
 from infermesh.hints import counted
 from infermesh.limits import DayUsage, Limits
-from infermesh.plan.estimate import Estimate, estimate
+from infermesh.plan.estimate import Estimate, estimate, helpful_workers
 from infermesh.plan.facts import Certainty, DeploymentFacts, Latency, QuotaFacts, ServiceFacts, StageFacts
 from infermesh.plan.rehearsal import Rehearsal, Sent, StageRehearsal, rehearse
 from infermesh.plan.rows import PlannedRows
@@ -26,6 +26,7 @@ from infermesh.query.reader import ask_run
 from infermesh.query.survey import Measured, measured
 from infermesh.results import TokenUsage
 from infermesh.runs.assemble import assembled
+from infermesh.runs.crew.engine import workers_of
 from infermesh.runs.remarks import all_left_out, asked_params, job_remarks, missing_keys
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
@@ -78,6 +79,8 @@ class Plan:
         Stage → the requests to show.
     notes
         What the user should know besides, a line each.
+    workers
+        How many send the requests; 0: the run's own process does.
     """
 
     experiment: str
@@ -87,6 +90,12 @@ class Plan:
     requests: dict[str, list[Sent]]
     quotas: dict[str, QuotaFacts]
     notes: list[str]
+    workers: int = 0
+
+    @property
+    def helpful_workers(self) -> int:
+        """How many workers would make the job shorter, where it has none; 0: none would."""
+        return 0 if self.workers else helpful_workers(self.estimate)
 
 
 def make_plan(
@@ -173,6 +182,7 @@ class _Planner:
         settings = self._experiment.simulator
         service = ServiceFacts(settings.capacity, settings.rpm, settings.tpm) if self._embedded else None
         midnight = 86400 - time.time() % 86400
+        workers = workers_of(self._experiment, self._pipeline.stages, self.notes.append)
         shown = {name: found.requests[: self._options.show] for name, found in rehearsal.found.items()}
         return Plan(
             self._experiment.name,
@@ -180,13 +190,14 @@ class _Planner:
             self._rows.total,
             _add_waves(
                 [
-                    estimate(stages, self._deployments(), quotas, service, until_midnight_s=midnight)
+                    estimate(stages, self._deployments(), quotas, service, until_midnight_s=midnight, workers=workers)
                     for stages in [[facts for stages in waves for facts in stages], *waves]
                 ]
             ),
             {name: listed for name, listed in shown.items() if listed},
             quotas,
             self.notes,
+            workers,
         )
 
     def _kind(self, name: str) -> str:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from infermesh.config.declaration import Declaration
+from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.dispatch.fleet import Fleet
+from infermesh.limits import LocalRateLimiter
 from infermesh.simulator.process import SimulatorProcess
 from infermesh.stages import StageContext, build_stages
 from infermesh.stages.graph import Pipeline
+from infermesh.types import Limits
 
 NOWHERE = "http://127.0.0.1:9/v1"  # a ``simulator_url`` for callers that send nothing
 
 
 @contextlib.contextmanager
 def assembled(
-    declaration: Declaration, environ: Mapping[str, str], *, simulator_url: str | None = None
+    declaration: Declaration,
+    environ: Mapping[str, str],
+    *,
+    simulator_url: str | None = None,
+    limiter: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter,
 ) -> Iterator[tuple[Fleet, Pipeline]]:
     """Build the deployments, models and stages of a declaration; start the embedded simulator if it uses one.
 
@@ -32,6 +39,8 @@ def assembled(
     simulator_url
         Use this URL as the embedded simulator's and start none; for callers that send nothing, or have one running.
         ``None`` starts one.
+    limiter
+        As in :class:`~infermesh.dispatch.fleet.Fleet`.
 
     Raises
     ------
@@ -44,7 +53,7 @@ def assembled(
         if experiment.uses_simulator and simulator_url is None:
             simulator_url = stack.enter_context(SimulatorProcess(experiment.simulator)).url
         with declaration.long_form.told():
-            fleet = Fleet(experiment, simulator_url=simulator_url, environ=environ)
+            fleet = Fleet(experiment, simulator_url=simulator_url, environ=environ, limiter=limiter)
         pipeline = build_stages(experiment, StageContext(fleet.models, roots))
         for stage in pipeline.stages.values():
             stage.facts = declaration.taken.hidden(stage.facts)  # they are stored
@@ -63,3 +72,12 @@ def _importable(roots: Sequence[Path]) -> Iterator[None]:
         for root in added:
             with contextlib.suppress(ValueError):
                 sys.path.remove(root)
+
+
+def requests_at_once(experiment: Experiment) -> int:
+    """The most requests that can be in flight: bounded by the stages' windows and by the deployments' slots."""
+    windows = sum(
+        stage.max_parallel_requests for stage in experiment.stages.values() if isinstance(stage, ModelStageConfig)
+    )
+    slots = [entry.max_parallel_requests for entry in experiment.deployments.values()]
+    return min(windows, sum(slot if slot is not None else windows for slot in slots))

@@ -5,20 +5,29 @@ A request that the row of its answer tells of itself is counted alone: see :func
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from infermesh.dispatch.failures import ON_FAILURE
 from infermesh.errors import RequestError, StoppedError
 from infermesh.results import Attempt, RequestMetrics
 from infermesh.runs.stats import RunStats, Trouble
-from infermesh.store import GroupWriter
 from infermesh.store.schema import ATTEMPTS_LOG, attempt_row
 
-__all__ = ["AttemptLog", "RowLog"]
+__all__ = ["AttemptLog", "RowLog", "RowWriter"]
+
+
+class RowWriter(Protocol):
+    """Takes rows for the database: the writer itself, or what sends them to it. As in ``GroupWriter``."""
+
+    def put(self, table: str, row: tuple[Any, ...], *, replaces: bool = False, size: int = 0) -> None: ...
+
+    def is_behind(self, rows: int, size: int) -> bool: ...
 
 
 class AttemptLog:
     """Counts requests in a session's ``stats``, and gives them to the writer."""
 
-    def __init__(self, writer: GroupWriter, stats: RunStats) -> None:
+    def __init__(self, writer: RowWriter, stats: RunStats) -> None:
         self._writer = writer
         self._stats = stats
 

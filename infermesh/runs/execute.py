@@ -14,12 +14,11 @@ from typing import Any
 import yaml
 
 from infermesh.config.declaration import Declaration
-from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.errors import InfermeshError
 from infermesh.hints import command, one_line, system_words, visible
 from infermesh.inputs.sources import resolve_source
 from infermesh.query.server import LiveServer
-from infermesh.runs.assemble import assembled
+from infermesh.runs.assemble import assembled, requests_at_once
 from infermesh.runs.control import Control
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
@@ -139,7 +138,7 @@ def _session(
         folder.mkdir(parents=True, exist_ok=True)
         # RunSession creates the database. One in which nothing ran must not look like a run to the next session, so it
         # is removed, after the stack has closed it. A database that existed before always stays.
-        session = RunSession(declaration, folder, pipeline, fleet, observer, control, sink, keep_errors)
+        session = RunSession(declaration, folder, pipeline, fleet, observer, control, sink, keep_errors, environ)
         stack.callback(session.close)
         try:
             session.load(source, redo)
@@ -170,15 +169,6 @@ def _report(folder: Path, observer: Observer) -> Path | None:
             with _log_to(folder / LOG):
                 logger.exception("report.html could not be made")
         return None
-
-
-def requests_at_once(experiment: Experiment) -> int:
-    """The most requests that can be in flight: bounded by the stages' windows and by the deployments' slots."""
-    windows = sum(
-        stage.max_parallel_requests for stage in experiment.stages.values() if isinstance(stage, ModelStageConfig)
-    )
-    slots = [entry.max_parallel_requests for entry in experiment.deployments.values()]
-    return min(windows, sum(slot if slot is not None else windows for slot in slots))
 
 
 def _write_config(folder: Path, declaration: Declaration) -> None:

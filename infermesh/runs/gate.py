@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from infermesh.errors import InputError
 from infermesh.runs.row import answered_by_its_state, to_be_redone
 from infermesh.stages import Prepared, Stage, prepare_each
 from infermesh.store import Row
 from infermesh.store.filter import RowFilter
-from infermesh.store.known import KnownAnswers
 from infermesh.store.reuse import KnownAnswer
 from infermesh.types import Request
 
 _BATCH = 512  # rows per query
 _MOST_HELD = 32_000_000  # bytes of the requests that are built and wait to be sent: with pictures, few rows' worth
 _FIRST = 32  # rows whose requests show how large they are
+
+
+class Known(Protocol):
+    """Known answers, as in :class:`~infermesh.store.known.KnownAnswers`."""
+
+    def knows(self, stage: str) -> bool: ...
+
+    def look_up(self, stage: str, keys: Sequence[str]) -> list[KnownAnswer | None]: ...
 
 
 class Gate:
@@ -34,7 +41,7 @@ class Gate:
         Where to look up answers to the same requests; ``None`` to look up none.
     """
 
-    def __init__(self, stage: Stage, condition: RowFilter | None, known: KnownAnswers | None) -> None:
+    def __init__(self, stage: Stage, condition: RowFilter | None, known: Known | None) -> None:
         self._stage = stage
         self._condition = condition
         self._known = known

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from infermesh.errors import ContentFilterError, InputError, RequestError, StoppedError
 from infermesh.results import RequestMetrics
-from infermesh.runs.attempts import AttemptLog
+from infermesh.runs.attempts import AttemptLog, RowWriter
 from infermesh.runs.budget import Budget
-from infermesh.runs.gate import Gate
+from infermesh.runs.gate import Gate, Known
 from infermesh.runs.row import (
     StageOutputs,
     answered_by_its_state,
@@ -33,17 +33,30 @@ from infermesh.runs.row import (
     to_be_redone,
 )
 from infermesh.runs.stats import RunStats
-from infermesh.runtime.workers import Channel, run_window
+from infermesh.runtime.workers import Channel, Window, run_window
 from infermesh.stages import BatchStage, Prepared, Stage, prepare
 from infermesh.stages.base import Result
 from infermesh.stages.graph import StageGraph
-from infermesh.store import GroupWriter, PendingRows, Row
+from infermesh.store import Row
 from infermesh.store.filter import RowFilter
-from infermesh.store.known import KnownAnswers
 from infermesh.store.pending import CHUNK
 from infermesh.store.reuse import KnownAnswer
 
+T = TypeVar("T")
 logger = logging.getLogger("infermesh")
+
+
+class Rows(Protocol):
+    """Where the rows come from: chunk after chunk, each read in a thread. As in ``PendingRows``."""
+
+    @property
+    def row_bytes(self) -> int: ...
+
+    @property
+    def chunks(self) -> Iterable[int]: ...
+
+    def read(self, chunk: int) -> list[Row]: ...
+
 
 # What is not committed: above it no row is admitted, so that a slow disk does not fill the memory.
 _MAX_BACKLOG, _MAX_BACKLOG_BYTES = 20_000, 48_000_000
@@ -82,24 +95,36 @@ class Runner:
     budget
         What requests have to fit into before they are sent; ``None``: there is none. A request that does not calls
         ``on_settled``.
+    on_state
+        Called with a row_id, a stage and how the stage has settled the row: its status, ``kept`` or ``former``.
+    on_row
+        Called with a row_id once no stage is left to settle the row.
+    windows
+        Stage → a window that may change, within the stage's own.
     """
 
     def __init__(
         self,
         graph: StageGraph,
-        writer: GroupWriter,
+        writer: RowWriter,
         stats: RunStats,
         *,
         filters: dict[str, RowFilter],
         stale: set[str],
         keep_errors: bool,
-        known: KnownAnswers | None = None,
+        known: Known | None = None,
         scope: Collection[str] | None = None,
         on_settled: Callable[[], None] | None = None,
         on_error: Callable[[], None] = lambda: None,
         budget: Budget | None = None,
+        on_state: Callable[[int, str, str], None] | None = None,
+        on_row: Callable[[int], None] | None = None,
+        windows: Mapping[str, Window] | None = None,
     ) -> None:
         self._budget = budget
+        self._on_state = on_state
+        self._on_row = on_row
+        self._shares = windows or {}
         self._on_settled = on_settled
         self._on_error = on_error
         self._graph = graph
@@ -125,7 +150,7 @@ class Runner:
         self._first = [name for name, count in self._upstream_counts.items() if not count]
         self._outputs = {name: StageOutputs(stage.table, graph.needed[name]) for name, stage in graph.stages.items()}
 
-    async def run(self, rows: PendingRows) -> None:
+    async def run(self, rows: Rows) -> None:
         """Take every pending row through its stages; return when all have settled, or after :meth:`stop` has drained.
 
         Raises
@@ -161,8 +186,20 @@ class Runner:
         """How many rows have a request sent, or waiting to be."""
         return sum(stage.in_flight for stage in self.stats.stages.values())
 
-    def committed(self) -> None:
-        """Let the feeder check the writer's backlog again. Called on the event loop after each commit."""
+    @property
+    def stage_names(self) -> Collection[str]:
+        """The stages of its graph."""
+        return self._graph.stages.keys()
+
+    def wanted(self, name: str) -> int:
+        """How many requests a stage has in flight or could send."""
+        stage = self._graph.stages[name]
+        rows = len(self._channels[name]) + (len(self._gates[name][1]) if name in self._gates else 0)
+        used = self._shares[name].used if name in self._shares else 0
+        return used + -(-rows // stage.batch_size)
+
+    def committed(self, rows: int = 0) -> None:
+        """Let the feeder check the writer's backlog again. Called on the event loop after each commit of some rows."""
         self._room.set()
 
     async def _seal(self, name: str, before: Sequence[asyncio.Task[None]]) -> None:
@@ -177,7 +214,7 @@ class Runner:
         """Where rows enter a stage: the channel before its gate if it has one, else the stage's own."""
         return self._gates[name][1] if name in self._gates else self._channels[name]
 
-    async def _feed(self, rows: PendingRows) -> None:
+    async def _feed(self, rows: Rows) -> None:
         """Admit rows within the bounds, reading one chunk ahead in a thread."""
         self._limit = min(self._limit, max(_MAX_ACTIVE_BYTES // rows.row_bytes, self._windows + 1))
         chunks = iter(rows.chunks)
@@ -221,6 +258,8 @@ class Runner:
         if self._scope is not None:
             unsettled = self._within(self._scope, unsettled)
         if not unsettled:
+            if self._on_row is not None:
+                self._on_row(row.row_id)
             return
         row.open = len(unsettled)
         self._active += 1
@@ -306,7 +345,7 @@ class Runner:
                     else:
                         await self._afford(self._budget, stage, [item], lambda: self._send(stage, row, item))
 
-            await run_window(channel.get, handle_one, stage.window)
+            await self._run_window(stage, channel.get, handle_one)
             return
 
         async def pull() -> Sequence[Row]:
@@ -326,6 +365,13 @@ class Runner:
             else:
                 await self._afford(self._budget, stage, made, lambda: self._send_batch(stage, sent, made))
 
+        await self._run_window(stage, pull, handle)
+
+    async def _run_window(
+        self, stage: Stage, pull: Callable[[], Awaitable[T]], handle: Callable[[T], Awaitable[None]]
+    ) -> None:
+        if (share := self._shares.get(stage.name)) is not None:
+            pull, handle = share.around(pull, handle)
         await run_window(pull, handle, stage.window)
 
     async def _prepare(self, stage: Stage, row: Row) -> Prepared[Any] | None:
@@ -446,7 +492,7 @@ class Runner:
         self.stats.stages[stage.name].done += 1
         self.stats.settled += 1
         self.stats.kept += 1
-        self._advance(stage.name, row)
+        self._advance(stage.name, row, "kept")
 
     def _keep_former(self, stage: Stage, row: Row, error: str) -> None:
         """The row was to be done again and failed: keep the answer that it has. It stays to be done again."""
@@ -456,7 +502,7 @@ class Runner:
         row.context[stage.name] = row.states[stage.name].outputs | {"status": "done"}
         self.stats.stages[stage.name].failed += 1
         self.stats.settled += 1
-        self._advance(stage.name, row)
+        self._advance(stage.name, row, "former")
 
     def _settle(
         self,
@@ -500,12 +546,16 @@ class Runner:
         self._writer.put(name, state, replaces=name in row.states, size=_size_of(outputs))
         if status == "error":
             self._on_error()
-        self._advance(name, row)
+        self._advance(name, row, status)
 
-    def _advance(self, name: str, row: Row) -> None:
+    def _advance(self, name: str, row: Row, how: str) -> None:
         """Count a stage as settled for a row: release the row after its last, else submit it where it is due."""
         row.open -= 1
+        if self._on_state is not None:
+            self._on_state(row.row_id, name, how)
         if not row.open:
+            if self._on_row is not None:
+                self._on_row(row.row_id)
             self.stats.rows += 1
             self._active -= 1
             if self._active < self._limit:

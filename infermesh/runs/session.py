@@ -8,7 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -20,6 +21,7 @@ from infermesh.inputs.sources import Source
 from infermesh.query.reader import ask_run
 from infermesh.query.sinks import check_sinks, write_sinks
 from infermesh.runs.control import Control
+from infermesh.runs.crew.engine import workers_of
 from infermesh.runs.explain import changes, opening_lines
 from infermesh.runs.guards import Guards
 from infermesh.runs.outcome import RunOutcome
@@ -38,6 +40,9 @@ from infermesh.store.known import KnownAnswers
 from infermesh.store.schema import DATABASE, SOURCE, RunStatus
 from infermesh.store.usage import used_today
 from infermesh.store.whose import refuse_other
+
+if TYPE_CHECKING:
+    from infermesh.runs.crew.make import CrewWave, Hub
 
 logger = logging.getLogger("infermesh")
 
@@ -76,8 +81,10 @@ class RunSession:
         control: Control,
         sink: Sink | None = None,
         keep_errors: bool = False,
+        environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._control = control
+        self._environ = environ
         self._declaration = declaration
         self._experiment = experiment = declaration.experiment
         self._folder, self._place = folder, folder.absolute()
@@ -87,6 +94,7 @@ class RunSession:
         self._sink = sink
         self._keep_errors = keep_errors or self._experiment.keep_errors
         self._retry: Retry | None = None
+        self._workers = workers_of(experiment, pipeline.stages, observer.note)
         self._store = RunStore(folder / DATABASE, experiment.store, vectors=_has_vectors(pipeline))
         self._filters: dict[str, RowFilter] = {}
         self._origins: Mapping[str, Sequence[Column]] = {}
@@ -94,7 +102,8 @@ class RunSession:
         self._signatures: dict[str, str] = {}
         self._known: KnownAnswers | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._runner: Runner | None = None
+        self._runner: Runner | CrewWave | None = None
+        self._hub: Hub | None = None
         self._work: asyncio.Task[None] | None = None
         self._stops = 0  # how often a stop was requested
         self._dropping = False
@@ -217,13 +226,15 @@ class RunSession:
             failure.append(error)
             loop.call_soon_threadsafe(work.cancel)
 
-        def committed(_: int) -> None:
-            loop.call_soon_threadsafe(self._committed)
+        def committed(rows: int) -> None:
+            loop.call_soon_threadsafe(self._committed, rows)
 
         settled = self._sink.committed if self._sink is not None else None
         writer = store.writer(on_commit=committed, on_rows=settled, on_failure=failed)
         spent, before = store.totals()["cost_usd"], store.dearest_requests()
         guards = Guards(self._experiment.guards, spent=spent, before=before)
+        if self._workers:
+            self._hub = self._make_hub(writer, stats, guards)
         self._work = work = asyncio.create_task(self._run_waves(stats, writer, guards))
         ticker = asyncio.create_task(self._tick(stats, guards))
         observer.start(stats)
@@ -232,6 +243,8 @@ class RunSession:
         finally:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
+            if self._hub is not None:
+                await self._hub.aclose()
             await asyncio.to_thread(_close_quietly, writer)  # commits what is queued, after a cancel too
             stats.waits = []
             observer.stop(stats)
@@ -259,19 +272,7 @@ class RunSession:
                 if self._known is not None and rows.chunks:
                     # Only now is it known which rows of this wave are retired: the query may just have retired some.
                     await asyncio.to_thread(self._known.collect_retired, wave.graph.stages)
-                self._runner = runner = Runner(
-                    wave.graph,
-                    writer,
-                    stats,
-                    filters={name: self._filters[name] for name in wave.graph.stages if name in self._filters},
-                    stale=self._stale,
-                    keep_errors=self._keep_errors,
-                    known=self._known,
-                    scope=None if self._retry is None else self._retry.scope(wave.origin),
-                    on_settled=self._guard_check(stats, guards) if guards else None,
-                    on_error=self._guard_check(stats, guards),
-                    budget=guards.budget(stats),
-                )
+                self._runner = runner = self._make_runner(wave, rows, writer, stats, guards)
                 if self._stops:  # stopped before this runner existed, or while the query ran
                     runner.stop()
                 await runner.run(rows)
@@ -279,8 +280,62 @@ class RunSession:
                 return
         self._complete = True
 
-    def _pending_rows(self, wave: Wave) -> PendingRows:
-        only = None if self._retry is None else self._retry.only(wave.origin)
+    def _make_runner(
+        self, wave: Wave, rows: PendingRows, writer: GroupWriter, stats: RunStats, guards: Guards
+    ) -> Runner | CrewWave:
+        """What runs the stages of a wave: this process, or the workers."""
+        graph = wave.graph
+        scope = None if self._retry is None else self._retry.scope(wave.origin)
+        if self._hub is not None:
+            from infermesh.runs.crew.make import CrewWave
+
+            known = self._known
+            return CrewWave(
+                self._hub,
+                self._pipeline.waves.index(wave),
+                graph,
+                rows,
+                lambda ids: self._pending_rows(wave, ids),
+                stale=self._stale,
+                keep_errors=self._keep_errors,
+                scope=scope,
+                known=[name for name in graph.stages if known is not None and known.knows(name)],
+            )
+        return Runner(
+            graph,
+            writer,
+            stats,
+            filters={name: self._filters[name] for name in graph.stages if name in self._filters},
+            stale=self._stale,
+            keep_errors=self._keep_errors,
+            known=self._known,
+            scope=scope,
+            on_settled=self._guard_check(stats, guards) if guards else None,
+            on_error=self._guard_check(stats, guards),
+            budget=guards.budget(stats),
+        )
+
+    def _make_hub(self, writer: GroupWriter, stats: RunStats, guards: Guards) -> Hub:
+        from infermesh.runs.crew.make import make_hub  # late: a run of one process starts sooner without it
+
+        return make_hub(
+            self._workers,
+            self._declaration,
+            self._environ,
+            self._origins,
+            self._fleet,
+            self._pipeline.stages,
+            writer=writer,
+            stats=stats,
+            known=self._known,
+            note=self._observer.note,
+            check=self._guard_check(stats, guards),
+            stop=lambda reason: None if self._stops else self._stop(reason),
+        )
+
+    def _pending_rows(self, wave: Wave, only: Sequence[int] | None = None) -> PendingRows:
+        if only is None and self._retry is not None:
+            only = self._retry.only(wave.origin)
         return self._store.reader(
             wave.graph.needed, origin=wave.origin, stale=self._stale, keep_errors=self._keep_errors, only=only
         )
@@ -310,9 +365,9 @@ class RunSession:
         assert wave.query is not None
         return not left_open(self._store.counts(), stats.not_redone).keys().isdisjoint(wave.query.reads)
 
-    def _committed(self) -> None:
+    def _committed(self, rows: int) -> None:
         if self._runner is not None:
-            self._runner.committed()
+            self._runner.committed(rows)
 
     def _guard_check(self, stats: RunStats, guards: Guards) -> Callable[[], None]:
         def check() -> None:
@@ -394,9 +449,10 @@ class RunSession:
             if not self._stops and (displaced := self._store.displaced()):
                 self._stop(displaced[0])
             now = asyncio.get_running_loop().time()
-            stats.waits = self._fleet.waiting_for()
+            where = self._hub or self._fleet
+            stats.waits = where.waiting_for()
             self._observer.tick(stats)
-            for note in (*self._fleet.used_up(), *self._fleet.waits(now), *stats.untold(self._fleet.told_of)):
+            for note in (*where.used_up(), *where.waits(now), *stats.untold(where.told_of)):
                 logger.info("%s", note)
                 self._observer.note(note)
             if not self._stops and (reason := self._fleet.unreachable(now)):
@@ -451,6 +507,8 @@ class RunSession:
 
     def _drop(self) -> None:
         self._dropping = True
+        if self._hub is not None:
+            self._hub.drop()
         for stage in self._pipeline.stages.values():
             stage.stop(drop=True)
         if self._loop is not None and self._work is not None:

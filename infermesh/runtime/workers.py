@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Channel", "run_window"]
+__all__ = ["Channel", "Window", "run_window"]
 
 T = TypeVar("T")
 
@@ -172,6 +172,52 @@ class _WorkerPool(Generic[T]):
 
     async def _handle_one(self, item: T) -> None:
         await self._handle(item)
+
+
+class Window:
+    """A window that may change while it is used: how many items at once, 0 included.
+
+    Attributes
+    ----------
+    used
+        Items that are handled now.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._room: asyncio.Future[None] | None = None
+        self.used = 0
+
+    def resize(self, size: int) -> None:
+        """Set the size. Items beyond it are handled to their end."""
+        self._size = size
+        self._tell()
+
+    def around(
+        self, pull: Callable[[], Awaitable[T]], handle: Callable[[T], Awaitable[None]]
+    ) -> tuple[Callable[[], Awaitable[T]], Callable[[T], Awaitable[None]]]:
+        """The two functions of :func:`run_window`, kept within this window."""
+
+        async def pulled() -> T:
+            while self.used >= self._size:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+            item = await pull()
+            self.used += 1  # one pulls at a time: nobody else has used the room meanwhile
+            return item
+
+        async def handled(item: T) -> None:
+            try:
+                await handle(item)
+            finally:
+                self.used -= 1
+                self._tell()
+
+        return pulled, handled
+
+    def _tell(self) -> None:
+        if self._room is not None and not self._room.done() and self.used < self._size:
+            self._room.set_result(None)
 
 
 class Channel(Generic[T]):

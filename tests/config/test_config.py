@@ -17,6 +17,7 @@ from infermesh.config.load import load
 from infermesh.config.schema import (
     DeploymentEntry,
     EmbedStage,
+    EngineConfig,
     Experiment,
     GenerateStage,
     GuardsConfig,
@@ -40,6 +41,7 @@ GROUPS: dict[str, type[BaseModel] | type[Limits]] = {
     "limits/none": Limits,
     "deployment/default": DeploymentEntry,
     "model/default": ModelEntry,
+    "engine/process": EngineConfig,
     "stage/generate": GenerateStage,
     "stage/embed": EmbedStage,
     "stage/transcribe": TranscribeStage,
@@ -78,7 +80,7 @@ class TestShippedYaml:
     def test_every_group_is_held_to_its_model(self) -> None:
         files = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
         experiments = {name for name in files if name.startswith("experiment/")}
-        assert files - experiments == {*GROUPS, "config", "deployment/simulator"}
+        assert files - experiments == {*GROUPS, "config", "deployment/simulator", "engine/local"}
 
     @pytest.mark.parametrize(
         ("section", "model"), [("store", StoreConfig), ("simulator", SimulatorSettings), ("guards", GuardsConfig)]
@@ -91,11 +93,14 @@ class TestShippedYaml:
 
     def test_the_root_has_every_key_of_an_experiment(self) -> None:
         root = read("config")
-        assert {*root, "source"} - {"defaults", "hydra"} == set(Experiment.model_fields)
+        assert {*root, "source", "engine"} - {"defaults", "hydra"} == set(Experiment.model_fields)
         for key in ("limits", "deployments", "models", "stages", "sinks"):
             assert root[key] == {}
         assert root["keep_errors"] is Experiment.model_fields["keep_errors"].default
         assert root["reuse"] == Experiment.model_fields["reuse"].default
+
+    def test_the_local_engine_is_the_other_but_for_its_kind(self) -> None:
+        assert read("engine/local") == read("engine/process") | {"kind": "local"}
 
     def test_the_simulated_deployment_changes_nothing_but_where_it_is(self) -> None:
         assert read("deployment/simulator").keys() - {"defaults"} == {"model", "api_base"}
@@ -113,7 +118,7 @@ def described(model: type[BaseModel] | type[Limits]) -> dict[str, str | None]:
 
 
 # A stage's kind and the sections are explained where their keys are.
-SECTIONS = {"kind", "store", "guards", "simulator"}
+SECTIONS = {"kind", "store", "engine", "guards", "simulator"}
 DOCS = (CONF.parent / "docs" / "configuration.md").read_text(encoding="utf-8") + (
     CONF.parent / "docs" / "pipelines.md"
 ).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import pytest
 
 from infermesh.limits import steady_rate
 from infermesh.plan import QuotaFacts, estimate
-from infermesh.plan.estimate import Estimate
+from infermesh.plan.estimate import Estimate, helpful_workers
 from infermesh.plan.facts import DeploymentFacts, Latency, ServiceFacts, StageFacts
 
 ONE = {"d": DeploymentFacts("d")}
@@ -174,3 +174,25 @@ def test_rows_that_nobody_knows() -> None:
 def test_nothing_to_do() -> None:
     found = estimate([stage(rows=0)], ONE, {})
     assert (found.wall_s, found.binding, found.stages[0].requests) == (0.0, None, 0)
+
+
+def test_workers_send_more_until_who_stores_their_rows_is_the_bound() -> None:
+    stages = [stage(rows=1_000_000, latency_s=0.001, window=1000)]
+    alone, two, many = (estimate(stages, ONE, {}, workers=workers) for workers in (0, 2, 50))
+    assert near(alone, 400)
+    assert near(two, 200)
+    assert near(many, 100)
+    assert two.resources[0].detail == "1,000,000 requests, some 5,000 a second by 2 workers"
+
+
+@pytest.mark.parametrize(
+    ("rows", "window", "workers"),
+    [
+        (1_000_000, 1000, 4),  # nothing else binds
+        (1_000_000, 6, 3),  # beyond three, the window does: 167 s
+        (1_000_000, 2, 0),  # it does already
+        (10_000, 1000, 0),  # it is over in seconds
+    ],
+)
+def test_how_many_workers_help(rows: int, window: int, workers: int) -> None:
+    assert helpful_workers(estimate([stage(rows=rows, latency_s=0.001, window=window)], ONE, {})) == workers

@@ -21,7 +21,7 @@ from infermesh.config.project import config_folders, experiments, shipped_projec
 from infermesh.config.schema import Experiment
 from infermesh.errors import ConfigError
 from infermesh.hints import counted, one_line
-from infermesh.runs.execute import requests_at_once
+from infermesh.runs.assemble import requests_at_once
 from infermesh.runs.remarks import misspelt_models
 from infermesh.store.folders import OUTPUTS, outputs_of
 

@@ -1,0 +1,82 @@
+"""Whether a run's requests are sent by workers, and by how many."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from infermesh.config.schema import Experiment
+from infermesh.errors import ConfigError
+from infermesh.hints import counted
+from infermesh.stages import Stage
+
+__all__ = ["workers_of"]
+
+
+def workers_of(experiment: Experiment, stages: Mapping[str, Stage], note: Callable[[str], None]) -> int:
+    """How many workers send the requests of a run; 0: its own process does. What is decided is told.
+
+    Parameters
+    ----------
+    stages
+        Those that take rows.
+
+    Raises
+    ------
+    ConfigError
+        The declaration has something that workers cannot do.
+    """
+    engine = experiment.engine
+    if engine.kind == "process" and engine.workers in ("auto", 1):
+        return 0
+    wanted = _processors() if engine.workers == "auto" else engine.workers
+    _refuse(stages)
+    most, why = _most(experiment, stages)
+    workers = min(wanted, most)
+    said = f"engine: {counted(workers, 'worker')}, processes of this machine"
+    if engine.kind == "process":
+        said += f" (engine.workers is {engine.workers}, so engine.kind is local)"
+    elif engine.workers == "auto":
+        said += f" (engine.workers: auto, {counted(wanted, 'processor')})"
+    if workers < wanted:
+        said += f"; more than {workers} would have nothing to send: {why}"
+    note(said)
+    if experiment.guards.max_cost_usd is not None:
+        note(
+            "guards.max_cost_usd: with workers it is looked at as answers come, and nothing is set aside for requests "
+            "in flight: the run may cost as many answers more. engine.kind: process keeps to it"
+        )
+    return workers
+
+
+def _most(experiment: Experiment, stages: Mapping[str, Stage]) -> tuple[int, str]:
+    """The most workers that each can have a request in flight, and what bounds them."""
+    bounds = [
+        (stage.window, f"stages.{name}.max_parallel_requests is {stage.window}") for name, stage in stages.items()
+    ]
+    for name, model in experiment.models.items():
+        slots = [experiment.deployments[label].max_parallel_requests for label in model.deployments]
+        if None not in slots:
+            total = sum(slot or 0 for slot in slots)
+            bounds.append((total, f"the deployments of {name} take {total} requests at once"))
+    return min(bounds, default=(1, "no stage takes rows"))
+
+
+def _refuse(stages: Mapping[str, Stage]) -> None:
+    if sys.platform == "win32":
+        raise ConfigError("engine.kind: local needs a system with Unix sockets. Use engine.kind: process on Windows.")
+    own = [
+        f"stages.{name}: '{spec}' is a function of the script that was started, which workers do not run. Put it into "
+        "a module of its own, or use engine.kind: process."
+        for name, stage in stages.items()
+        for spec in (stage.facts.get("function"), stage.facts.get("mapper"))
+        if isinstance(spec, str) and spec.partition(":")[0] == "__main__"
+    ]
+    if own:
+        raise ConfigError("\n".join(own))
+
+
+def _processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
