@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -22,8 +23,8 @@ __all__ = ["Block", "Keeper"]
 _RESULTS, _BYTES = 256, 1 << 17  # the most results in a block, and the bytes of their bodies that end one
 _LEVEL = 1  # zstd's fastest but for its negative ones, which took longer over short bodies
 _NUMBERS, _COUNTS = 6, 5  # of a result, in the two arrays
-_NONE = -1  # a count that the server does not give
-_TOO_MANY = 1 << 63
+_NONE, _NO_COST = -(1 << 63), math.nan  # for what the server does not give
+_NO_COUNTS = (_NONE,) * _COUNTS
 
 
 class Keeper:
@@ -33,56 +34,85 @@ class Keeper:
         self._open: list[GenerationResult] = []
         self._size = 0
 
-    def keep(self, result: object) -> None:
+    def keep(self, result: Any) -> None:
         """Keep one more result of a batch."""
-        if result.__class__ is not GenerationResult or result.raw_body.__class__ is not bytes:
-            return
-        assert isinstance(result, GenerationResult)
-        self._open.append(result)
-        self._size += len(result.raw_body or b"")
-        if len(self._open) >= _RESULTS or self._size >= _BYTES:
-            self.close()
+        if result.__class__ is GenerationResult and result.raw_body.__class__ is bytes:
+            self._open.append(result)
+            self._size += len(result.raw_body)
+            if len(self._open) >= _RESULTS or self._size >= _BYTES:
+                self.close()
 
     def close(self) -> None:
         """Put what has come since into a block."""
-        found = [(result, only) for result in self._open if (only := _fitting(result)) is not None]
-        self._open, self._size = [], 0
-        if found:
-            block = Block(found)
-            for place, (result, _) in enumerate(found):
+        results, self._open, self._size = self._open, [], 0
+        with suppress(OverflowError, TypeError):  # a count of more than 64 bits: then they stay as they are
+            block, kept = _block_of(results)
+            for place, result in enumerate(kept):
                 result.keep_in(block, place)
 
 
+def _block_of(results: Sequence[GenerationResult]) -> tuple[Block, list[GenerationResult]]:
+    """A block of those results that would come back as they are, and these results."""
+    numbers: list[float] = []
+    counts: list[int] = []
+    parts: list[bytes] = []
+    deployments, kept = [], []
+    for result in results:
+        only, metrics, usage = sole_attempt(result), result.metrics, result.token_usage
+        cost, request_id, body = result.cost, result.request_id, result.raw_body
+        if only is None or metrics is None or metrics.retries or metrics.service_s != only.service_s:
+            continue
+        if request_id == "" or cost != cost or body.__class__ is not bytes:
+            continue
+        if usage is None:
+            counts += _NO_COUNTS
+        elif usage.details is None:
+            reasoning, cached = usage.reasoning_tokens, usage.cached_tokens
+            counts += (
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.total_tokens,
+                _NONE if reasoning is None else reasoning,
+                _NONE if cached is None else cached,
+            )
+        else:
+            continue
+        whole = metrics.end_to_end_s
+        numbers += (
+            only.started_at,
+            only.queue_s,
+            only.service_s,
+            metrics.queue_s,
+            whole,
+            _NO_COST if cost is None else cost,
+        )
+        parts += (body, b"" if request_id is None else request_id.encode("utf-8", "surrogatepass"))
+        deployments.append(only.deployment)
+        kept.append(result)
+    return Block(numbers, counts, parts, deployments), kept
+
+
 class Block:
-    """Attributes of some results, which it makes anew each time. A result knows its place in it."""
+    """Attributes of some results, which it makes anew each time. A result knows its place in it.
+
+    Parameters
+    ----------
+    numbers, counts
+        ``_NUMBERS`` and ``_COUNTS`` for each result.
+    parts
+        Two for each: its body and its ``request_id``, empty for none.
+    deployments
+        One for each.
+    """
 
     __slots__ = ("_bodies", "_counts", "_deployments", "_ends", "_numbers")
 
-    def __init__(self, results: Sequence[tuple[GenerationResult, Attempt]]) -> None:
-        numbers: list[float] = []
-        counts: list[int] = []
-        parts: list[bytes] = []
-        for result, only in results:
-            metrics, usage, request_id = result.metrics, result.token_usage, result.request_id
-            assert metrics is not None
-            assert isinstance(result.raw_body, bytes)
-            cost = math.nan if result.cost is None else result.cost
-            numbers += (only.started_at, only.queue_s, only.service_s, metrics.queue_s, metrics.end_to_end_s, cost)
-            if usage is None:
-                counts += (_NONE, _NONE, _NONE, _NONE, _NONE)
-            else:
-                reasoning, cached = usage.reasoning_tokens, usage.cached_tokens
-                counts += (
-                    usage.prompt_tokens,
-                    usage.completion_tokens,
-                    usage.total_tokens,
-                    _NONE if reasoning is None else reasoning,
-                    _NONE if cached is None else cached,
-                )
-            parts += (result.raw_body, b"" if request_id is None else request_id.encode("utf-8", "surrogatepass"))
+    def __init__(
+        self, numbers: Sequence[float], counts: Sequence[int], parts: Sequence[bytes], deployments: Sequence[str]
+    ) -> None:
         self._numbers, self._counts = array("d", numbers), array("q", counts)
         self._ends = array("I", accumulate(map(len, parts)))
-        self._deployments = tuple([only.deployment for _, only in results])
+        self._deployments = tuple(deployments)
         self._bodies = zstd.compress(b"".join(parts), _LEVEL)
 
     def value(self, place: int, name: str) -> Any:
@@ -137,21 +167,3 @@ _MADE = {
 }
 # The block whose bodies were looked at last: a caller who takes them in order opens each block once.
 _opened: tuple[Block | None, bytes] = (None, b"")
-
-
-def _fitting(result: GenerationResult) -> Attempt | None:
-    """The one request of a result that a block can hold as it is; ``None`` for another result."""
-    only, metrics, usage = sole_attempt(result), result.metrics, result.token_usage
-    if only is None or metrics is None or metrics.retries or metrics.service_s != only.service_s:
-        return None
-    if result.request_id == "" or result.cost != result.cost:  # neither would come back as it was
-        return None
-    if usage is None:
-        return only
-    if usage.details is not None:
-        return None
-    given = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
-    for count in (*given, usage.reasoning_tokens or 0, usage.cached_tokens or 0):
-        if count.__class__ is not int or not 0 <= count < _TOO_MANY:
-            return None
-    return only
