@@ -17,6 +17,8 @@ from infermesh.cli.common import (
     JsonOption,
     OutputsOption,
     Overrides,
+    Progress,
+    ProgressOption,
     RecordOption,
     RunArgument,
     StateOption,
@@ -51,6 +53,7 @@ app = typer.Typer(
 )
 def run(
     overrides: Overrides = None,
+    progress: ProgressOption = Progress.AUTO,
     env_file: EnvFile = None,
 ) -> None:
     """Run an experiment: its NAME, then any overrides (KEY=VALUE), in Hydra's syntax.
@@ -63,7 +66,7 @@ def run(
     from infermesh.cli.run import run_hydra
 
     load_env(env_file)
-    raise typer.Exit(run_hydra(overrides or [], env_file))
+    raise typer.Exit(run_hydra(overrides or [], env_file, progress))
 
 
 @app.command(
@@ -107,13 +110,14 @@ def resume(
         ),
     ] = None,
     keep_errors: Annotated[bool, typer.Option("--keep-errors", help="Leave failed rows as they are.")] = False,
+    progress: ProgressOption = Progress.AUTO,
     env_file: EnvFile = None,
 ) -> None:
     """Continue a run where it ended. Rows that are done are not sent again; failed rows are retried."""
     from infermesh.cli.run import resume_run
 
     load_env(env_file)
-    raise typer.Exit(resume_run(run, keep_errors=keep_errors))
+    raise typer.Exit(resume_run(run, keep_errors=keep_errors, progress=progress))
 
 
 @app.command(
@@ -129,6 +133,7 @@ def retry(
         str, typer.Option("--where", help="Which of its rows: an SQL condition on the stage's columns.")
     ] = "status = 'error'",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of rows and send nothing.")] = False,
+    progress: ProgressOption = Progress.AUTO,
     env_file: EnvFile = None,
 ) -> None:
     """Send chosen rows of a stage again, and the later requests that change as a result. No other row is sent.
@@ -138,7 +143,7 @@ def retry(
     from infermesh.cli.run import retry_run
 
     load_env(env_file)
-    raise typer.Exit(retry_run(run, stage, where, dry_run=dry_run))
+    raise typer.Exit(retry_run(run, stage, where, dry_run=dry_run, progress=progress))
 
 
 @app.command(rich_help_panel=RUNS, epilog='Example: infermesh sql "select channel, count(*) from results group by all"')

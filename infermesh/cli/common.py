@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +19,24 @@ from infermesh.hints import one_line, system_words
 
 RUNS = "Runs"
 PROJECT = "Project"
+
+
+class Progress(StrEnum):
+    """How a run's progress is shown."""
+
+    AUTO = "auto"
+    TABLE = "table"
+    LINES = "lines"
+    JSON = "json"
+
+
+ProgressOption = Annotated[
+    Progress,
+    typer.Option(
+        "--progress",
+        help="A live table, plain lines (the default where stderr is no terminal), or lines of JSON on stdout.",
+    ),
+]
 EnvFile = Annotated[
     Path | None,
     typer.Option("--env-file", help="Read API keys from this file of NAME=value lines.", exists=True, dir_okay=False),

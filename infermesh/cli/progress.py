@@ -1,11 +1,12 @@
-"""Progress on stderr: a live table on a terminal, a plain line every few seconds elsewhere."""
+"""Progress: a live table on a terminal, a plain line every few seconds elsewhere, lines of JSON for programs."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from infermesh.runs.progress import PlainLines, Rates, short, summary
+from infermesh.cli.common import Progress
+from infermesh.runs.progress import JsonLines, PlainLines, Rates, short, summary
 from infermesh.runs.stats import Observer, RunStats
 
 if TYPE_CHECKING:
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from infermesh.cli.console import SafeConsole
 
 
-def make_observer() -> Observer:
-    """Return a live table if stderr is a terminal, plain lines otherwise."""
-    return LiveTable() if sys.stderr.isatty() else PlainLines()
+def make_observer(progress: Progress = Progress.AUTO) -> Observer:
+    """What shows progress; ``auto`` is a live table if stderr is a terminal, and plain lines otherwise."""
+    if progress is Progress.JSON:
+        return JsonLines()
+    live = progress is Progress.TABLE or (progress is Progress.AUTO and sys.stderr.isatty())
+    return LiveTable() if live else PlainLines()
 
 
 # From the roomiest to the narrowest, of which the first that fits is taken: the bar's width, whether numbers are in

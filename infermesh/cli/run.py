@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from infermesh.cli.closing import run_closing
-from infermesh.cli.common import fail, print_error, split_config_dir, words_of
+from infermesh.cli.common import Progress, fail, print_error, split_config_dir, words_of
 from infermesh.cli.edited import edited_since
 from infermesh.cli.find_run import find_run, sweep_command
 from infermesh.cli.progress import make_observer
@@ -46,7 +46,7 @@ from infermesh.store.output_file import read_record
 from infermesh.store.schema import DATABASE
 
 
-def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
+def run_hydra(argv: list[str], env_file: Path | None = None, progress: Progress = Progress.AUTO) -> int:
     """Compose with Hydra and run each job.
 
     Returns
@@ -62,9 +62,9 @@ def run_hydra(argv: list[str], env_file: Path | None = None) -> int:
     given = _understood(argv, config_dir)
     # hydra.main() reads sys.argv and nothing else, so the arguments are put there for the time of the call.
     # The config itself may ask for a multirun (hydra.mode), so there is always somebody to be told of one.
-    sweep = Sweep(argv, env_file)
+    sweep = Sweep(argv, env_file, progress)
     arguments = ["infermesh", *given.options, *map(addable, given.overrides), ANNOUNCE]
-    job = _Job(config_dir, sweep)
+    job = _Job(config_dir, sweep, progress)
     if "--hydra-help" in given.options:
         return _print_hydras_help(arguments, job)
     with _patched_argv(arguments), _hydra_raises(), search_path(config_dir):
@@ -131,7 +131,8 @@ class _Job:
     Some launchers run it in another process. They pickle it, so it holds only what can be pickled.
     """
 
-    def __init__(self, config_dir: Path | None, sweep: Sweep) -> None:
+    def __init__(self, config_dir: Path | None, sweep: Sweep, progress: Progress) -> None:
+        self._progress = progress
         self._config_dir = config_dir
         self._sweep = sweep
         self.home = Path.cwd()
@@ -178,7 +179,7 @@ class _Job:
             return self.code
         if fresh and (left := left_unfinished(folder)) is not None:
             print(left, file=sys.stderr)
-        self.code = run_job(declaration, folder)
+        self.code = run_job(declaration, folder, observer=make_observer(self._progress))
         return self.code
 
 
@@ -234,7 +235,7 @@ def run_job(
     return outcome.exit_code
 
 
-def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
+def resume_run(name: str | None, *, keep_errors: bool = False, progress: Progress = Progress.AUTO) -> int:
     """Continue a run in its folder, with the config stored there. Without a name: the newest run, if it is unfinished.
 
     An older one is continued only if the user says so. Of several, one with pending rows is preferred.
@@ -267,7 +268,7 @@ def resume_run(name: str | None, *, keep_errors: bool = False) -> int:
     if (sweep := sweep_of(folder)) is not None and (whole := sweep_command(sweep)) is not None:
         print(f"it is one job of a sweep; to go on with all of them: {whole}", file=sys.stderr)
     _say_edited(folder, declaration)
-    return run_job(declaration, folder, keep_errors=keep_errors)
+    return run_job(declaration, folder, observer=make_observer(progress), keep_errors=keep_errors)
 
 
 def _to_resume() -> RunInfo | None:
@@ -304,7 +305,7 @@ def _is_wanted(folder: Path, words: str) -> bool:
     return False
 
 
-def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int:
+def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool, progress: Progress = Progress.AUTO) -> int:
     """Send again the rows of a stage that match an SQL condition. Their number is printed first."""
     folder = find_run(name, lambda job: command("retry", job, "--stage", stage))
     declaration = _stored_declaration(folder)
@@ -321,7 +322,7 @@ def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool) -> int
     if dry_run or not rows:
         return 0
     _say_edited(folder, declaration)
-    return run_job(declaration, folder, redo=redo)
+    return run_job(declaration, folder, observer=make_observer(progress), redo=redo)
 
 
 def _stored_declaration(folder: Path) -> Declaration:

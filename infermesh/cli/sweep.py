@@ -39,7 +39,7 @@ from infermesh.bench.sweeps import (
     value_text,
     write_table,
 )
-from infermesh.cli.common import print_error
+from infermesh.cli.common import Progress, print_error
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep_table import print_table
 from infermesh.config.compose import overrides_of
@@ -77,6 +77,8 @@ class Sweep:
         The arguments of ``infermesh run``, as the user typed them.
     env_file
         The file given as ``--env-file``.
+    progress
+        How the progress of each job is shown, where they run one after the other.
 
     Attributes
     ----------
@@ -94,9 +96,10 @@ class Sweep:
         Whether the user has stopped the sweep.
     """
 
-    def __init__(self, argv: Sequence[str], env_file: Path | None) -> None:
+    def __init__(self, argv: Sequence[str], env_file: Path | None, progress: Progress = Progress.AUTO) -> None:
         self._argv = list(argv)
         self._env_file = env_file
+        self.progress = progress
         self._wishes = Wishes()
         self.id = uuid.uuid4().hex[:12]
         self.keys: list[str] = []
@@ -302,10 +305,15 @@ class SweepJob:
 
     def _execute(self, job: Declaration, run_job: Callable[..., int]) -> int:
         control = Control()
-        observer = make_observer()
+        observer = make_observer(self._sweep.progress)
         in_own_process = self._sweep.parallel and threading.current_thread() is threading.main_thread()
         if self._sweep.parallel:
             observer = _JobLines(self._number, control, self._sweep.stop_file)
+            if self._number == 0 and self._sweep.progress is not Progress.AUTO:
+                print(
+                    f"--progress {self._sweep.progress}: not with jobs side by side, which are shown by a line each",
+                    file=sys.stderr,
+                )
             if in_own_process:
                 # A terminal sends Ctrl-C to every process of the group. Jobs ignore it: the process that started them
                 # catches it and creates the stop file.

@@ -1,4 +1,4 @@
-"""Progress as text: rates, durations, counts; a line every five seconds."""
+"""Progress as text: rates, durations, counts; a line every five seconds, or one of JSON every second."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
+
+import orjson
 
 from infermesh.hints import counted, visible
 from infermesh.runs.stats import RunStats
 
-_LINE_EVERY_S = 5.0
+_LINE_EVERY_S, _JSON_EVERY_S = 5.0, 1.0
 _RATE_WINDOW_S = 10.0
 _LONGEST_WINDOW_S = 60.0  # where little settles, as under a small quota
 _ENOUGH = 50  # row states that settled: a rate of fewer would jump
@@ -63,13 +66,18 @@ class Rates:
         age, settled = now - self._seen[0][0], self._seen[-1][2] - self._seen[1][2]
         return age > _LONGEST_WINDOW_S or (age > _RATE_WINDOW_S and settled >= _ENOUGH)
 
+    def left_s(self, stats: RunStats) -> float | None:
+        """Seconds left for the rows that there are; ``None`` if nothing has settled lately."""
+        pending = sum(stage.total - stage.settled for stage in stats.stages.values())
+        if not pending:
+            return 0.0
+        return pending / self.states if self.states > 0 else None
+
     def left(self, stats: RunStats) -> str:
         """Time left; ``?`` if nothing has settled lately, ``+`` if a sql stage has not made its rows yet."""
-        pending = sum(stage.total - stage.settled for stage in stats.stages.values())
+        seconds = self.left_s(stats)
         more = "+" if any(not stage.total for stage in stats.stages.values()) else ""
-        if not pending:
-            return f"0s{more}"
-        return f"{duration(pending / self.states)}{more}" if self.states > 0 else "?"
+        return "?" if seconds is None else f"{duration(seconds)}{more}"
 
 
 def summary(stats: RunStats, rates: Rates) -> str:
@@ -126,3 +134,84 @@ class PlainLines:
         )
         waits = f"  |  requests wait for {', '.join(stats.waits)}" if stats.waits else ""
         self.note(f"{stages}  |  {summary(stats, self._rates)}{waits}")
+
+
+def to_stdout(line: str) -> None:
+    print(line, flush=True)
+
+
+class JsonLines:
+    """An observer for programs: an object of JSON on a line, each second and at the end, and one for each note.
+
+    ``event`` is ``progress`` or ``note``. Progress has the counts of each stage over all sessions; the session's
+    ``requests``, tokens and cost; and rates a second. Times are in seconds; ``left_s`` is null where nothing tells it.
+
+    Parameters
+    ----------
+    emit
+        Called with each line, without a line break. Where it raises ``OSError``, nobody reads, and no more is written.
+    beside
+        Called with each note, for people.
+    """
+
+    def __init__(self, emit: Callable[[str], object] = to_stdout, beside: Callable[[str], object] = to_stderr) -> None:
+        self._emit: Callable[[str], object] | None = emit
+        self._beside = beside
+        self._rates = Rates()
+        self._next = 0.0
+
+    def note(self, text: str) -> None:
+        self._beside(text)
+        self._write({"event": "note", "text": text})
+
+    def start(self, stats: RunStats) -> None:
+        self._next = time.monotonic()
+        self.tick(stats)
+
+    def tick(self, stats: RunStats) -> None:
+        self._rates.update(stats)
+        if time.monotonic() >= self._next:
+            self._next += _JSON_EVERY_S
+            self._write(self._progress(stats))
+
+    def stop(self, stats: RunStats) -> None:
+        self._rates.update(stats)
+        self._write(self._progress(stats))
+
+    def _progress(self, stats: RunStats) -> dict[str, Any]:
+        rates = self._rates
+        left = rates.left_s(stats)
+        return {
+            "event": "progress",
+            "elapsed_s": round(time.monotonic() - stats.started, 3),
+            "left_s": None if left is None else round(left, 1),
+            "stages": {
+                name: {
+                    "done": stage.done,
+                    "failed": stage.failed,
+                    "skipped": stage.skipped,
+                    "in_flight": stage.in_flight,
+                    "total": stage.total,
+                }
+                for name, stage in stats.stages.items()
+            },
+            "rows_per_s": round(rates.rows, 2),
+            "tokens_per_s": round(rates.tokens, 1),
+            "requests": stats.requests,
+            "retries": stats.retries,
+            "rate_limited": stats.rate_limited,
+            "prompt_tokens": stats.prompt_tokens,
+            "completion_tokens": stats.completion_tokens,
+            "cost_usd": stats.cost_usd,
+            "errors": stats.errors,
+            "waits": stats.waits,
+        }
+
+    def _write(self, values: dict[str, Any]) -> None:
+        if self._emit is None:
+            return
+        try:
+            self._emit(orjson.dumps(values, default=str).decode())
+        except OSError:
+            self._emit = None
+            self._beside("--progress json: nobody reads the lines any more; the run goes on")
