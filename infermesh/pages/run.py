@@ -184,8 +184,8 @@ def charts(overview: Overview) -> list[Chart]:
         chart(
             "flight",
             "In flight and waiting",
-            f"Up to {_most(timeline.in_flight):,.0f} requests were in flight, and up to {_most(timeline.waiting):,.0f} "
-            "waited on this side.",
+            f"Up to {counted(round(_most(timeline.in_flight)), 'request was', 'requests were')} in flight, and up to "
+            f"{_most(timeline.waiting):,.0f} waited on this side.",
             "requests",
             [
                 Series("in flight", "blue", timeline.in_flight),
@@ -205,7 +205,7 @@ def charts(overview: Overview) -> list[Chart]:
         found.append(chart(name, title, finding, "seconds", lines, band=(0, 1)))
     if any(timeline.prompt_tokens) or any(timeline.completion_tokens):
         details = overview.details
-        finding = f"{details.prompt_tokens:,} tokens in prompts, {details.completion_tokens:,} in answers."
+        finding = f"{counted(details.prompt_tokens, 'token')} in prompts, {details.completion_tokens:,} in answers."
         lines = [
             Series("prompts", "blue", timeline.prompt_tokens),
             Series("answers", "purple", timeline.completion_tokens, (6, 3)),

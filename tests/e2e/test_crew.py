@@ -110,6 +110,7 @@ def test_every_kind_of_stage_gives_what_one_process_gives(tmp_path: Path, simula
         assert one == two
 
 
+@pytest.mark.long
 def test_the_quickstart_gives_what_one_process_gives(tmp_path: Path) -> None:
     found = []
     for engine in ("process", "local"):
@@ -121,6 +122,7 @@ def test_the_quickstart_gives_what_one_process_gives(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.long
 def test_the_windows_are_the_runs(lab: Lab, server: CountingServer) -> None:
     lab.rows(texts(300))
     mapping = experiment(server.url, {"a": generate(max_parallel_requests=10)})
@@ -130,6 +132,7 @@ def test_the_windows_are_the_runs(lab: Lab, server: CountingServer) -> None:
     assert lab.one("SELECT count(*) FROM attempts") == 300
 
 
+@pytest.mark.long
 def test_slots_are_the_runs_and_few_of_them_bound_the_workers(lab: Lab, server: CountingServer) -> None:
     lab.rows(texts(40))
     mapping = experiment(server.url, {"a": generate()})
@@ -179,6 +182,7 @@ def test_a_budget_is_kept_less_closely_and_the_run_says_so(lab: Lab, server: Cou
     assert 0.4 <= outcome.totals["cost_usd"] <= 0.4 + 6 * 8 * 0.008  # answers of 0.008 dollars
 
 
+@pytest.mark.long
 def test_a_day_is_sent_to_its_end(lab: Lab, server: CountingServer) -> None:
     lab.rows(texts(60))
     mapping = experiment(server.url, {"a": generate(max_parallel_requests=8)})

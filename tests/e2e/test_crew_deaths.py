@@ -103,6 +103,7 @@ def test_a_worker_is_killed(project: Path, server: CountingServer, launch: Launc
     assert progress == ("600", "600")
 
 
+@pytest.mark.long
 def test_a_worker_is_frozen(project: Path, server: CountingServer, launch: Launch) -> None:
     process = start(project, launch, server)
     frozen = workers(process.pid)[0]
@@ -216,7 +217,7 @@ def test_workers_that_die_as_they_come_stop_the_run(tmp_path: Path, launch: Laun
 def test_a_worker_of_another_version_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.rows(texts(3))
     monkeypatch.setattr(hub, "PROTOCOL", "9.9.9/0123")
-    with pytest.raises(ConfigError, match=r"runs another infermesh \(.*; this is 9\.9\.9/0123\)"):
+    with pytest.raises(ConfigError, match=r"is of another infermesh \(.*; this is 9\.9\.9/0123\)"):
         lab.run(experiment("http://127.0.0.1:9/v1", {"a": generate()}) | {"engine": {"workers": 2}})
 
 

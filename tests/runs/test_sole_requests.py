@@ -130,8 +130,8 @@ def test_requests_of_a_stage_that_changed_its_kind_or_went(lab: Lab, simulator: 
 
 
 def test_failed_requests_and_those_after_them(lab: Lab, start_simulator: Start) -> None:
-    simulator = start_simulator(faults={"server_error": 0.3}, seed=3)
-    lab.rows(texts(40))
+    simulator = start_simulator(faults={"server_error": 0.2}, seed=3)
+    lab.rows(texts(20))
     lab.run(experiment(simulator.url, {"answers": generate()}))
     assert lab.one("SELECT count(*) FROM attempts") == totals(simulator)["received"]
     assert lab.one("SELECT count(*) FROM answers WHERE sole_request AND attempts > 1") == 0

@@ -59,7 +59,7 @@ def _most(experiment: Experiment, stages: Mapping[str, Stage]) -> tuple[int, str
         slots = [experiment.deployments[label].max_parallel_requests for label in model.deployments]
         if None not in slots:
             total = sum(slot or 0 for slot in slots)
-            bounds.append((total, f"the deployments of {name} take {total} requests at once"))
+            bounds.append((total, f"the deployments of {name} take {counted(total, 'request')} at once"))
     return min(bounds, default=(1, "no stage takes rows"))
 
 

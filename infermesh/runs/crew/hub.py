@@ -204,7 +204,7 @@ class Hub:
         theirs = await member.link.call(PROTOCOL, _START_S)
         if theirs != PROTOCOL:
             raise ConfigError(
-                f"{member.link.name} runs another infermesh ({theirs}; this is {PROTOCOL}). Workers have to run the "
+                f"{member.link.name} is of another infermesh ({theirs}; this is {PROTOCOL}). Workers have to run the "
                 "same: stop the run, and resume it with one version everywhere"
             )
         first: Up = await member.link.call(self._start(member.number), _START_S)
