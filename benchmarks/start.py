@@ -70,13 +70,9 @@ def nearly_done(folder: Path, url: str, rows: int) -> None:
             "INSERT INTO s0 BY NAME SELECT row_id, 'done' AS status, 'The capital of France is Paris, on the Seine.' "
             "AS text, 'stop' AS finish_reason, 1 AS attempts, 'd' AS deployment, 'static' AS model_id, "
             "'chatcmpl-1' AS request_id, md5(row_id::VARCHAR) AS request_key, 12 AS prompt_tokens, "
-            "11 AS completion_tokens, 0.0 AS queue_s, 0.01 AS service_s, now()::TIMESTAMP AS finished_at "
+            "11 AS completion_tokens, 0.0 AS queue_s, 0.01 AS service_s, now()::TIMESTAMP AS finished_at, "
+            "true AS sole_request "
             f"FROM source WHERE NOT ({pending}) AND row_id NOT IN (SELECT row_id FROM s0)"
-        )
-        connection.execute(
-            "INSERT INTO attempts BY NAME SELECT 's0' AS stage, row_id, 1 AS attempt, 'd' AS deployment, "
-            "finished_at AS started_at, 0.0 AS queue_s, 0.01 AS service_s, 200 AS status_code, 12 AS prompt_tokens, "
-            "11 AS completion_tokens, 1 AS request_rows FROM s0 WHERE row_id NOT IN (SELECT row_id FROM attempts)"
         )
         ((done,),) = connection.execute("SELECT count(*) FROM s0 WHERE status = 'done'").fetchall()
     assert 0.985 * rows < done < 0.995 * rows, done

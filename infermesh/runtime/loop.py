@@ -21,10 +21,22 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a new loop, uvloop's where it is installed, with rare garbage collections meanwhile.
 
     Tasks that it leaves are cancelled. One that ignores that, such as a user's function, is left behind after one
-    second with a warning: it does not keep the process.
+    second with a warning: it does not keep the process. Ctrl-C while the loop's threads end ends the waiting for them,
+    and the coroutine's result is returned all the same.
     """
-    with rare_collections(), asyncio.Runner(loop_factory=new_loop) as runner:
-        return runner.run(_with_an_end(main))
+    with rare_collections():
+        runner = asyncio.Runner(loop_factory=new_loop)
+        try:
+            result = runner.run(_with_an_end(main))
+        except BaseException:
+            runner.close()
+            raise
+        try:
+            runner.close()
+        except (KeyboardInterrupt, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "loop stopped" not in str(error):  # uvloop's word for Ctrl-C
+                raise
+        return result
 
 
 async def _with_an_end(main: Coroutine[Any, Any, T]) -> T:
