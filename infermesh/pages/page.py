@@ -8,7 +8,6 @@ names the hashes of what may run.
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
 import re
@@ -24,6 +23,7 @@ from infermesh.exact_json import dumps
 from infermesh.hints import counted
 from infermesh.pages.charts import COLOURS, Chart
 from infermesh.pages.words import clean, duration, moment, money
+from infermesh.runtime.whole_file import write_whole
 
 __all__ = ["render", "write"]
 
@@ -63,15 +63,7 @@ def render(template: str, charts: Sequence[Chart], **values: Any) -> str:
 
 def write(path: Path, page: str) -> None:
     """Write a page; one that is there stays whole until the new one is. Raises ``OSError``."""
-    arriving = path.with_name(f".{path.name}.part")
-    try:
-        arriving.write_bytes(page.encode("utf-8", "replace"))
-        arriving.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            arriving.unlink(missing_ok=True)
-        error.filename = str(path)
-        raise
+    write_whole(path, page.encode("utf-8", "replace"))
 
 
 @functools.cache

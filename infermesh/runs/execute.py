@@ -28,6 +28,7 @@ from infermesh.runs.signals import interrupting
 from infermesh.runs.stats import ForeignObserver, Observer
 from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
+from infermesh.runtime.whole_file import write_whole
 from infermesh.store.connection import in_words
 from infermesh.store.database import Redo
 from infermesh.store.folders import CONFIG_FOLDER, LOG, discard, outputs_of, point_latest, remove_database
@@ -107,7 +108,7 @@ def execute(
                 discard(folder, () if kept else written, with_parent=sink is None)
             elif not interrupted:
                 for file, content in before.items():
-                    _put(file, content)
+                    write_whole(file, content)
         raise
     if sink is None and declaration.experiment.report:
         outcome.report = _report(folder, observer)
@@ -175,22 +176,9 @@ def _write_config(folder: Path, declaration: Declaration) -> None:
     target = folder / CONFIG_FOLDER
     target.mkdir(parents=True, exist_ok=True)
     config = yaml.safe_dump(dict(declaration.mapping), sort_keys=False, allow_unicode=True)
-    _put(target / "config.yaml", config.encode())
+    write_whole(target / "config.yaml", config.encode())
     if declaration.overrides is not None:
-        _put(target / "overrides.yaml", yaml.safe_dump(list(declaration.overrides)).encode())
-
-
-def _put(file: Path, content: bytes) -> None:
-    """Write a small file; the one that is there stays whole where the disk is full."""
-    arriving = file.with_name(f".{file.name}.part")
-    try:
-        arriving.write_bytes(content)
-        arriving.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            arriving.unlink(missing_ok=True)
-        error.filename = str(file)
-        raise
+        write_whole(target / "overrides.yaml", yaml.safe_dump(list(declaration.overrides)).encode())
 
 
 class _OneLine(logging.Formatter):
