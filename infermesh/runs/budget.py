@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -111,7 +112,7 @@ class Budget:
         self._seen = {
             name: _Seen(ended=True, completion=completion, cost=cost) for name, (completion, cost) in before.items()
         }
-        self._waiting: list[_Wish] = []
+        self._waiting: dict[str, deque[_Wish]] = {}  # by stage, in the order in which they came
         self._stopped = False
         self.used_up: str | None = None
 
@@ -120,10 +121,11 @@ class Budget:
         if self._stopped or self.used_up is not None:
             return None
         wish = _Wish(stage, items)
-        if (hold := self._take(wish)) is not None:
+        line = self._waiting.setdefault(wish.name, deque())
+        if not line and (hold := self._take(wish)) is not None:
             return hold
         wish.future = asyncio.get_running_loop().create_future()
-        self._waiting.append(wish)
+        line.append(wish)
         if not self._held:
             self._admit()
         return await wish.future
@@ -156,17 +158,23 @@ class Budget:
         self._admit()
 
     def _admit(self) -> None:
-        """Let those go that fit now. If none can, and nothing is in flight, the budget is used up."""
-        left = []
-        for wish in self._waiting:
-            hold = None if wish.future is None or wish.future.done() else self._take(wish)
-            if hold is not None and wish.future is not None:
-                wish.future.set_result(hold)
-            elif wish.future is not None and not wish.future.done():
-                left.append(wish)
-        self._waiting = left
-        if left and not self._held:
-            least = min(wish.cost(self._seen[wish.name]) for wish in left)
+        """Let those go that fit now, of each stage in turn. If none can, and none is in flight, the budget is used up.
+
+        Where the first of a line does not fit, those behind it are not looked at: a line may be thousands long, and it
+        is looked at after each answer.
+        """
+        first: list[_Wish] = []
+        for line in self._waiting.values():
+            while line:
+                wish = line[0]
+                if wish.future is not None and not wish.future.done():
+                    if (hold := self._take(wish)) is None:
+                        first.append(wish)
+                        break
+                    wish.future.set_result(hold)
+                line.popleft()
+        if first and not self._held:
+            least = min(wish.cost(self._seen[wish.name]) for wish in first)
             self.used_up = (
                 f"guards.max_cost_usd is {self._limit:g}, the run has cost ${self._spent():.4f}, and the next answer "
                 f"may cost ${least:.4f}"
@@ -174,10 +182,11 @@ class Budget:
             self._release()
 
     def _release(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for wish in waiting:
-            if wish.future is not None and not wish.future.done():
-                wish.future.set_result(None)
+        lines, self._waiting = self._waiting, {}
+        for line in lines.values():
+            for wish in line:
+                if wish.future is not None and not wish.future.done():
+                    wish.future.set_result(None)
 
 
 def _prompt_tokens(request: Any) -> int | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from infermesh.results import TokenUsage
+from infermesh.runs.budget import Budget
 from infermesh.simulator import Simulator
+from infermesh.stages import Prepared
 from tests.support import Lab, embed, experiment, generate, texts, totals
 
 Start = Callable[..., Simulator]
@@ -95,3 +99,58 @@ def test_failures_hold_nothing_back(lab: Lab, start_simulator: Start) -> None:
     outcome = lab.run(mapping)
     assert outcome.status == "failed_rows"
     assert sum(outcome.counts["a"].values()) == 100
+
+
+class _Model:
+    """Prices what it is asked for, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def dearest(self, usage: TokenUsage) -> float:
+        self.asked += 1
+        return usage.prompt_tokens * 0.1
+
+
+class _Stage:
+    name = "a"
+
+    def __init__(self) -> None:
+        self.model = _Model()
+
+
+def _item(words: int) -> Prepared[Any]:
+    return Prepared("word " * words, "key")
+
+
+async def test_a_long_line_is_not_looked_at_after_each_answer() -> None:
+    stage: Any = _Stage()
+    spent = [0.0]
+    budget = Budget(100.0, lambda: spent[0], {"a": (0, 1.0)})
+    holds = [await budget.hold(stage, [_item(100)]) for _ in range(5)]
+    waiting = [asyncio.create_task(budget.hold(stage, [_item(100)])) for _ in range(2000)]
+    await asyncio.sleep(0)
+    before = stage.model.asked
+    for hold in holds:
+        assert hold is not None
+        hold.end(())
+    assert stage.model.asked - before < 200
+    budget.stop()
+    found = await asyncio.gather(*waiting)
+    assert 0 < sum(each is not None for each in found) < 100
+
+
+async def test_they_go_in_the_order_in_which_they_came() -> None:
+    stage: Any = _Stage()
+    budget = Budget(30.0, lambda: 0.0, {"a": (0, 1.0)})
+    first = await budget.hold(stage, [_item(200)])
+    assert first is not None
+    large = asyncio.create_task(budget.hold(stage, [_item(200)]))
+    await asyncio.sleep(0)
+    small = asyncio.create_task(budget.hold(stage, [_item(1)]))
+    await asyncio.sleep(0)
+    assert not small.done()  # else small ones would keep a large one waiting for ever
+    first.end(())
+    held = await large
+    assert held is not None
+    assert await small is not None
