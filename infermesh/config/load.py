@@ -230,13 +230,19 @@ def _plain(name: str, kept: str, *, between: str) -> str:
     return re.sub(rf"[^A-Za-z0-9{kept}]+", between, ascii_letters).strip(between)
 
 
-# Keys that came after the first runs whose folders are kept: their hash is to stay what it is.
-_CHANGES_NO_ANSWER = ("report", "engine")
+def _without(mapping: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}
+
+
+# Keys that came after runs whose folders are kept. They change no answer, and those runs' hashes stay what they are.
+_CHANGES_NO_ANSWER = {"": ("report", "engine"), "simulator": ("batches",)}
 
 
 def config_hash(mapping: Mapping[str, Any]) -> str:
     """A hash of a declaration that does not depend on the order of its keys, nor on what changes no answer."""
-    mapping = {key: value for key, value in mapping.items() if key not in _CHANGES_NO_ANSWER}
+    mapping = _without(mapping, _CHANGES_NO_ANSWER[""])
+    if isinstance(simulator := mapping.get("simulator"), Mapping):
+        mapping["simulator"] = _without(simulator, _CHANGES_NO_ANSWER["simulator"])
     try:
         ordered = orjson.dumps(mapping, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # an integer over 64 bits
