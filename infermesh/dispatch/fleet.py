@@ -13,7 +13,7 @@ from infermesh.config.deployment import DeploymentConfig
 from infermesh.config.schema import DeploymentEntry, Experiment, ModelEntry, ModelStageConfig
 from infermesh.dispatch import Deployment
 from infermesh.dispatch.model import LogicalModel
-from infermesh.dispatch.pricing import Prices
+from infermesh.dispatch.pricing import Prices, asked_tiers
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
 from infermesh.hints import counted
@@ -72,7 +72,16 @@ class Fleet:
         }
         configs = {label: _config(entry, experiment, simulator_url) for label, entry in experiment.deployments.items()}
         accounts = [*self._accounts.values()]
-        self.deployments = build_deployments(configs, accounts, environ=environ, patience=patience, limiter=limiter)
+        told = {(experiment.deployments[label].model, tier.lower()) for label, tier in asked_tiers(experiment)}
+        self._unpriced: list[str] = []
+        self.deployments = build_deployments(
+            configs,
+            accounts,
+            environ=environ,
+            patience=patience,
+            limiter=limiter,
+            prices=Prices(self._unpriced.append, told),
+        )
         if late := [*references_in([each.params for each in (*experiment.models.values(), *_stages(experiment))])]:
             for deployment in self.deployments.values():
                 deployment.transport = LateValues(deployment.transport, late, environ)
@@ -166,6 +175,11 @@ class Fleet:
             elif not health.since and label in self._away:
                 del self._away[label]
                 told.append(f"{label} answers again")
+        return told
+
+    def unpriced(self) -> list[str]:
+        """A line for each tier that has served answers, and that the price list does not have; each is told once."""
+        told, self._unpriced[:] = [*self._unpriced], []
         return told
 
     def told_of(self, label: str) -> bool:
@@ -297,6 +311,7 @@ def build_deployments(
     environ: Mapping[str, str] = os.environ,
     patience: Mapping[str, float] | None = None,
     limiter: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter,
+    prices: Prices | None = None,
 ) -> dict[str, Deployment]:
     """Make the deployments of an experiment or a client, with their transports, limiters and price functions.
 
@@ -312,13 +327,15 @@ def build_deployments(
         Label → seconds for which requests wait for it where it cannot be reached; without, they fail.
     limiter
         Makes the limiter of a deployment that has limits of its own.
+    prices
+        What answers cost.
 
     Raises
     ------
     ConfigError
         A limit is out of its range, a variable is not set, a URL is missing or wrong.
     """
-    prices = Prices()
+    prices = prices or Prices()
     return {
         label: Deployment(
             label,

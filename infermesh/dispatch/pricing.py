@@ -7,18 +7,21 @@ import difflib
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
+from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.results import TokenUsage
 from infermesh.runtime.guarded import start_thread
 from infermesh.transports.provider_table import PROVIDERS, named_bare, split_model
+from infermesh.wire.requests import all_params
+from infermesh.wire.usage import tier_named
 
-__all__ = ["Prices", "near_model", "reported_cost", "served_by", "unlisted_tier"]
+__all__ = ["Prices", "asked_params", "asked_tiers", "near_model", "reported_cost", "served_by", "unlisted_tier"]
 
 _PER_MILLION = 1e-6
 _NEAR = 0.85  # as difflib measures it: a letter or two of a name
@@ -79,9 +82,21 @@ class _Listed:
 
 
 class Prices:
-    """The cost of answers. Each model is looked up once; after that, a call is three multiplications."""
+    """The cost of answers. Each model is looked up once; after that, a call is three multiplications.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    tell
+        Called once for each tier of a model that the list does not price, with what is assumed.
+    told
+        Models and tiers, in lower case, of which that was told before.
+    """
+
+    def __init__(
+        self, tell: Callable[[str], object] = logger.warning, told: Collection[tuple[str, str]] = frozenset()
+    ) -> None:
+        self._tell = tell
+        self._told = told
         self._fetching = False
         self._known: dict[str, _Listed | None] = {}
 
@@ -115,7 +130,7 @@ class Prices:
         usage
             The server's counts. Cached prompt tokens have their own price, if the list has one, as have tokens written
             to the cache, and sound; so has each tier that served the answer (``service_tier``, ``speed``). A tier that
-            the list does not price is said once for each model, in the log. What the server says it bills takes the
+            the list does not price is told once for each model. What the server says it bills takes the
             place of the list.
         input_cost_per_token, output_cost_per_token
             Dollars a token, instead of the list's prices, for cached tokens too. If only one is given, the other comes
@@ -143,8 +158,8 @@ class Prices:
             except KeyError:
                 calculate, unsaid = _tier_price(model, listed, tier)
                 listed.tiers[tier] = calculate
-                if unsaid is not None:
-                    logger.warning("%s", unsaid)
+                if unsaid is not None and (model, tier) not in self._told:
+                    self._tell(unsaid)
         return None if calculate is None else calculate(usage)
 
     def _at_given_prices(
@@ -183,6 +198,23 @@ def _look_up(model: str) -> _Listed | None:
         return _Listed(provider, info, _calculation(provider, info))
     except Exception:  # the answer is good even if the list fails over its price
         return None
+
+
+def asked_params(experiment: Experiment, stage: ModelStageConfig) -> Mapping[str, Any]:
+    """The parameters of a stage's requests, those of its model and those below ``extra_body`` among them."""
+    return all_params({**experiment.models[stage.model].params, **stage.params})
+
+
+def asked_tiers(experiment: Experiment) -> list[tuple[str, str]]:
+    """The labels of deployments, and the tiers other than the standard one that requests to them ask for."""
+    found = dict.fromkeys(
+        (label, str(tier))
+        for stage in experiment.stages.values()
+        if isinstance(stage, ModelStageConfig)
+        for tier in tier_named(asked_params(experiment, stage)).values()
+        for label in experiment.models[stage.model].deployments
+    )
+    return [*found]
 
 
 def unlisted_tier(model: str, tier: str) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 from infermesh.config.declaration import Declaration
 from infermesh.config.schema import Experiment, ModelStageConfig
 from infermesh.dispatch.fleet import Fleet
+from infermesh.dispatch.pricing import asked_params
 from infermesh.hints import counted
 from infermesh.limits import DayUsage, Limits
 from infermesh.plan.estimate import Estimate, estimate, helpful_workers
@@ -27,7 +28,7 @@ from infermesh.query.survey import Measured, measured
 from infermesh.results import TokenUsage
 from infermesh.runs.assemble import assembled
 from infermesh.runs.crew.engine import workers_of
-from infermesh.runs.remarks import all_left_out, asked_params, job_remarks, missing_keys
+from infermesh.runs.remarks import all_left_out, job_remarks, missing_keys
 from infermesh.simulator.settings import SimulatorSettings
 from infermesh.stages import Stage
 from infermesh.stages.graph import Pipeline, Wave

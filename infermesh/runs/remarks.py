@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from infermesh.config.remarks import remarks, used_deployments
-from infermesh.config.schema import Experiment, ModelStageConfig
+from infermesh.config.schema import Experiment
 from infermesh.dispatch.fleet import Fleet
-from infermesh.dispatch.pricing import near_model, unlisted_tier
+from infermesh.dispatch.pricing import asked_tiers, near_model, unlisted_tier
 from infermesh.errors import ConfigError
 from infermesh.hints import counted
 from infermesh.results import TokenUsage
@@ -17,12 +16,9 @@ from infermesh.stages.graph import Pipeline
 from infermesh.store import Column, Connection
 from infermesh.store.schema import quoted
 from infermesh.transports.providers import resolve_deployment
-from infermesh.wire.requests import all_params
-from infermesh.wire.usage import tier_named
 
 __all__ = [
     "all_left_out",
-    "asked_params",
     "job_remarks",
     "missing_keys",
     "misspelt_models",
@@ -77,24 +73,12 @@ def _budget(experiment: Experiment, fleet: Fleet) -> Iterator[str]:
         )
 
 
-def asked_params(experiment: Experiment, stage: ModelStageConfig) -> Mapping[str, Any]:
-    """The parameters of a stage's requests, those of its model and those below ``extra_body`` among them."""
-    return all_params({**experiment.models[stage.model].params, **stage.params})
-
-
 def _tiers(experiment: Experiment) -> Iterator[str]:
     """A line for each tier that requests ask for, and that the price list does not have for its model."""
-    told = dict.fromkeys(
-        (label, tier)
-        for stage in experiment.stages.values()
-        if isinstance(stage, ModelStageConfig)
-        for tier in tier_named(asked_params(experiment, stage)).values()
-        for label in experiment.models[stage.model].deployments
-    )
-    for label, tier in told:
+    for label, tier in asked_tiers(experiment):
         entry = experiment.deployments[label]
         own = entry.input_cost_per_token is not None and entry.output_cost_per_token is not None
-        if not own and (line := unlisted_tier(entry.model, str(tier))) is not None:
+        if not own and (line := unlisted_tier(entry.model, tier)) is not None:
             yield f"deployments.{label}: {line}"
 
 

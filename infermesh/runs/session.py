@@ -246,6 +246,7 @@ class RunSession:
             if self._hub is not None:
                 await self._hub.aclose()
             await asyncio.to_thread(_close_quietly, writer)  # commits what is queued, after a cancel too
+            self._tell(self._fleet.unpriced())  # since the last tick
             stats.waits = []
             observer.stop(stats)
             await self._fleet.aclose()
@@ -452,11 +453,14 @@ class RunSession:
             where = self._hub or self._fleet
             stats.waits = where.waiting_for()
             self._observer.tick(stats)
-            for note in (*where.used_up(), *where.waits(now), *stats.untold(where.told_of)):
-                logger.info("%s", note)
-                self._observer.note(note)
+            self._tell((*where.used_up(), *where.waits(now), *stats.untold(where.told_of), *self._fleet.unpriced()))
             if not self._stops and (reason := self._fleet.unreachable(now)):
                 self._stop(reason)
+
+    def _tell(self, notes: Sequence[str]) -> None:
+        for note in notes:
+            logger.info("%s", note)
+            self._observer.note(note)
 
     def cursor(self) -> Connection:
         """Another connection to the run's database, for use in another thread."""

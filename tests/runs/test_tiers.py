@@ -47,3 +47,21 @@ def test_a_price_of_ones_own_holds_for_every_tier(lab: Lab, simulator: Simulator
     lab.run(experiment(simulator.url, stages, deployments=deployments), watch=watch)
     assert not any("tier" in note for note in watch.notes)
     assert lab.one("SELECT cost_usd = prompt_tokens FROM attempts")
+
+
+def test_one_that_the_server_names_is_said_once(
+    lab: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The simulator gives the tier that is asked for; so nobody may know that it is.
+    for module in ("infermesh.runs.remarks", "infermesh.dispatch.fleet"):
+        monkeypatch.setattr(f"{module}.asked_tiers", lambda experiment: [])
+    lab.rows(texts(12))
+    deployments = {"d": {"model": "openai/gpt-4.1-mini", "api_base": simulator.url}}
+    watch = Watch()
+    lab.run(
+        experiment(simulator.url, {"a": generate(params={"service_tier": "flex"})}, deployments=deployments),
+        watch=watch,
+    )
+    (line,) = [note for note in watch.notes if "tier flex" in note]
+    assert line.startswith("openai/gpt-4.1-mini: the price list has no price for its tier flex: these answers count as")
+    assert lab.one("SELECT count(*) FROM attempts WHERE service_tier = 'flex' AND cost_usd > 0") == 12

@@ -210,7 +210,7 @@ class Worker:
         up.shares = self._shares()
         up.questions = self._known.questions() if self._known is not None else ()
         up.log = self._log.taken()
-        up.notes, self._notes = [*self._notes, *self._fleet.waits(now)], []
+        up.notes, self._notes = [*self._notes, *self._fleet.waits(now), *self._fleet.unpriced()], []
         up.waits = self._fleet.waiting_for()
         up.away = [label for label in self._fleet.deployments if self._fleet.told_of(label)]
         up.unreachable = self._fleet.unreachable(now)
