@@ -22,6 +22,7 @@ _REMEDIES = {
     "input": "The row could not be made into a request, and nothing was sent. Mend the row, the template or the file.",
     "function": "The stage's function raised, or gave what its columns cannot hold. Mend the function or the row.",
     "malformed_input": "The line of the source cannot be read. Mend the source, then resume.",
+    "worker_died": "The row ended every worker that had it: look at it, and at what reads it. A resume tries it again.",
     "stopped": "The run was stopped before the answer came. A resume sends these again.",
     "internal": "An unforeseen error, with a traceback in run.log. Please report it.",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from infermesh.hints import counted
 from infermesh.inputs.templates import Template
 from infermesh.pages.svg import Node
 from infermesh.query.overview import Overview
+from infermesh.store.reshape import stage_tables, tables_named
 from infermesh.store.schema import SOURCE
 
 __all__ = ["edges", "nodes"]
 
 _NO_TEMPLATES = {"kind", "where", "model", "endpoint", "response_format", "code", "mapper_code", "function", "columns"}
 _COUNTS = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
-SOURCE_NODE = "source"
 
 
 def edges(overview: Overview) -> dict[str, list[str]]:
@@ -28,23 +28,24 @@ def edges(overview: Overview) -> dict[str, list[str]]:
     that is still there. What a mapper reads is not known here.
     """
     stages = list(overview.details.stages)
-    found: dict[str, list[str]] = {SOURCE_NODE: []}
+    found: dict[str, list[str]] = {SOURCE: []}
     for stage in stages:
         others = [other for other in stages if other != stage]
         config = _config(overview, stage)
         facts = overview.facts.get(stage, {})
-        sql = f"{facts.get('where') or ''} {_query(config, overview.roots)}"
+        tables = _tables(_query(config, overview.roots), stages)
+        where = facts.get("where") or ""
         names = {name for text in _texts(facts) for name in _names(text)} | set(facts.get("reads") or ())
-        read = [other for other in others if other in names or re.search(rf"\b{re.escape(other)}\b", sql)]
-        found[stage] = read or [config.get("rows") or overview.origins.get(stage) or SOURCE_NODE]
-        if config.get("kind") == "sql" and re.search(rf"\b{SOURCE}\b", sql):
-            found[stage] = [SOURCE_NODE, *read]
+        read = [other for other in others if other in names | tables or re.search(rf"\b{re.escape(other)}\b", where)]
+        found[stage] = read or [config.get("rows") or overview.origins.get(stage) or SOURCE]
+        if SOURCE in tables:
+            found[stage] = [SOURCE, *read]
     return found
 
 
 def nodes(overview: Overview) -> list[Node]:
     """The boxes of the graph: the source, then the stages in their order."""
-    source = Node(SOURCE_NODE, "the rows", [counted(overview.source_rows, "row")])
+    source = Node(SOURCE, "the rows", [counted(overview.source_rows, "row")])
     return [source, *(_node(overview, stage, counts) for stage, counts in overview.details.stages.items())]
 
 
@@ -82,6 +83,14 @@ def _names(text: str) -> set[str]:
     try:
         return Template(text, "").names
     except ConfigError:  # no template after all
+        return set()
+
+
+def _tables(query: str, stages: Collection[str]) -> set[str]:
+    """The stages that a query names, and the source; none where it is no query."""
+    try:
+        return {*stage_tables(tables_named(query, ""), stages)} if query else set()
+    except ConfigError:
         return set()
 
 

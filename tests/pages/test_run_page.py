@@ -184,7 +184,8 @@ def test_a_resumed_run_has_both_sessions(lab: Lab, simulator: Simulator) -> None
 def test_what_makes_the_graph(lab: Lab, simulator: Simulator) -> None:
     lab.rows(texts(4))
     mapping = experiment(simulator.url, {"a": generate(), "c": generate("{{ text }} {{ a.text }}"), "d": generate()})
-    query = "select s.n, a.text from source s join a using (row_id) where n > 1"
+    # SQL has no case; and a name that is no table's is not read.
+    query = "select s.n, A.text as d from Source s join A using (row_id) where n > 1 and 'c' <> 'd'"
     mapping["stages"]["q"] = {"kind": "sql", "query": query}
     mapping["stages"]["e"] = {**generate("{{ n }}"), "model": "m", "rows": "q"}
     mapping["stages"]["f"] = {**generate(where="a.text is not null"), "model": "m"}
