@@ -21,6 +21,8 @@ from infermesh.runtime.zstandard import zstd
 __all__ = ["Block", "Keeper"]
 
 _RESULTS, _BYTES = 256, 1 << 17  # the most results in a block, and the bytes of their bodies that end one
+# A longer body stays by itself: to compress it would hold the event loop, and it repeats little of the others.
+_LONGEST = 1 << 16
 _LEVEL = 1  # zstd's fastest but for its negative ones, which took longer over short bodies
 _NUMBERS, _COUNTS = 6, 5  # of a result, in the two arrays
 _NONE, _NO_COST = -(1 << 63), math.nan  # for what the server does not give
@@ -36,7 +38,9 @@ class Keeper:
 
     def keep(self, result: Any) -> None:
         """Keep one more result of a batch."""
-        if result.__class__ is GenerationResult and result.raw_body.__class__ is bytes:
+        if result.__class__ is not GenerationResult or result.raw_body.__class__ is not bytes:
+            return
+        if len(result.raw_body) <= _LONGEST:
             self._open.append(result)
             self._size += len(result.raw_body)
             if len(self._open) >= _RESULTS or self._size >= _BYTES:

@@ -15,7 +15,7 @@ from infermesh.store.plain_files import PlainFile, holds_array
 __all__ = ["MAX_LINE", "Member", "json_members", "pointer"]
 
 MAX_LINE = 32 * 1024 * 1024  # bytes; the JSON reader holds buffers of twice this size
-_SAMPLE = 32  # lines
+_SAMPLE, _SAMPLE_BYTES = 32, 4_000_000  # lines, of which the last may be longer
 _NUMBER_KINDS = {"BIGINT", "UBIGINT", "DOUBLE"}
 
 
@@ -76,12 +76,13 @@ def _likely_keys(files: Sequence[PlainFile]) -> tuple[list[str], list[str]]:
     numbers: dict[str, bool] = {}
     if files and not holds_array(files[0]):
         with open(files[0].path, "rb") as lines:
-            first = [lines.readline(MAX_LINE).removeprefix(codecs.BOM_UTF8) for _ in range(_SAMPLE)]
-        for line in first:
-            with contextlib.suppress(orjson.JSONDecodeError):
-                row = orjson.loads(line)
-                for key, value in row.items() if isinstance(row, dict) else ():
-                    numbers[key] = numbers.get(key, False) or type(value) in (int, float)
+            for _ in range(_SAMPLE):
+                with contextlib.suppress(orjson.JSONDecodeError):
+                    row = orjson.loads(lines.readline(MAX_LINE).removeprefix(codecs.BOM_UTF8))
+                    for key, value in row.items() if isinstance(row, dict) else ():
+                        numbers[key] = numbers.get(key, False) or type(value) in (int, float)
+                if lines.tell() > _SAMPLE_BYTES:
+                    break
     return [key for key, found in numbers.items() if not found], [key for key, found in numbers.items() if found]
 
 

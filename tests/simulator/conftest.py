@@ -5,7 +5,7 @@ import json
 import struct
 import wave
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPMessage
 from typing import Any
@@ -108,3 +108,20 @@ def _upload() -> Callable[..., Reply]:
 @pytest.fixture(name="wav")
 def _wav() -> Callable[..., bytes]:
     return wav
+
+
+@pytest.fixture
+def with_sdk(start: Callable[..., Simulator]) -> Iterator[Callable[..., tuple[Simulator, Any]]]:
+    """Start simulators with the given settings of batches, each with a provider's SDK at its URL."""
+    with ExitStack() as stack:
+
+        def begin(
+            sdk: Callable[[str], AbstractContextManager[Any]],
+            faults: dict[str, Any] | None = None,
+            plain: dict[str, Any] | None = None,
+            **batches: Any,
+        ) -> tuple[Simulator, Any]:
+            simulator = start(batches=batches, faults=faults or {}, **(plain or {}))
+            return simulator, stack.enter_context(sdk(simulator.url))
+
+        yield begin

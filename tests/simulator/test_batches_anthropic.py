@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import anthropic
@@ -53,17 +52,13 @@ class Service:
 
 
 @pytest.fixture
-def service(start: Start) -> Iterator[Callable[..., Service]]:
+def service(with_sdk: Callable[..., tuple[Simulator, Any]]) -> Callable[..., Service]:
     """Start simulators with the given settings of batches, the SDK at them; the SDK does not retry."""
-    with ExitStack() as stack:
 
-        def begin(faults: dict[str, Any] | None = None, plain: dict[str, Any] | None = None, **batches: Any) -> Service:
-            simulator = start(batches=batches, faults=faults or {}, **(plain or {}))
-            root = simulator.url.removesuffix("/v1")
-            sdk = stack.enter_context(anthropic.Anthropic(base_url=root, api_key="right", max_retries=0, timeout=20))
-            return Service(simulator, sdk)
+    def sdk(url: str) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=url.removesuffix("/v1"), api_key="right", max_retries=0, timeout=20)
 
-        yield begin
+    return lambda **settings: Service(*with_sdk(sdk, **settings))
 
 
 def params(text: str = "One. Two.", **fields: Any) -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -65,16 +64,13 @@ class Service:
 
 
 @pytest.fixture
-def service(start: Start) -> Iterator[Callable[..., Service]]:
+def service(with_sdk: Callable[..., tuple[Simulator, Any]]) -> Callable[..., Service]:
     """Start simulators with the given settings of batches, the SDK at them; the SDK does not retry."""
-    with ExitStack() as stack:
 
-        def begin(faults: dict[str, Any] | None = None, plain: dict[str, Any] | None = None, **batches: Any) -> Service:
-            simulator = start(batches=batches, faults=faults or {}, **(plain or {}))
-            sdk = stack.enter_context(openai.OpenAI(base_url=simulator.url, api_key="any", max_retries=0, timeout=20))
-            return Service(simulator, sdk)
+    def sdk(url: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=20)
 
-        yield begin
+    return lambda **settings: Service(*with_sdk(sdk, **settings))
 
 
 def chat_line(custom_id: str, text: str = "One. Two.", model: str = "m", **body: Any) -> dict[str, Any]:

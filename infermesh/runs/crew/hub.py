@@ -164,11 +164,6 @@ class Hub:
         self.failure = self.failure or error
         self.changed.set()
 
-    @property
-    def starting(self) -> bool:
-        """Whether workers are about to come that are not there yet."""
-        return bool(self._tasks) and not self.members
-
     async def _live(self, delay_s: float = 0.0) -> None:
         """Start a worker and call it until its end; where it is lost, another takes its place."""
         if delay_s:

@@ -242,10 +242,13 @@ class Up:
     error: BaseException | None = None
 
 
+_TRAVELLING = (Start, WaveStart, Credit, Ask, News, Share, Question, Down, Up)
+
+
 def _protocol() -> str:
     from infermesh import __version__
 
-    shapes = [(each.__name__, [entry.name for entry in fields(each)]) for each in (Start, WaveStart, Credit, Down, Up)]
+    shapes = [(each.__name__, [entry.name for entry in fields(each)]) for each in _TRAVELLING]
     return f"{__version__}/{hashlib.blake2b(repr(shapes).encode(), digest_size=4).hexdigest()}"
 
 
