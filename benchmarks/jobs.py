@@ -161,6 +161,27 @@ def _run(declared: dict[str, Any], rows: int, fields: dict[str, Any] | None) -> 
     return found | probe.summary()
 
 
+def bytes_a_result(url: str, results: int) -> float:
+    """Bytes by which a batch of short answers makes its process grow, for each, without its text; for ``isolated``."""
+    import gc
+
+    from infermesh import LMClient
+
+    def resident() -> int:
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    with LMClient(model="hosted_vllm/static", api_base=url, max_parallel_requests=64) as client:
+        prompts = ["What is the capital of France?"] * results
+        client.generate_batch(prompts[:2000])
+        before = resident()
+        batch = client.generate_batch(prompts)
+        grown = resident() - before
+        assert batch.results[0] is not None
+        return grown / results - sys.getsizeof(batch.results[0].output_text)
+
+
 def command(*arguments: str) -> list[str]:
     """``infermesh …`` as installed beside this interpreter."""
     installed = Path(sys.executable).with_name("infermesh")

@@ -1,14 +1,15 @@
 """Peak memory over the size of the input: `python -m benchmarks.memory`.
 
 `infermesh run` as a user starts it, from JSONL through one generate stage, each size in a process of its own; the
-endpoint is another's process and does not count. Nothing of infermesh is loaded here: see `jobs.peak_rss`.
+endpoint is another's process and does not count. Nothing of infermesh is loaded here: see `jobs.peak_rss`. Then what a
+batch of the client keeps for each of its results.
 """
 
 from __future__ import annotations
 
 from benchmarks.endpoint import static_endpoint
-from benchmarks.harness import Result, Target, say, script
-from benchmarks.jobs import experiment, peak_of_run
+from benchmarks.harness import Result, Target, isolated, say, script
+from benchmarks.jobs import bytes_a_result, experiment, peak_of_run
 
 
 def measure(quick: bool) -> Result:
@@ -21,6 +22,9 @@ def measure(quick: bool) -> Result:
             say(f"{size:,} rows")
             peaks[size], seconds, database = peak_of_run(experiment(url, "rows.jsonl"), size)
             rows.append([f"{size:,} rows", f"{peaks[size]:.0f}", f"{database:.0f}", f"{seconds:.1f}"])
+        results = sizes[0] if quick else 200_000
+        say(f"a batch of {results:,}")
+        each = isolated(bytes_a_result, url=url, results=results)
     growth = peaks[sizes[-1]] - peaks[sizes[0]]
     return Result(
         "memory",
@@ -29,7 +33,11 @@ def measure(quick: bool) -> Result:
         "the process's resident memory.",
         ["", "peak MB", "run.duckdb MB", "seconds"],
         rows,
-        [Target(f"peak at {sizes[-1]:,} rows over that at {sizes[0]:,}", growth, 150, "MB", at_least=False)],
+        [
+            Target(f"peak at {sizes[-1]:,} rows over that at {sizes[0]:,}", growth, 150, "MB", at_least=False),
+            Target("generate_batch: what a result takes beyond its text", each, 400, "B", at_least=False),
+        ],
+        [f"The last figure is by how much resident memory grows with a batch of {results:,} short answers, for each."],
     )
 
 

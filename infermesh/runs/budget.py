@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -115,6 +115,31 @@ class Budget:
         self._waiting: dict[str, deque[_Wish]] = {}  # by stage, in the order in which they came
         self._stopped = False
         self.used_up: str | None = None
+
+    async def afford(
+        self,
+        stage: Stage,
+        items: Sequence[Prepared[Any]],
+        send: Callable[[], Awaitable[Sequence[RequestMetrics]]],
+    ) -> bool:
+        """Send a request for these rows once there is room for what it may cost; false: there will be none.
+
+        Parameters
+        ----------
+        send
+            Sends it, and returns the metrics of all requests that this took.
+        """
+        if stage.model is None:
+            await send()
+            return True
+        if (hold := await self.hold(stage, items)) is None:
+            return False
+        metrics: Sequence[RequestMetrics] = ()
+        try:
+            metrics = await send()
+        finally:
+            hold.end(metrics)
+        return True
 
     async def hold(self, stage: Stage, items: Sequence[Prepared[Any]]) -> Hold | None:
         """Wait until a request for these rows fits. ``None``: it will not, and is not to be sent."""

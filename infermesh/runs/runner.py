@@ -342,8 +342,8 @@ class Runner:
                 if (item := await self._prepare(stage, row)) is not None:
                     if self._budget is None:
                         await self._send(stage, row, item)
-                    else:
-                        await self._afford(self._budget, stage, [item], lambda: self._send(stage, row, item))
+                    elif not await self._budget.afford(stage, [item], lambda: self._send(stage, row, item)):
+                        self._refused()
 
             await self._run_window(stage, channel.get, handle_one)
             return
@@ -362,8 +362,8 @@ class Runner:
             sent, made = zip(*ready, strict=True)
             if self._budget is None:
                 await self._send_batch(stage, sent, made)
-            else:
-                await self._afford(self._budget, stage, made, lambda: self._send_batch(stage, sent, made))
+            elif not await self._budget.afford(stage, made, lambda: self._send_batch(stage, sent, made)):
+                self._refused()
 
         await self._run_window(stage, pull, handle)
 
@@ -398,26 +398,10 @@ class Runner:
             return None
         return item
 
-    async def _afford(
-        self,
-        budget: Budget,
-        stage: Stage,
-        items: Sequence[Prepared[Any]],
-        send: Callable[[], Awaitable[Sequence[RequestMetrics]]],
-    ) -> None:
-        """Send once the budget has room for what it may cost; where it will not have, the rows stay pending."""
-        if stage.model is None:
-            await send()
-            return
-        if (hold := await budget.hold(stage, items)) is None:
-            if self._on_settled is not None:
-                self._on_settled()
-            return
-        metrics: Sequence[RequestMetrics] = ()
-        try:
-            metrics = await send()
-        finally:
-            hold.end(metrics)
+    def _refused(self) -> None:
+        """The budget has no room for a request: its rows stay pending, and the guards look at what is spent."""
+        if self._on_settled is not None:
+            self._on_settled()
 
     async def _send(self, stage: Stage, row: Row, item: Prepared[Any]) -> Sequence[RequestMetrics]:
         """Send one row's request and settle the row with the result."""

@@ -89,6 +89,7 @@ def test_what_is_missing_is_missing(changes: dict[str, Any]) -> None:
         {"metrics": None},
         {"raw_body": None},
         {"raw_body": {"id": "x"}},
+        {"raw_body": bytes(100_000)},
         {"cost": float("nan")},
         {"cost": 0.25},
         {"request_id": ""},
