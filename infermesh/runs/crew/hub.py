@@ -53,8 +53,8 @@ class Member:
         (serial, rows put by then) of answers whose rows are not all committed.
     told
         The number of the wave that it runs; ``None``: none.
-    recent
-        Rows that it finished of late, between two calls.
+    between
+        Rows that it finished of late while it was waiting to be called: more than that have to be in its hand then.
     """
 
     number: int
@@ -65,7 +65,7 @@ class Member:
     ack: int = 0
     told: int | None = None
     closed: bool = False
-    recent: float = 0.0
+    between: float = 0.0
     news: list[News] = field(default_factory=list)
     answers: dict[int, Sequence[KnownAnswer | None]] = field(default_factory=dict)
     waits: Sequence[str] = ()
@@ -264,7 +264,7 @@ class Hub:
             add(self.stats, member.stats, up.stats)
             member.stats = up.stats
         member.half_done |= up.half_done
-        member.recent = max(len(up.finished), member.recent * 0.7)
+        member.between = max(up.between, member.between * 0.7)
         if up.finished:
             self._lost = 0
             for row_id in up.finished:

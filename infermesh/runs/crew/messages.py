@@ -211,6 +211,8 @@ class Up:
         Row_ids that no stage is left to settle; their states are in this answer or in earlier ones.
     half_done
         Row_id → stage → how it has settled the row, of rows that are not finished and were touched since the last one.
+    between
+        How many of them were finished between the last answer and the call that this one answers.
     stats
         Its counts since it began.
     log
@@ -227,6 +229,7 @@ class Up:
     protocol: str = ""
     rows: Sequence[Put] = ()
     finished: Sequence[int] = ()
+    between: int = 0
     half_done: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     stats: RunStats | None = None
     asks: Mapping[str, Ask] = field(default_factory=dict)

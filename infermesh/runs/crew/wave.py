@@ -142,9 +142,10 @@ class CrewWave:
     def lease(self, member: Member) -> tuple[list[SentRow], int]:
         """The rows for a worker's next call, as many as it needs to be busy until the one after; and when to call back.
 
-        That is with how many rows left in hand: half a window, while there are more.
+        A worker has a window and a half in hand, and what it finishes while it waits to be called: not more, since what
+        it has is sent again if the hub is lost. It calls back with a third of that left, while there are more.
         """
-        hold = min(self._hold + math.ceil(2 * member.recent), max(self._in_bytes, self._hold))
+        hold = min(self._hold + math.ceil(2 * member.between), max(self._in_bytes, self._hold))
         share = math.ceil((self.book.waiting + self._left) / (2 * self._hub.workers))
         found: list[SentRow] = []
         while (most := min(self._most, share, hold - self.book.held(member.number))) > 0 or not found:
@@ -154,7 +155,7 @@ class CrewWave:
             found += [sent_row(self._rows.pop(row_id)) for row_id in lease.rows]
         if found:
             self._hub.changed.set()  # there may be room to read on
-        return found, self._hold // 3 if self.book.waiting else 0
+        return found, hold // 3 if self.book.waiting else 0
 
     async def recover(self, member: Member) -> None:
         """Give the rows of a lost worker to others, once what it has said of them is stored."""

@@ -65,6 +65,7 @@ class Worker:
         self._in_hand = self._low = 0
         self._moved: set[int] = set()  # those of them that the hub does not know of yet
         self._finished: list[int] = []
+        self._between = 0  # of them, before the call
         self._notes: list[str] = []
         self._serial = 0
         self._stopping = False
@@ -104,6 +105,7 @@ class Worker:
         return self._answer()
 
     def _take(self, down: Down) -> None:
+        self._between = len(self._finished)
         for (kind, name), size in down.shares.items():
             if kind == "stage":
                 self._windows[name].resize(size)
@@ -202,7 +204,7 @@ class Worker:
         now = asyncio.get_running_loop().time()
         self._serial += 1
         up = Up(self._serial, rows=self._writer.take(self._serial))
-        up.finished, self._finished = self._finished, []
+        up.finished, up.between, self._finished = self._finished, self._between, []
         up.half_done, self._moved = {row_id: self._half_done[row_id] for row_id in self._moved}, set()
         up.stats = self._stats
         up.asks = {key: self._ask(limiter, labels, now) for key, limiter, labels in self._limiters}
