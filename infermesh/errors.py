@@ -286,6 +286,10 @@ class StoppedError(RequestError):
     kind = "stopped"
 
 
+class ParkedError(StoppedError):
+    """The request is in a batch: its row waits until the batch is back, and need not be kept in memory until then."""
+
+
 class FunctionError(RequestError):
     """A python stage's function raised, took too long, or returned what its columns cannot hold."""
 

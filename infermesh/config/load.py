@@ -235,7 +235,7 @@ def _without(mapping: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 # Keys that came after runs whose folders are kept. They change no answer, and those runs' hashes stay what they are.
-_CHANGES_NO_ANSWER = {"": ("report", "engine"), "simulator": ("batches",)}
+_CHANGES_NO_ANSWER = {"": ("report", "engine", "detach_batches"), "simulator": ("batches",), "deployment": ("batch",)}
 
 
 def config_hash(mapping: Mapping[str, Any]) -> str:
@@ -243,6 +243,11 @@ def config_hash(mapping: Mapping[str, Any]) -> str:
     mapping = _without(mapping, _CHANGES_NO_ANSWER[""])
     if isinstance(simulator := mapping.get("simulator"), Mapping):
         mapping["simulator"] = _without(simulator, _CHANGES_NO_ANSWER["simulator"])
+    if isinstance(deployments := mapping.get("deployments"), Mapping):
+        mapping["deployments"] = {
+            label: _without(entry, _CHANGES_NO_ANSWER["deployment"]) if isinstance(entry, Mapping) else entry
+            for label, entry in deployments.items()
+        }
     try:
         ordered = orjson.dumps(mapping, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # an integer over 64 bits

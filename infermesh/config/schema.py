@@ -31,7 +31,7 @@ from infermesh.types import Endpoint, Limits, RoutingStrategy, TransportKind
 
 RESERVED_TABLES = frozenset(
     {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file", "sessions"}
-    | {"materialized", "redo_rows", "attempts_log"}
+    | {"materialized", "redo_rows", "attempts_log", "batches", "batch_rows"}
 )
 OWN_FIELDS = "row"  # the mapper that takes a row's own fields as the request
 STAGE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -147,6 +147,43 @@ Messages = Annotated[str | list[dict[str, Any]] | None, WrapValidator(_message_f
 LimitsOrAccount = Annotated[Limits | str | None, WrapValidator(_limits_or_account)]
 
 
+def _in_seconds(value: Any) -> Any:
+    """``90s``, ``30m``, ``2h``, ``1d`` in seconds; anything else as it is."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([smhd])\s*", value) if isinstance(value, str) else None
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else value
+
+
+class BatchConfig(_Section):
+    """Whether a deployment's requests go through its provider's batch API, and how. ``batch: true`` is short for it."""
+
+    enabled: bool = Field(False, description="Send through the batch API: at its price, within about a day")
+    max_requests: int | None = Field(None, ge=1, description="Requests in a batch; null: as many as the provider takes")
+    max_bytes: int | None = Field(None, ge=1, description="Bytes of a batch; null: as many as the provider takes")
+    max_enqueued_tokens: int | None = Field(
+        None, ge=1, description="Prompt tokens, estimated, in batches that are not back; null: no bound"
+    )
+    linger: float = Field(
+        900.0,
+        ge=0,
+        description="Seconds that a batch waits for further requests, or a text such as 15m; it waits for none where "
+        "none can come",
+    )
+    poll: float = Field(30.0, gt=0, description="Seconds between two looks at a batch, or a text such as 1m")
+    max_wait: float | None = Field(
+        None, gt=0, description="Seconds, or a text such as 6h, after which a batch is cancelled; null: wait for ever"
+    )
+    then: Literal["live", "error"] = Field("live", description="What becomes of its rows that have no answer by then")
+
+    @field_validator("linger", "poll", "max_wait", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        return _in_seconds(value)
+
+
+def _switch(given: Any) -> Any:
+    return {"enabled": given} if isinstance(given, bool) else given
+
+
 class DeploymentEntry(_Section):
     """One replica or account. Limits belong to it, or to an account in ``limits`` that several deployments share."""
 
@@ -165,6 +202,9 @@ class DeploymentEntry(_Section):
     ca_bundle: str | None = Field(None, description="A PEM file or folder with further authorities for TLS")
     max_response_bytes: int = Field(
         MAX_RESPONSE_BYTES, ge=1, description="The most bytes that an answer may have, once it is decompressed"
+    )
+    batch: Annotated[BatchConfig, BeforeValidator(_switch)] = Field(
+        default_factory=BatchConfig, description="Send through the provider's batch API: true, or its settings"
     )
 
     @model_validator(mode="before")
@@ -189,7 +229,7 @@ class DeploymentEntry(_Section):
         Of an account's limits it says nothing: those belong to the account.
         """
         own = self.limits if isinstance(self.limits, Limits) else Limits()
-        return DeploymentConfig(**self.model_dump(exclude={"limits"}), **dataclasses.asdict(own))
+        return DeploymentConfig(**self.model_dump(exclude={"limits", "batch"}), **dataclasses.asdict(own))
 
 
 class ModelEntry(_Section):
@@ -326,12 +366,6 @@ STAGE_KINDS: dict[str, type[_Section]] = {
 }
 
 
-def _in_seconds(value: Any) -> Any:
-    """``90s``, ``30m``, ``2h``, ``1d`` in seconds; anything else as it is."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([smhd])\s*", value) if isinstance(value, str) else None
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else value
-
-
 class GuardsConfig(_Section):
     """When a run stops by itself. It then drains, keeps everything and exits with 4. ``null``: no such guard."""
 
@@ -420,6 +454,9 @@ class Experiment(_Section):
         description="Further folders that rows may name files in, besides the project's and the source's",
     )
     keep_errors: bool = Field(False, description="On resume, leave failed rows as they are")
+    detach_batches: bool = Field(
+        False, description="End once every batch is submitted; infermesh resume collects them (run --detach-batches)"
+    )
     report: bool = Field(True, description="Write report.html, a page over the run, into its folder when it ends")
     store: StoreConfig = Field(default_factory=lambda: StoreConfig())
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig())

@@ -26,7 +26,7 @@ from infermesh.types import Operation, Reply, Request
 from infermesh.wire.error_bodies import is_error
 from infermesh.wire.requests import request_body
 
-__all__ = ["Listed", "NativeTransport"]
+__all__ = ["Access", "Listed", "NativeTransport"]
 
 _PATHS: dict[Operation, str] = {
     "chat_completion": "/chat/completions",
@@ -63,6 +63,28 @@ class Listed(NamedTuple):
     models: tuple[str, ...] | None
     date: str | None
     open: bool = False
+
+
+class Access(NamedTuple):
+    """What it takes to ask an endpoint for other things than answers.
+
+    Attributes
+    ----------
+    url
+        A path → where it is.
+    headers
+        Sent with each request, the key among them.
+    secrets
+        What must not appear in a message.
+    """
+
+    label: str
+    model: str
+    url: Callable[[str], str]
+    headers: Mapping[str, str]
+    secrets: tuple[str, ...]
+    ca_bundle: str | None
+    written: Callable[[Request], Request]
 
 
 class NativeTransport:
@@ -207,6 +229,12 @@ class NativeTransport:
             return Listed(None, header("date"))
         ids = tuple(redact(each["id"], *self._secrets) for each in entries)
         return Listed(ids, header("date"), any("*" in each or each == _ANY_MODEL for each in ids))
+
+    def access(self) -> Access:
+        """How its endpoint is reached, for its files and batches. Raises ``AuthenticationError`` where a key lacks."""
+        self._check_open()
+        headers = self._all_headers()
+        return Access(self.label, self.model, self._url, headers, self._secrets, self._ca_bundle, self._dialect.written)
 
     async def aclose(self) -> None:
         """Close every connection. A request in flight fails."""

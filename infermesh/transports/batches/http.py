@@ -1,0 +1,150 @@
+"""Calls to a batch API: files of hundreds of megabytes, sent and fetched without ever being in memory.
+
+aiohttp does it, at no cost that matters: a batch of 50,000 requests takes a handful of calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import orjson
+
+from infermesh.errors import APIConnectionError, InputError, MalformedResponseError, RequestError, RequestTimeoutError
+from infermesh.redaction import origin, redact
+from infermesh.transports.errors import error_from_status
+from infermesh.transports.http.trust import client_context
+from infermesh.transports.native import Access
+
+__all__ = ["BatchHttp", "Said"]
+
+_CALL_S = 120.0  # for a call that moves no file
+_IDLE_S = 120.0  # without a byte, where one does
+_BLOCK = 1 << 18
+_MOST = 64 << 20  # bytes of an answer that is no file: a listing of 100 batches has 100 kB
+_Body = Callable[[], Any]
+
+
+class Said(NamedTuple):
+    """An answer: its decoded JSON, and a case-insensitive header lookup."""
+
+    body: dict[str, Any]
+    header: Callable[[str], str | None]
+
+
+class BatchHttp:
+    """One endpoint's connections, made at the first call in the running loop. Nothing is sent twice.
+
+    aiohttp sends a GET again where a kept connection turns out to be closed, and nothing else.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self._session: aiohttp.ClientSession | None = None
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+        body: _Body | None = None,
+    ) -> Said:
+        """Send one request, and read its JSON.
+
+        Parameters
+        ----------
+        body
+            Makes what is sent, such as a form with a file in it, which may take its time.
+        """
+        own = {name: value for name, value in self.access.headers.items() if name != "content-type"}
+        given: dict[str, Any] = {"headers": {**own, **(headers or {})}, "params": params}
+        if json is not None:
+            given["data"] = orjson.dumps(json)
+            given["headers"]["content-type"] = "application/json"
+        elif body is not None:
+            given["data"] = body()
+        timeout = aiohttp.ClientTimeout(total=None if body is not None else _CALL_S, sock_read=_CALL_S, sock_connect=30)
+        try:
+            async with self._open().request(method, url, timeout=timeout, allow_redirects=False, **given) as answer:
+                data = await answer.content.read(_MOST) if answer.status >= 400 else await answer.read()
+                header = answer.headers.get
+                if not 200 <= answer.status < 300:
+                    raise self._refused(answer.status, data, header, url)
+        except RequestError:
+            raise
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise self._broken(error) from None
+        try:
+            read = orjson.loads(data)
+        except ValueError:
+            read = None
+        if not isinstance(read, dict):
+            shown = redact(" ".join(data[:2000].decode("utf-8", "replace").split()), *self.access.secrets)[:200]
+            raise MalformedResponseError(
+                f"{self.access.label}: the answer of {origin(url)} is no JSON object: {shown!r}. Check that api_base "
+                "is that of a provider with a batch API",
+                deployment=self.access.label,
+            )
+        return Said(read, header)
+
+    async def fetch(self, url: str, target: Path, *, headers: Mapping[str, str] | None = None) -> None:
+        """Append a file to ``target``, and a line's end where it has none.
+
+        Raises where the connection breaks off in between; what has come then stands in ``target``.
+        """
+        own = {name: value for name, value in self.access.headers.items() if name != "content-type"}
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=_IDLE_S, sock_connect=30)
+        given = {**own, **(headers or {}), "accept": "*/*"}
+        try:
+            async with self._open().get(url, timeout=timeout, headers=given) as answer:
+                if not 200 <= answer.status < 300:
+                    raise self._refused(answer.status, await answer.content.read(_MOST), answer.headers.get, url)
+                with target.open("ab") as file:
+                    last = b"\n"
+                    async for block in answer.content.iter_chunked(_BLOCK):
+                        await asyncio.to_thread(file.write, block)
+                        last = block[-1:]
+                    if last != b"\n":
+                        file.write(b"\n")
+        except RequestError:
+            raise
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise self._broken(error) from None
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            try:
+                trusted = client_context(self.access.ca_bundle)
+            except ValueError as error:
+                raise InputError(f"{self.access.label}: {error}", deployment=self.access.label) from None
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=trusted, limit=8), trust_env=True, auto_decompress=True
+            )
+        return self._session
+
+    def _refused(self, status: int, data: bytes, header: Any, url: str) -> RequestError:
+        access = self.access
+        shown = url.partition("?")[0]
+        return error_from_status(
+            status, data, header, access.label, secrets=access.secrets, url=shown, model=access.model
+        )
+
+    def _broken(self, error: Exception) -> RequestError:
+        label, place = self.access.label, origin(self.access.url(""))
+        said = redact(str(error) or type(error).__name__, *self.access.secrets)
+        if isinstance(error, TimeoutError):
+            return RequestTimeoutError(f"{label}: {place} did not answer in time", deployment=label)
+        broken = APIConnectionError(f"{label}: {place}: {said}", deployment=label)
+        broken.connected = not isinstance(error, aiohttp.ClientConnectorError)
+        return broken

@@ -1,0 +1,44 @@
+"""Which batch API a deployment has."""
+
+from __future__ import annotations
+
+from infermesh.errors import ConfigError
+from infermesh.transports.batches.openai import OpenAIBatches
+from infermesh.transports.batches.wire import BatchWire
+from infermesh.transports.native import NativeTransport
+from infermesh.transports.provider_table import split_model
+from infermesh.types import Transport
+
+__all__ = ["make_batch_wire"]
+
+_OWN = frozenset(("hosted_vllm", "vllm", "sglang", "lm_studio", "llamacpp", "llamafile", "ollama", "ollama_chat"))
+# Their batches have another wire than OpenAI's, which is not spoken here: docs.together.ai, docs.mistral.ai.
+_OTHERS = frozenset(("together_ai", "mistral", "gemini", "vertex_ai", "bedrock", "cohere"))
+
+
+def make_batch_wire(label: str, model: str, transport: Transport, *, simulated: bool = False) -> BatchWire:
+    """Make what speaks a deployment's batch API.
+
+    Parameters
+    ----------
+    simulated
+        Whether the embedded simulator is asked, which has batches whatever the model's name says.
+
+    Raises
+    ------
+    ConfigError
+        It has none.
+    """
+    where = f"deployments.{label}.batch"
+    prefix, _ = split_model(model)
+    if prefix in _OWN and not simulated:
+        raise ConfigError(
+            f"{where}: {model} is a server of one's own, which has no batch API: live requests are its batch mode, at "
+            "as many in flight as it takes. Set enabled to false"
+        )
+    if isinstance(transport, NativeTransport) and prefix not in _OTHERS:
+        return OpenAIBatches(transport.access())
+    raise ConfigError(
+        f"{where}: the batch API of {prefix or 'this provider'} is not spoken here. OpenAI's is, and what has the "
+        "same: azure, groq, and proxies by openai/NAME with api_base. Set enabled to false to send live"
+    )
