@@ -11,6 +11,7 @@ from infermesh.cli.common import (
     PROJECT,
     RUNS,
     Commands,
+    DetachOption,
     EnvFile,
     ExperimentOption,
     FormatOption,
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 def run(
     overrides: Overrides = None,
+    detach_batches: DetachOption = False,
     progress: ProgressOption = Progress.AUTO,
     env_file: EnvFile = None,
 ) -> None:
@@ -66,7 +68,7 @@ def run(
     from infermesh.cli.run import run_hydra
 
     load_env(env_file)
-    raise typer.Exit(run_hydra(overrides or [], env_file, progress))
+    raise typer.Exit(run_hydra(overrides or [], env_file, progress, detach=detach_batches))
 
 
 @app.command(
@@ -110,6 +112,7 @@ def resume(
         ),
     ] = None,
     keep_errors: Annotated[bool, typer.Option("--keep-errors", help="Leave failed rows as they are.")] = False,
+    detach_batches: DetachOption = False,
     progress: ProgressOption = Progress.AUTO,
     env_file: EnvFile = None,
 ) -> None:
@@ -117,7 +120,7 @@ def resume(
     from infermesh.cli.run import resume_run
 
     load_env(env_file)
-    raise typer.Exit(resume_run(run, keep_errors=keep_errors, progress=progress))
+    raise typer.Exit(resume_run(run, keep_errors=keep_errors, detach=detach_batches, progress=progress))
 
 
 @app.command(
@@ -321,11 +324,32 @@ def stop(
         ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has ended.")] = True,
+    cancel_batches: Annotated[
+        bool,
+        typer.Option(
+            "--cancel-batches", help="Also end its batches at the provider; a resume collects what they have answered."
+        ),
+    ] = False,
+    env_file: EnvFile = None,
 ) -> None:
     """Stop a running run as its first Ctrl-C would: nothing more is sent, and what was sent is waited for."""
+    if cancel_batches:
+        from infermesh.cli.batches import cancel_batches_of
+
+        load_env(env_file)
+        cancel_batches_of(run, wait)
+        return
     from infermesh.cli.query import stop_run
 
     stop_run(run, wait)
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh batches outputs/quickstart/latest")
+def batches(run: RunArgument = None, json: JsonOption = False) -> None:
+    """Show the batches that a run has given to providers: how each is, and what it has brought."""
+    from infermesh.cli.batches import show_batches
+
+    show_batches(run, json=json)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh runs --state failed_rows --state interrupted --json")

@@ -18,6 +18,7 @@ _STATUS_WORDS = {
     "failed_rows": "finished, with failed rows",
     "interrupted": "interrupted",
     "stopped": "stopped by a guard",
+    "waiting": "waits for its batches",
 }
 _COUNT_WORDS = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
 _EXAMPLE_CHARACTERS = 160
@@ -33,6 +34,12 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         *([f"  reused    {counted(outcome.reused, 'answer')} to identical requests"] if outcome.reused else []),
         *_invalid_lines(outcome),
     ]
+    if outcome.batches[0]:
+        batches, requests = outcome.batches
+        lines.append(
+            f"  batches   {counted(batches, 'batch', 'batches')} of {counted(requests, 'request')} at the provider, "
+            f"which takes up to a day: {command('batches', outcome.folder)}"
+        )
     if outcome.status == "stopped":
         lines.insert(1, f"  stopped   {outcome.reason}; {_how_to_continue(outcome)}")
     if brief:
@@ -141,6 +148,8 @@ def _what_resuming_does(outcome: RunOutcome) -> str:
         return "retries the failed rows"
     if _at_once(outcome):
         return "sends the failed rows and what is left, under the stored config"
+    if outcome.status == "waiting":
+        return "collects what is back, and waits for the rest"
     return "sends only what is left"
 
 

@@ -50,6 +50,12 @@ FormatOption = Annotated[
     ),
 ]
 RecordOption = Annotated[bool, typer.Option("--record", help="Show a row as a block of lines, with all its columns.")]
+DetachOption = Annotated[
+    bool,
+    typer.Option(
+        "--detach-batches", help="End, with code 5, once every batch is submitted; infermesh resume collects them."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="Only runs of this experiment.")]
 StateOption = Annotated[

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ from infermesh.store.output_file import read_record
 from infermesh.store.schema import DATABASE
 
 
-def run_hydra(argv: list[str], env_file: Path | None = None, progress: Progress = Progress.AUTO) -> int:
-    """Compose with Hydra and run each job.
+def run_hydra(
+    argv: list[str], env_file: Path | None = None, progress: Progress = Progress.AUTO, *, detach: bool = False
+) -> int:
+    """Compose with Hydra and run each job; with ``detach`` each ends once its batches are submitted.
 
     Returns
     -------
@@ -64,7 +67,7 @@ def run_hydra(argv: list[str], env_file: Path | None = None, progress: Progress 
     # The config itself may ask for a multirun (hydra.mode), so there is always somebody to be told of one.
     sweep = Sweep(argv, env_file, progress)
     arguments = ["infermesh", *given.options, *map(addable, given.overrides), ANNOUNCE]
-    job = _Job(config_dir, sweep, progress)
+    job = _Job(config_dir, sweep, progress, detach)
     if "--hydra-help" in given.options:
         return _print_hydras_help(arguments, job)
     with _patched_argv(arguments), _hydra_raises(), search_path(config_dir):
@@ -131,8 +134,9 @@ class _Job:
     Some launchers run it in another process. They pickle it, so it holds only what can be pickled.
     """
 
-    def __init__(self, config_dir: Path | None, sweep: Sweep, progress: Progress) -> None:
+    def __init__(self, config_dir: Path | None, sweep: Sweep, progress: Progress, detach: bool) -> None:
         self._progress = progress
+        self._detach = detach
         self._config_dir = config_dir
         self._sweep = sweep
         self.home = Path.cwd()
@@ -162,7 +166,7 @@ class _Job:
         search_roots = roots(Path.cwd(), self._config_dir, chosen_experiment(hydra_config))
         if hydra_config.mode == RunMode.MULTIRUN:
             job = SweepJob(self._sweep, hydra_config.job.num, folder, overrides)
-            self.code = job.run(mapping, search_roots, run_job)
+            self.code = job.run(mapping, search_roots, partial(run_job, detach=self._detach))
             return self.code
         fresh = not any("hydra.run.dir" in override for override in hydra_config.overrides.hydra)
         if fresh:
@@ -179,7 +183,7 @@ class _Job:
             return self.code
         if fresh and (left := left_unfinished(folder)) is not None:
             print(left, file=sys.stderr)
-        self.code = run_job(declaration, folder, observer=make_observer(self._progress))
+        self.code = run_job(declaration, folder, observer=make_observer(self._progress), detach=self._detach)
         return self.code
 
 
@@ -192,6 +196,7 @@ def run_job(
     control: Control | None = None,
     brief: bool = False,
     keep_errors: bool = False,
+    detach: bool = False,
 ) -> int:
     """Run or resume an experiment in a folder, with progress and a closing message on stderr.
 
@@ -207,6 +212,8 @@ def run_job(
         Leave out where the results are and how to continue; for a sweep's jobs.
     keep_errors
         Leave failed rows as they are.
+    detach
+        End once every batch is submitted.
 
     Returns
     -------
@@ -215,7 +222,15 @@ def run_job(
     """
     observer = observer or make_observer()
     try:
-        outcome = execute(declaration, folder, observer=observer, redo=redo, control=control, keep_errors=keep_errors)
+        outcome = execute(
+            declaration,
+            folder,
+            observer=observer,
+            redo=redo,
+            control=control,
+            keep_errors=keep_errors,
+            detach=detach,
+        )
     except KeyboardInterrupt:
         print("interrupted before the first request", file=sys.stderr)
         return 130
@@ -235,7 +250,9 @@ def run_job(
     return outcome.exit_code
 
 
-def resume_run(name: str | None, *, keep_errors: bool = False, progress: Progress = Progress.AUTO) -> int:
+def resume_run(
+    name: str | None, *, keep_errors: bool = False, detach: bool = False, progress: Progress = Progress.AUTO
+) -> int:
     """Continue a run in its folder, with the config stored there. Without a name: the newest run, if it is unfinished.
 
     An older one is continued only if the user says so. Of several, one with pending rows is preferred.
@@ -244,6 +261,8 @@ def resume_run(name: str | None, *, keep_errors: bool = False, progress: Progres
     ----------
     keep_errors
         Leave failed rows as they are.
+    detach
+        End once every batch is submitted.
     """
     if (group := runs_in(name)) is not None:
         again = sweep_command(group[0]) or "run it again by the command that started it, with its hydra.sweep.dir"
@@ -263,12 +282,12 @@ def resume_run(name: str | None, *, keep_errors: bool = False, progress: Progres
     words = f"{folder} ({found.experiment}: {found.status}, {counted(found.pending, 'row state')} pending)"
     if name is None and not _is_wanted(folder, words):
         return 2
-    declaration = _stored_declaration(folder)
+    declaration = stored_declaration(folder)
     print(f"resuming {words}", file=sys.stderr)
     if (sweep := sweep_of(folder)) is not None and (whole := sweep_command(sweep)) is not None:
         print(f"it is one job of a sweep; to go on with all of them: {whole}", file=sys.stderr)
     _say_edited(folder, declaration)
-    return run_job(declaration, folder, observer=make_observer(progress), keep_errors=keep_errors)
+    return run_job(declaration, folder, observer=make_observer(progress), keep_errors=keep_errors, detach=detach)
 
 
 def _to_resume() -> RunInfo | None:
@@ -308,7 +327,7 @@ def _is_wanted(folder: Path, words: str) -> bool:
 def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool, progress: Progress = Progress.AUTO) -> int:
     """Send again the rows of a stage that match an SQL condition. Their number is printed first."""
     folder = find_run(name, lambda job: command("retry", job, "--stage", stage))
-    declaration = _stored_declaration(folder)
+    declaration = stored_declaration(folder)
     redo = Redo(stage, where)
     over_rows = [name for name, config in declaration.experiment.stages.items() if config.kind != "sql"]
     if stage not in over_rows:
@@ -325,7 +344,7 @@ def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool, progre
     return run_job(declaration, folder, observer=make_observer(progress), redo=redo)
 
 
-def _stored_declaration(folder: Path) -> Declaration:
+def stored_declaration(folder: Path) -> Declaration:
     """Read the declaration that a run stored.
 
     Relative paths in it are looked up below the working directory first, then where the run looked them up.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from infermesh.dispatch import Lease, Router
+from infermesh.dispatch.batched import Batching, deliver
 from infermesh.dispatch.request_state import RequestState, Terms
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import RequestError, StoppedError
@@ -77,6 +78,7 @@ class Dispatcher:
         self._waiting: set[asyncio.Task[Any] | None] = set()
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._stopping = self._dropping = False
+        self.batching: Batching | None = None  # where requests are looked up first
 
     def stop(self, *, drop: bool = False) -> None:
         """Send nothing more: requests that wait for a slot, a limit or a retry end with ``StoppedError``.
@@ -127,9 +129,13 @@ class Dispatcher:
             Several deployments were tried, and the last failure is not a verdict on the request itself.
         StoppedError
             :meth:`stop` was called before it could be sent, or dropped it.
+        ParkedError
+            It is in a batch, which is not back.
         """
         if self._stopping:
             raise StoppedError("stopped before the request was sent")
+        if self.batching is not None and (found := self.batching.take(request)) is not None:
+            return deliver(found, request, parse)
         state = RequestState(self._terms, request)
         task = asyncio.current_task()
         router = self.router

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from infermesh.dispatch import Deployment, Router
+from infermesh.dispatch.batched import Batching
 from infermesh.dispatch.blame import blame
 from infermesh.dispatch.dispatcher import Dispatcher
 from infermesh.dispatch.reasking import (
@@ -146,6 +147,15 @@ class LogicalModel:
         self._checks: ForeignFunction | None = None
         self._told_refusal = False
         self._lengths: dict[Any, int] = {}  # `dimensions` as asked for → the length of the vectors
+
+    @property
+    def route(self) -> Batching | None:
+        """Where its requests are looked up first: what puts them into batches. ``None``: they are sent live."""
+        return self._dispatcher.batching
+
+    @route.setter
+    def route(self, batching: Batching | None) -> None:
+        self._dispatcher.batching = batching
 
     def stop(self, *, drop: bool = False) -> None:
         """Send nothing more; requests that wait to be sent end with ``StoppedError``, with ``drop`` all of them."""
@@ -390,6 +400,8 @@ class LogicalModel:
 
     def dearest(self, usage: TokenUsage) -> float | None:
         """What these tokens cost at the dearest of its deployments, in US dollars; ``None``: no price is known."""
+        if self.route is not None:
+            usage = replace(usage, details={**(usage.details or {}), "service_tier": "batch"})
         costs = [price(usage) for price in self._prices.values() if price is not None]
         return max((cost for cost in costs if cost is not None), default=None)
 

@@ -39,6 +39,7 @@ STATES = {  # status → what it is called, its sign and its class
     "running": ("running", "▶", "busy"),
     "interrupted": ("interrupted", "…", "open"),
     "stopped": ("stopped by a guard", "✕", "bad"),
+    "waiting": ("waits for its batches", "…", "open"),
     "crashed": ("crashed", "✕", "bad"),
     "killed": ("killed", "✕", "bad"),
     "empty": ("empty: it ended before its source was loaded", "…", "open"),

@@ -271,7 +271,7 @@ def _files(connection: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[Find
         yield _finding(record.path, wrong, "as the checkpoint has recorded it")
         return
     row = connection.execute("SELECT status, config FROM run").fetchone()
-    if row is None or row[0] in ("running", "interrupted", "crashed"):
+    if row is None or row[0] in ("running", "interrupted", "waiting", "crashed"):
         return
     for name, written in (loads(row[1]).get("sinks") or {}).items():
         try:

@@ -53,6 +53,11 @@ class _Wish:
         self._limit = _output_limit(items[0].request)
         self.future: asyncio.Future[Hold | None] | None = None
 
+    @property
+    def in_batch(self) -> bool:
+        """Whether it goes into a batch: then nothing tells for hours what one costs, and the price list has to."""
+        return self._stage.model is not None and self._stage.model.route is not None
+
     def cost(self, seen: _Seen) -> float:
         """US dollars that it may cost: as the price list says of its tokens, else as the dearest so far."""
         model = self._stage.model
@@ -85,8 +90,8 @@ class Budget:
 
     What a request may cost is an estimate: its prompt, stretched as the server has counted the others, and the longest
     answer of its stage so far, at the price of the dearest deployment. A stage's first request goes alone, as long as
-    anything is left, and tells. So a run ends about one answer below its budget, and not by as many above it as are in
-    flight.
+    anything is left, and tells, unless it goes into a batch: then the price list says what all of them cost. So a run
+    ends about one answer below its budget, and not by as many above it as are in flight.
 
     Parameters
     ----------
@@ -113,6 +118,7 @@ class Budget:
             name: _Seen(ended=True, completion=completion, cost=cost) for name, (completion, cost) in before.items()
         }
         self._waiting: dict[str, deque[_Wish]] = {}  # by stage, in the order in which they came
+        self._enqueued: dict[tuple[str, int | None], Hold] = {}  # of requests that are in a batch
         self._stopped = False
         self.used_up: str | None = None
 
@@ -120,25 +126,34 @@ class Budget:
         self,
         stage: Stage,
         items: Sequence[Prepared[Any]],
-        send: Callable[[], Awaitable[Sequence[RequestMetrics]]],
+        send: Callable[[], Awaitable[Sequence[RequestMetrics] | None]],
+        *,
+        whose: int | None = None,
     ) -> bool:
         """Send a request for these rows once there is room for what it may cost; false: there will be none.
 
         Parameters
         ----------
         send
-            Sends it, and returns the metrics of all requests that this took.
+            Sends it, and returns the metrics of all requests that this took. ``None``: it is in a batch, and what was
+            set aside for it stays so until the same row is sent again.
+        whose
+            The row that it is for.
         """
         if stage.model is None:
             await send()
             return True
-        if (hold := await self.hold(stage, items)) is None:
+        hold = self._enqueued.pop((stage.name, whose), None) or await self.hold(stage, items)
+        if hold is None:
             return False
-        metrics: Sequence[RequestMetrics] = ()
+        metrics: Sequence[RequestMetrics] | None = ()
         try:
             metrics = await send()
         finally:
-            hold.end(metrics)
+            if metrics is None:
+                self._enqueued[stage.name, whose] = hold
+            else:
+                hold.end(metrics)
         return True
 
     async def hold(self, stage: Stage, items: Sequence[Prepared[Any]]) -> Hold | None:
@@ -162,10 +177,10 @@ class Budget:
 
     def _take(self, wish: _Wish) -> Hold | None:
         seen = self._seen.setdefault(wish.name, _Seen())
-        if seen.held and not seen.ended:
+        if seen.held and not seen.ended and not wish.in_batch:
             return None
         amount, left = wish.cost(seen), self._limit - self._spent() - self._reserved
-        if not seen.ended and left > 0:
+        if not seen.ended and left > 0 and not wish.in_batch:
             amount = min(amount, left)  # nobody knows: it goes, and no other until it has told
         if amount > left:
             return None

@@ -49,6 +49,7 @@ def execute(
     control: Control | None = None,
     written: Collection[str] = (),
     keep_errors: bool = False,
+    detach: bool = False,
 ) -> RunOutcome:
     """Run an experiment in ``folder``, or resume the run that is there.
 
@@ -73,6 +74,8 @@ def execute(
         that Ctrl-C leaves those of a ``sink``'s checkpoint.
     keep_errors
         Leave failed rows as they are in this session, whatever the declaration says.
+    detach
+        End once every batch is submitted, whatever the declaration says.
 
     Raises
     ------
@@ -96,7 +99,9 @@ def execute(
             _write_config(folder, declaration)
         with (
             in_words(folder / DATABASE),
-            _session(declaration, folder, observer, environ, sink, redo, control or Control(), keep_errors) as session,
+            _session(
+                declaration, folder, observer, environ, sink, redo, control or Control(), keep_errors, detach
+            ) as session,
         ):
             outcome: RunOutcome = run_loop(session.run())
     except (InfermeshError, OSError, KeyboardInterrupt) as error:
@@ -125,6 +130,7 @@ def _session(
     redo: Redo | None,
     control: Control,
     keep_errors: bool,
+    detach: bool,
 ) -> Iterator[RunSession]:
     """Open a session: load its source, log to ``run.log``, serve queries on the run's socket."""
     experiment = declaration.experiment
@@ -139,7 +145,9 @@ def _session(
         folder.mkdir(parents=True, exist_ok=True)
         # RunSession creates the database. One in which nothing ran must not look like a run to the next session, so it
         # is removed, after the stack has closed it. A database that existed before always stays.
-        session = RunSession(declaration, folder, pipeline, fleet, observer, control, sink, keep_errors, environ)
+        session = RunSession(
+            declaration, folder, pipeline, fleet, observer, control, sink, keep_errors, environ, detach
+        )
         stack.callback(session.close)
         try:
             session.load(source, redo)

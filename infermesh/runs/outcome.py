@@ -9,7 +9,7 @@ from typing import Any
 from infermesh.query.sinks import SinkReport
 from infermesh.store.schema import RunStatus
 
-EXIT_CODES: dict[str, int] = {"done": 0, "crashed": 1, "failed_rows": 3, "stopped": 4, "interrupted": 130}
+EXIT_CODES: dict[str, int] = {"done": 0, "crashed": 1, "failed_rows": 3, "stopped": 4, "waiting": 5, "interrupted": 130}
 
 
 @dataclass(slots=True)
@@ -40,6 +40,8 @@ class RunOutcome:
         The page over the run; ``None`` if none was written.
     invalid
         ``(stage, rows, example)`` of answers that are done and do not satisfy their stage's response format.
+    batches
+        Batches that are at a provider, and the requests in them.
     """
 
     folder: Path
@@ -55,10 +57,11 @@ class RunOutcome:
     files: SinkReport = field(default_factory=SinkReport)
     invalid: list[tuple[str, int, str]] = field(default_factory=list)
     report: Path | None = None
+    batches: tuple[int, int] = (0, 0)
 
     @property
     def exit_code(self) -> int:
-        """0 done, 3 done with failed rows, 4 stopped by a guard, 130 interrupted; 1 if a sink could not be written."""
+        """0 done, 3 failed rows, 4 stopped by a guard, 5 batches awaited, 130 interrupted; 1 a sink failed."""
         if self.files.errors:
             return 1
         return EXIT_CODES[self.status]

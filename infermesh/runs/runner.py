@@ -19,7 +19,8 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from infermesh.errors import ContentFilterError, InputError, RequestError, StoppedError
+from infermesh.dispatch.batched import SENDER, Sender
+from infermesh.errors import ContentFilterError, InputError, ParkedError, RequestError, StoppedError
 from infermesh.results import RequestMetrics
 from infermesh.runs.attempts import AttemptLog, RowWriter
 from infermesh.runs.budget import Budget
@@ -56,6 +57,19 @@ class Rows(Protocol):
     def chunks(self) -> Iterable[int]: ...
 
     def read(self, chunk: int) -> list[Row]: ...
+
+
+class Desk(Protocol):
+    """Where requests are put into batches. As in ``BatchDesk``."""
+
+    on_change: Callable[[], None]
+
+    @property
+    def is_busy(self) -> bool: ...
+
+    def returned(self) -> Sequence[int] | None: ...
+
+    def flush(self) -> None: ...
 
 
 # What is not committed: above it no row is admitted, so that a slow disk does not fill the memory.
@@ -101,6 +115,10 @@ class Runner:
         Called with a row_id once no stage is left to settle the row.
     windows
         Stage → a window that may change, within the stage's own.
+    desk
+        Where requests are put into batches; ``None``: none are.
+    reread
+        Reads chosen rows again, with the states that are stored now, for the desk's.
     """
 
     def __init__(
@@ -120,7 +138,13 @@ class Runner:
         on_state: Callable[[int, str, str], None] | None = None,
         on_row: Callable[[int], None] | None = None,
         windows: Mapping[str, Window] | None = None,
+        desk: Desk | None = None,
+        reread: Callable[[Sequence[int]], Awaitable[Rows]] | None = None,
     ) -> None:
+        self._desk = desk
+        self._reread = reread
+        self._parking: dict[int, bool] = {}  # rows in memory with a parked stage → whether their batch is back already
+        self._late: list[int] = []  # rows that have left memory after their batch came back
         self._budget = budget
         self._on_state = on_state
         self._on_row = on_row
@@ -159,7 +183,7 @@ class Runner:
             A row could not be read, or the code has a bug; the other tasks were cancelled.
         """
         async with asyncio.TaskGroup() as group:
-            ends = {"": group.create_task(self._feed(rows), name="feeder")}
+            ends = {"": group.create_task(self._feed_all(rows), name="feeder")}
             for name, stage in self._graph.stages.items():  # each after those it requires
                 before = [ends[""], *(ends[other] for other in self._graph.requires[name])]
                 ends[name] = group.create_task(self._work(stage), name=f"stage-{name}")
@@ -214,7 +238,40 @@ class Runner:
         """Where rows enter a stage: the channel before its gate if it has one, else the stage's own."""
         return self._gates[name][1] if name in self._gates else self._channels[name]
 
-    async def _feed(self, rows: Rows) -> None:
+    async def _feed_all(self, rows: Rows) -> None:
+        """Admit the pending rows, and those that come back with a batch."""
+        if self._desk is None:
+            await self._feed(rows)
+            return
+        self._desk.on_change = self._room.set
+        async with asyncio.TaskGroup() as group:
+            fed = group.create_task(self._feed(rows), name="feeder of pending rows")
+            fed.add_done_callback(lambda _: self._room.set())
+            group.create_task(self._feed_again(self._desk, fed), name="feeder of batches")
+
+    async def _feed_again(self, desk: Desk, fed: asyncio.Task[None]) -> None:
+        """Admit the rows whose batch is back, until there is no batch to wait for."""
+        assert self._reread is not None
+        while not self._stopping:
+            if (row_ids := desk.returned()) is not None:
+                for row_id in row_ids:
+                    if row_id in self._parking:
+                        self._parking[row_id] = True
+                ready = [row_id for row_id in row_ids if row_id not in self._parking]
+                await self._feed(await self._reread(ready), again=True)
+                continue
+            if self._late:
+                late, self._late = sorted(self._late), []
+                await self._feed(await self._reread(late), again=True)
+                continue
+            if fed.done() and not self._active:
+                desk.flush()  # nothing can come that would fill a batch further
+                if not desk.is_busy:
+                    return
+            self._room.clear()
+            await self._room.wait()
+
+    async def _feed(self, rows: Rows, *, again: bool = False) -> None:
         """Admit rows within the bounds, reading one chunk ahead in a thread."""
         self._limit = min(self._limit, max(_MAX_ACTIVE_BYTES // rows.row_bytes, self._windows + 1))
         chunks = iter(rows.chunks)
@@ -233,6 +290,7 @@ class Runner:
                         await self._room.wait()
                     if self._stopping:
                         return
+                    item.again = again
                     self._admit(item)
                 await asyncio.sleep(0)
         finally:
@@ -342,7 +400,9 @@ class Runner:
                 if (item := await self._prepare(stage, row)) is not None:
                     if self._budget is None:
                         await self._send(stage, row, item)
-                    elif not await self._budget.afford(stage, [item], lambda: self._send(stage, row, item)):
+                    elif not await self._budget.afford(
+                        stage, [item], lambda: self._send(stage, row, item), whose=row.row_id
+                    ):
                         self._refused()
 
             await self._run_window(stage, channel.get, handle_one)
@@ -403,14 +463,44 @@ class Runner:
         if self._on_settled is not None:
             self._on_settled()
 
-    async def _send(self, stage: Stage, row: Row, item: Prepared[Any]) -> Sequence[RequestMetrics]:
-        """Send one row's request and settle the row with the result."""
+    def _park(self, name: str, row: Row) -> None:
+        """The row's request is in a batch. It leaves memory once nothing else of it is under way."""
+        if row.parked is None:
+            row.parked = set()
+            self._parking[row.row_id] = False
+        row.parked.add(name)
+        self._let_go(row)
+
+    def _let_go(self, row: Row) -> None:
+        """Forget a row all of whose unsettled stages are parked, or wait for one that is."""
+        if row.parked is None or row.row_id not in self._parking:  # a follower that was settled at once has done it
+            return
+        blocked, ahead = set(row.parked), list(row.parked)
+        while ahead:
+            for follower in self._graph.feeds[ahead.pop()]:
+                if follower in row.waiting and follower not in blocked:
+                    blocked.add(follower)
+                    ahead.append(follower)
+        if row.open > len(blocked):
+            return
+        if self._parking.pop(row.row_id):
+            self._late.append(row.row_id)
+        self._active -= 1
+        self._room.set()
+
+    async def _send(self, stage: Stage, row: Row, item: Prepared[Any]) -> Sequence[RequestMetrics] | None:
+        """Send one row's request and settle the row with the result. ``None``: it is in a batch."""
         stats = self.stats.stages[stage.name]
         stats.in_flight += 1
         log = self._log.begin(stage.name, row.row_id)
+        if self._desk is not None:
+            SENDER.set(Sender(stage.name, row.row_id, row.again))
         result: Result | RequestError
         try:
             result = await stage.answer(item)
+        except ParkedError:
+            self._park(stage.name, row)
+            return None
         except RequestError as error:
             result = error
         except Exception as error:
@@ -537,6 +627,10 @@ class Runner:
         row.open -= 1
         if self._on_state is not None:
             self._on_state(row.row_id, name, how)
+        if row.parked:
+            self._submit_followers(name, row)
+            self._let_go(row)
+            return
         if not row.open:
             if self._on_row is not None:
                 self._on_row(row.row_id)
@@ -545,6 +639,9 @@ class Runner:
             if self._active < self._limit:
                 self._room.set()
             return
+        self._submit_followers(name, row)
+
+    def _submit_followers(self, name: str, row: Row) -> None:
         if self._stopping:
             return
         for follower in self._graph.feeds[name]:

@@ -16,7 +16,7 @@ import orjson
 from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import InfermeshError, StoppedError, StoreError
-from infermesh.hints import counted
+from infermesh.hints import command, counted
 from infermesh.inputs.sources import Source
 from infermesh.query.reader import ask_run
 from infermesh.query.sinks import check_sinks, write_sinks
@@ -34,6 +34,7 @@ from infermesh.runs.signals import stopping
 from infermesh.runs.stats import Observer, RunStats, StageStats
 from infermesh.stages.graph import Pipeline, Wave
 from infermesh.store import Column, Connection, GroupWriter, PendingRows, RunStore
+from infermesh.store.batches import has_batches
 from infermesh.store.database import Redo, utcnow
 from infermesh.store.filter import RowFilter
 from infermesh.store.known import KnownAnswers
@@ -42,6 +43,7 @@ from infermesh.store.usage import used_today
 from infermesh.store.whose import refuse_other
 
 if TYPE_CHECKING:
+    from infermesh.runs.batches.desk import BatchDesk
     from infermesh.runs.crew.make import CrewWave, Hub
 
 logger = logging.getLogger("infermesh")
@@ -82,7 +84,10 @@ class RunSession:
         sink: Sink | None = None,
         keep_errors: bool = False,
         environ: Mapping[str, str] = MappingProxyType({}),
+        detach: bool = False,
     ) -> None:
+        self._detach = detach or declaration.experiment.detach_batches
+        self._desk: BatchDesk | None = None
         self._control = control
         self._environ = environ
         self._declaration = declaration
@@ -110,6 +115,7 @@ class RunSession:
         self._began = utcnow()
         self._stopped_by: str | None = None  # the guard's reason; None if a user stopped the run
         self._complete = False  # every wave has run to its end
+        self._left = (0, 0)  # batches that are at a provider when the session ends, and their requests
 
     def load(self, source: Source, redo: Redo | None = None) -> None:
         """Load the source, check the declaration against it, and find which stages are stale.
@@ -170,11 +176,41 @@ class RunSession:
                 self._observer.note(f"{name}: reads {redo.stage}: of these rows, those whose request changes are sent")
         for line in job_remarks(self._experiment, self._fleet, pipeline, self._origins):
             self._observer.note(line)
+        self._desk = self._make_desk()
         self._known = KnownAnswers.for_run(self._experiment, self._folder, store, tables, self._observer.note)
         if self._retry is None:
             for line in opening_lines(store, list(pipeline.stages), edits, keep_errors=self._keep_errors):
                 self._observer.note(line)
         self._control.attach(store.cursor)
+
+    def _make_desk(self) -> BatchDesk | None:
+        """What puts requests into batches, if any deployment has them, or an earlier session had."""
+        stages, note = self._pipeline.stages, self._observer.note
+        if not any(entry.batch.enabled for entry in self._experiment.deployments.values()):
+            with self._store.cursor() as connection:
+                if not has_batches(connection):
+                    return None
+        from infermesh.runs.batches.make import make_desk  # late, as workers are
+
+        desk = make_desk(
+            self._experiment,
+            self._fleet,
+            stages,
+            self._store,
+            self._folder,
+            note=note,
+            stop=lambda reason: None if self._stops else self._stop(reason),
+            detach=self._detach,
+        )
+        if desk is not None:
+            for name, stage in stages.items():
+                if stage.batch_size > 1 and stage.model is not None and stage.model.route is not None:
+                    note(f"stages.{name}.micro_batch_size counts as 1: a line of a batch has one text")
+                    stage.batch_size = 1
+            if self._workers:
+                note("engine.workers: a run with batches is sent by one process; there is little to send")
+                self._workers = 0
+        return desk
 
     def restore_usage(self, outputs: Path) -> None:
         """Charge today's usage, by this run and by the runs below ``outputs``, to the daily quotas."""
@@ -238,6 +274,8 @@ class RunSession:
         self._work = work = asyncio.create_task(self._run_waves(stats, writer, guards))
         ticker = asyncio.create_task(self._tick(stats, guards))
         observer.start(stats)
+        if self._desk is not None:
+            self._desk.start()
         try:
             await asyncio.wait([work])
         finally:
@@ -245,6 +283,9 @@ class RunSession:
             await asyncio.gather(ticker, return_exceptions=True)
             if self._hub is not None:
                 await self._hub.aclose()
+            if self._desk is not None:
+                self._left = self._desk.left()
+                await self._desk.aclose()
             await asyncio.to_thread(_close_quietly, writer)  # commits what is queued, after a cancel too
             self._tell(self._fleet.unpriced())  # since the last tick
             stats.waits = []
@@ -277,7 +318,7 @@ class RunSession:
                 if self._stops:  # stopped before this runner existed, or while the query ran
                     runner.stop()
                 await runner.run(rows)
-            if self._stops:
+            if self._stops or (self._desk is not None and self._desk.waits):
                 return
         self._complete = True
 
@@ -302,6 +343,11 @@ class RunSession:
                 scope=scope,
                 known=[name for name in graph.stages if known is not None and known.knows(name)],
             )
+
+        async def reread(row_ids: Sequence[int]) -> PendingRows:
+            await asyncio.to_thread(writer.flush)  # what the rows have settled meanwhile
+            return await asyncio.to_thread(self._pending_rows, wave, row_ids)
+
         return Runner(
             graph,
             writer,
@@ -314,6 +360,8 @@ class RunSession:
             on_settled=self._guard_check(stats, guards) if guards else None,
             on_error=self._guard_check(stats, guards),
             budget=guards.budget(stats),
+            desk=self._desk,
+            reread=reread,
         )
 
     def _make_hub(self, writer: GroupWriter, stats: RunStats, guards: Guards) -> Hub:
@@ -395,10 +443,14 @@ class RunSession:
         status: RunStatus = "failed_rows" if failed else "done"
         if pending and self._stops:
             status = "interrupted" if self._stopped_by is None else "stopped"
+        elif pending and self._left[0]:
+            status = "waiting"
         elif others:
             status = "interrupted"
             self._observer.note(f"still pending, as before: {_rows_of(others)}; resume sends them")
-        elif unsettled or left != {name: rows for name, (rows, _) in stats.not_redone.items()}:
+        elif status != "waiting" and (
+            unsettled or left != {name: rows for name, (rows, _) in stats.not_redone.items()}
+        ):
             listed = _rows_of(left) or "of a changed stage"
             reason = f"the run came to its end, but rows are pending: {listed}. This is a bug; resume sends them."
             store.finish("crashed", elapsed_s, reason=reason)
@@ -411,7 +463,7 @@ class RunSession:
                 f"{counted(dropped, 'sent request')} dropped: not answered yet, in attempts as 'stopped'; the server "
                 "may charge for them, and a resume sends them again"
             )
-        sinks = {} if status == "interrupted" else self._experiment.sinks
+        sinks = {} if status in ("interrupted", "waiting") else self._experiment.sinks
         with store.cursor() as connection:
             for line in where_remarks(connection, self._pipeline.stages) if self._complete else ():
                 self._observer.note(line)
@@ -433,6 +485,7 @@ class RunSession:
             self._stopped_by,
             files,
             store.invalid_answers(),
+            batches=self._left,
         )
 
     def _dropped(self) -> int:
@@ -452,6 +505,8 @@ class RunSession:
             now = asyncio.get_running_loop().time()
             where = self._hub or self._fleet
             stats.waits = where.waiting_for()
+            if self._desk is not None:
+                stats.waits += self._desk.waiting_for()
             self._observer.tick(stats)
             self._tell((*where.used_up(), *where.waits(now), *stats.untold(where.told_of), *self._fleet.unpriced()))
             if not self._stops and (reason := self._fleet.unreachable(now)):
@@ -493,6 +548,15 @@ class RunSession:
         )
         for stage in self._pipeline.stages.values():
             stage.stop()
+        if self._desk is not None:
+            batches, requests = self._desk.left()
+            self._desk.stop()
+            if batches:
+                self._observer.note(
+                    f"{counted(batches, 'batch', 'batches')} of {counted(requests, 'request')} stay at the provider, "
+                    f"and will be paid for: {command('resume', self._folder)} collects the answers; to end them: "
+                    f"{command('stop', self._folder, '--cancel-batches')}"
+                )
         if self._loop is not None and self._work is not None:
             self._loop.call_later(_DRAIN_S, self._give_up)
 
@@ -513,6 +577,8 @@ class RunSession:
         self._dropping = True
         if self._hub is not None:
             self._hub.drop()
+        if self._desk is not None:
+            self._desk.drop()
         for stage in self._pipeline.stages.values():
             stage.stop(drop=True)
         if self._loop is not None and self._work is not None:

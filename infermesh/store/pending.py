@@ -74,9 +74,13 @@ class Row:
         How many stages have not settled the row.
     prepared
         Stage → its request, or why it makes none, if a gate has built it already; ``None`` if none was built.
+    parked
+        Stages whose request is in a batch; ``None``: none is.
+    again
+        Whether it has come back with a batch.
     """
 
-    __slots__ = ("context", "error", "failed", "open", "prepared", "row_id", "states", "waiting")
+    __slots__ = ("again", "context", "error", "failed", "open", "parked", "prepared", "row_id", "states", "waiting")
 
     def __init__(self, row_id: int, context: dict[str, Any], error: str | None, states: dict[str, StoredState]) -> None:
         self.row_id = row_id
@@ -87,6 +91,8 @@ class Row:
         self.waiting: dict[str, int] = {}
         self.open = 0
         self.prepared: dict[str, Any] | None = None
+        self.parked: set[str] | None = None
+        self.again = False
 
 
 class PendingRows:

@@ -29,9 +29,10 @@ RunStatus = Literal[
     "failed_rows",  # every row has settled, some with an error
     "interrupted",  # drained by Ctrl-C, SIGTERM or a stop; some rows are pending
     "stopped",  # drained by a guard; some rows are pending
+    "waiting",  # all that can be submitted is in batches that are not back; their rows are pending
     "crashed",  # ended by an exception
 ]
-UNFINISHED = ("interrupted", "stopped", "crashed", "killed")
+UNFINISHED = ("interrupted", "stopped", "waiting", "crashed", "killed")
 
 
 def status_now(stored: str, *, held: bool) -> str:

@@ -15,11 +15,12 @@ import orjson
 
 from infermesh.errors import APIConnectionError, InputError, MalformedResponseError, RequestError, RequestTimeoutError
 from infermesh.redaction import origin, redact
-from infermesh.transports.errors import error_from_status
+from infermesh.transports.batches.wire import LineResult
+from infermesh.transports.errors import error_from_status, error_in_body
 from infermesh.transports.http.trust import client_context
 from infermesh.transports.native import Access
 
-__all__ = ["BatchHttp", "Said"]
+__all__ = ["BatchHttp", "Said", "line_error"]
 
 _CALL_S = 120.0  # for a call that moves no file
 _IDLE_S = 120.0  # without a byte, where one does
@@ -33,6 +34,19 @@ class Said(NamedTuple):
 
     body: dict[str, Any]
     header: Callable[[str], str | None]
+
+
+def line_error(access: Access, result: LineResult) -> RequestError:
+    """The error of a line that failed, as a live request would have raised it."""
+    body = result.body if isinstance(result.body, dict) else {"error": {"message": str(result.body)[:500]}}
+    given: Any = {"secrets": access.secrets, "url": origin(access.url("")), "model": access.model}
+    if result.status is None or 200 <= result.status < 300:
+        return error_in_body(200, body, _no_header, access.label, **given)
+    return error_from_status(result.status, body, _no_header, access.label, **given)
+
+
+def _no_header(name: str) -> None:
+    return None
 
 
 class BatchHttp:
@@ -75,7 +89,7 @@ class BatchHttp:
                 data = await answer.content.read(_MOST) if answer.status >= 400 else await answer.read()
                 header = answer.headers.get
                 if not 200 <= answer.status < 300:
-                    raise self._refused(answer.status, data, header, url)
+                    raise self._refused(answer.status, data, header)
         except RequestError:
             raise
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -104,7 +118,7 @@ class BatchHttp:
         try:
             async with self._open().get(url, timeout=timeout, headers=given) as answer:
                 if not 200 <= answer.status < 300:
-                    raise self._refused(answer.status, await answer.content.read(_MOST), answer.headers.get, url)
+                    raise self._refused(answer.status, await answer.content.read(_MOST), answer.headers.get)
                 with target.open("ab") as file:
                     last = b"\n"
                     async for block in answer.content.iter_chunked(_BLOCK):
@@ -133,12 +147,9 @@ class BatchHttp:
             )
         return self._session
 
-    def _refused(self, status: int, data: bytes, header: Any, url: str) -> RequestError:
+    def _refused(self, status: int, data: bytes, header: Any) -> RequestError:
         access = self.access
-        shown = url.partition("?")[0]
-        return error_from_status(
-            status, data, header, access.label, secrets=access.secrets, url=shown, model=access.model
-        )
+        return error_from_status(status, data, header, access.label, secrets=access.secrets)
 
     def _broken(self, error: Exception) -> RequestError:
         label, place = self.access.label, origin(self.access.url(""))

@@ -18,7 +18,7 @@ import orjson
 
 from infermesh.errors import RequestError
 from infermesh.redaction import redact
-from infermesh.transports.batches.http import BatchHttp
+from infermesh.transports.batches.http import BatchHttp, line_error
 from infermesh.transports.batches.wire import BatchLimits, BatchStatus, LineProblem, LineResult, one_line
 from infermesh.transports.native import Access
 from infermesh.types import Operation, Request
@@ -78,6 +78,10 @@ class OpenAIBatches:
         if isinstance(error, dict) and error.get("code") in _UNSERVED:
             return LineResult(custom_id, "unserved", None, error)
         return LineResult(custom_id, "failed", None, {"error": error if error is not None else data})
+
+    def error(self, result: LineResult) -> RequestError:
+        """The error of a line that failed."""
+        return line_error(self._access, result)
 
     async def upload(self, path: Path, name: str) -> str:
         """Send the input file."""

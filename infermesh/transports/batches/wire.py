@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from infermesh.errors import RequestError
 from infermesh.types import Operation, Request
 
 __all__ = ["BatchLimits", "BatchStatus", "BatchWire", "LineProblem", "LineResult", "one_line"]
@@ -127,6 +128,10 @@ class BatchWire(Protocol):
 
     def result(self, line: bytes) -> LineResult:
         """Read a line of the results. Pure. Raises ``ValueError`` where it is none."""
+        ...
+
+    def error(self, result: LineResult) -> RequestError:
+        """The error of a line that failed, as a live request would have raised it. Pure."""
         ...
 
     async def upload(self, path: Path, name: str) -> str:
