@@ -34,6 +34,8 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         *([f"  reused    {counted(outcome.reused, 'answer')} to identical requests"] if outcome.reused else []),
         *_invalid_lines(outcome),
     ]
+    if outcome.saved_usd:
+        lines.append(f"  saved     ${outcome.saved_usd:.4f} by batches, in this session, against live requests")
     if outcome.batches[0]:
         batches, requests = outcome.batches
         lines.append(

@@ -132,7 +132,7 @@ def _print_report(plan: Plan, argv: Sequence[str], as_written: Callable[[str], s
     for line in _basis_lines(plan.estimate.stages):
         print(line)
     print()
-    for line in _time_lines(plan):
+    for line in (*_batch_lines(plan.estimate.stages), *_time_lines(plan)):
         print(as_written(line))
     print(f"\nrun it: {command('run', *argv)}")
 
@@ -214,8 +214,35 @@ def _basis_lines(stages: Sequence[StageEstimate]) -> Iterator[str]:
                 yield f"  {stage.facts.name}: {line}"
 
 
+def _batch_lines(stages: Sequence[StageEstimate]) -> Iterator[str]:
+    """What batches cost, what they save, and how long they may take."""
+    batched = [stage for stage in stages if stage.facts.batched and stage.facts.rows]
+    if not batched:
+        return
+    names = {stage.facts.name for stage in batched}
+    rounds = dict.fromkeys(names, 1)
+    for stage in batched:  # each after those that it requires
+        before = [rounds[other] for other in stage.facts.requires if other in names]
+        rounds[stage.facts.name] = 1 + max(before, default=0)
+    most = max(rounds.values())
+    cost = _sum_if_known(stage.cost_usd for stage in batched)
+    each = [(stage.facts.live_cost_usd, stage.facts.rows or 0) for stage in batched]
+    live = _sum_if_known(None if one is None else one * rows for one, rows in each)
+    price = "no price is known"
+    if cost is not None and live:
+        price = f"{_cost_text(cost)} instead of {_cost_text(live)} live ({cost / live - 1:+.0%})"
+    wait = "one after the other, each takes up to a day" if most > 1 else "takes up to a day"
+    yield (
+        f"batches: {', '.join(stage.facts.name for stage in batched)}: {price}; {counted(most, 'round')}, {wait}, and "
+        "often much less"
+    )
+
+
 def _time_lines(plan: Plan) -> Iterator[str]:
     found = plan.estimate
+    if found.binding is None and any(stage.facts.batched and stage.facts.rows for stage in found.stages):
+        yield "time: as long as the batches take"
+        return
     if all(stage.facts.rows == 0 for stage in found.stages):
         yield "time: none, nothing is left to send"
         return

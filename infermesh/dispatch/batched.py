@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol, TypeVar
 
 from infermesh.dispatch.failures import ON_FAILURE
-from infermesh.dispatch.pricing import reported_cost, served_by
+from infermesh.dispatch.pricing import served_by
 from infermesh.errors import RequestError
 from infermesh.results import Attempt, RequestMetrics, TokenUsage
 from infermesh.types import Reply, Request
@@ -58,6 +58,8 @@ class BatchAnswer:
         Seconds until it was back.
     tries
         How often the request was sent before.
+    price
+        US dollars of its usage; called once.
     send_again
         Puts it into another batch, and raises ``ParkedError``; ``None``: it was sent often enough.
     """
@@ -66,7 +68,7 @@ class BatchAnswer:
     started_at: float
     service_s: float
     tries: int
-    price: Callable[[TokenUsage], float | None] | None
+    price: Callable[[TokenUsage], float | None]
     reply: Reply | None
     error: RequestError | None
     send_again: Callable[[], NoReturn] | None
@@ -105,7 +107,7 @@ def deliver(
     prompt = completion = cost = tier = None
     if usage is not None:
         prompt, completion, tier = usage.prompt_tokens, usage.completion_tokens, served_by(usage)
-        cost = found.price(usage) if found.price is not None else reported_cost(usage)
+        cost = found.price(usage)
     attempt = Attempt(
         request.earlier + found.tries + 1,
         found.label,

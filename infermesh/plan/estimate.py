@@ -139,7 +139,11 @@ def estimate(
         model.set_batch_fill(_longest(found))
         found = model.resources()
     known = [stage for stage in stages if stage.rows is not None]
-    silent = [stage.name for stage in known if stage.rows and stage.deployments and stage.latency is None]
+    silent = [
+        stage.name
+        for stage in known
+        if stage.rows and stage.deployments and stage.latency is None and not stage.batched
+    ]
     unknown = [f"{stage.name}: rows are not known before the run" for stage in stages if stage.rows is None]
     days = max((resource.days for resource in found if resource.days), default=None)
     wall = _longest(found) if found else None if silent else 0.0
@@ -160,7 +164,7 @@ class _Model:
     ) -> None:
         self._workers = workers
         self._stages = {stage.name: stage for stage in stages}
-        self._busy = [stage for stage in stages if stage.rows and stage.deployments]
+        self._busy = [stage for stage in stages if stage.rows and stage.deployments and not stage.batched]
         self._deployments = deployments
         self._quotas = quotas
         self._service = service

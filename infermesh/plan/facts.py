@@ -48,6 +48,11 @@ class StageFacts:
         Why sample rows would not be sent, or could not be rendered; ``None`` if there is no such row.
     note
         What was assumed besides; ``None``: nothing.
+    batched
+        Whether its requests go through a batch API: ``cost_usd`` is at its price, and neither limits nor latencies say
+        how long it takes.
+    live_cost_usd
+        The mean per row of live requests, where it is batched.
     """
 
     name: str
@@ -65,6 +70,8 @@ class StageFacts:
     latency: Latency | None = None
     problem: str | None = None
     note: str | None = None
+    batched: bool = False
+    live_cost_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

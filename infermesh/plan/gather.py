@@ -250,15 +250,21 @@ class _Planner:
         if not isinstance(config, ModelStageConfig):
             return facts
         labels = tuple(self._experiment.models[config.model].deployments)
+        batched = tuple(label for label in labels if self._experiment.deployments[label].batch.enabled)
         prompt, completion, source = self._tokens(stage, found, labels)
+        live = self._cost(labels, prompt, completion, tier_named(asked_params(self._experiment, config)))
+        cost = self._cost(batched, prompt, completion, {"service_tier": "batch"}) if batched else live
         return replace(
             facts,
+            batch=1 if batched else facts.batch,
             deployments=labels,
             prompt_tokens=prompt,
             completion_tokens=completion,
             tokens_source=source,
-            cost_usd=self._cost(labels, prompt, completion, tier_named(asked_params(self._experiment, config))),
+            cost_usd=cost,
             latency=self._latency(stage, found, labels),
+            batched=bool(batched),
+            live_cost_usd=live if batched else None,
         )
 
     def _count(self, stage: Stage, found: StageRehearsal) -> tuple[int | None, Certainty]:

@@ -170,6 +170,11 @@ class Budget:
             self._admit()
         return await wish.future
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a request waits for room."""
+        return any(self._waiting.values())
+
     def stop(self) -> None:
         """Let nothing go any more."""
         self._stopped = True

@@ -42,6 +42,8 @@ class RunOutcome:
         ``(stage, rows, example)`` of answers that are done and do not satisfy their stage's response format.
     batches
         Batches that are at a provider, and the requests in them.
+    saved_usd
+        US dollars that the answers which batches have brought in this session would have cost more, live.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class RunOutcome:
     invalid: list[tuple[str, int, str]] = field(default_factory=list)
     report: Path | None = None
     batches: tuple[int, int] = (0, 0)
+    saved_usd: float = 0.0
 
     @property
     def exit_code(self) -> int:

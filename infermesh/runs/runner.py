@@ -77,6 +77,7 @@ _MAX_BACKLOG, _MAX_BACKLOG_BYTES = 20_000, 48_000_000
 _MAX_ACTIVE_BYTES = 64_000_000  # of the admitted rows, beyond those that the windows need
 _BYTES = {str: 1, bytes: 1, list: 32}  # of a character, a byte, a float in a list
 _BATCH_LINGER_S = 0.25  # wait for a micro-batch to fill: half-empty ones cost requests. The last one does not wait
+_STUCK_S = 1.0  # while nothing happens for so long, what waits for the budget fills no batch
 _GATE_LINGER_S = 0.002  # the same for a gate's batch
 
 
@@ -269,7 +270,12 @@ class Runner:
                 if not desk.is_busy:
                     return
             self._room.clear()
-            await self._room.wait()
+            try:
+                async with asyncio.timeout(None if self._budget is None else _STUCK_S):
+                    await self._room.wait()
+            except TimeoutError:
+                if self._budget is not None and self._budget.is_waited_for and not self.in_flight:
+                    desk.flush()  # only what a batch brings makes room for more
 
     async def _feed(self, rows: Rows, *, again: bool = False) -> None:
         """Admit rows within the bounds, reading one chunk ahead in a thread."""

@@ -471,6 +471,12 @@ class RunSession:
         signatures = None if pending and not others else self._signatures
         if signatures is not None and self._retry is not None:
             signatures = self._retry.signatures(signatures)
+        if self._desk is not None:
+            if status in ("done", "failed_rows"):
+                self._desk.clear()
+            if stale := self._desk.stale():
+                words = counted(stale, "answer of a batch is", "answers of batches are")
+                self._observer.note(f"{words} not used: the request has changed since it was submitted")
         store.finish(status, elapsed_s, reason=self._stopped_by, signatures=signatures)
         return RunOutcome(
             self._folder,
@@ -486,6 +492,7 @@ class RunSession:
             files,
             store.invalid_answers(),
             batches=self._left,
+            saved_usd=0.0 if self._desk is None else self._desk.saved,
         )
 
     def _dropped(self) -> int:

@@ -36,11 +36,14 @@ class Results(NamedTuple):
     ----------
     found
         How many lines have a result.
+    cut
+        Whether the file ends within a line.
     outcomes, starts
         A line each: what became of it, and where in the file its result begins; -1 where it has none.
     """
 
     found: int
+    cut: bool
     outcomes: bytearray
     starts: array[int]
 
@@ -182,16 +185,20 @@ class Batch:
 
         What is no result of this batch is passed over.
         """
-        found = 0
+        found, cut = 0, False
         starts, outcomes = array("q", [-1]) * len(self), bytearray(len(self))
         with path.open("rb") as file:
             start = 0
             for data in file:  # ends at b"\n" alone: a text may hold U+2028
                 place, start = start, start + len(data)
-                try:
-                    result = read(data)
-                except ValueError:  # empty, or cut off
+                if not (text := data.strip()):
                     continue
+                try:
+                    result = read(text)
+                except ValueError:
+                    cut = True
+                    continue
+                cut = False
                 line = self._line_of(result.custom_id)
                 if line is None or outcomes[line]:
                     continue
@@ -199,7 +206,9 @@ class Batch:
                 starts[line] = place
                 found += 1
         kept = zip(self.outcomes, outcomes, strict=True)
-        return Results(found, bytearray(USED if before == USED else now or UNSERVED for before, now in kept), starts)
+        return Results(
+            found, cut, bytearray(USED if before == USED else now or UNSERVED for before, now in kept), starts
+        )
 
     def take_results(self, results: Results) -> None:
         """The results are stored: hand them out from now on."""
