@@ -8,7 +8,8 @@ from pathlib import Path
 from infermesh.config.schema import Experiment
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import ConfigError
-from infermesh.runs.batches.desk import BatchDesk, Counter, Route
+from infermesh.runs.batches.courier import Counter
+from infermesh.runs.batches.desk import BatchDesk, Route
 from infermesh.stages import Stage
 from infermesh.store import RunStore
 from infermesh.store.batches import BatchBook, has_batches
