@@ -409,10 +409,13 @@ def _not_http(chain: Sequence[BaseException]) -> str | None:
 
 
 def _joined(base: str, path: str) -> str:
-    """A path behind a base URL, which may have its query, or the path's first part already: LiteLLM takes both."""
+    """A path behind a base URL, which may have a query, and may end in what the path begins with."""
     base, _, query = base.partition("?")
-    first = path.partition("/")[0] or "/" + path.lstrip("/").partition("/")[0]
-    return base.rstrip("/").removesuffix(first) + path + (f"?{query}" if query else "")
+    base = base.rstrip("/")
+    for end in ("/v1/messages", "/v1"):
+        if path.startswith(f"{end}/"):
+            base = base.removesuffix(end)
+    return base + path + (f"?{query}" if query else "")
 
 
 def _content(response: Any, error: Exception) -> Any:

@@ -22,7 +22,7 @@ import httpx
 import orjson
 
 from infermesh.errors import InputError
-from infermesh.exact_json import dumps
+from infermesh.exact_json import dumps, loads
 from infermesh.transports.litellm import LiteLLMTransport, answer_body, import_litellm
 from infermesh.types import Request
 
@@ -67,19 +67,28 @@ class LiteLLMMessages:
         self._known: dict[bytes, _Known] = {}
 
     def params(self, request: Request) -> Params:
-        """Translate a request. Raises ``InputError`` where LiteLLM does not take it, or it does not fit a batch."""
+        """Translate a request. Raises ``InputError`` where LiteLLM does not take it."""
         litellm = import_litellm()
         arguments = self._transport.arguments(request)
-        self._refuse(arguments)
+        self._refuse_plain_urls(arguments)
+        try:
+            return self._params(litellm, arguments, request.payload)
+        except Exception as error:
+            failed = self._transport.failure(error, None)
+            if isinstance(failed, InputError):
+                raise failed from None
+            label = self._transport.label
+            raise InputError(f"{label}: LiteLLM cannot write it: {failed.message}", deployment=label) from None
+
+    def _params(self, litellm: Any, arguments: dict[str, Any], payload: Mapping[str, Any]) -> Params:
         messages = arguments["messages"]
-        key = self._key(request.payload, messages)
+        key = _key(payload, messages)
         known = None if key is None else self._known.get(key)
         if known is None or not known.exact:
             body, betas = self._whole(litellm, arguments)
-            params = Params(dumps(body), betas)
             if key is not None and known is None:
                 self._learn(litellm, key, body, betas, messages)
-            return params
+            return Params(dumps(body), betas)
         quick = self._quick(litellm, messages)
         system = b'"system":' + dumps(quick["system"]) + b"," if "system" in quick else b""
         return Params(b'{"messages":' + dumps(quick["messages"]) + b"," + system + known.rest, known.betas)
@@ -116,10 +125,8 @@ class LiteLLMMessages:
         body["id"] = message.get("id")
         return body
 
-    def _refuse(self, arguments: Mapping[str, Any]) -> None:
+    def _refuse_plain_urls(self, arguments: Mapping[str, Any]) -> None:
         label = self._transport.label
-        if arguments.get("stream"):
-            raise InputError(f"{label}: a batch streams no answer: take `stream` out of params", deployment=label)
         for part in _parts(arguments["messages"]):
             given = part.get("image_url")
             url = given.get("url") if isinstance(given, Mapping) else given
@@ -129,26 +136,6 @@ class LiteLLMMessages:
                     "give it at https://, or as a file, whose bytes are sent",
                     deployment=label,
                 )
-
-    def _key(self, payload: Mapping[str, Any], messages: Any) -> bytes | None:
-        """What requests that differ in their texts alone have in common; ``None`` for what is best asked whole."""
-        shapes = set()
-        for message in messages:
-            content = message.get("content")
-            if not _PLAIN_ROLES.issuperset((message.get("role"),)) or message.keys() - {"role", "content"}:
-                return None
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            if not isinstance(parts, list):
-                return None
-            for part in parts:
-                if part.keys() - {"type", "text", "image_url"}:
-                    return None
-                shapes.add(f"{message['role']} {part.get('type')}")
-        rest = {name: value for name, value in payload.items() if name != "messages"}
-        try:
-            return orjson.dumps([sorted(shapes), rest], option=orjson.OPT_SORT_KEYS)
-        except TypeError:
-            return None
 
     def _learn(self, litellm: Any, key: bytes, body: dict[str, Any], betas: tuple[str, ...], messages: Any) -> None:
         rest = {name: value for name, value in body.items() if name not in ("messages", "system")}
@@ -166,17 +153,12 @@ class LiteLLMMessages:
         return written
 
     def _whole(self, litellm: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """All that LiteLLM would send, and what its header names."""
         try:
             litellm.completion(**{**copy.deepcopy(arguments), **_unsent(), "client": _client()(None)})
         except _TakenError as taken:
-            return orjson.loads(taken.data), _named(taken.headers)
-        except Exception as error:
-            failed = self._transport.failure(error, None)
-            if isinstance(failed, InputError):
-                raise failed from None
-            label = self._transport.label
-            raise InputError(f"{label}: LiteLLM cannot write it: {failed.message}", deployment=label) from None
-        raise InputError(f"{self._transport.label}: LiteLLM wrote no request", deployment=self._transport.label)
+            return loads(taken.data), _named(taken.headers)
+        raise TypeError("nothing was to be sent")
 
 
 class _TakenError(BaseException):
@@ -205,6 +187,27 @@ def _client() -> Any:
             return httpx.Response(200, content=dumps(self._answer), request=httpx.Request("POST", url))
 
     return Unsent
+
+
+def _key(payload: Mapping[str, Any], messages: Any) -> bytes | None:
+    """What requests that differ in their texts alone have in common; ``None`` for what is best asked whole."""
+    shapes = set()
+    for message in messages:
+        content = message.get("content")
+        if not _PLAIN_ROLES.issuperset((message.get("role"),)) or message.keys() - {"role", "content"}:
+            return None
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list):
+            return None
+        for part in parts:
+            if part.keys() - {"type", "text", "image_url"}:
+                return None
+            shapes.add(f"{message['role']} {part.get('type')}")
+    rest = {name: value for name, value in payload.items() if name != "messages"}
+    try:
+        return orjson.dumps([sorted(shapes), rest], option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return None
 
 
 def _unsent() -> dict[str, str]:

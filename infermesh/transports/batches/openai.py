@@ -69,13 +69,13 @@ class OpenAIBatches:
         if not isinstance(custom_id, str):
             custom_id = None
         if isinstance(response, dict) and isinstance(response.get("status_code"), int):
-            status, body = response["status_code"], response.get("body")
+            status, body, read = response["status_code"], response.get("body"), True
             if isinstance(body, str):  # as Mistral's, in its error file
                 try:
                     body = orjson.loads(body)
                 except ValueError:
-                    body = {"error": {"message": body}}
-            good = 200 <= status < 300 and isinstance(body, dict)
+                    body, read = {"error": {"message": body}}, False
+            good = 200 <= status < 300 and isinstance(body, dict) and read
             return LineResult(custom_id, "answered" if good else "failed", status, body)
         if isinstance(error, dict) and error.get("code") in _UNSERVED:
             return LineResult(custom_id, "unserved", None, error)
