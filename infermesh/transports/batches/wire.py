@@ -141,10 +141,6 @@ class BatchWire(Protocol):
         """The error of a line that failed, as a live request would have raised it. Pure."""
         ...
 
-    def error(self, result: LineResult) -> RequestError:
-        """The error of a line that failed, as a live request would have raised it. Pure."""
-        ...
-
     async def upload(self, path: Path, name: str) -> str:
         """Send the lines; returns the file's id."""
         ...
