@@ -80,7 +80,8 @@ class AnthropicBatches:
         self._access = transport.access(_URL, _URL_VARIABLES, _signed)
         self._http = BatchHttp(self._access)
         self._messages = LiteLLMMessages(transport, self._access.model.removeprefix("anthropic/"))
-        self._others: dict[str, str | None] = {}  # ids of batches that are known → their token, where that is known
+        self._whose: dict[str, str | None] = {}  # ids of batches that are known → their token, where that is known
+        self._unsure: dict[str, int] = {}  # tokens of which nobody can say whether there is a batch → its requests
 
     async def load(self) -> None:
         """Import LiteLLM, which takes seconds, in a thread."""
@@ -128,14 +129,18 @@ class AnthropicBatches:
         A line that is refused at once (``requests.3.custom_id: …``) is a 400 for all of them. Of what ``line`` writes
         none is, unless it is too long: what is wrong with ``params`` stands in the results.
         """
-        size, betas = await asyncio.to_thread(_measured, path)
+        size, requests, betas = await asyncio.to_thread(_measured, path)
         headers = {"content-type": "application/json", "content-length": str(size)}
         if named := sorted({*betas, *_split(self._access.headers.get(_BETA, ""))}):
             headers[_BETA] = ",".join(named)
-        said = await self._http.call("POST", self._url(), headers=headers, body=lambda: _body(path))
-        status = self._read(said.body, said.header)
-        self._others[status.id] = token
-        return status
+        self._unsure[token] = requests
+        try:
+            said = await self._http.call("POST", self._url(), headers=headers, body=lambda: _body(path))
+        except RequestError as error:
+            if error.status_code is not None and 400 <= error.status_code < 500:
+                del self._unsure[token]
+            raise
+        return self._known(token, self._read(said.body, said.header))
 
     async def find(self, token: str, file_id: str | None, requests: int, since: float) -> BatchStatus | None:
         """Look for a batch of so many requests that was made since then.
@@ -144,27 +149,26 @@ class AnthropicBatches:
         result begins otherwise is not ours. While one is in progress it is taken for ours if no other comes into
         question, since one that is made again is paid again; should it be another's, its results have none of our
         lines, which then count as not served. Batches that this object has made, found or been asked about come into
-        question for no other token. Where several do, nobody can tell until one has ended: a ``RequestError`` that is
-        worth another try then says so.
+        question for no other token. Where several do, or it may be that of another token as well, nobody can tell
+        until one has ended: a ``RequestError`` that is worth another try then says so.
         """
+        self._unsure[token] = requests
         open_ones: list[BatchStatus] = []
         async for each, header in self._listed(since - _EARLIER_S):
             status = self._read(each, header)
-            if status.total != requests or self._others.get(status.id, token) != token:
+            if status.total != requests or self._whose.get(status.id, token) != token:
                 continue
             own = await self._is_own(status, token) if status.phase == "ended" else None
             if own:
-                self._others[status.id] = token
-                return status
+                return self._known(token, status)
             if own is None:
                 open_ones.append(status)
-            else:
-                self._others[status.id] = None
         if not open_ones:
+            del self._unsure[token]
             return None
-        if len(open_ones) == 1 and open_ones[0].phase == "working":
-            self._others[open_ones[0].id] = token
-            return open_ones[0]
+        alone = list(self._unsure.values()).count(requests) == 1
+        if alone and len(open_ones) == 1 and open_ones[0].phase == "working":
+            return self._known(token, open_ones[0])
         raise RequestError(
             f"{self._access.label}: {' or '.join(each.id for each in open_ones)} may be the batch whose creation was "
             "not confirmed, which its results will tell: it is not made again before",
@@ -175,7 +179,7 @@ class AnthropicBatches:
 
     async def status(self, batch_id: str) -> BatchStatus:
         """Ask how a batch is. A 404 is no proof that there is none: one was seen between two good answers."""
-        self._others.setdefault(batch_id, None)
+        self._whose.setdefault(batch_id, None)
         said = await self._http.call("GET", self._url(batch_id))
         return self._read(said.body, said.header)
 
@@ -195,6 +199,11 @@ class AnthropicBatches:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._http.aclose()
+
+    def _known(self, token: str, status: BatchStatus) -> BatchStatus:
+        self._whose[status.id] = token
+        self._unsure.pop(token, None)
+        return status
 
     async def _listed(self, since: float) -> AsyncIterator[tuple[dict[str, Any], Callable[[str], str | None]]]:
         """The batches made since then, the newest first, as the listing promises."""
@@ -265,15 +274,16 @@ def _unmarked(line: bytes) -> tuple[bytes, list[str]]:
     return b"{" + line[end + 1 :], orjson.loads(line[len(_BETAS) - 1 : end])
 
 
-def _measured(path: Path) -> tuple[int, set[str]]:
-    """How long the body is, and the betas of all lines."""
-    size, betas = len(_OPENING) + len(_CLOSING), set[str]()
+def _measured(path: Path) -> tuple[int, int, set[str]]:
+    """How long the body is, how many requests it has, and the betas of all of them."""
+    size, requests, betas = len(_OPENING) + len(_CLOSING), 0, set[str]()
     with path.open("rb") as file:
-        for number, line in enumerate(file):
+        for line in file:
+            requests += 1
             written, named = _unmarked(line)
-            size += len(written) + bool(number)
+            size += len(written)
             betas.update(named)
-    return size, betas
+    return size + max(requests - 1, 0), requests, betas
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

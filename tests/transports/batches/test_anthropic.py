@@ -390,6 +390,23 @@ async def test_batches_that_are_known_are_not_taken(service: Service, tmp_path: 
     assert found.id == "msgbatch_2"
 
 
+async def test_two_creates_that_were_not_confirmed_share_no_batch(service: Service) -> None:
+    """One of them was made: whose it is, only its results can tell."""
+    service.batches = [as_batch("msgbatch_1", 3)]
+    wire, other = wire_at(service.url), "f" * 32
+    wire._unsure[other] = 3  # as a create leaves it whose answer was lost
+    for token in (TOKEN, other):
+        with pytest.raises(RequestError, match="msgbatch_1 may be"):
+            await wire.find(token, None, 3, time.time())
+    service.batches = [as_batch("msgbatch_1", 3, processing_status="ended")]
+    service.results = {"msgbatch_1": OTHER}
+    assert await wire.find(TOKEN, None, 3, time.time()) is None
+    found = await wire.find(other, None, 3, time.time())
+    assert found is not None
+    assert found.phase == "ended"
+    await wire.aclose()
+
+
 # Where it is
 
 
