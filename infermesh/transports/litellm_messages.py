@@ -109,7 +109,8 @@ class LiteLLMMessages:
         """
         litellm = import_litellm()
         try:
-            if request is not None and _needs_request(message, request):
+            strange = _tools_used(message) - _own_tools(request)
+            if request is not None and _needs_request(strange, request):
                 arguments = self._transport.arguments(request)
                 read = litellm.completion(**{**arguments, **_unsent(), "client": _client()(message)})
             else:
@@ -117,7 +118,7 @@ class LiteLLMMessages:
                     completion_response=dict(message),  # it changes it
                     raw_response=httpx.Response(200),
                     model_response=litellm.ModelResponse(),
-                    json_mode=_JSON_TOOL in _tools_used(message),
+                    json_mode=_JSON_TOOL in strange,
                 )
             body = answer_body("chat_completion", read)
         except Exception as error:
@@ -233,7 +234,14 @@ def _tools_used(message: Mapping[str, Any]) -> set[Any]:
     return {each.get("name") for each in blocks if isinstance(each, Mapping) and each.get("type") == "tool_use"}
 
 
-def _needs_request(message: Mapping[str, Any], request: Request) -> bool:
-    """Whether an answer cannot be read without what was asked."""
+def _own_tools(request: Request | None) -> set[Any]:
+    """The names of tools that a request gives."""
+    tools = (request.payload.get("tools") if request is not None else None) or ()
+    given = [each.get("function") for each in tools if isinstance(each, Mapping)]
+    return {each.get("name") for each in given if isinstance(each, Mapping)}
+
+
+def _needs_request(strange: set[Any], request: Request) -> bool:
+    """Whether an answer, with tools of other names than the request's, cannot be read without what was asked."""
     asked = request.payload.get("messages") or [{}]
-    return bool(_tools_used(message)) or bool(asked[-1].get("prefix")) or "speed" in request.payload
+    return bool(strange) or bool(asked[-1].get("prefix")) or "speed" in request.payload

@@ -101,6 +101,7 @@ SCHEMA = {
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "Answer", "schema": SCHEMA}}
 TOOL = {"type": "function", "function": {"name": "look/up", "description": "Looks.", "parameters": SCHEMA}}
+PLAIN_TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "look/up", "arguments": '{"n": 3}'}}
 
 
@@ -134,6 +135,9 @@ PAYLOADS: dict[str, dict[str, Any]] = {
             user("x"),
         ]
     },
+    "prefix": {"messages": [user("a"), {"role": "assistant", "content": "{", "prefix": True}]},
+    "plain tools": {"messages": [user("a")], "tools": [PLAIN_TOOL]},
+    "tools and schema": {"messages": [user("a")], "tools": [PLAIN_TOOL], "response_format": FORMAT},
     "effort": {"messages": [user("a")], "reasoning_effort": "low"},
     "thinking": {"messages": [user("a")], "thinking": {"type": "enabled", "budget_tokens": 2000}, "max_tokens": 3000},
     "top_k": {"messages": [user("a")], "top_k": 5},
@@ -257,6 +261,9 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "schema": (message({"type": "text", "text": '{"values": ["a"], "n": 3}'}), "schema"),
     # "values" is LiteLLM's name of an envelope, and here one of the schema's.
     "json tool": (message(used("json_tool_call", {"values": ["a"]})), "schema"),
+    "own tool": (message(TEXT, used("look", {"n": 3}), used("look", {"n": 4}), stop_reason="tool_use"), "plain tools"),
+    "both": (message(TEXT, used("json_tool_call", {"values": ["a"]}), used("look", {"n": 3})), "tools and schema"),
+    "prefix": (message(TEXT), "prefix"),
     "tool": (message(used("look_up", {"n": 3}), stop_reason="tool_use"), "tools"),
 }
 
@@ -264,7 +271,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_an_answer_is_what_litellm_reads_live(service: Service, name: str) -> None:
     service.message, payload = ANSWERS[name]
-    model = "claude-3-haiku-20240307" if name == "json tool" else "claude-sonnet-4-5"
+    model = "claude-3-haiku-20240307" if name in ("json tool", "both") else "claude-sonnet-4-5"
     transport = make_transport(DeploymentConfig(f"anthropic/{model}", service.url, api_key=KEY), label="d")
     live = await transport.send(asked(payload), 20.0)
     line = json.dumps({"custom_id": "a", "result": {"type": "succeeded", "message": service.message}}).encode()
@@ -280,6 +287,8 @@ async def test_an_answer_is_what_litellm_reads_live(service: Service, name: str)
     assert (usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]) == (7, 3)
     if name == "json tool":
         assert json.loads(result.body["choices"][0]["message"]["content"]) == {"values": ["a"]}
+    if name == "prefix":
+        assert result.body["choices"][0]["message"]["content"] == "{Hi."
     if name == "tool":
         assert result.body["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "look/up"
     await transport.aclose()
