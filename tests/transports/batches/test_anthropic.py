@@ -185,6 +185,7 @@ async def test_params_are_what_litellm_sends_live(service: Service, name: str, m
     except InputError as error:  # the older model takes no effort
         with pytest.raises(InputError, match=re.escape(error.message)):
             wire.line("a-1", asked(name))
+        await transport.aclose()
         return
     for _ in range(2):
         line = json.loads(wire.line("a-1", asked(name)))
