@@ -6,7 +6,7 @@ LiteLLM's next version makes of them. That takes some milliseconds. Of requests 
 parameters are translated once so, and the messages by ``AnthropicConfig.transform_request``, which takes a tenth of it:
 where it was seen to write the same messages for the first of them.
 
-What of LiteLLM is relied on (1.80 to 1.110; a test holds it to the installed one): ``completion(client=…)`` with an
+What of LiteLLM is relied on (as of 1.110; tests hold it to the installed one): ``completion(client=…)`` with an
 ``HTTPHandler`` whose ``post`` gets ``headers`` and ``data``, and ``AnthropicConfig``'s ``transform_request`` and
 ``transform_parsed_response``.
 """
