@@ -274,8 +274,6 @@ class RunSession:
         self._work = work = asyncio.create_task(self._run_waves(stats, writer, guards))
         ticker = asyncio.create_task(self._tick(stats, guards))
         observer.start(stats)
-        if self._desk is not None:
-            self._desk.start()
         try:
             await asyncio.wait([work])
         finally:
@@ -302,6 +300,8 @@ class RunSession:
 
     async def _run_waves(self, stats: RunStats, writer: GroupWriter, guards: Guards) -> None:
         """Run the stages over the source, then each sql stage's query and the stages over its rows."""
+        if self._desk is not None:
+            await self._desk.start()
         for wave in self._pipeline.waves:
             if wave.query is not None:
                 await asyncio.to_thread(writer.flush)  # the query must see every row of the waves before

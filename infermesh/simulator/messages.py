@@ -31,7 +31,8 @@ def tools_of(request: MessagesRequest) -> tuple[list[Tool], str | ToolChoice | N
 def wanted_format(request: MessagesRequest) -> dict[str, Any] | bool | None:
     """Return the JSON schema of the answer. None: free text."""
     config = request.output_config
-    return config.format.definition if config is not None and config.format is not None else None
+    wanted = config.format if config is not None and config.format is not None else request.output_format
+    return None if wanted is None else wanted.definition
 
 
 def message(head: dict[str, Any], choice: Generation, prompt_tokens: int, tier: str) -> dict[str, Any]:

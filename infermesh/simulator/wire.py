@@ -161,6 +161,7 @@ class MessagesRequest(_Wire):
     tools: list[MessageTool] | None = None
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
+    output_format: ResponseFormat | None = None  # its name in the beta, which LiteLLM sends
 
 
 class EmbeddingsRequest(_Wire):

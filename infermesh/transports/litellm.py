@@ -31,8 +31,8 @@ import re
 import sys
 import threading
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from socket import gaierror
 from typing import Any, ClassVar
 
@@ -44,15 +44,16 @@ from infermesh.errors import (
     MalformedResponseError,
     RequestError,
 )
-from infermesh.redaction import origin, redact, secret_values
+from infermesh.redaction import names_secret, origin, redact, secret_values, url_secrets
 from infermesh.transports.dialect import Dialect
 from infermesh.transports.errors import error_from_status, error_in_body, timed_out
 from infermesh.transports.http.trust import VARIABLES
+from infermesh.transports.native import Access
 from infermesh.transports.provider_table import split_model
-from infermesh.types import Reply, Request
+from infermesh.types import Operation, Reply, Request
 from infermesh.wire.error_bodies import is_error
 
-__all__ = ["LiteLLMTransport"]
+__all__ = ["LiteLLMTransport", "answer_body", "import_litellm"]
 
 logger = logging.getLogger("infermesh")
 
@@ -126,6 +127,8 @@ class LiteLLMTransport:
         self.model = model
         self.api_base = api_base
         self._key = api_key.strip() if api_key else None
+        self._headers = dict(headers or {})
+        self._ca_bundle = ca_bundle
         self._dialect = dialect or Dialect(label, *split_model(model))
         self._common: dict[str, Any] = {"model": model, "num_retries": 0, "max_retries": 0}
         if api_base is not None:
@@ -158,7 +161,7 @@ class LiteLLMTransport:
         if litellm is None:
             litellm = await self._load()
         call = getattr(litellm, _FUNCTIONS[request.operation])
-        arguments = self._arguments(request)
+        arguments = self.arguments(request)
         arguments["timeout"] = _FOREVER_S if timeout is None else timeout
         from infermesh.transports.litellm_clients import BOUND, Bound
 
@@ -169,11 +172,46 @@ class LiteLLMTransport:
                 answer = await call(**arguments)
         except Exception as error:
             # `from None`: the foreign messages may quote keys.
-            raise self._failure(error, timeout) from None
-        body, header = _body(request, answer), _header_lookup(answer)
+            raise self.failure(error, timeout) from None
+        body, header = answer_body(request.operation, answer), _header_lookup(answer)
         if self._invents_ids and _INVENTED_ID.match(str(body.get("id"))):
             body["id"] = header("request-id") or header("x-request-id")  # what the provider can look up
         return Reply(200, body, header, secrets=self._secrets)
+
+    def access(
+        self,
+        base_url: str,
+        base_vars: Sequence[str],
+        sign: Callable[[Mapping[str, str]], Mapping[str, str]],
+        environ: Mapping[str, str] = os.environ,
+    ) -> Access:
+        """How its endpoint is reached for what LiteLLM has no calls for, such as batches. LiteLLM is not loaded.
+
+        Parameters
+        ----------
+        base_url
+            Where it is, unless ``api_base`` or the first of ``base_vars`` that is set says another.
+        sign
+            Makes the headers with the key, of the variables. A key of the deployment comes as ``""``.
+
+        Raises
+        ------
+        AuthenticationError
+            ``sign`` made no header, and there is none of the deployment's own.
+        """
+        self._check_open()
+        base = self.api_base or next(filter(None, map(environ.get, base_vars)), base_url)
+        signed = sign({**environ, "": self._key} if self._key else environ)
+        headers = {**signed, **{name.lower(): value for name, value in self._headers.items()}}
+        if not signed and not any(map(names_secret, headers)):
+            raise AuthenticationError(
+                f"{self.label}: no key for {origin(base)}, nothing was sent: set the provider's variable, or name "
+                "another one in the deployment's api_key_env",
+                deployment=self.label,
+            )
+        secrets = tuple({*self._secrets, *secret_values(headers), *url_secrets(base)})
+        written = self._dialect.written
+        return Access(self.label, self.model, partial(_joined, base), headers, secrets, self._ca_bundle, written)
 
     async def missing_variables(self) -> list[str]:
         """The environment variables that LiteLLM looks for in vain; none where the key is known. Nothing is sent."""
@@ -209,7 +247,7 @@ class LiteLLMTransport:
         return origin(self.api_base) if self.api_base else self.model
 
     async def _load(self) -> Any:
-        litellm = await asyncio.to_thread(_import_litellm, f"{self.label}: LiteLLM is loaded for {self.model}")
+        litellm = await asyncio.to_thread(import_litellm, f"{self.label}: LiteLLM is loaded for {self.model}")
         self._check_open()  # again: loading takes seconds, and what is opened now would be closed by nobody
         if self._litellm is None:
             self._litellm = litellm
@@ -221,7 +259,8 @@ class LiteLLMTransport:
                 litellm.aclient_session = guarded(litellm.OpenAIChatCompletion.get_async_http_client())
         return litellm
 
-    def _arguments(self, request: Request) -> dict[str, Any]:
+    def arguments(self, request: Request) -> dict[str, Any]:
+        """What LiteLLM is asked for a request."""
         arguments = {**self._dialect.written(request).payload, **self._common}
         if request.operation == "transcription":
             if request.audio is None:
@@ -234,7 +273,7 @@ class LiteLLMTransport:
             arguments["_skip_mcp_handler"] = True
         return arguments
 
-    def _failure(self, error: Exception, timeout: float | None) -> RequestError:
+    def failure(self, error: Exception, timeout: float | None) -> RequestError:
         """Translate LiteLLM's exception by the one that it wraps. Its own status may be made up: 500 for a reset."""
         import httpx
 
@@ -299,7 +338,7 @@ class LiteLLMTransport:
         return APIConnectionError(f"{self.label}: LiteLLM failed: {said}", deployment=self.label)
 
 
-def _import_litellm(why: str = "LiteLLM is loaded") -> Any:
+def import_litellm(why: str = "LiteLLM is loaded") -> Any:
     """Import and set up LiteLLM once, for all the requests that come while it is being loaded."""
     with _LOADING:
         if "litellm" not in sys.modules:
@@ -369,6 +408,16 @@ def _not_http(chain: Sequence[BaseException]) -> str | None:
     return " ".join(str(found[-1].message).split())[:200]
 
 
+def _joined(base: str, path: str) -> str:
+    """A path behind a base URL, which may have a query, and may end in what the path begins with."""
+    base, _, query = base.partition("?")
+    base = base.rstrip("/")
+    for end in ("/v1/messages", "/v1"):
+        if path.startswith(f"{end}/"):
+            base = base.removesuffix(end)
+    return base + path + (f"?{query}" if query else "")
+
+
 def _content(response: Any, error: Exception) -> Any:
     try:
         content = response.content
@@ -390,7 +439,7 @@ def _nothing(name: str) -> None:
     return None
 
 
-def _body(request: Request, answer: Any) -> dict[str, Any]:
+def answer_body(operation: Operation, answer: Any) -> dict[str, Any]:
     """LiteLLM's answer as a dict of OpenAI's shape, as the native transport decodes it."""
     if isinstance(answer, str):  # a transcript asked for as text
         return {"text": answer}
@@ -398,7 +447,7 @@ def _body(request: Request, answer: Any) -> dict[str, Any]:
     usage = body.get("usage")
     if isinstance(usage, dict) and not any(value for value in usage.values() if isinstance(value, int)):
         body["usage"] = None
-    if request.operation == "responses" and isinstance(body.get("id"), str):
+    if operation == "responses" and isinstance(body.get("id"), str):
         body["id"] = _provider_id(body["id"])
     return body
 

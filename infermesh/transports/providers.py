@@ -96,6 +96,8 @@ def resolve_deployment(config: DeploymentConfig, environ: Mapping[str, str], *, 
     if config.transport == "auto" and kind == "litellm" and provider is _UNKNOWN:
         _refuse_unknown(config.model, label)
     if kind == "litellm":
+        if prefix == "anthropic" and api_base is not None:  # LiteLLM adds /v1/messages to any other base
+            api_base = api_base.rstrip("/").removesuffix("/v1")
         if api_key is None and api_base is not None:
             api_key = _usual_key(prefix, provider, api_base, environ)
         wire_model = _litellm_name(config.model, provider, name, api_base)

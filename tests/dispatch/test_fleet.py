@@ -47,10 +47,11 @@ def test_an_entry_of_an_experiment_says_what_a_deployment_config_says() -> None:
         name: field.get_default(call_default_factory=True) for name, field in DeploymentEntry.model_fields.items()
     }
     configs = {field.name: field.default for field in dataclasses.fields(DeploymentConfig)}
-    assert entries.keys() - {"limits"} == configs.keys() - LIMITS.keys() - {"api_key"}
+    # A client has no store that would remember a batch.
+    assert entries.keys() - {"limits", "batch"} == configs.keys() - LIMITS.keys() - {"api_key"}
     # None takes the client's, which has the same default.
     configs["max_response_bytes"] = inspect.signature(LMClient).parameters["max_response_bytes"].default
-    for name in entries.keys() - {"limits", "model", "headers"}:
+    for name in entries.keys() - {"limits", "model", "headers", "batch"}:
         assert entries[name] == configs[name], name
 
 

@@ -90,8 +90,10 @@ def test_a_tool_and_a_schema(service: Callable[..., Service]) -> None:
         assert call.name == "look"
         assert isinstance(call.input["n"], int)
     form = {"format": {"type": "json_schema", "schema": schema}}
-    (text,) = sdk.messages.create(**params(output_config=form)).content
-    assert isinstance(json.loads(text.text)["n"], int)
+    named: Any
+    for named in ({"output_config": form}, {"extra_body": {"output_format": form["format"]}}):  # now, and in the beta
+        (text,) = sdk.messages.create(**params(**named)).content
+        assert isinstance(json.loads(text.text)["n"], int)
 
 
 def test_streams(service: Callable[..., Service]) -> None:

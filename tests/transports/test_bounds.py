@@ -18,7 +18,7 @@ from infermesh.config.deployment import DeploymentConfig
 from infermesh.errors import ConfigError, MalformedResponseError, RequestError, ServerError
 from infermesh.transports import make_transport
 from infermesh.transports.http.coding import Inflater
-from infermesh.transports.litellm import _import_litellm
+from infermesh.transports.litellm import import_litellm
 from infermesh.types import Reply, Request
 
 from .conftest import KEY, Authority, Script, _chat, scripted
@@ -45,7 +45,7 @@ MODELS = {
 def _litellm_is_imported() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _import_litellm()
+        import_litellm()
 
 
 def deflated(wbits: int, length: int = LONG) -> bytes:

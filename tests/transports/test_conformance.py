@@ -35,7 +35,7 @@ from infermesh.errors import (
 )
 from infermesh.results import TokenUsage, ToolCall
 from infermesh.transports import NativeTransport, make_transport
-from infermesh.transports.litellm import _import_litellm
+from infermesh.transports.litellm import import_litellm
 from infermesh.types import Audio, Request, Transport
 from infermesh.wire import answers
 from infermesh.wire import requests as wire
@@ -61,7 +61,7 @@ Make = Callable[..., Transport]
 def _litellm_is_imported() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _import_litellm()
+        import_litellm()
 
 
 @pytest.fixture

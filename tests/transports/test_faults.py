@@ -19,7 +19,7 @@ from infermesh.errors import (
     RequestTimeoutError,
     ServerError,
 )
-from infermesh.transports.litellm import _import_litellm
+from infermesh.transports.litellm import import_litellm
 
 from .conftest import KEY, Authority, Script, _chat, scripted
 
@@ -37,7 +37,7 @@ _HTML = b"<html><head><title>Welcome</title></head></html>"
 def _litellm_is_imported() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _import_litellm()
+        import_litellm()
 
 
 def sized(body: bytes, *headers: bytes, start: bytes = b"HTTP/1.1 200 OK") -> bytes:

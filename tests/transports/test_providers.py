@@ -62,6 +62,7 @@ RULES: list[tuple[str, str | None, str, str, str | None, str | None]] = [
     ("groq/llama-3.3", None, "native", "llama-3.3", "https://api.groq.com/openai/v1", "gsk-key"),
     ("openrouter/openai/gpt-4o", None, "native", "openai/gpt-4o", "https://openrouter.ai/api/v1", None),
     ("anthropic/claude-x", None, "litellm", "anthropic/claude-x", None, None),
+    ("anthropic/claude-x", f"{HOST}/", "litellm", "anthropic/claude-x", HOST.removesuffix("/v1"), None),
     ("claude-x", None, "litellm", "claude-x", None, None),
     ("azure/dep", "https://x.openai.azure.com", "litellm", "azure/dep", "https://x.openai.azure.com", None),
     ("bedrock/anthropic.claude", None, "litellm", "bedrock/anthropic.claude", None, None),

@@ -341,7 +341,7 @@ class Courier:
         for number, wait in enumerate((*_AGAIN_S, None)):
             partial.unlink(missing_ok=True)
             await self._patiently(counter, "fetch", lambda: self._download(counter, status, partial))
-            found = await asyncio.to_thread(batch.read_results, partial, counter.wire.result)
+            found = await asyncio.to_thread(batch.read_results, partial, counter.wire.glance)
             if best is None or found.found > best.found:
                 best = found
                 partial.replace(batch.results)

@@ -137,7 +137,7 @@ class BatchDesk:
             if batch.count(USED) == len(batch):
                 return
             try:
-                batch.take_results(batch.read_results(batch.results, self._counters[batch.label].wire.result))
+                batch.take_results(batch.read_results(batch.results, self._counters[batch.label].wire.glance))
             except OSError:  # somebody has removed the file; the provider keeps it for a month
                 batch.outcomes = bytearray(USED if each == USED else WAITING for each in batch.outcomes)
                 self._unfollowed.append((batch, "submitted"))
@@ -159,12 +159,15 @@ class BatchDesk:
         stage, row_id, request = key
         return self._stages.setdefault(stage, len(self._stages)) << 56 | row_id << 8 | min(request, 255)
 
-    def start(self) -> None:
-        """Look after the batches of earlier sessions. Called in the event loop."""
+    async def start(self) -> None:
+        """Get ready to write lines, and look after the batches of earlier sessions."""
+        for counter in self._counters.values():
+            await counter.wire.load()
         waiting = [batch for batch, _ in self._unfollowed]
         if waiting:
             rows = sum(batch.count(WAITING) for batch in waiting)
-            self._note(f"{counted(len(waiting), 'batch', 'batches')} of an earlier session, {rows} requests: looked up")
+            words = f"{counted(len(waiting), 'batch', 'batches')} of an earlier session"
+            self._note(f"{words}, of {counted(rows, 'request')}, may be back: looking")
         for batch, state in self._unfollowed:
             batch.admitted = True
             self._courier.follow(batch, state)
@@ -283,8 +286,8 @@ class BatchDesk:
                 if self._read_last is not None:
                     self._read_last.close()
                 self._read_last = batch
-            result = counter.wire.result(batch.result(line))
-            if batch.outcomes[line] == ANSWERED:
+            result = counter.wire.result(batch.result(line), request)
+            if result.kind == "answered":
                 result.body["service_tier"] = "batch"  # a line says "default", and is billed as a batch's all the same
                 reply = Reply(result.status or 200, result.body, _no_header)
             else:

@@ -4,11 +4,13 @@ A :class:`~infermesh.transports.batches.wire.BatchWire` speaks one provider's di
 keeps no state: what is to be remembered, and sent again, is another layer's.
 """
 
+from infermesh.transports.batches.anthropic import AnthropicBatches
 from infermesh.transports.batches.make import make_batch_wire
 from infermesh.transports.batches.openai import OpenAIBatches
 from infermesh.transports.batches.wire import BatchLimits, BatchStatus, BatchWire, LineProblem, LineResult
 
 __all__ = [
+    "AnthropicBatches",
     "BatchLimits",
     "BatchStatus",
     "BatchWire",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from infermesh.transports.errors import error_from_status, error_in_body
 from infermesh.transports.http.trust import client_context
 from infermesh.transports.native import Access
 
-__all__ = ["BatchHttp", "Said", "line_error"]
+__all__ = ["BatchHttp", "Said", "line_error", "moment", "seconds_to_wait"]
 
 _CALL_S = 120.0  # for a call that moves no file
 _IDLE_S = 120.0  # without a byte, where one does
@@ -47,6 +48,22 @@ def line_error(access: Access, result: LineResult) -> RequestError:
 
 def _no_header(name: str) -> None:
     return None
+
+
+def seconds_to_wait(header: Callable[[str], str | None]) -> float | None:
+    """After how many seconds to look again, as an answer's headers say."""
+    said = header("retry-after")
+    return float(said) if said is not None and said.replace(".", "", 1).isdigit() else None
+
+
+def moment(said: Any) -> float | None:
+    """A time as a number, or as ISO 8601 writes it, in seconds since the epoch; ``None``: it is none."""
+    if isinstance(said, str):
+        try:
+            return datetime.fromisoformat(said).timestamp()
+        except ValueError:
+            return None
+    return float(said) if isinstance(said, int | float) else None
 
 
 class BatchHttp:
@@ -116,7 +133,8 @@ class BatchHttp:
         timeout = aiohttp.ClientTimeout(total=None, sock_read=_IDLE_S, sock_connect=30)
         given = {**own, **(headers or {}), "accept": "*/*"}
         try:
-            async with self._open().get(url, timeout=timeout, headers=given) as answer:
+            # A redirect is refused: aiohttp would take keys along, but for the one in `authorization`.
+            async with self._open().get(url, timeout=timeout, headers=given, allow_redirects=False) as answer:
                 if not 200 <= answer.status < 300:
                     raise self._refused(answer.status, await answer.content.read(_MOST), answer.headers.get)
                 with target.open("ab") as file:
@@ -130,6 +148,24 @@ class BatchHttp:
             raise
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise self._broken(error) from None
+
+    async def first_line(self, url: str) -> bytes:
+        """The first line of a file, of which not much more is fetched. ``b""``: it is empty."""
+        headers = {name: value for name, value in self.access.headers.items() if name != "content-type"}
+        timeout = aiohttp.ClientTimeout(total=_CALL_S, sock_connect=30)
+        line = b""
+        try:
+            async with self._open().get(url, timeout=timeout, headers=headers, allow_redirects=False) as answer:
+                if not 200 <= answer.status < 300:
+                    raise self._refused(answer.status, await answer.content.read(_MOST), answer.headers.get)
+                while b"\n" not in line and len(line) < _MOST and (block := await answer.content.readany()):
+                    line += block
+                answer.close()  # else the rest would be read, so that the connection can be kept
+        except RequestError:
+            raise
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise self._broken(error) from None
+        return line.partition(b"\n")[0]
 
     async def aclose(self) -> None:
         """Close every connection."""

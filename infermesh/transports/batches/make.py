@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from infermesh.errors import ConfigError
+from infermesh.transports.batches.anthropic import AnthropicBatches
 from infermesh.transports.batches.openai import OpenAIBatches
 from infermesh.transports.batches.wire import BatchWire
+from infermesh.transports.litellm import LiteLLMTransport
 from infermesh.transports.native import NativeTransport
 from infermesh.transports.provider_table import split_model
 from infermesh.types import Transport
@@ -38,7 +40,15 @@ def make_batch_wire(label: str, model: str, transport: Transport, *, simulated: 
         )
     if isinstance(transport, NativeTransport) and prefix not in _OTHERS:
         return OpenAIBatches(transport.access())
+    if isinstance(transport, LiteLLMTransport) and (prefix == "anthropic" or (not prefix and _is_claude(model))):
+        return AnthropicBatches(transport)
     raise ConfigError(
         f"{where}: the batch API of {prefix or 'this provider'} is not spoken here. OpenAI's is, and what has the "
-        "same: azure, groq, and proxies by openai/NAME with api_base. Set enabled to false to send live"
+        "same: azure, groq, and proxies by openai/NAME with api_base. So is Anthropic's. Set enabled to false to send "
+        "live"
     )
+
+
+def _is_claude(name: str) -> bool:
+    """Whether LiteLLM takes a name without a provider for one of Anthropic's."""
+    return name.startswith("claude") and "/" not in name

@@ -9,7 +9,6 @@ capitalized, whose times are texts and whose error file may be empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import orjson
 
 from infermesh.errors import RequestError
 from infermesh.redaction import redact
-from infermesh.transports.batches.http import BatchHttp, line_error
+from infermesh.transports.batches.http import BatchHttp, line_error, moment, seconds_to_wait
 from infermesh.transports.batches.wire import BatchLimits, BatchStatus, LineProblem, LineResult, one_line
 from infermesh.transports.native import Access
 from infermesh.types import Operation, Request
@@ -52,13 +51,20 @@ class OpenAIBatches:
         self._access = access
         self._http = BatchHttp(access)
 
+    async def load(self) -> None:
+        """Nothing is needed."""
+
     def line(self, custom_id: str, request: Request) -> bytes:
         """A line of the input file."""
         opening, rest = request_body(self._access.written(request), self._access.model)
         head = {"custom_id": custom_id, "method": "POST", "url": _PATHS[request.operation]}
         return one_line(b"".join((orjson.dumps(head)[:-1], b',"body":', opening, rest, b"}"))) + b"\n"
 
-    def result(self, line: bytes) -> LineResult:
+    def glance(self, line: bytes) -> LineResult:
+        """Whose result a line is: as :meth:`result`, which takes no longer."""
+        return self.result(line)
+
+    def result(self, line: bytes, request: Request | None = None) -> LineResult:
         """A line of the output file or of the error file: its status, not ``error``, says how it ended."""
         data = orjson.loads(line)
         if not isinstance(data, dict):
@@ -67,13 +73,13 @@ class OpenAIBatches:
         if not isinstance(custom_id, str):
             custom_id = None
         if isinstance(response, dict) and isinstance(response.get("status_code"), int):
-            status, body = response["status_code"], response.get("body")
+            status, body, read = response["status_code"], response.get("body"), True
             if isinstance(body, str):  # as Mistral's, in its error file
                 try:
                     body = orjson.loads(body)
                 except ValueError:
-                    body = {"error": {"message": body}}
-            good = 200 <= status < 300 and isinstance(body, dict)
+                    body, read = {"error": {"message": body}}, False
+            good = 200 <= status < 300 and isinstance(body, dict) and read
             return LineResult(custom_id, "answered" if good else "failed", status, body)
         if isinstance(error, dict) and error.get("code") in _UNSERVED:
             return LineResult(custom_id, "unserved", None, error)
@@ -120,7 +126,7 @@ class OpenAIBatches:
                 marked = each.get("metadata") or {}
                 if marked.get(_MARK) == token or (file_id and each.get("input_file_id") == file_id):
                     return self._read_status(each, said.header)
-            made = [_seconds(each.get("created_at")) for each in page]
+            made = [moment(each.get("created_at")) for each in page]
             if not page or not said.body.get("has_more") or max(filter(None, made), default=since) < since - _EARLIER_S:
                 return None
             params["after"] = str(said.body.get("last_id") or page[-1].get("id"))
@@ -157,7 +163,6 @@ class OpenAIBatches:
         phase: Any = "ended" if said in _ENDED or (said == "failed" and files) else "working"
         if said == "failed" and not files:
             phase = "failed"
-        wait = header("retry-after")
         return BatchStatus(
             str(body.get("id")),
             phase,
@@ -166,7 +171,7 @@ class OpenAIBatches:
             done + failed if total else None,
             files,
             tuple(self._problems(body.get("errors"))),
-            float(wait) if wait is not None and wait.replace(".", "", 1).isdigit() else None,
+            seconds_to_wait(header),
         )
 
     def _problems(self, errors: Any) -> Iterable[LineProblem]:
@@ -178,13 +183,3 @@ class OpenAIBatches:
                     line = None  # a model that there is not is every line's
                 message = redact(str(each.get("message") or code), *self._access.secrets)
                 yield LineProblem(None if line is None else line - 1, code, message, code.lower() in _FULL)
-
-
-def _seconds(said: Any) -> float | None:
-    """A time as OpenAI writes it, or Azure."""
-    if isinstance(said, str):
-        try:
-            return datetime.fromisoformat(said).timestamp()
-        except ValueError:
-            return None
-    return float(said) if isinstance(said, int | float) else None

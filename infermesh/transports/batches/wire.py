@@ -122,12 +122,23 @@ class BatchWire(Protocol):
     limits: BatchLimits
     uploads: bool
 
+    async def load(self) -> None:
+        """Import what lines and results need. Else the first of them does, which may take seconds."""
+        ...
+
     def line(self, custom_id: str, request: Request) -> bytes:
         """A request as a line, with its end. Pure. Raises ``InputError`` where it cannot be written."""
         ...
 
-    def result(self, line: bytes) -> LineResult:
-        """Read a line of the results. Pure. Raises ``ValueError`` where it is none."""
+    def glance(self, line: bytes) -> LineResult:
+        """Whose result a line is, and of what kind, without its body. Pure. Raises ``ValueError`` where it is none."""
+        ...
+
+    def result(self, line: bytes, request: Request | None = None) -> LineResult:
+        """Read a line of the results. Pure. Raises ``ValueError`` where it is none.
+
+        Without the request that it answers, an answer may not be read as a live one's would.
+        """
         ...
 
     def error(self, result: LineResult) -> RequestError:
