@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from infermesh.cli.edited import run_command
+from infermesh.cli.status import batch_lines
 from infermesh.errors import StoreError
 from infermesh.hints import command, counted, one_line
 from infermesh.query.glance import first_query_of
@@ -34,14 +35,10 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
         *([f"  reused    {counted(outcome.reused, 'answer')} to identical requests"] if outcome.reused else []),
         *_invalid_lines(outcome),
     ]
-    if outcome.saved_usd:
-        lines.append(f"  saved     ${outcome.saved_usd:.4f} by batches, in this session, against live requests")
-    if outcome.batches[0]:
-        batches, requests = outcome.batches
-        lines.append(
-            f"  batches   {counted(batches, 'batch', 'batches')} of {counted(requests, 'request')} at the provider, "
-            f"which takes up to a day: {command('batches', outcome.folder)}"
-        )
+    if outcome.batches is not None:
+        lines += [f"  batches   {line}" for line in batch_lines(outcome.batches)]
+        if outcome.batches.out:
+            lines.append(f"            they take up to a day: {command('batches', outcome.folder)}")
     if outcome.status == "stopped":
         lines.insert(1, f"  stopped   {outcome.reason}; {_how_to_continue(outcome)}")
     if brief:

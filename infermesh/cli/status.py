@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from infermesh.errors import StoreError
 from infermesh.hints import command, counted, nearest, one_line
 from infermesh.query.finding import group_words, not_begun, runs_in
 from infermesh.query.glance import first_query_across
+from infermesh.query.in_batches import InBatches
 from infermesh.query.reader import RunReader
 from infermesh.query.summary import STATES, RunDetails, RunInfo, describe, details, runs_below
 from infermesh.query.union import RunUnion
@@ -137,6 +138,9 @@ def _print_status(info: RunInfo, found: RunDetails | None) -> None:
             f"  requests that failed: {failed.requests} × {failed.stage} at {failed.deployment}: {failed.kind}: "
             f"{one_line(failed.message or '', 160)} (the last one at {failed.last_at:%H:%M:%S} UTC)"
         )
+    if found.batches is not None:
+        for line in batch_lines(found.batches):
+            print(f"  batches: {line}")
     for stage, rows in found.waiting.items():
         print(f"  {counted(rows, f'row of {stage} waits', f'rows of {stage} wait')} for another try")
     if (sweep := sweep_of(info.folder)) is not None:
@@ -145,6 +149,15 @@ def _print_status(info: RunInfo, found: RunDetails | None) -> None:
         print(f"  stop: {command('stop', info.folder)}")
     elif info.unfinished or info.failed:
         print(f"  resume: {command('resume', info.folder)}")
+
+
+def batch_lines(found: InBatches) -> Iterator[str]:
+    """What is out, and what came back, a line each."""
+    for label, (batches, requests) in found.out.items():
+        yield f"{counted(batches, 'batch', 'batches')} of {counted(requests, 'request')} at {label}, not back yet"
+    if found.answered:
+        saved = "" if not found.saved_usd else f", about ${found.saved_usd:.4f} less than live"
+        yield f"{counted(found.answered, 'request')} answered{saved}"
 
 
 def _print_group(folder: Path, runs: Sequence[Path], infos: Sequence[RunInfo]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from infermesh.errors import StoreError, StoreInUseError
+from infermesh.query.in_batches import InBatches, in_batches, prices_of
 from infermesh.query.reader import RunReader
 from infermesh.query.troubles import Failed, failed_requests, waiting_rows
 from infermesh.store.folders import run_folders, sweep_of
@@ -94,6 +95,8 @@ class RunDetails:
         Those of the last session, by where and how they failed, the most frequent first.
     waiting
         Stage → rows of a live run that have failed requests, and wait for another try.
+    batches
+        What went through batch APIs; ``None``: nothing did.
     """
 
     stages: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -105,6 +108,7 @@ class RunDetails:
     invalid: list[tuple[str, int, str]] = field(default_factory=list)
     failed_requests: list[Failed] = field(default_factory=list)
     waiting: dict[str, int] = field(default_factory=dict)
+    batches: InBatches | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -118,6 +122,7 @@ class RunDetails:
             "invalid": [dict(zip(("stage", "rows", "example"), each, strict=True)) for each in self.invalid],
             "failed_requests": [asdict(failed) for failed in self.failed_requests],
             "waiting": self.waiting,
+            "batches": None if self.batches is None else asdict(self.batches),
         }
 
 
@@ -169,6 +174,7 @@ def details(reader: RunReader) -> RunDetails:
     for stage in (name for name in found.stages if name in having):
         found.invalid += reader.rows(invalid_answers(stage))
     found.failed_requests = failed_requests(reader)
+    found.batches = in_batches(reader.rows, lambda label, usage: prices_of(reader.rows)(label, usage))
     if reader.live:
         found.waiting = {stage: rows for stage in found.stages if (rows := waiting_rows(reader, stage))}
     return found

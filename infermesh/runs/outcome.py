@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infermesh.query.in_batches import InBatches
 from infermesh.query.sinks import SinkReport
 from infermesh.store.schema import RunStatus
 
@@ -41,9 +42,7 @@ class RunOutcome:
     invalid
         ``(stage, rows, example)`` of answers that are done and do not satisfy their stage's response format.
     batches
-        Batches that are at a provider, and the requests in them.
-    saved_usd
-        US dollars that the answers which batches have brought in this session would have cost more, live.
+        What of the run went through batch APIs; ``None``: nothing did.
     """
 
     folder: Path
@@ -59,8 +58,7 @@ class RunOutcome:
     files: SinkReport = field(default_factory=SinkReport)
     invalid: list[tuple[str, int, str]] = field(default_factory=list)
     report: Path | None = None
-    batches: tuple[int, int] = (0, 0)
-    saved_usd: float = 0.0
+    batches: InBatches | None = None
 
     @property
     def exit_code(self) -> int:

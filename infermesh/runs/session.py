@@ -18,8 +18,10 @@ from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import InfermeshError, StoppedError, StoreError
 from infermesh.hints import command, counted
 from infermesh.inputs.sources import Source
+from infermesh.query.in_batches import InBatches, in_batches
 from infermesh.query.reader import ask_run
 from infermesh.query.sinks import check_sinks, write_sinks
+from infermesh.results import TokenUsage
 from infermesh.runs.control import Control
 from infermesh.runs.crew.engine import workers_of
 from infermesh.runs.explain import changes, opening_lines
@@ -491,9 +493,20 @@ class RunSession:
             self._stopped_by,
             files,
             store.invalid_answers(),
-            batches=self._left,
-            saved_usd=0.0 if self._desk is None else self._desk.saved,
+            batches=self._batches(),
         )
+
+    def _batches(self) -> InBatches | None:
+        """What of the run went through batch APIs, over all sessions."""
+        if self._desk is None:
+            return None
+
+        def price(label: str, usage: TokenUsage) -> float | None:
+            found = self._fleet.deployments.get(label)
+            return None if found is None or found.price is None else found.price(usage)
+
+        with self._store.cursor() as connection:
+            return in_batches(lambda query: connection.execute(query).fetchall(), price)
 
     def _dropped(self) -> int:
         """How many requests of this session were sent, and not waited for."""

@@ -21,13 +21,12 @@ from array import array
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from infermesh.config.schema import BatchConfig
-from infermesh.dispatch.pricing import reported_cost
 from infermesh.errors import NotFoundError, RequestError
 from infermesh.hints import counted, one_line
 from infermesh.results import TokenUsage
@@ -61,8 +60,6 @@ class Counter:
         Whether new requests go there. A deployment whose batches were switched off is asked for those it has.
     price
         US dollars of an answer's usage.
-    saved
-        US dollars that the answers of this session would have cost more, live.
     failed
         Batches in a row that failed as a whole.
     """
@@ -72,20 +69,8 @@ class Counter:
     config: BatchConfig
     price: Callable[[TokenUsage], float | None] | None = None
     open: bool = True
-    saved: float = 0.0
     failed: int = 0
     told: set[str] = field(default_factory=set)
-
-    def cost(self, usage: TokenUsage) -> float | None:
-        """US dollars of an answer's usage; what it has saved is counted."""
-        if self.price is None:
-            return reported_cost(usage)
-        cost = self.price(usage)
-        details = {name: value for name, value in (usage.details or {}).items() if name != "service_tier"}
-        live = self.price(replace(usage, details=details or None))
-        if cost is not None and live is not None:
-            self.saved += live - cost
-        return cost
 
     @property
     def most_requests(self) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from infermesh.dispatch.batched import SENDER, BatchAnswer
+from infermesh.dispatch.pricing import reported_cost
 from infermesh.errors import (
     BadRequestError,
     InputError,
@@ -301,7 +302,7 @@ class BatchDesk:
             batch.submitted_at,
             max(batch.ended_at - batch.submitted_at, 0.0),
             tries,
-            counter.cost,
+            counter.price or reported_cost,
             reply,
             error,
             again if tries < retries else None,
@@ -382,11 +383,6 @@ class BatchDesk:
         await self._courier.aclose()
         for batch in self._batches:
             batch.close()
-
-    @property
-    def saved(self) -> float:
-        """US dollars that the answers of this session would have cost more, live."""
-        return sum(counter.saved for counter in self._counters.values())
 
     def clear(self) -> None:
         """Every row is settled: what came back is in the tables, and its files can go."""
