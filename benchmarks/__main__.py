@@ -36,6 +36,7 @@ SCRIPTS = (
     "profile",
     "workers",
     "scaleout",
+    "batches",
 )
 PAGE = ROOT / "docs" / "benchmarks.md"
 

@@ -322,6 +322,15 @@ def long_endpoint(characters: int) -> Iterator[str]:
 
 
 @contextmanager
+def simulator_endpoint(*settings: str) -> Iterator[str]:
+    """Run the simulator, with settings as ``infermesh simulate`` takes them; gives its base URL."""
+    port = _free_port()
+    command = [sys.executable, "-m", "infermesh", "simulate", "--port", str(port), *settings]
+    with _process(command, port) as url:
+        yield url
+
+
+@contextmanager
 def _watching(port: int, *options: str) -> Iterator[str]:
     command = [sys.executable, "-m", "benchmarks.endpoint", "--port", str(port), *options]
     with _process(command, port) as url:

@@ -227,6 +227,19 @@ def ended(process: subprocess.Popen[bytes], folder: Path, expected: Sequence[int
         raise RuntimeError(f"exit code {code}: {words}")
 
 
+def used_by_run(declared: dict[str, Any], rows: int) -> dict[str, float]:
+    """Run a declaration as a user does: its CPU seconds, its seconds, and the peak of its memory in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        project(Path(folder), declared, rows)
+        started = time.perf_counter()
+        process = launch(command("run", "+experiment=benchmark", "hydra.run.dir=outputs/it"), Path(folder))
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        ended(process, Path(folder))
+        seconds = time.perf_counter() - started
+    return {"cpu_s": usage.ru_utime + usage.ru_stime, "seconds": seconds, "peak_mb": peak_mb(usage)}
+
+
 def peak_rss(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
     """Run a command to its end; its peak resident memory in MB (10⁶ bytes), and its seconds.
 
