@@ -7,7 +7,7 @@ same once the batch is back, and then gets its answer here, as if it had been se
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NoReturn, Protocol, TypeVar
@@ -18,9 +18,10 @@ from infermesh.errors import RequestError
 from infermesh.results import Attempt, RequestMetrics, TokenUsage
 from infermesh.types import Reply, Request
 
-__all__ = ["SENDER", "BatchAnswer", "Batching", "Sender", "deliver"]
+__all__ = ["SENDER", "BatchAnswer", "Batching", "Sender", "deliver", "failed_line"]
 
 T = TypeVar("T")
+_TIER = "batch"
 
 
 @dataclass(slots=True)
@@ -56,8 +57,8 @@ class BatchAnswer:
         When the batch was submitted, in seconds since the epoch.
     service_s
         Seconds until it was back.
-    tries
-        How often the request was sent before.
+    before
+        The lines by which the same was sent before and that failed, with their errors.
     price
         US dollars of its usage; called once.
     send_again
@@ -67,7 +68,7 @@ class BatchAnswer:
     label: str
     started_at: float
     service_s: float
-    tries: int
+    before: Sequence[tuple[Attempt, RequestError]]
     price: Callable[[TokenUsage], float | None]
     reply: Reply | None
     error: RequestError | None
@@ -109,7 +110,7 @@ def deliver(
         prompt, completion, tier = usage.prompt_tokens, usage.completion_tokens, served_by(usage)
         cost = found.price(usage)
     attempt = Attempt(
-        request.earlier + found.tries + 1,
+        request.earlier + len(found.before) + 1,
         found.label,
         found.started_at,
         0.0,
@@ -120,17 +121,27 @@ def deliver(
         completion,
         cost,
         request.rows,
-        tier or "batch",
+        tier or _TIER,
     )
+    if error is not None and error.retryable and found.send_again is not None:
+        found.send_again()
+    attempts = [*(each for each, _ in found.before), attempt]
     metrics = RequestMetrics(
-        found.label, 0.0, found.service_s, max(time.time() - found.started_at, 0.0), found.tries, [attempt]
+        found.label, 0.0, found.service_s, max(time.time() - attempts[0].started_at, 0.0), len(found.before), attempts
     )
+    told = ON_FAILURE.get()
+    if told is not None:
+        for each, its_error in found.before:
+            told(each, its_error)
     if error is None and value is not None:
         return value, metrics
     assert error is not None
-    if (told := ON_FAILURE.get()) is not None:
+    if told is not None:
         told(attempt, error)
-    if error.retryable and found.send_again is not None:
-        found.send_again()
     error.deployment, error.metrics = found.label, metrics
     raise error
+
+
+def failed_line(number: int, label: str, started_at: float, service_s: float, error: RequestError) -> Attempt:
+    """The attempt of a line that failed, and was sent again."""
+    return Attempt(number, label, started_at, 0.0, service_s, error.status_code, error.kind, service_tier=_TIER)

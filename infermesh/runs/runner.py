@@ -289,7 +289,7 @@ class Runner:
                 following = next(chunks, None)
                 ahead = None if following is None else asyncio.create_task(asyncio.to_thread(rows.read, following))
                 for item in stored:
-                    while self._active >= self._limit or self._writer.is_behind(_MAX_BACKLOG, _MAX_BACKLOG_BYTES):
+                    while self._active >= self._limit or self._is_behind():
                         if self._stopping:
                             return
                         self._room.clear()
@@ -303,6 +303,9 @@ class Runner:
             if ahead is not None:
                 # A thread cannot be cancelled, and the session closes its connection after this.
                 await asyncio.wait([ahead])
+
+    def _is_behind(self) -> bool:
+        return self._writer.is_behind(_MAX_BACKLOG, _MAX_BACKLOG_BYTES)
 
     def _admit(self, row: Row) -> None:
         """Find the stages that the row has not settled, and submit it to those whose upstream stages all have.
@@ -500,6 +503,9 @@ class Runner:
         stats.in_flight += 1
         log = self._log.begin(stage.name, row.row_id)
         if self._desk is not None:
+            while self._is_behind() and not self._stopping:  # what a batch has brought comes as fast as it is read
+                self._room.clear()
+                await self._room.wait()
             SENDER.set(Sender(stage.name, row.row_id, row.again))
         result: Result | RequestError
         try:

@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from infermesh.store.connection import connect
-from infermesh.store.schema import DATABASE, literal, quoted
+from infermesh.store.schema import ATTEMPTS_LOG, DATABASE, literal, quoted
 
 __all__ = ["BATCHES", "BATCH_ROWS", "BatchBook", "StoredBatch", "StoredLine", "batches_at_providers", "has_batches"]
 
@@ -179,6 +179,20 @@ class BatchBook:
         except BaseException:
             connection.rollback()
             raise
+
+    def forget_untold(self) -> None:
+        """Take from ``attempts_log`` what batches brought for rows that a kill has kept from being settled with it.
+
+        A row tells of its batches when it settles, in the commit that settles it or the one before.
+        """
+        tables = {name for (name,) in self._connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        stages = f"SELECT DISTINCT stage FROM {ATTEMPTS_LOG} WHERE service_tier = 'batch'"
+        for (stage,) in self._connection.execute(stages).fetchall():
+            if stage in tables:
+                self._connection.execute(
+                    f"DELETE FROM {ATTEMPTS_LOG} WHERE service_tier = 'batch' AND stage = {literal(stage)} AND row_id "
+                    f"NOT IN (SELECT row_id FROM {quoted(stage)})"
+                )
 
     def open(self) -> list[StoredBatch]:
         """The batches that matter to a session: all but those that are gone, the oldest first."""

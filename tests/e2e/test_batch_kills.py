@@ -82,6 +82,7 @@ def prepared(folder: Path, simulator: Simulator) -> None:
     write(folder / "rows.jsonl", texts(ROWS))
     mapping = experiment(simulator.url, {"a": generate(), "b": generate("{{ a.text }} Once more.")})
     batch = {"enabled": True, "poll": 0.05, "max_requests": 50}
+    mapping["models"]["m"]["max_retries"] = 6
     mapping["deployments"] = {"d": {"model": "openai/gpt-4.1-mini", "api_base": simulator.url, "batch": batch}}
     write_experiment(folder, mapping)
 
@@ -102,8 +103,9 @@ def check(folder: Path, simulator: Simulator) -> None:
         found = ask(run, f"SELECT count(*), count(DISTINCT row_id) FROM {stage} WHERE status = 'done'")
         assert found == [(ROWS, ROWS)]
     counts = simulator.stats()["batches"]
-    assert (counts["lines"], counts["repeated_requests"]) == (2 * ROWS, 0)
-    assert ask(run, "SELECT count(*) FROM attempts") == [(2 * ROWS,)]
+    assert (counts["answered_lines"], counts["repeated_answers"]) == (2 * ROWS, 0)
+    assert counts["lines"] == 2 * ROWS + counts["failed_lines"]
+    assert ask(run, "SELECT count(*) FROM attempts") == [(counts["lines"],)]
     assert_holds(run)
 
 
@@ -120,8 +122,13 @@ def test_killed_at_an_edge_that_costs_money(tmp_path: Path, start_simulator: Sta
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize(
     "faults",
-    [{}, {"lost_creates": 0.3, "not_found": 0.2}, {"shuffle": True, "doubled_lines": 0.1, "cut_downloads": 0.2}],
-    ids=["none", "lost creates", "odd results"],
+    [
+        {},
+        {"lost_creates": 0.3, "not_found": 0.2},
+        {"shuffle": True, "doubled_lines": 0.1, "cut_downloads": 0.2},
+        {"failed_lines": 0.05},
+    ],
+    ids=["none", "lost creates", "odd results", "failed lines"],
 )
 def test_killed_at_every_edge(
     tmp_path: Path, start_simulator: Start, faults: dict[str, float | bool], count: int

@@ -71,6 +71,8 @@ class Batch:
         Whether none of its lines was worked on, so that none has used up a try.
     problems
         What the provider has found wrong with lines.
+    before
+        Line → where the desk has the line by which the same was sent before.
     size, tokens
         Bytes of its lines, and prompt tokens as estimated.
     stale
@@ -94,6 +96,7 @@ class Batch:
         self.said = ""
         self.blameless = False
         self.problems: dict[int, LineProblem] = {}
+        self.before: dict[int, int] = {}
         self.parked = array("q")
         self.source = folder / f"{self.token}.jsonl"
         self.results = folder / f"{self.token}.results.jsonl"

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from infermesh.dispatch.batched import SENDER, BatchAnswer
+from infermesh.dispatch.batched import SENDER, BatchAnswer, failed_line
 from infermesh.dispatch.pricing import reported_cost
 from infermesh.errors import (
     BadRequestError,
@@ -27,6 +27,7 @@ from infermesh.errors import (
     RequestTimeoutError,
 )
 from infermesh.hints import counted
+from infermesh.results import Attempt
 from infermesh.runs.batches.batch import (
     ANSWERED,
     FAILED,
@@ -110,6 +111,7 @@ class BatchDesk:
 
     def load(self) -> None:
         """Take over what earlier sessions have submitted. Blocks; call it once, before the first :meth:`take`."""
+        self._book.forget_untold()
         for stored in self._book.open():
             if stored.state in ("intent", "uploaded"):
                 self._book.drop(stored.token)
@@ -150,7 +152,21 @@ class BatchDesk:
         self._keep(batch)
         for line, outcome in enumerate(batch.outcomes):
             if outcome != USED:
-                self._lines[self._packed(batch.key(line))] = batch.place << _BITS | line
+                self._point(batch, line)
+
+    def _point(self, batch: Batch, line: int) -> None:
+        """From now on, the line is where its request is looked up."""
+        key = self._packed(batch.key(line))
+        before = self._lines.get(key)
+        if before is not None:
+            other, place = self._at(before)
+            if other.hashes[place] == batch.hashes[line]:
+                batch.before[line] = before
+        self._lines[key] = batch.place << _BITS | line
+
+    def _at(self, place: int) -> tuple[Batch, int]:
+        """The batch and the line of a place in ``_lines``."""
+        return self._batches[place >> _BITS], place & MOST_LINES - 1
 
     def _keep(self, batch: Batch) -> None:
         batch.place = len(self._batches)
@@ -185,7 +201,7 @@ class BatchDesk:
         sender.requests += 1
         hashed, tries = request_hash(request), 0
         if (place := self._lines.get(self._packed(key))) is not None:
-            batch, line = self._batches[place >> _BITS], place & MOST_LINES - 1
+            batch, line = self._at(place)
             if batch.hashes[line] != hashed:
                 if batch.fresh and sender.again:
                     raise InputError(
@@ -246,7 +262,7 @@ class BatchDesk:
         batch.write(line)
         batch.tokens += tokens
         batch.parked.append(row_id)
-        self._lines[self._packed(key)] = batch.place << _BITS | number
+        self._point(batch, number)
         if len(batch) >= counter.most_requests:
             self._seal(batch)
         raise ParkedError("it is in a batch", deployment=label)
@@ -274,25 +290,8 @@ class BatchDesk:
     def _answer(
         self, batch: Batch, line: int, key: Key, request: Request, labels: Sequence[str], retries: int
     ) -> BatchAnswer:
-        counter, tries = self._counters[batch.label], batch.tries[line]
-        hashed = batch.hashes[line]
-        reply: Reply | None = None
-        error: RequestError | None = None
-        if (problem := batch.problems.get(line)) is not None:
-            error = BadRequestError(
-                f"{batch.label}: its line of the batch is refused: {problem.code}: {problem.message}", status_code=400
-            )
-        else:
-            if self._read_last is not batch:  # their rows come one batch after the other: one file is open
-                if self._read_last is not None:
-                    self._read_last.close()
-                self._read_last = batch
-            result = counter.wire.result(batch.result(line), request)
-            if result.kind == "answered":
-                result.body["service_tier"] = "batch"  # a line says "default", and is billed as a batch's all the same
-                reply = Reply(result.status or 200, result.body, _no_header)
-            else:
-                error = counter.wire.error(result)
+        counter, tries, hashed = self._counters[batch.label], batch.tries[line], batch.hashes[line]
+        reply, error = self._result(batch, line, request)
 
         def again() -> NoReturn:
             self._put(self._choose(labels) or batch.label, key, hashed, tries + 1, request)
@@ -300,13 +299,46 @@ class BatchDesk:
         return BatchAnswer(
             batch.label,
             batch.submitted_at,
-            max(batch.ended_at - batch.submitted_at, 0.0),
-            tries,
+            _served_s(batch),
+            self._failures_before(batch, line, request),
             counter.price or reported_cost,
             reply,
             error,
             again if tries < retries else None,
         )
+
+    def _result(self, batch: Batch, line: int, request: Request) -> tuple[Reply | None, RequestError | None]:
+        """What a batch has brought for a line: a reply or an error."""
+        if (problem := batch.problems.get(line)) is not None:
+            what = f"its line of the batch is refused: {problem.code}: {problem.message}"
+            return None, BadRequestError(f"{batch.label}: {what}", status_code=400)
+        if self._read_last is not batch:  # their rows come one batch after the other: one file is open
+            if self._read_last is not None:
+                self._read_last.close()
+            self._read_last = batch
+        wire = self._counters[batch.label].wire
+        result = wire.result(batch.result(line), request)
+        if result.kind != "answered":
+            return None, wire.error(result)
+        result.body["service_tier"] = "batch"  # a line says "default", and is billed as a batch's all the same
+        return Reply(result.status or 200, result.body, _no_header), None
+
+    def _failures_before(self, batch: Batch, line: int, request: Request) -> list[tuple[Attempt, RequestError]]:
+        """The lines by which the same was sent before and that failed, the first one first.
+
+        They are told when the row settles, and not as they fail: a row that is killed in between would tell them twice.
+        """
+        found: list[tuple[Batch, RequestError]] = []
+        while (place := batch.before.get(line)) is not None:
+            batch, line = self._at(place)
+            if batch.outcomes[line] == FAILED:
+                _, error = self._result(batch, line, request)
+                if error is not None:
+                    found.append((batch, error))
+        return [
+            (failed_line(number, each.label, each.submitted_at, _served_s(each), error), error)
+            for number, (each, error) in enumerate(reversed(found), request.earlier + 1)
+        ]
 
     def _check_late(self, batch: Batch) -> None:
         """Refuse a request whose batch was cancelled since it took too long, unless it is to be sent live."""
@@ -399,6 +431,10 @@ class BatchDesk:
 def _custom_id(batch: Batch, row_id: int, hashed: int) -> str:
     """That of the next line: as :meth:`Batch.custom_id` has it."""
     return f"{batch.token[:8]}-{len(batch)}-{row_id}-{hashed:016x}"
+
+
+def _served_s(batch: Batch) -> float:
+    return max(batch.ended_at - batch.submitted_at, 0.0)
 
 
 def _no_header(name: str) -> None:
