@@ -137,6 +137,6 @@ def test_killed_at_every_edge(
     simulator = start_simulator(batches={"processing_s": 0.2, **faults})
     prepared(tmp_path, simulator)
     kills = [session(tmp_path, edge, count) for edge in EDGES]
-    assert kills.count(-signal.SIGKILL) >= 5  # later ones may find all done
+    assert kills.count(-signal.SIGKILL) >= 3  # later ones may find all done
     assert session(tmp_path, None) == 0
     check(tmp_path, simulator)
