@@ -1,0 +1,185 @@
+"""Runs that go on: each is asked once a second, however many pages show it, and these get what has changed.
+
+What is sent are server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): ``parts`` with the
+HTML of the parts that have changed and the charts, ``over`` when the run has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from infermesh.errors import StoreError
+from infermesh.exact_json import dumps
+from infermesh.pages import run as run_pages
+from infermesh.pages.app.runs import figure_parts, head_parts
+from infermesh.pages.app.site import SITE, Site
+from infermesh.query.overview import read_overview
+
+__all__ = ["LIVE", "Live", "events"]
+
+EVERY_S = 1.0
+FIGURES_EVERY_S = 5.0
+_SHARE = 50  # of the time; reading takes one of so many parts of it, so that the run is not held up
+_PING_S = 10.0
+_FAILURES = 5  # in a row, and the run counts as over
+_RETRY_MS = 2000
+
+
+class Live:
+    """The runs that pages follow.
+
+    Parameters
+    ----------
+    every_s, figures_every_s
+        Seconds between two looks at a run's counts, and at all of its figures; longer where reading takes long.
+    """
+
+    def __init__(self, site: Site, every_s: float = EVERY_S, figures_every_s: float = FIGURES_EVERY_S) -> None:
+        self.site = site
+        self.every_s = every_s
+        self.figures_every_s = figures_every_s
+        self.closing = False
+        self._feeds: dict[Path, _Feed] = {}
+
+    @contextlib.contextmanager
+    def follow(self, folder: Path) -> Any:
+        """A page's slot, as long as the block lasts."""
+        feed = self._feeds.get(folder)
+        if feed is None or feed.over:
+            feed = self._feeds[folder] = _Feed(self, folder)
+        slot = feed.join()
+        try:
+            yield slot
+        finally:
+            feed.leave(slot)
+            if not feed.slots and self._feeds.get(folder) is feed:
+                del self._feeds[folder]
+
+    def close(self) -> None:
+        """End all streams, so that the server need not wait for them."""
+        self.closing = True
+        for feed in self._feeds.values():
+            feed.wake()
+
+
+LIVE = web.AppKey("live", Live)
+
+
+class Slot:
+    """What a page has not been sent yet: the newest of each part. A slow page misses what was in between."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, str] = {}
+        self.charts: list[dict[str, Any]] | None = None
+        self.over = False
+        self.news = asyncio.Event()
+
+
+class _Feed:
+    """One run: it is asked in a task, as long as a page follows it."""
+
+    def __init__(self, live: Live, folder: Path) -> None:
+        self.slots: set[Slot] = set()
+        self.over = False
+        self._live = live
+        self._folder = folder
+        self._parts: dict[str, str] = {}
+        self._charts: list[dict[str, Any]] | None = None
+        self._task = asyncio.create_task(self._ask_on())
+
+    def join(self) -> Slot:
+        slot = Slot()
+        slot.parts, slot.charts = dict(self._parts), self._charts
+        if slot.parts:
+            slot.news.set()
+        self.slots.add(slot)
+        return slot
+
+    def leave(self, slot: Slot) -> None:
+        self.slots.discard(slot)
+        if not self.slots:
+            self._task.cancel()
+
+    def wake(self) -> None:
+        for slot in self.slots:
+            slot.news.set()
+
+    async def _ask_on(self) -> None:
+        figures_at = 0.0
+        failures = 0
+        while not self._live.closing:
+            began = time.monotonic()
+            whole = began >= figures_at
+            try:
+                going, parts, charts = await self._live.site.in_thread(_asked, self._folder, whole)
+                failures = 0
+            except StoreError:  # it ends, or is busy
+                failures += 1
+                going, parts, charts = failures < _FAILURES, {}, None
+            took = time.monotonic() - began
+            if whole and not failures:
+                figures_at = time.monotonic() + max(self._live.figures_every_s, _SHARE * took)
+            self._tell(parts, charts, over=not going)
+            if not going:
+                return
+            await asyncio.sleep(max(self._live.every_s - took, 0 if whole else _SHARE * took - took, 0.05))
+
+    def _tell(self, parts: dict[str, str], charts: list[dict[str, Any]] | None, *, over: bool) -> None:
+        changed = {name: html for name, html in parts.items() if self._parts.get(name) != html}
+        self._parts |= changed
+        self._charts = charts if charts is not None else self._charts
+        self.over = over
+        for slot in self.slots:
+            slot.parts |= changed
+            slot.charts = charts if charts is not None else slot.charts
+            slot.over = over
+        self.wake()
+
+
+def _asked(folder: Path, whole: bool) -> tuple[bool, dict[str, str], list[dict[str, Any]] | None]:
+    """Whether the run goes on, its parts, and its charts if all figures are read."""
+    found = read_overview(folder, figures=whole, samples=False)
+    parts = head_parts(found)
+    if not whole:
+        return found.live, parts, None
+    return found.live, parts | figure_parts(found), [chart.as_json() for chart in run_pages.charts(found)]
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """``/events/RUN``: the stream."""
+    live, (_, folder) = request.app[LIVE], request.app[SITE].run_of(request)
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )
+    with live.follow(folder) as slot, contextlib.suppress(ConnectionError):
+        await response.prepare(request)
+        await response.write(f"retry: {_RETRY_MS}\n\n".encode())
+        number = 0
+        while not live.closing:
+            try:
+                await asyncio.wait_for(slot.news.wait(), _PING_S)
+            except TimeoutError:
+                await response.write(b": ping\n\n")
+                continue
+            slot.news.clear()
+            if live.closing:
+                break
+            if slot.parts or slot.charts is not None:
+                number += 1
+                data = {"parts": slot.parts, "charts": slot.charts}
+                slot.parts, slot.charts = {}, None
+                await response.write(_event("parts", number, data))
+            if slot.over:
+                await response.write(_event("over", number + 1, {}))
+                break
+    return response
+
+
+def _event(kind: str, number: int, data: Any) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, kind.encode(), dumps(data))
