@@ -116,7 +116,8 @@ class ClosedRun:
 
     def interrupt(self) -> None:
         """End the query that runs, from another thread. A live run goes on with it up to its limit of time."""
-        self._connection.interrupt()
+        with contextlib.suppress(duckdb.Error):  # it is closed already
+            self._connection.interrupt()
 
     def rows(self, sql: str, *, timeout: float | None = None) -> list[tuple[Any, ...]]:
         """All rows of a query, as Python values.
@@ -154,6 +155,11 @@ class ClosedRun:
         with self._asked(f"{select_from(query, texts)} LIMIT {most + 1}", timeout) as result:
             found = result.fetchall()
         return Answer(columns, found[:most], len(found) > most)
+
+    def check(self, sql: str) -> None:
+        """Raise what is wrong with a query before it is run. Errors are as for :meth:`rows`."""
+        with self._in_time(5.0):
+            self._bound(self._one_query(sql))
 
     def batches(self, sql: str, *, timeout: float, size: int = 2000) -> Iterator[Sequence[Any]]:
         """The columns' names, then all rows in batches, as Python values. Errors are as for :meth:`rows`."""

@@ -105,16 +105,20 @@ def _changes(now: ListedRun, before: ListedRun | None) -> list[tuple[str, bool |
         return []
     found: list[tuple[str, bool | None]] = []
     if now.rate and before.rate and abs(share := now.rate / before.rate - 1) >= 0.01:
-        found.append((f"speed {share:+.0%}", share > 0))
+        found.append((f"speed {_signed(share)}{abs(share):.0%}", share > 0))
     if failed := now.info.failed - before.info.failed:
-        found.append((f"{failed:+,} failed", failed < 0))
+        found.append((f"{_signed(failed)}{abs(failed):,} failed", failed < 0))
     if now.info.cost_usd is not None and before.info.cost_usd is not None:
         cost = now.info.cost_usd - before.info.cost_usd
         if abs(cost) >= 0.00005:
-            found.append((f"{'+' if cost > 0 else '−'}{money(abs(cost))}", cost < 0))
+            found.append((f"{_signed(cost)}{money(abs(cost))}", cost < 0))
     if not found and before.seconds and now.seconds:
         found.append((f"as before ({duration(before.seconds)})", None))
     return found
+
+
+def _signed(number: float) -> str:
+    return "+" if number > 0 else "−"
 
 
 async def overview(request: web.Request) -> web.Response:

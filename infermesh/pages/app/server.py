@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from infermesh.pages.app import live, media, rows, runs
+from infermesh.pages.app import compare, live, media, rows, runs, sql
 from infermesh.pages.app.access import Access
 from infermesh.pages.app.site import SITE, Site, static_file
 from infermesh.query.listing import RunList
@@ -43,6 +43,11 @@ def application(site: Site, access: Access) -> web.Application:
             web.get("/failures/{run:.+}", runs.failures),
             web.get("/rows/{run:.+}", rows.list_rows),
             web.get("/row/{number}/{run:.+}", rows.row),
+            web.get("/sql/{run:.+}", sql.box),
+            web.post("/api/sql/{run:.+}", sql.answer),
+            web.get("/api/export/{run:.+}", sql.export),
+            web.get("/compare/{run:.+}", compare.compare),
+            web.get("/sweep/{run:.+}", compare.sweep),
             web.get("/events/{run:.+}", live.events),
             web.get("/api/overview/{run:.+}", runs.rest),
             web.get("/api/row/{number}/{run:.+}", rows.raw_row),

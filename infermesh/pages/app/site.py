@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from aiohttp import web
+from markupsafe import Markup
 
 from infermesh.errors import InfermeshError
 from infermesh.exact_json import dumps
@@ -31,6 +32,10 @@ FILES = {  # what /static/ has, and as what
     "view.js": "text/javascript",
     "page.js": "text/javascript",
     "uPlot.iife.min.js": "text/javascript",
+    "editor.min.js": "text/javascript",
+    "sql.js": "text/javascript",
+    "diff.min.js": "text/javascript",
+    "compare.js": "text/javascript",
 }
 
 
@@ -96,6 +101,10 @@ class Page:
     def file(self, name: str) -> str:
         """The address of one of the app's files; another one when the file has changed."""
         return f"/static/{name}?{file_hash(name)[:12]}"
+
+    def data(self, json: bytes) -> Markup:
+        """JSON for a script element, which no browser executes; no text in it ends the element."""
+        return Markup(json.decode().replace("<", "\\u003c"))
 
     def link(self, view: str, name: str = "", **query: Any) -> str:
         """See :func:`link`."""

@@ -67,13 +67,13 @@
       cursor: { y: false, ...(chart.axis === "elapsed" ? { sync: { key: "run" } } : {}) },
       scales: {
         x: { time: false, range: range(chart), ...(chart.axis === "log" ? { distr: 3, log: 2 } : {}) },
-        y: { range: (plot, low, high) => [0, high > 0 ? high * 1.08 : 1] },
+        y: { range: (plot, low, high) => [low < 0 ? low * 1.08 : 0, high > 0 ? high * 1.08 : 1] },
       },
       axes: [
         {
           ...axis, size: 28, label: chart.xLabel, labelFont: font, labelSize: 18, space: 70, grid: { show: false },
           values: (plot, splits) => splits.map((value) => (value == null ? "" : onX(chart)(value))),
-          ...(chart.axis === "elapsed" ? { incrs: STEPS } : { splits: () => spread(chart, width) }),
+          ...(chart.axis === "elapsed" ? { incrs: STEPS } : chart.spread === false ? {} : { splits: () => spread(chart, width) }),
           filter: (plot, splits) => splits,
         },
         {
@@ -192,7 +192,10 @@
 
   drawAll();
   charts.forEach(wire);
-  window.infermeshCharts = { show, one: draw };
+  // Of a query's result: a chart that is drawn and saved by itself.
+  const single = new Map();
+  const one = (chart) => { single.set(chart.name, chart); draw(chart); };
+  window.infermeshCharts = { show, one, save: (name) => save(single.get(name)) };
   let width = root.clientWidth;
   addEventListener("resize", () => {
     if (root.clientWidth === width) return;
