@@ -51,7 +51,7 @@ def view_runs(name: str | None, outputs: Path, host: str, port: int, *, allow_re
     except OSError as error:
         fail(f"--host {host} --port {port}: {system_words(error)}")
     access = Access(host, sock.getsockname()[1])
-    site = Site(root, _story, sweep_picture)
+    site = Site(root, story_of, sweep_picture)
     address = f"{access.url}{place}?token={access.token}"
 
     def ready() -> None:
@@ -86,7 +86,7 @@ def _below(folder: Path, root: Path) -> bool:
     return root.absolute() in folder.absolute().parents
 
 
-def _story(folder: Path, row: int, origin: str) -> dict[str, Any]:
+def story_of(folder: Path, row: int, origin: str) -> dict[str, Any]:
     with _ONE_AT_A_TIME, warnings_muted():  # a user's code may run in it
         return as_json(row_story(folder, row, origin))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Collection
@@ -21,6 +22,7 @@ from aiohttp import web
 
 __all__ = ["LOOPBACK", "NONCE", "Access", "from_here", "is_loopback"]
 
+logger = logging.getLogger("infermesh")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -118,6 +120,9 @@ class Access:
             except web.HTTPException as error:
                 _add_headers(error, request[NONCE])
                 raise
+            except Exception:
+                logger.exception("%s %s", request.method, request.path)
+                response = _said(500, "This page could not be made, which is a bug: the terminal has its traceback.\n")
             if not response.prepared:
                 _add_headers(response, request[NONCE])
             return response

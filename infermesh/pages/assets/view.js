@@ -25,6 +25,7 @@
     p: () => follow("a[rel=first], a[rel=prev]"),
   };
   addEventListener("keydown", (event) => {
+    if (event.defaultPrevented) return; // the editor closes its list of completions, for example
     const typing = event.target.closest("input, textarea, select, [contenteditable]");
     if (event.key === "k" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
