@@ -55,6 +55,6 @@ def assert_nothing_found(page: Any, width: int, about: Any) -> None:
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run()")
     told = [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found["violations"]]
-    assert told == [], about
+    assert told == [], (about, told)
     assert len(found["passes"]) > 15
     assert page.evaluate("document.documentElement.scrollWidth") <= width, about

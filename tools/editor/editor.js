@@ -41,6 +41,15 @@ export const create = ({ parent, text, nonce, label, dialect, schema, table, run
         // Tab leaves the editor, as it leaves any field: nobody is caught in it.
         keymap.of([...closeBracketsKeymap, ...completionKeymap, ...historyKeymap, ...defaultKeymap]),
         EditorView.contentAttributes.of({ "aria-label": label }),
+        // Where a selection is typed over, the browser would keep its colours as style attributes, which the page forbids.
+        EditorView.domEventHandlers({
+          beforeinput: (event, view) => {
+            if (event.inputType !== "insertText" || event.data === null || view.state.selection.main.empty) return false;
+            event.preventDefault();
+            view.dispatch(view.state.replaceSelection(event.data), { userEvent: "input.type", scrollIntoView: true });
+            return true;
+          },
+        }),
         EditorView.updateListener.of((update) => update.docChanged && changed()),
       ],
     }),

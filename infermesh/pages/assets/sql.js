@@ -101,7 +101,7 @@
       });
     }
     result.replaceChildren(table);
-    result.hidden = false;
+    result.hidden = $("result-title").hidden = false;
     plot(columns, rows);
   };
 
