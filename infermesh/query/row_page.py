@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ MOST_COUNTED = 10_000
 PAGE = 50
 CUT = 300  # characters of a value
 TIME_S = 5.0
+_SORTED_BY = 200  # characters of a text
+_SHORT = re.compile(r"(?:U?(?:TINY|SMALL|BIG|HUGE)?INT(?:EGER)?|DOUBLE|FLOAT|DECIMAL\(.*\)|BOOLEAN|DATE|TIME.*)\Z")
 SORTABLE = ("service_s", "queue_s", "attempts", "prompt_tokens", "completion_tokens", "cost_usd", "finished_at")
 
 
@@ -108,15 +111,15 @@ def read_page(run: ClosedRun, asked: Asked) -> RowPage:
     answers = {stage: answer_columns(run, stage) for stage in stages}
     sorts = [*columns, *(f"{stage}.{column}" for stage in stages for column in SORTABLE)]
     query = _Query(asked, stages, columns, answers, _sorting(asked, stages, kinds, sorts))
-    found = query.keys(run)
+    found, count = query.keys(run)
     return RowPage(
         asked.origin,
         columns,
         answers,
         rows_of(run, asked.origin, columns, answers, [row for row, _ in found[:PAGE]], CUT),
         hidden,
-        query.count(run),
-        _token(*found[PAGE - 1]) if len(found) > PAGE else "",
+        count,
+        _token(*found[PAGE - 1], count) if len(found) > PAGE else "",
         over,
         sorts,
     )
@@ -128,11 +131,22 @@ class _Sorting:
 
     alias: str
     column: str
-    kind: str
+    kind_of_column: str
 
     @property
     def value(self) -> str:
-        return f"{self.alias}.{quoted(self.column)}"
+        column = f"{self.alias}.{quoted(self.column)}"
+        return column if self.plain else f"left({column}::VARCHAR, {_SORTED_BY})"
+
+    @property
+    def plain(self) -> bool:
+        """Whether a value is short: others are sorted by their beginning, which has to fit into an address."""
+        return _SHORT.match(self.kind_of_column) is not None
+
+    @property
+    def kind(self) -> str:
+        """The type of what is sorted by."""
+        return self.kind_of_column if self.plain else "VARCHAR"
 
 
 def _sorting(asked: Asked, stages: list[str], kinds: Mapping[str, str], sorts: list[str]) -> _Sorting | None:
@@ -168,38 +182,42 @@ class _Query:
             view = quoted(results_view(asked.origin))
             self._conditions.append(f"s.row_id IN (SELECT row_id FROM {view} WHERE (\n{asked.where}\n))")
 
-    def keys(self, run: ClosedRun) -> list[tuple[int, str | None]]:
-        """Number and value of the rows of a page and of one more."""
-        last, row = _begins(self._asked.after)
-        further = "<" if self._asked.descending else ">"
-        direction = "DESC" if self._asked.descending else "ASC"
-        most = PAGE + 1
-        if self._sorting is None:
-            behind = [] if row is None else [f"s.row_id {further} {row}"]
-            found = self._ask(
-                run, f"SELECT s.row_id, NULL FROM {self._tables()}", behind, f"s.row_id {direction}", most
-            )
-            return found
-        value, found = self._sorting.value, []
-        shown = f"SELECT s.row_id, {value}::VARCHAR FROM"
+    def keys(self, run: ClosedRun) -> tuple[list[tuple[int, str | None]], int]:
+        """Number and value of the rows of a page and of one more; and how many there are on all pages.
+
+        The count is exact where there is no condition, else up to :data:`MOST_COUNTED` and one. It is counted once, and
+        goes from page to page.
+        """
+        last, row, count = _begins(self._asked.after)
+        behind = [] if row is None else [f"s.row_id {'<' if self._asked.descending else '>'} {row}"]
+        order = f"s.row_id {'DESC' if self._asked.descending else 'ASC'}"
+        if self._sorting is not None:
+            return self._sorted_keys(run, last, row), self._count(run) if count is None else count
+        if count is None and len(self._conditions) > 1:  # looked for once, for the page and for the count
+            found = self._ask(run, "NULL", self._tables(), behind, order, MOST_COUNTED + 1)
+            return found[: PAGE + 1], len(found)
+        found = self._ask(run, "NULL", self._tables(), behind, order, PAGE + 1)
+        return found, self._count(run) if count is None else count
+
+    def _sorted_keys(self, run: ClosedRun, last: str | None, row: int | None) -> list[tuple[int, str | None]]:
+        assert self._sorting is not None
+        value, kind, most = self._sorting.value, self._sorting.kind, PAGE + 1
+        found: list[tuple[int, str | None]] = []
         if row is None or last is not None:
-            there = f"CAST({literal(last or '')} AS {self._sorting.kind})"
-            behind = (
-                [f"({value} {further} {there} OR ({value} = {there} AND s.row_id > {row}))"] if row is not None else []
-            )
-            by = f"{value} {direction}, s.row_id"
-            found = self._ask(
-                run, f"{shown} {self._tables(sorted_first=True)}", [f"{value} IS NOT NULL", *behind], by, most
-            )
+            behind = [f"{value} IS NOT NULL"]
+            if row is not None:
+                there = f"CAST({literal(last or '')} AS {kind})"
+                further = "<" if self._asked.descending else ">"
+                behind.append(f"({value} {further} {there} OR ({value} = {there} AND s.row_id > {row}))")
+            by = f"{value} {'DESC' if self._asked.descending else 'ASC'}, s.row_id"
+            found = self._ask(run, value, self._tables(sorted_first=True), behind, by, most)
             row = None
         if len(found) < most:  # rows without a value come last
-            behind = [] if row is None else [f"s.row_id > {row}"]
-            left = most - len(found)
-            found += self._ask(run, f"{shown} {self._tables()}", [f"{value} IS NULL", *behind], "s.row_id", left)
+            behind = [f"{value} IS NULL", *([] if row is None else [f"s.row_id > {row}"])]
+            found += self._ask(run, "NULL", self._tables(), behind, "s.row_id", most - len(found))
         return found
 
-    def count(self, run: ClosedRun) -> int:
-        """How many rows meet the conditions: exactly where there are none, else up to :data:`MOST_COUNTED` and one."""
+    def _count(self, run: ClosedRun) -> int:
         where = " AND ".join(self._conditions)
         if len(self._conditions) == 1:
             ((count,),) = run.rows(f"SELECT count(*) FROM {quoted(self._asked.origin)} s WHERE {where}")
@@ -208,9 +226,13 @@ class _Query:
             ((count,),) = run.rows(f"SELECT count(*) FROM ({some})", timeout=TIME_S)
         return int(count)
 
-    def _ask(self, run: ClosedRun, select: str, also: list[str], by: str, most: int) -> list[tuple[int, str | None]]:
+    def _ask(
+        self, run: ClosedRun, value: str, tables: str, also: list[str], by: str, most: int
+    ) -> list[tuple[int, str | None]]:
         where = " AND ".join([*self._conditions, *also])
-        found = run.rows(f"{select} WHERE {where} ORDER BY {by} LIMIT {most}", timeout=TIME_S)
+        keys = f"SELECT s.row_id, {value} AS value FROM {tables} WHERE {where} ORDER BY {by} LIMIT {most}"
+        # Only these values are made texts, and not those of all rows.
+        found = run.rows(f"SELECT row_id, value::VARCHAR FROM ({keys})", timeout=TIME_S)
         return [(row, value) for row, value in found]
 
     def _tables(self, *, sorted_first: bool = False, but_sorting: bool = False) -> str:
@@ -257,18 +279,18 @@ class _Query:
         return [f"({' OR '.join(f'contains(lower({place}::VARCHAR), {sought})' for place in places)})"]
 
 
-def _begins(after: str) -> tuple[str | None, int | None]:
-    """The value and the number of the last row of the page before; the number is ``None`` for the first page."""
+def _begins(after: str) -> tuple[str | None, int | None, int | None]:
+    """Value and number of the last row of the page before, and the count; ``None`` for the first page."""
     if not after:
-        return None, None
+        return None, None, None
     try:
-        value, row = loads(base64.urlsafe_b64decode(after))
-        return (None if value is None else str(value)), int(row)
+        value, row, count = loads(base64.urlsafe_b64decode(after))
+        return (None if value is None else str(value)), int(row), int(count)
     except (ValueError, TypeError, binascii.Error):
         raise StoreError(
-            "this address begins at a row that cannot be read from it: go back to the first page"
+            "the row that this address begins at cannot be read from it: go back to the first page"
         ) from None
 
 
-def _token(row: int, value: str | None) -> str:
-    return base64.urlsafe_b64encode(dumps([value, row])).decode()
+def _token(row: int, value: str | None, count: int) -> str:
+    return base64.urlsafe_b64encode(dumps([value, row, count])).decode()

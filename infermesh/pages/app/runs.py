@@ -17,12 +17,13 @@ from infermesh.pages.page import fragment
 from infermesh.pages.words import duration, money
 from infermesh.query.listing import ListedRun, RunList
 from infermesh.query.overview import Overview, read_overview
-from infermesh.store.folders import sweep_of, written_at
+from infermesh.store.folders import DATABASE, sweep_of, written_at
 
 __all__ = ["OVERVIEWS", "RUNS", "Overviews", "failures", "figure_parts", "head_parts", "list_runs", "overview", "rest"]
 
 _A_PAGE = 50  # runs
 _PATIENCE_S = 0.15  # that a page waits for all figures; then it is sent without them, and asks for them
+_LARGE = 32 << 20  # bytes of a database whose figures take longer than that
 _KEPT = 8  # overviews of runs that are over
 RUNS = web.AppKey("runs", RunList)
 
@@ -36,15 +37,18 @@ class Overviews:
 
     def whole(self, folder: Path) -> asyncio.Task[Overview]:
         """The overview with all its figures, being read or read already."""
-        written = written_at(folder)
-        known = self._known.get(folder)
-        if known is not None and known[0] == written and not _useless(known[1]):
-            return known[1]
+        if (known := self.known(folder)) is not None:
+            return known
         task = asyncio.create_task(self._site.in_thread(_read, folder))
-        self._known[folder] = (written, task)
+        self._known[folder] = (written_at(folder), task)
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return task
+
+    def known(self, folder: Path) -> asyncio.Task[Overview] | None:
+        """The same if it has begun, and the run has not been written to since; else ``None``."""
+        known = self._known.get(folder)
+        return known[1] if known is not None and known[0] == written_at(folder) and not _useless(known[1]) else None
 
 
 def _useless(task: asyncio.Task[Overview]) -> bool:
@@ -125,11 +129,13 @@ async def overview(request: web.Request) -> web.Response:
     """``/overview/RUN``: state, counts, stages, time, deployments, config."""
     site = request.app[SITE]
     name, folder = site.run_of(request)
-    reading = request.app[OVERVIEWS].whole(folder)
-    await asyncio.wait([reading], timeout=_PATIENCE_S)
-    later = not reading.done()
+    reading = request.app[OVERVIEWS].known(folder)
+    if reading is None and (folder / DATABASE).stat().st_size < _LARGE:
+        reading = request.app[OVERVIEWS].whole(folder)
+        await asyncio.wait([reading], timeout=_PATIENCE_S)
+    later = reading is None or not reading.done()
     try:
-        found = await site.in_thread(_counts, folder) if later else reading.result()
+        found = await site.in_thread(_counts, folder) if reading is None or later else reading.result()
     except StoreError as error:
         return problem(request, "This run cannot be read", error, name, "overview")
     values = run_pages.values_of(found)
