@@ -6,9 +6,10 @@ import asyncio
 import http.client
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -55,7 +56,6 @@ class Served:
 
     access: Access
     app: web.Application
-    asked: list[str] = field(default_factory=list)
 
     @property
     def host(self) -> str:
@@ -99,10 +99,12 @@ def served(outputs: Path, **live: float) -> Iterator[Served]:
     app = application(site, access)
     for name, seconds in live.items():
         setattr(app[LIVE], name, seconds)
-    loop = asyncio.new_event_loop()
-    stop, ready = asyncio.Event(), threading.Event()
+    ready = threading.Event()
+    ends: list[Callable[[], object]] = []
 
     async def main() -> None:
+        stop = asyncio.Event()
+        ends.append(partial(asyncio.get_running_loop().call_soon_threadsafe, stop.set))
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
         await web.SockSite(runner, sock).start()
@@ -110,15 +112,14 @@ def served(outputs: Path, **live: float) -> Iterator[Served]:
         await stop.wait()
         await runner.cleanup()
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     try:
         assert ready.wait(20)
         yield Served(access, app)
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        ends[0]()
         thread.join()
-        loop.close()
         sock.close()
 
 
