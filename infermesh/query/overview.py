@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from infermesh.query.over_time import Session, Timeline, read_sessions, read_tim
 from infermesh.query.percentile import percentile_of
 from infermesh.query.reader import RunReader
 from infermesh.query.row_values import answer_columns, column_kinds, origins, rows_of, shown_columns
-from infermesh.query.summary import RunDetails, details
+from infermesh.query.summary import RunDetails, counts, details
 from infermesh.store.schema import SOURCE, quoted, status_now
 
-__all__ = ["Failures", "Overview", "SampledRows", "read_overview"]
+__all__ = ["Failures", "Overview", "SampledRows", "read_counts", "read_overview"]
 
 MOST_FAILURES = 20  # kinds of a stage
 MOST_DEPLOYMENTS = 100
@@ -186,6 +186,38 @@ def read_overview(folder: Path, *, figures: bool = True, samples: bool = True) -
         if samples:
             _read_samples(reader, overview)
         return overview
+
+
+def read_counts(folder: Path, before: Overview) -> Overview:
+    """An overview with the counts of now, and all else as it was: what a page over a live run asks once a second.
+
+    Parameters
+    ----------
+    before
+        The same run, as it was read while it went on.
+
+    Raises
+    ------
+    StoreError
+        As for :func:`read_overview`.
+    """
+    with RunReader(folder) as reader:
+        found = counts(reader)
+        if not reader.live:
+            return read_overview(folder, figures=False, samples=False)
+    now = replace(
+        before.details,
+        stages=found.stages,
+        requests=found.requests,
+        prompt_tokens=found.prompt_tokens,
+        completion_tokens=found.completion_tokens,
+        cost_usd=found.cost_usd,
+    )
+    if not before.sessions:
+        return replace(before, details=now)
+    *earlier, last = before.sessions
+    lasts = (datetime.now(UTC).replace(tzinfo=None) - last.started_at) / timedelta(seconds=1)
+    return replace(before, details=now, sessions=[*earlier, replace(last, length_s=max(last.length_s, lasts))])
 
 
 def _read_figures(reader: RunReader, overview: Overview, tables: set[str]) -> None:

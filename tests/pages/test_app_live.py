@@ -99,9 +99,9 @@ def test_a_run_is_asked_once_however_many_follow_and_not_at_all_without(
     asked: list[bool] = []
     real = live._asked
 
-    def counted(folder: Any, whole: bool) -> Any:
-        asked.append(whole)
-        return real(folder, whole)
+    def counted(folder: Any, before: Any) -> Any:
+        asked.append(before is None)
+        return real(folder, before)
 
     monkeypatch.setattr(live, "_asked", counted)
     with going_on(run.folder), served(run.root / "outputs", every_s=3600.0) as app:

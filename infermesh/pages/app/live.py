@@ -19,7 +19,7 @@ from infermesh.exact_json import dumps
 from infermesh.pages import run as run_pages
 from infermesh.pages.app.runs import figure_parts, head_parts
 from infermesh.pages.app.site import SITE, Site
-from infermesh.query.overview import read_overview
+from infermesh.query.overview import Overview, read_counts, read_overview
 
 __all__ = ["LIVE", "Live", "events"]
 
@@ -111,44 +111,50 @@ class _Feed:
             slot.news.set()
 
     async def _ask_on(self) -> None:
-        figures_at = 0.0
-        failures = 0
+        figures_at, failures = 0.0, 0
+        before: Overview | None = None
         while not self._live.closing:
             began = time.monotonic()
-            whole = began >= figures_at
+            whole = began >= figures_at or before is None
             try:
-                going, parts, charts = await self._live.site.in_thread(_asked, self._folder, whole)
-                failures = 0
+                found = await self._live.site.in_thread(_asked, self._folder, None if whole else before)
+                going, failures = found.live, 0
             except StoreError:  # it ends, or is busy
                 failures += 1
-                going, parts, charts = failures < _FAILURES, {}, None
+                going = failures < _FAILURES
             took = time.monotonic() - began
-            if whole and not failures:
-                figures_at = time.monotonic() + max(self._live.figures_every_s, _SHARE * took)
-            self._tell(parts, charts, over=not going)
+            if not failures:
+                parts, charts = head_parts(found), None
+                if whole:
+                    before = found
+                    parts |= figure_parts(found)
+                    charts = [chart.as_json() for chart in run_pages.charts(found)]
+                    figures_at = time.monotonic() + max(self._live.figures_every_s, _SHARE * took)
+                self._tell(parts, charts)
             if not going:
+                self._end()
                 return
             await asyncio.sleep(max(self._live.every_s - took, 0 if whole else _SHARE * took - took, 0.05))
 
-    def _tell(self, parts: dict[str, str], charts: list[dict[str, Any]] | None, *, over: bool) -> None:
+    def _tell(self, parts: dict[str, str], charts: list[dict[str, Any]] | None) -> None:
         changed = {name: html for name, html in parts.items() if self._parts.get(name) != html}
         self._parts |= changed
         self._charts = charts if charts is not None else self._charts
-        self.over = over
         for slot in self.slots:
             slot.parts |= changed
             slot.charts = charts if charts is not None else slot.charts
-            slot.over = over
+        self.wake()
+
+    def _end(self) -> None:
+        self.over = True
+        for slot in self.slots:
+            slot.over = True
         self.wake()
 
 
-def _asked(folder: Path, whole: bool) -> tuple[bool, dict[str, str], list[dict[str, Any]] | None]:
-    """Whether the run goes on, its parts, and its charts if all figures are read."""
-    found = read_overview(folder, figures=whole, samples=False)
-    parts = head_parts(found)
-    if not whole:
-        return found.live, parts, None
-    return found.live, parts | figure_parts(found), [chart.as_json() for chart in run_pages.charts(found)]
+def _asked(folder: Path, before: Overview | None) -> Overview:
+    """The run as it is now: its counts, and all of its figures where there are none ``before``."""
+    return read_overview(folder, samples=False) if before is None else read_counts(folder, before)
 
 
 async def events(request: web.Request) -> web.StreamResponse:
