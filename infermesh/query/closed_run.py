@@ -41,6 +41,8 @@ _CLOSED = (
     f"threads = {_THREADS}",
     "lock_configuration = true",  # the last one
 )
+_AGAIN_S = 0.02
+_CANCELLED = "it was cancelled"
 _PLAN = [("plan", "VARCHAR")]
 _READS = "one statement that reads: SELECT, FROM, WITH, VALUES, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN"
 
@@ -90,6 +92,8 @@ class ClosedRun:
         self.folder = folder
         self._reader: RunReader | None = None
         self._tables: LiveTables | None = None
+        self._cancelled = False
+        self._stop = threading.Event()  # wakes who watches the query that runs
         self._connection = open_duckdb()
         try:
             self._tables = attach(self._connection, folder / DATABASE, _CATALOG)
@@ -116,8 +120,8 @@ class ClosedRun:
 
     def interrupt(self) -> None:
         """End the query that runs, from another thread. A live run goes on with it up to its limit of time."""
-        with contextlib.suppress(duckdb.Error):  # it is closed already
-            self._connection.interrupt()
+        self._cancelled = True
+        self._stop.set()
 
     def rows(self, sql: str, *, timeout: float | None = None) -> list[tuple[Any, ...]]:
         """All rows of a query, as Python values.
@@ -198,25 +202,31 @@ class ClosedRun:
 
     @contextlib.contextmanager
     def _in_time(self, timeout: float) -> Iterator[None]:
-        """The block ends after so many seconds; DuckDB's errors are ``StoreError``."""
-        over = threading.Event()
+        """The block is ended after so many seconds, or by :meth:`interrupt`; DuckDB's errors are ``StoreError``."""
+        ended, late = threading.Event(), threading.Event()
 
-        def interrupt() -> None:
-            over.set()
-            self._connection.interrupt()
+        def watch() -> None:
+            if not self._stop.wait(timeout):
+                late.set()
+            while not ended.wait(_AGAIN_S):  # again and again: between two statements it has no effect
+                self._connection.interrupt()
 
-        timer = threading.Timer(timeout, interrupt)
-        timer.daemon = True
-        timer.start()
+        watcher = threading.Thread(target=watch, name="infermesh-query-watch", daemon=True)
+        self._stop.clear()
+        if self._cancelled:
+            raise StoreError(_CANCELLED)
+        watcher.start()
         try:
             yield
         except duckdb.InterruptException:
-            why = f"the query took longer than {timeout:g} s: ask for less" if over.is_set() else "it was cancelled"
+            why = f"the query took longer than {timeout:g} s: ask for less" if late.is_set() else _CANCELLED
             raise StoreError(why) from None
         except duckdb.Error as error:
             raise damage(error, self.folder / DATABASE) or StoreError(_told(error)) from None
         finally:
-            timer.cancel()
+            ended.set()
+            self._stop.set()
+            watcher.join()
 
 
 def _told(error: duckdb.Error) -> str:

@@ -194,7 +194,7 @@ def test_an_overview_that_takes_long_is_sent_in_two_parts(app: Served, monkeypat
     assert first.read.charts == {}
     assert first.read.texts["dd"][:7] == whole.texts["dd"][:7]
     rest = app.get(later).json
-    assert rest["parts"].keys() == {"head", "tiles", "graph", "stages", "time", "deployments"}
+    assert rest["parts"].keys() == {"head", "tiles", "failed", "graph", "stages", "time", "deployments"}
     assert [chart["name"] for chart in rest["charts"]] == list(whole.charts)
 
 

@@ -75,7 +75,7 @@ def test_pages_are_told_what_changes_and_the_end(run: Lab) -> None:
                     kind, data = stream.event()
                     assert kind == "parts"
                     assert done(data) == "30"
-                    assert {"head", "tiles", "graph", "stages", "time", "deployments"} <= data["parts"].keys()
+                    assert {"head", "tiles", "failed", "graph", "stages", "time", "deployments"} <= data["parts"].keys()
                     assert data["charts"][0]["name"] == "rows"
                 connection.execute("UPDATE a SET status = 'error', error_type = 'server' WHERE row_id < 10")
                 for stream in (one, two):

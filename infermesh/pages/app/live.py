@@ -25,7 +25,10 @@ __all__ = ["LIVE", "Live", "events"]
 
 EVERY_S = 1.0
 FIGURES_EVERY_S = 5.0
-_SHARE = 50  # of the time; reading takes one of so many parts of it, so that the run is not held up
+# Of the time: reading all figures takes one of so many parts of it at most, so that the run is not held up. To read the
+# counts is mostly to wait for the turn of a busy process.
+_SHARE = 50
+_SHARE_OF_COUNTS = 10
 _PING_S = 10.0
 _FAILURES = 5  # in a row, and the run counts as over
 _RETRY_MS = 2000
@@ -89,6 +92,7 @@ class _Feed:
         self.over = False
         self._live = live
         self._folder = folder
+        self._name = live.site.name_of(folder)
         self._parts: dict[str, str] = {}
         self._charts: list[dict[str, Any]] | None = None
         self._task = asyncio.create_task(self._ask_on())
@@ -124,7 +128,7 @@ class _Feed:
                 going = failures < _FAILURES
             took = time.monotonic() - began
             if not failures:
-                parts, charts = head_parts(found), None
+                parts, charts = head_parts(found, self._name), None
                 if whole:
                     before = found
                     parts |= figure_parts(found)
@@ -134,7 +138,7 @@ class _Feed:
             if not going:
                 self._end()
                 return
-            await asyncio.sleep(max(self._live.every_s - took, 0 if whole else _SHARE * took - took, 0.05))
+            await asyncio.sleep(max(self._live.every_s - took, 0 if whole else (_SHARE_OF_COUNTS - 1) * took, 0.05))
 
     def _tell(self, parts: dict[str, str], charts: list[dict[str, Any]] | None) -> None:
         changed = {name: html for name, html in parts.items() if self._parts.get(name) != html}

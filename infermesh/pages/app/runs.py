@@ -157,23 +157,23 @@ def _counts(folder: Path) -> Overview:
 
 async def rest(request: web.Request) -> web.Response:
     """``/api/overview/RUN``: the parts of the overview that take long, for a page that was sent without them."""
-    _, folder = request.app[SITE].run_of(request)
+    name, folder = request.app[SITE].run_of(request)
     try:
         found = await asyncio.shield(request.app[OVERVIEWS].whole(folder))
     except StoreError as error:
         return json_answer({"error": str(error)})
     charts = [chart.as_json() for chart in run_pages.charts(found)]
-    return json_answer({"parts": head_parts(found) | figure_parts(found), "charts": charts})
+    return json_answer({"parts": head_parts(found, name) | figure_parts(found), "charts": charts})
 
 
-def head_parts(found: Overview) -> dict[str, str]:
+def head_parts(found: Overview, name: str) -> dict[str, str]:
     """The parts of the overview that the counts make."""
+    state, totals = run_pages.state_of(found.status), run_pages.totals(found)
     reason = found.sessions[-1].reason if found.sessions else None
     return {
-        "head": fragment(
-            "run_parts.jinja", "head", found, run_pages.state_of(found.status), reason, sweep_of(found.folder)
-        ),
-        "tiles": fragment("run_parts.jinja", "tiles", found, run_pages.totals(found)),
+        "head": fragment("run_parts.jinja", "head", found, state, reason, sweep_of(found.folder)),
+        "tiles": fragment("run_parts.jinja", "tiles", found, totals),
+        "failed": fragment("view/parts.jinja", "failed", totals, link("failures", name)),
         "graph": fragment("run_parts.jinja", "stage_graph", run_pages.graphs(found)),
     }
 
