@@ -178,9 +178,14 @@ class _Query:
         self._sorting = sorting
         self._needed: set[str] = set()  # aliases
         self._conditions = [not_retired(asked.origin), *self._states(), *self._texts(columns, answers)]
+        self._rows = quoted(asked.origin)
         if asked.where.strip():
-            view = quoted(results_view(asked.origin))
-            self._conditions.append(f"s.row_id IN (SELECT row_id FROM {view} WHERE (\n{asked.where}\n))")
+            meeting = f"(SELECT row_id FROM {quoted(results_view(asked.origin))} WHERE (\n{asked.where}\n))"
+            if sorting is None and not asked.text:  # nothing else is asked of the origin's columns
+                self._rows = meeting
+            else:
+                self._conditions.append(f"s.row_id IN {meeting}")
+        self._all = len(self._conditions) == 1 and not asked.where.strip()
 
     def keys(self, run: ClosedRun) -> tuple[list[tuple[int, str | None]], int]:
         """Number and value of the rows of a page and of one more; and how many there are on all pages.
@@ -193,7 +198,7 @@ class _Query:
         order = f"s.row_id {'DESC' if self._asked.descending else 'ASC'}"
         if self._sorting is not None:
             return self._sorted_keys(run, last, row), self._count(run) if count is None else count
-        if count is None and len(self._conditions) > 1:  # looked for once, for the page and for the count
+        if count is None and not self._all:  # looked for once, for the page and for the count
             found = self._ask(run, "NULL", self._tables(), behind, order, MOST_COUNTED + 1)
             return found[: PAGE + 1], len(found)
         found = self._ask(run, "NULL", self._tables(), behind, order, PAGE + 1)
@@ -219,7 +224,7 @@ class _Query:
 
     def _count(self, run: ClosedRun) -> int:
         where = " AND ".join(self._conditions)
-        if len(self._conditions) == 1:
+        if self._all:
             ((count,),) = run.rows(f"SELECT count(*) FROM {quoted(self._asked.origin)} s WHERE {where}")
         else:
             some = f"SELECT 1 FROM {self._tables(but_sorting=True)} WHERE {where} LIMIT {MOST_COUNTED + 1}"
@@ -248,7 +253,7 @@ class _Query:
             ((_, stage),) = stages
             return f"{quoted(stage)} {by}, LATERAL (SELECT {by}.row_id) s(row_id)"
         joins = "".join(f" LEFT JOIN {quoted(stage)} {alias} ON {alias}.row_id = s.row_id" for alias, stage in stages)
-        return f"{quoted(self._asked.origin)} s{joins}"
+        return f"{self._rows} s{joins}"
 
     def _states(self) -> list[str]:
         found = []
