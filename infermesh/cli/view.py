@@ -43,7 +43,7 @@ def view_runs(name: str | None, outputs: Path, host: str, port: int, *, allow_re
             "ssh -L is enough: infermesh view --port 8600 --no-open, and there: ssh -L 8600:127.0.0.1:8600 HOST",
             code=2,
         )
-    place, root = _opened(name, outputs)
+    place, root = opened(name, outputs)
     if not root.is_dir():
         fail(f"--outputs {root}: no such folder. There is no run yet: infermesh run +experiment=quickstart")
     try:
@@ -52,7 +52,7 @@ def view_runs(name: str | None, outputs: Path, host: str, port: int, *, allow_re
         fail(f"--host {host} --port {port}: {system_words(error)}")
     access = Access(host, sock.getsockname()[1])
     site = Site(root, story_of, sweep_picture)
-    address = f"{access.url}{place}?token={access.token}"
+    address = f"{access.url}{place}{'&' if '?' in place else '?'}token={access.token}"
 
     def ready() -> None:
         print(address, flush=True)
@@ -64,12 +64,17 @@ def view_runs(name: str | None, outputs: Path, host: str, port: int, *, allow_re
             )
         print("Ctrl-C ends it", file=sys.stderr)
         if open_browser and _has_screen():
-            _open(address)
+            leading.append(_open(address))
 
-    serve(sock, site, access, ready)
+    leading: list[Path] = []
+    try:
+        serve(sock, site, access, ready)
+    finally:
+        for file in leading:
+            file.unlink(missing_ok=True)
 
 
-def _opened(name: str | None, outputs: Path) -> tuple[str, Path]:
+def opened(name: str | None, outputs: Path) -> tuple[str, Path]:
     """The page to open, and the folder that holds the runs."""
     if name is None:
         return "/", outputs
@@ -97,9 +102,10 @@ def _has_screen() -> bool:
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _open(address: str) -> None:
+def _open(address: str) -> Path:
     """Open the browser by a file that leads to the address: every user of a machine sees the commands that run."""
     with tempfile.NamedTemporaryFile("w", prefix="infermesh-", suffix=".html", delete=False) as file:  # mode 0600
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={escape(address)}">')
-    threading.Timer(30, lambda: Path(file.name).unlink(missing_ok=True)).start()
-    webbrowser.open(Path(file.name).as_uri())
+    path = Path(file.name)
+    threading.Thread(target=webbrowser.open, args=(path.as_uri(),), daemon=True).start()  # some of them take their time
+    return path

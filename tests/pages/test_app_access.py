@@ -13,6 +13,7 @@ from urllib.error import HTTPError
 
 import pytest
 
+from infermesh.cli.view import opened
 from infermesh.pages.app.access import Access, is_loopback
 from tests.pages.serving import Served, served
 from tests.support import COMMAND_S, command, environment, here
@@ -129,6 +130,20 @@ def test_an_address_that_others_reach_has_to_be_allowed(tmp_path: Path) -> None:
         *[True] * 3,
         *[False] * 3,
     ]
+
+
+def test_what_is_named_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("outputs/lab/one", "outputs/sweep/0", "elsewhere/two"):
+        Path(name).mkdir(parents=True)
+        (Path(name) / "run.duckdb").touch()
+    Path("outputs/sweep/multirun.yaml").touch()
+    outputs = Path("outputs")
+    assert opened(None, outputs) == ("/", outputs)
+    assert opened("outputs/lab/one", outputs) == ("/overview/lab/one", outputs)
+    assert opened("outputs/sweep", outputs) == ("/sweep/sweep", outputs)
+    assert opened("outputs/lab", outputs) == ("/?q=lab", outputs)
+    assert opened("elsewhere/two", outputs) == ("/overview/two", Path("elsewhere"))
 
 
 def test_an_app_for_others_answers_to_addresses_and_its_own_name() -> None:

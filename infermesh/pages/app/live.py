@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from infermesh.pages.app.site import SITE, Site
 from infermesh.query.overview import Overview, read_counts, read_overview
 
 __all__ = ["LIVE", "Live", "events"]
+
+logger = logging.getLogger("infermesh")
 
 EVERY_S = 1.0
 FIGURES_EVERY_S = 5.0
@@ -96,6 +99,7 @@ class _Feed:
         self._parts: dict[str, str] = {}
         self._charts: list[dict[str, Any]] | None = None
         self._task = asyncio.create_task(self._ask_on())
+        self._task.add_done_callback(self._ended)
 
     def join(self) -> Slot:
         slot = Slot()
@@ -148,6 +152,12 @@ class _Feed:
             slot.parts |= changed
             slot.charts = charts if charts is not None else slot.charts
         self.wake()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Let no page wait for a feed that a bug has ended."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s is no longer followed", self._folder, exc_info=error)
+            self._end()
 
     def _end(self) -> None:
         self.over = True

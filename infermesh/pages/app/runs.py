@@ -40,6 +40,7 @@ class Overviews:
         if (known := self.known(folder)) is not None:
             return known
         task = asyncio.create_task(self._site.in_thread(_read, folder))
+        task.add_done_callback(_heard)
         self._known[folder] = (written_at(folder), task)
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
@@ -49,6 +50,12 @@ class Overviews:
         """The same if it has begun, and the run has not been written to since; else ``None``."""
         known = self._known.get(folder)
         return known[1] if known is not None and known[0] == written_at(folder) and not _useless(known[1]) else None
+
+
+def _heard(task: asyncio.Task[Overview]) -> None:
+    """Whoever asked may have gone, and then asyncio would complain that nobody has heard of the error."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _useless(task: asyncio.Task[Overview]) -> bool:

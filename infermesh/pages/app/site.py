@@ -26,7 +26,7 @@ from infermesh.store.folders import DATABASE
 __all__ = ["FILES", "SITE", "Page", "Site", "file_hash", "json_answer", "link", "static_file"]
 
 _Found = TypeVar("_Found")
-_THREADS = 4
+_THREADS = 8
 FILES = {  # what /static/ has, and as what
     "view.css": "text/css",
     "view.js": "text/javascript",
