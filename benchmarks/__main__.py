@@ -32,6 +32,7 @@ SCRIPTS = (
     "start",
     "limits",
     "live",
+    "view",
     "plan",
     "profile",
     "workers",

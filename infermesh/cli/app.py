@@ -303,6 +303,32 @@ def report(
     report_on(run, output)
 
 
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh view quickstart --port 8600 --no-open")
+def view(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run's folder or id, an experiment's name, or a sweep's folder; default: the list of runs.",
+            autocompletion=complete_run,
+        ),
+    ] = None,
+    outputs: OutputsOption = Path("outputs"),
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 picks a free one.", min=0, max=65535)] = 0,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let a --host be one that other machines reach.")
+    ] = False,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
+) -> None:
+    """Look at runs in a browser, live ones too: progress, failures, rows, one row's story, SQL.
+
+    The address goes to stdout; it holds a token, without which nothing is shown. Ctrl-C ends it. Nothing is changed.
+    """
+    from infermesh.cli.view import view_runs
+
+    view_runs(run, outputs, host, port, allow_remote=allow_remote, open_browser=open_browser)
+
+
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh verify outputs/quickstart/latest")
 def verify(run: RunArgument = None) -> None:
     """Check that nothing of a run is lost, doubled or changed: its tables, its requests, the files that it wrote.

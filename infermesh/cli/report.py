@@ -12,6 +12,7 @@ from infermesh.cli.find_run import find_run, say_run, sweep_command
 from infermesh.errors import StoreError
 from infermesh.hints import command, system_words
 from infermesh.pages.run import write_report
+from infermesh.pages.sweep import Picture
 from infermesh.query.finding import group_words, runs_in
 from infermesh.store.folders import is_sweep
 
@@ -46,13 +47,17 @@ def report_on(name: str | None, output: Path | None) -> None:
 
 
 def _report_sweep(folder: Path, output: Path | None) -> Path:
+    path = folder / SWEEP_PAGE if output is None else output
+    write_page(path, sweep_picture(folder))
+    return path
+
+
+def sweep_picture(folder: Path) -> Picture:
+    """What a sweep's page shows. Raises ``StoreError`` if the sweep keeps no record of its jobs."""
     records, keys = stored_jobs(folder)
     if not records:
-        fail(f"{folder} keeps no record of its jobs: {command('report', folder / '0')} takes one of them")
+        raise StoreError(f"{folder} keeps no record of its jobs: {command('report', folder / '0')} takes one of them")
     jobs = measure(records, keys)
     if running := [str(job.record.number) for job in jobs if job.status == "in use"]:
         print(f"left out, as they are running: job {', '.join(running)}", file=sys.stderr)
-    picture = picture_of(f"{folder}: {figures_scope(keys)}", jobs, keys, advise(jobs, keys), sweep_command(folder))
-    path = folder / SWEEP_PAGE if output is None else output
-    write_page(path, picture)
-    return path
+    return picture_of(f"{folder}: {figures_scope(keys)}", jobs, keys, advise(jobs, keys), sweep_command(folder))

@@ -25,7 +25,7 @@ from infermesh.pages.charts import COLOURS, Chart
 from infermesh.pages.words import clean, duration, moment, money
 from infermesh.runtime.whole_file import write_whole
 
-__all__ = ["render", "write"]
+__all__ = ["as_served", "asset", "fragment", "render", "served_style", "write"]
 
 
 def render(template: str, charts: Sequence[Chart], **values: Any) -> str:
@@ -45,20 +45,38 @@ def render(template: str, charts: Sequence[Chart], **values: Any) -> str:
         f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    data = dumps([chart.as_json() for chart in charts]).decode()
     return (
         _templates()
         .get_template(template)
         .render(
             policy=policy,
             style=Markup(style),
-            licence=_asset("uPlot.LICENSE"),
+            licence=asset("uPlot.LICENSE"),
             scripts=[Markup(script) for script in scripts],
-            data=Markup(data.replace("<", "\\u003c")),  # so that no text in it ends the element
+            data=Markup(chart_data(charts)),
             charts={chart.name: chart for chart in charts},
             **values,
         )
     )
+
+
+def as_served(template: str, charts: Sequence[Chart], **values: Any) -> str:
+    """A page of the local app: its scripts and its style are files of the server. Parameters as of :func:`render`."""
+    return (
+        _templates()
+        .get_template(template)
+        .render(data=Markup(chart_data(charts)), charts={chart.name: chart for chart in charts}, **values)
+    )
+
+
+def fragment(template: str, macro: str, *values: Any) -> str:
+    """A part of a page: what a macro of a template makes of these values."""
+    return str(getattr(_templates().get_template(template).module, macro)(*values)).strip()
+
+
+def chart_data(charts: Sequence[Chart]) -> str:
+    """The charts as JSON for a script element: no text in it ends the element."""
+    return dumps([chart.as_json() for chart in charts]).decode().replace("<", "\\u003c")
 
 
 def write(path: Path, page: str) -> None:
@@ -89,7 +107,7 @@ def _templates() -> Environment:
 
 @functools.cache
 def _scripts() -> tuple[str, ...]:
-    return _asset("uPlot.iife.min.js"), _asset("page.js")
+    return asset("uPlot.iife.min.js"), asset("page.js")
 
 
 @functools.cache
@@ -98,10 +116,16 @@ def _style() -> str:
         f"{select} {{ {' '.join(f'--{name}: {pair[shade]};' for name, pair in COLOURS.items())} }}"
         for select, shade in ((":root", 0), ("@media (prefers-color-scheme: dark) { :root:not(.printed)", 1))
     ]
-    return f"{_asset('uPlot.min.css')}\n{colours[0]}\n{colours[1]} }}\n{_asset('page.css')}"
+    return f"{asset('uPlot.min.css')}\n{colours[0]}\n{colours[1]} }}\n{asset('page.css')}"
 
 
-def _asset(name: str) -> str:
+def served_style() -> str:
+    """The app's style: that of every page, and its own."""
+    return f"{_style()}\n{asset('view.css')}"
+
+
+def asset(name: str) -> str:
+    """A file of ``assets/``."""
     return files("infermesh.pages").joinpath("assets", name).read_text(encoding="utf-8").strip()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from infermesh.hints import command, counted
 from infermesh.pages.charts import DASHES, LINES, Chart, Mark, Series
@@ -25,7 +26,18 @@ from infermesh.redaction import redact
 from infermesh.store.folders import sweep_of
 from infermesh.store.schema import literal
 
-__all__ = ["REPORT", "run_page", "write_report"]
+__all__ = [
+    "REPORT",
+    "bins",
+    "charts",
+    "failures",
+    "graphs",
+    "run_page",
+    "state_of",
+    "totals",
+    "values_of",
+    "write_report",
+]
 
 REPORT = "report.html"  # its name in a run's folder
 MOST_BYTES = 3_000_000
@@ -41,6 +53,7 @@ STATES = {  # status → what it is called, its sign and its class
     "stopped": ("stopped by a guard", "✕", "bad"),
     "waiting": ("waits for its batches", "…", "open"),
     "crashed": ("crashed", "✕", "bad"),
+    "damaged": ("damaged", "✕", "bad"),
     "killed": ("killed", "✕", "bad"),
     "empty": ("empty: it ended before its source was loaded", "…", "open"),
 }
@@ -74,7 +87,7 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
 def run_page(overview: Overview) -> str:
     """The page, below three million bytes: where rows are too long for that, fewer are shown, and less of each."""
     drawn = charts(overview)
-    parts = _parts(overview)
+    parts = values_of(overview)
     page = ""
     for rows, characters in _SHRUNK:
         samples = [_shown(sample, rows, characters) for sample in overview.samples]
@@ -84,20 +97,17 @@ def run_page(overview: Overview) -> str:
     return page
 
 
-def _parts(overview: Overview) -> dict[str, Any]:
-    label = "The stages and what they read: " + "; ".join(
-        f"{name} reads {', '.join(read)}" for name, read in edges(overview).items() if read
-    )
-    boxes, lines = nodes(overview), edges(overview)
+def values_of(overview: Overview) -> dict[str, Any]:
+    """What the templates name of a run, without its charts and its sample of rows."""
     config = yaml.safe_dump(overview.config, sort_keys=False, allow_unicode=True, width=100)
     return {
         "run": overview,
-        "state": STATES.get(overview.status, (overview.status, "?", "open")),
-        "totals": _totals(overview),
+        "state": state_of(overview.status),
+        "totals": totals(overview),
         "reason": overview.sessions[-1].reason if overview.sessions else None,
-        "graphs": [graph(boxes, lines, label, across=across) for across in (True, False)],
-        "bins": histogram(overview.service_bins, "How many answers took how long") if overview.service_bins else None,
-        "failures": _failures(overview),
+        "graphs": graphs(overview),
+        "bins": bins(overview),
+        "failures": failures(overview),
         "made_at": datetime.now(UTC),
         "refusals": [(each, remedy(each.kind)) for each in overview.failed_requests],
         "resume": command("resume", overview.folder),
@@ -110,7 +120,27 @@ def _parts(overview: Overview) -> dict[str, Any]:
     }
 
 
-def _totals(overview: Overview) -> dict[str, Any]:
+def state_of(status: str) -> tuple[str, str, str]:
+    """What a status is called, its sign, and its class."""
+    return STATES.get(status, (status, "?", "open"))
+
+
+def graphs(overview: Overview) -> list[Markup]:
+    """The stages as a picture: for a screen, and for a phone."""
+    read = edges(overview)
+    label = "The stages and what they read: " + "; ".join(
+        f"{name} reads {', '.join(others)}" for name, others in read.items() if others
+    )
+    boxes = nodes(overview)
+    return [graph(boxes, read, label, across=across) for across in (True, False)]
+
+
+def bins(overview: Overview) -> Markup | None:
+    """How long answers took, as a picture; ``None`` where there is nothing to tell."""
+    return histogram(overview.service_bins, "How many answers took how long") if overview.service_bins else None
+
+
+def totals(overview: Overview) -> dict[str, Any]:
     """The numbers at the top. A row counts as failed in each stage in which it has failed."""
     counts: dict[str, int] = {}
     for of in overview.details.stages.values():
@@ -130,7 +160,7 @@ def _totals(overview: Overview) -> dict[str, Any]:
     }
 
 
-def _failures(overview: Overview) -> list[tuple[Any, ...]]:
+def failures(overview: Overview) -> list[tuple[Any, ...]]:
     """Stage, kind, rows, the messages, what to do, and the command that tries them again; the most frequent first."""
     kinds: dict[tuple[str, str], list[Failures]] = {}
     for each in overview.failures:

@@ -10,7 +10,7 @@ from typing import Any
 from infermesh.pages.charts import Axis, Chart, Mark, Series
 from infermesh.pages.page import render
 
-__all__ = ["Picture", "Point", "TableRow", "number", "places", "sweep_page"]
+__all__ = ["Picture", "Point", "TableRow", "charts", "number", "places", "sweep_page"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Picture:
 
 def sweep_page(picture: Picture) -> str:
     """The page as HTML, self-contained."""
-    return render("sweep.html.jinja", _charts(picture), picture=picture)
+    return render("sweep.html.jinja", charts(picture), picture=picture)
 
 
 def number(value: float) -> str:
@@ -87,7 +87,7 @@ def places(value: float, count: int) -> str:
     return "–" if math.isnan(value) else f"{value:,.{count}f}"
 
 
-def _charts(picture: Picture) -> list[Chart]:
+def charts(picture: Picture) -> list[Chart]:
     """The charts that have data."""
     points = picture.points
     if not points:

@@ -147,7 +147,7 @@ class RunDiff:
             return self._compared[stage]
         for live in self._live_tables:
             live.fill([stage])
-            live.fill([self._key_table(stage)], ["row_id", "row_key"])
+            live.fill([self.origin_of(stage)], ["row_id", "row_key"])
         columns = self.answer_columns(stage)
         matched = quoted(f"matched_{stage}")
         packed = ", ".join(f"{quoted(column)} := t.{quoted(column)}" for column in columns)
@@ -155,7 +155,7 @@ class RunDiff:
         answer = f"md5_number(to_json(struct_pack({packed}))::VARCHAR)" if columns else "0"
         a, b = (
             f"(SELECT k.row_key, t.row_id, t.status, {answer} AS answer FROM {side}.{quoted(stage)} t JOIN "
-            f"{side}.{quoted(self._key_table(stage))} k ON k.row_id = t.row_id{self._without_retired(side, stage)})"
+            f"{side}.{quoted(self.origin_of(stage))} k ON k.row_id = t.row_id{self._without_retired(side, stage)})"
             for side in SIDES
         )
         self.connection.execute(
@@ -175,8 +175,8 @@ class RunDiff:
         self._compared[stage] = found
         return found
 
-    def _key_table(self, stage: str) -> str:
-        """The table that holds the ``row_key`` of a stage's rows: a sql stage's, or ``source``."""
+    def origin_of(self, stage: str) -> str:
+        """Whose rows a stage takes, and who has their ``row_key``: a sql stage, or ``source``."""
         tables = self._tables["a"]
         for origin in tables:  # the rows of each sql stage have a view, with the columns of the stages over them
             if origin != SOURCE and f"{stage}_request_key" in tables.get(results_view(origin), ()):
@@ -185,7 +185,7 @@ class RunDiff:
 
     def _without_retired(self, side: str, stage: str) -> str:
         """A WHERE on ``t``, the stage's table, that leaves out retired rows."""
-        origin, columns = self._key_table(stage), self._tables[side].get("retired", ())
+        origin, columns = self.origin_of(stage), self._tables[side].get("retired", ())
         if "origin" in columns:
             return f" WHERE t.row_id NOT IN (SELECT row_id FROM {side}.retired WHERE origin = {literal(origin)})"
         return f" WHERE t.row_id NOT IN (SELECT row_id FROM {side}.retired)" if columns and origin == SOURCE else ""

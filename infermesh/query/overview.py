@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from infermesh.query import percentile
 from infermesh.query.over_time import Session, Timeline, read_sessions, read_timeline
 from infermesh.query.percentile import percentile_of
 from infermesh.query.reader import RunReader
-from infermesh.query.summary import RunDetails, details
-from infermesh.store.schema import AFTER_OUTPUTS, BEFORE_OUTPUTS, SOURCE, quoted, status_now
+from infermesh.query.row_values import answer_columns, column_kinds, origins, rows_of, shown_columns
+from infermesh.query.summary import RunDetails, counts, details
+from infermesh.store.schema import SOURCE, quoted, status_now
 
-__all__ = ["Failures", "Overview", "SampledRows", "read_overview"]
+__all__ = ["Failures", "Overview", "SampledRows", "read_counts", "read_overview"]
 
 MOST_FAILURES = 20  # kinds of a stage
 MOST_DEPLOYMENTS = 100
@@ -27,8 +27,6 @@ CUT = 2000  # characters of a value
 _MESSAGE = 1500
 _BINS = 40  # at most
 _MEMORY = "1GB"
-_COLUMNS = 12  # of the rows
-_OWN = {column.name for column in (*BEFORE_OUTPUTS, *AFTER_OUTPUTS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +143,16 @@ class Overview:
         return self.details.requests > percentile.MOST_EXACT
 
 
-def read_overview(folder: Path) -> Overview:
+def read_overview(folder: Path, *, figures: bool = True, samples: bool = True) -> Overview:
     """Read a run, live or not. The tables are only read.
+
+    Parameters
+    ----------
+    figures
+        Read all that is summed up over the requests: over time, by stage, by deployment, by failure. Without it only
+        the counts are there, which takes a tenth of the time.
+    samples
+        Read a sample of the rows.
 
     Raises
     ------
@@ -169,22 +175,62 @@ def read_overview(folder: Path) -> Overview:
         )
         overview.overrides, overview.facts = _later_columns(reader)
         overview.details = details(reader)
-        requests = overview.details.requests
         ((overview.source_rows,),) = reader.rows("SELECT count(*) FROM source")
         if "source_errors" in tables:
             ((overview.unreadable,),) = reader.rows("SELECT count(*) FROM source_errors")
         overview.sessions = read_sessions(reader)
-        overview.timeline = read_timeline(reader, overview.sessions)
-        calls = {each.name: each for each in _calls(reader, "stage", requests, None)[0]}  # in the stages' order
-        overview.calls = [calls[name] for name in dict.fromkeys((*overview.details.stages, *calls)) if name in calls]
-        overview.deployments, overview.more_deployments = _calls(reader, "deployment", requests, MOST_DEPLOYMENTS)
-        _read_failures(reader, overview)
-        answered = "attempts WHERE error_type IS NULL AND service_s IS NOT NULL"
-        overview.service_bins = _bins(reader, requests, "service_s", answered)
-        if "limits_history" in tables:
-            overview.limits_history = _limits_history(reader)
-        _read_samples(reader, overview)
+        for origin, over in origins(reader, list(overview.details.stages)).items():
+            overview.origins |= dict.fromkeys(over, origin)
+        if figures:
+            _read_figures(reader, overview, tables)
+        if samples:
+            _read_samples(reader, overview)
         return overview
+
+
+def read_counts(folder: Path, before: Overview) -> Overview:
+    """An overview with the counts of now, and all else as it was: what a page over a live run asks once a second.
+
+    Parameters
+    ----------
+    before
+        The same run, as it was read while it went on.
+
+    Raises
+    ------
+    StoreError
+        As for :func:`read_overview`.
+    """
+    with RunReader(folder) as reader:
+        found = counts(reader)
+        if not reader.live:
+            return read_overview(folder, figures=False, samples=False)
+    now = replace(
+        before.details,
+        stages=found.stages,
+        requests=found.requests,
+        prompt_tokens=found.prompt_tokens,
+        completion_tokens=found.completion_tokens,
+        cost_usd=found.cost_usd,
+    )
+    if not before.sessions:
+        return replace(before, details=now)
+    *earlier, last = before.sessions
+    lasts = (datetime.now(UTC).replace(tzinfo=None) - last.started_at) / timedelta(seconds=1)
+    return replace(before, details=now, sessions=[*earlier, replace(last, length_s=max(last.length_s, lasts))])
+
+
+def _read_figures(reader: RunReader, overview: Overview, tables: set[str]) -> None:
+    requests = overview.details.requests
+    overview.timeline = read_timeline(reader, overview.sessions)
+    calls = {each.name: each for each in _calls(reader, "stage", requests, None)[0]}  # in the stages' order
+    overview.calls = [calls[name] for name in dict.fromkeys((*overview.details.stages, *calls)) if name in calls]
+    overview.deployments, overview.more_deployments = _calls(reader, "deployment", requests, MOST_DEPLOYMENTS)
+    _read_failures(reader, overview)
+    answered = "attempts WHERE error_type IS NULL AND service_s IS NOT NULL"
+    overview.service_bins = _bins(reader, requests, "service_s", answered)
+    if "limits_history" in tables:
+        overview.limits_history = _limits_history(reader)
 
 
 def _later_columns(reader: RunReader) -> tuple[list[str] | None, dict[str, dict[str, Any]]]:
@@ -268,70 +314,25 @@ def _bins(reader: RunReader, requests: int, value: str, of: str) -> list[tuple[f
 
 
 def _limits_history(reader: RunReader) -> tuple[list[str], list[tuple[Any, ...]]]:
-    names = list(_kinds(reader, "limits_history"))
+    names = list(column_kinds(reader, "limits_history"))
     texts = ", ".join(f"left({quoted(name)}::VARCHAR, 200)" for name in names)
     return names, reader.rows(f"SELECT {texts} FROM limits_history LIMIT {MOST_CHANGES + 1}")
 
 
 def _read_samples(reader: RunReader, overview: Overview) -> None:
-    """Whose rows each stage takes, by the views; and a sample of each view."""
-    views = [name for (name,) in reader.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1")]
-    stages = list(overview.details.stages)
-    for view in sorted((name for name in views if name == "results" or name.endswith("_results")), key=len):
-        origin = SOURCE if view == "results" else view.removesuffix("_results")
-        there = _kinds(reader, view)
-        over = [stage for stage in stages if f"{stage}_status" in there and stage not in overview.origins]
-        overview.origins |= dict.fromkeys(over, origin)
-        answers = {stage: _answers(reader, stage) for stage in over}
+    """A sample of the rows of each origin."""
+    for origin, over in origins(reader, list(overview.details.stages)).items():
+        answers = {stage: answer_columns(reader, stage) for stage in over}
         overview.samples.append(_sample(reader, origin, answers))
-
-
-def _answers(reader: RunReader, stage: str) -> list[str]:
-    """The columns of a stage that a person reads. ``parsed`` stands for the text that it was parsed from."""
-    outputs = [name for name in _kinds(reader, stage) if name not in _OWN]
-    if {"text", "finish_reason"} <= set(outputs):
-        parsed = reader.rows(f"SELECT 1 FROM {quoted(stage)} WHERE parsed IS NOT NULL LIMIT 1")
-        return ["parsed" if parsed else "text"]
-    return ["text"] if {"text", "duration_s"} <= set(outputs) else outputs[:_COLUMNS]
 
 
 def _sample(reader: RunReader, origin: str, answers: dict[str, list[str]]) -> SampledRows:
     """Rows at even distances. First their numbers, then each table's rows of these numbers: no table is read whole."""
-    kinds = _kinds(reader, origin)
-    shown = [name for name in kinds if name not in ("row_id", "row_key")]
-    kept, hidden = shown[:_COLUMNS], len(shown[_COLUMNS:])
+    kinds = column_kinds(reader, origin)
+    kept, hidden = shown_columns(kinds)
     ((total, least, most),) = reader.rows(f"SELECT count(*), min(row_id), max(row_id) FROM {quoted(origin)}")
     if not total:
         return SampledRows(origin, kept, answers, [], 0, hidden)
     places = {least + round(step * (most - least) / max(1, SAMPLED - 1)) for step in range(SAMPLED)}
-    wanted = f"row_id IN ({', '.join(map(str, sorted(places)))})"
-    by_row = _values(reader, origin, [_cut(name, kinds[name]) for name in kept], wanted)
-    for stage, names in answers.items():
-        kinds = _kinds(reader, stage)
-        own = [f"left({name}::VARCHAR, 40)" for name in ("status", "error_type")]
-        own += [f"left(error, {_MESSAGE})", *(_cut(name, kinds[name]) for name in names)]
-        states = _values(reader, stage, own, wanted)
-        by_row = {row: (*values, *states.get(row, (None,) * len(own))) for row, values in by_row.items()}
-    return SampledRows(origin, kept, answers, [(row, *by_row[row]) for row in sorted(by_row)], total, hidden)
-
-
-def _kinds(reader: RunReader, table: str) -> dict[str, str]:
-    """Column → its DuckDB type."""
-    return {str(row[0]): str(row[1]) for row in reader.rows(f"DESCRIBE {quoted(table)}")}
-
-
-def _values(reader: RunReader, table: str, values: Sequence[str], where: str) -> dict[int, tuple[Any, ...]]:
-    found = reader.rows(f"SELECT {', '.join(['row_id', *values])} FROM {quoted(table)} WHERE {where}")
-    return {row[0]: row[1:] for row in found}
-
-
-def _cut(name: str, kind: str) -> str:
-    """SQL for a column's value as text: its beginning, and how much there is where that is not all."""
-    if kind.endswith(("FLOAT[]", "DOUBLE[]")):
-        size = f"len({quoted(name)})"
-        return (
-            f"{quoted(name)}[1:4]::VARCHAR || CASE WHEN {size} > 4 THEN format(' … ({{}} numbers)', {size}) ELSE '' END"
-        )
-    text = f"{quoted(name)}::VARCHAR"
-    more = f"format(' … ({{:,}} characters)', len({text}))"
-    return f"left({text}, {CUT}) || CASE WHEN len({text}) > {CUT} THEN {more} ELSE '' END"
+    rows = rows_of(reader, origin, kept, answers, sorted(places), CUT)
+    return SampledRows(origin, kept, answers, rows, total, hidden)

@@ -15,7 +15,7 @@ from infermesh.query.troubles import Failed, failed_requests, waiting_rows
 from infermesh.store.folders import run_folders, sweep_of
 from infermesh.store.schema import INVALID, SOURCE, UNFINISHED, RunStatus, invalid_answers, literal, quoted, status_now
 
-__all__ = ["STATES", "RunDetails", "RunInfo", "describe", "details", "runs_below", "unfinished_runs"]
+__all__ = ["STATES", "RunDetails", "RunInfo", "counts", "describe", "details", "runs_below", "unfinished_runs"]
 
 STATES = (*get_args(RunStatus), "killed", "empty", "damaged")  # of a run, as `runs` and `status` say it
 _ERROR_KINDS = 5  # of a stage
@@ -156,14 +156,20 @@ def _fill(info: RunInfo, reader: RunReader) -> None:
     ((info.cost_usd,),) = reader.rows("SELECT sum(cost_usd) FROM attempts")
 
 
-def details(reader: RunReader) -> RunDetails:
-    """What a run that is no empty one has done so far."""
+def counts(reader: RunReader) -> RunDetails:
+    """What a run that is no empty one has done so far, in numbers alone: two queries."""
     found = RunDetails()
     for stage, status, rows in reader.rows("SELECT stage, status, rows FROM progress"):
         found.stages.setdefault(stage, {})[status] = rows
     totals = "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost_usd) FROM attempts"
     ((found.requests, asked, answered, found.cost_usd),) = reader.rows(totals)
     found.prompt_tokens, found.completion_tokens = int(asked or 0), int(answered or 0)
+    return found
+
+
+def details(reader: RunReader) -> RunDetails:
+    """What a run that is no empty one has done so far."""
+    found = counts(reader)
     for stage in (name for name, counts in found.stages.items() if "error" in counts):
         found.failures += reader.rows(
             f"SELECT {literal(stage)}, error_type, count(*) AS rows, any_value(error) FROM {quoted(stage)} "

@@ -6,14 +6,11 @@ place: the variable CHROMIUM), and run by ``pytest -m browser tests/pages``. No 
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +22,10 @@ from infermesh.bench.plot import draw, picture_of
 from infermesh.pages.run import REPORT, write_report
 from infermesh.simulator import Simulator
 from infermesh.store.schema import DATABASE
+from tests.pages.browser import HOSTILE, IN_BROWSER, WIDTHS, Seen, assert_nothing_found, watched
 from tests.support import Lab, committed, embed, experiment, generate, infermesh, texts, wait_until, write_experiment
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-AXE = Path(__file__).with_name("axe") / "axe.min.js"
-WIDTHS = (1280, 390)
-HOSTILE = [
-    "</script><script>window.hacked = 1</script>",
-    "<img src=x onerror='window.hacked = 1'>",
-    "<svg onload='window.hacked = 1'><a href='javascript:window.hacked=1'>x</a></svg>",
-    "<!-- ]]> --!> <style>* { display: none }</style><base href='http://example.org/'>",
-    "<iframe srcdoc='<script>parent.hacked = 1</script>'></iframe><link rel=stylesheet href='http://example.org/x.css'>",
-    "{{ 7 * 7 }} ${7 * 7} \u2028\u2029 data:text/html,<script>window.hacked=1</script>",
-    "\u202eright to left\u202c \u2066 \u05d0\u05d1\u05d2 \ufeff \x00\x1b[31m",
-    "\\u003cscript>window.hacked = 1\\u003c/script>",
-    "<" * 1_000_000,
-]
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium, or set CHROMIUM"),
-]
-
-
-@dataclass
-class Seen:
-    """What a browser met on a page."""
-
-    page: Any
-    errors: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    driver = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[browser]'")
-    with driver.sync_playwright() as playwright:
-        flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
-        yield browser
-        browser.close()
+pytestmark = IN_BROWSER
 
 
 @contextmanager
@@ -73,11 +34,7 @@ def shown(chromium: Any, file: Path, *, width: int = 1280, theme: str = "light")
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, offline=True)
     try:
         page = context.new_page()
-        seen = Seen(page)
-        page.on("console", lambda message: seen.errors.append(message.text))
-        page.on("pageerror", lambda error: seen.errors.append(str(error)))
-        page.on("request", lambda request: seen.requests.append(request.url))
-        page.on("dialog", lambda dialog: seen.errors.append(f"a dialog: {dialog.message}"))
+        seen = watched(page)
         page.goto(file.absolute().as_uri())
         page.wait_for_selector("body[data-ready]", timeout=20_000)
         yield seen
@@ -93,12 +50,7 @@ def assert_accessible(chromium: Any, file: Path) -> None:
     for theme in ("light", "dark"):
         for width in WIDTHS:
             with shown(chromium, file, width=width, theme=theme) as seen:
-                seen.page.evaluate(AXE.read_text(encoding="utf-8"))
-                found = seen.page.evaluate("axe.run()")
-                told = [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found["violations"]]
-                assert told == [], (theme, width)
-                assert len(found["passes"]) > 15
-                assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+                assert_nothing_found(seen.page, width, theme)
 
 
 def priced(url: str) -> dict[str, Any]:

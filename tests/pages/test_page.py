@@ -90,10 +90,15 @@ def test_texts_and_lines_can_be_told_from_the_paper(name: str, shade: int) -> No
     [
         ("uPlot.iife.min.js", "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f"),
         ("uPlot.min.css", "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04"),
+        ("diff.min.js", "b51a9d2885f2c090dc97b981027395f7e7e6558a46c75ae3747db267913a89ab"),
+        ("editor.min.js", "e1cf19983bb0b098b6b26879a4064f41ff32de2622ed873172f8d59beaeba6bc"),
     ],
 )
 def test_the_library_is_as_its_maker_published_it(name: str, sha256: str) -> None:
-    """uPlot of npm: ``npm pack uplot@1.6.32``, dist/. For another, replace files and hashes, and look at a page."""
+    """uPlot of npm: ``npm pack uplot@1.6.32``, dist/. For another, replace files and hashes, and look at a page.
+
+    The other two are made by ``tools/editor/build.sh``.
+    """
     assert hashlib.sha256(files("infermesh.pages").joinpath("assets", name).read_bytes()).hexdigest() == sha256
 
 

@@ -276,3 +276,19 @@ def test_what_nobody_foresaw_is_in_the_log(lab: Lab, simulator: Simulator, monke
     assert (outcome.exit_code, outcome.report) == (0, None)
     assert any(note.startswith("no report.html was written: division by zero") for note in watch.notes)
     assert "ZeroDivisionError" in (lab.folder / "run.log").read_text()
+
+
+def test_what_went_through_batches_is_told(lab: Lab, simulator: Simulator) -> None:
+    lab.rows(texts(30))
+    mapping = experiment(simulator.url, {"a": generate()}, report=True)
+    batch = {"enabled": True, "poll": 0.02, "max_requests": 20}
+    mapping["deployments"] = {"d": {"model": "openai/gpt-4.1-mini", "api_base": simulator.url, "batch": batch}}
+    lab.run(mapping, environ={"OPENAI_API_KEY": "sk-of-nobody"})
+    assert "Batches: 30 requests answered for $" in read(lab.folder).said()
+    assert "not back yet" not in read(lab.folder).said()
+    with duckdb.connect(str(lab.folder / DATABASE)) as connection:
+        connection.execute("UPDATE batches SET state = 'submitted' WHERE requests = 10")
+        connection.execute("UPDATE run SET status = 'waiting'")
+    write_report(lab.folder)
+    assert "1 batch of 10 requests at d, not back yet." in read(lab.folder).said()
+    assert "… waits for its batches" in read(lab.folder).said()

@@ -1,7 +1,7 @@
 "use strict";
 // Draws the page's charts: reads their data (see infermesh/pages/charts.py) and hands it to uPlot.
 (() => {
-  const charts = JSON.parse(document.getElementById("charts").textContent);
+  let charts = JSON.parse(document.getElementById("charts").textContent);
   const drawn = new Map();
   const root = document.documentElement;
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
@@ -67,13 +67,13 @@
       cursor: { y: false, ...(chart.axis === "elapsed" ? { sync: { key: "run" } } : {}) },
       scales: {
         x: { time: false, range: range(chart), ...(chart.axis === "log" ? { distr: 3, log: 2 } : {}) },
-        y: { range: (plot, low, high) => [0, high > 0 ? high * 1.08 : 1] },
+        y: { range: (plot, low, high) => [low < 0 ? low * 1.08 : 0, high > 0 ? high * 1.08 : 1] },
       },
       axes: [
         {
           ...axis, size: 28, label: chart.xLabel, labelFont: font, labelSize: 18, space: 70, grid: { show: false },
           values: (plot, splits) => splits.map((value) => (value == null ? "" : onX(chart)(value))),
-          ...(chart.axis === "elapsed" ? { incrs: STEPS } : { splits: () => spread(chart, width) }),
+          ...(chart.axis === "elapsed" ? { incrs: STEPS } : chart.spread === false ? {} : { splits: () => spread(chart, width) }),
           filter: (plot, splits) => splits,
         },
         {
@@ -165,19 +165,44 @@
     });
   };
 
-  drawAll();
-  for (const chart of charts) {
+  const wire = (chart) => {
     const box = document.getElementById(`table-${chart.name}`);
     box.closest("details").addEventListener("toggle", () => fill(chart, box));
     document.getElementById(`save-${chart.name}`).addEventListener("click", () => save(chart));
-  }
+  };
+  // Other data, of a run that goes on. A chart whose place on the page is a new one is drawn anew.
+  const show = (next) => {
+    const known = new Map(charts.map((chart) => [chart.name, chart]));
+    charts = next.map((chart) => Object.assign(known.get(chart.name) ?? {}, chart));
+    for (const chart of charts) {
+      if (!document.getElementById(`plot-${chart.name}`)) continue;
+      const plot = drawn.get(chart.name);
+      if (!plot?.root.isConnected || plot.series.length !== chart.series.length + 1) {
+        const fresh = !plot?.root.isConnected;
+        draw(chart);
+        if (fresh) wire(chart);
+      } else plot.setData([chart.x, ...chart.series.map((line) => line.values)]);
+      const box = document.getElementById(`table-${chart.name}`);
+      if (box.firstChild) {
+        box.replaceChildren();
+        fill(chart, box);
+      }
+    }
+  };
+
+  drawAll();
+  charts.forEach(wire);
+  // Of a query's result: a chart that is drawn and saved by itself.
+  const single = new Map();
+  const one = (chart) => { single.set(chart.name, chart); draw(chart); };
+  window.infermeshCharts = { show, one, save: (name) => save(single.get(name)) };
   let width = root.clientWidth;
   addEventListener("resize", () => {
     if (root.clientWidth === width) return;
     width = root.clientWidth;
     for (const chart of charts) {
       const place = document.getElementById(`plot-${chart.name}`);
-      drawn.get(chart.name).setSize({ width: place.clientWidth, height: 210 });
+      drawn.get(chart.name)?.setSize({ width: place.clientWidth, height: 210 });
     }
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
