@@ -27,7 +27,7 @@ from pydantic import (
 from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
 from infermesh.config.references import FromEnvironment
 from infermesh.simulator.settings import SimulatorSettings
-from infermesh.types import Endpoint, Limits, RoutingStrategy, TransportKind
+from infermesh.types import AccountLimits, Endpoint, Limits, RoutingStrategy, TransportKind
 
 RESERVED_TABLES = frozenset(
     {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file", "sessions"}
@@ -478,7 +478,9 @@ class Experiment(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the folder below outputs/")
     source: SourceConfig = Field(description="Where rows come from")
-    limits: dict[str, Limits] = Field(default_factory=dict, description="Accounts that several deployments share")
+    limits: dict[str, AccountLimits] = Field(
+        default_factory=dict, description="Accounts that several deployments share"
+    )
     deployments: dict[str, DeploymentEntry] = Field(default_factory=dict, description="Replicas and accounts, by label")
     models: dict[str, ModelEntry] = Field(default_factory=dict, description="Logical models; none if no stage asks one")
     stages: dict[str, StageConfig] = Field(min_length=1, description="What happens to each row; a table for each")

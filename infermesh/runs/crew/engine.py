@@ -31,7 +31,7 @@ def workers_of(experiment: Experiment, stages: Mapping[str, Stage], note: Callab
     engine = experiment.engine
     if engine.kind == "process" and engine.workers in ("auto", 1):
         return 0
-    _refuse(stages)
+    _refuse(experiment, stages)
     if engine.kind == "ray":
         _refuse_without_ray()
     most, why = _most(experiment, stages)
@@ -70,7 +70,13 @@ def _most(experiment: Experiment, stages: Mapping[str, Stage]) -> tuple[int, str
     return min(bounds, default=(1, "no stage takes rows"))
 
 
-def _refuse(stages: Mapping[str, Stage]) -> None:
+def _refuse(experiment: Experiment, stages: Mapping[str, Stage]) -> None:
+    for name, limits in experiment.limits.items():
+        if limits.shared and (limits.rpd is not None or limits.tpd is not None):
+            raise ConfigError(
+                f"limits.{name}.shared: a quota a day is shared by runs of one process each: use engine.kind: process, "
+                "or leave rpd and tpd out"
+            )
     if sys.platform == "win32":
         raise ConfigError("engine.kind: workers need a system with Unix sockets. Use engine.kind: process on Windows.")
     own = [

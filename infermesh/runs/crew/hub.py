@@ -354,8 +354,8 @@ class Hub:
         return [*dict.fromkeys(line for member in self.members.values() for line in member.waits)]
 
     def waits(self, now: float) -> list[str]:
-        """Nothing: what workers have to tell of deployments is told when they say it."""
-        return []
+        """What there is to say of quotas shared with other runs; what workers have to tell is told when they say it."""
+        return self._quotas.notes()
 
     def used_up(self) -> list[str]:
         """A line for each quota a day that holds requests back."""

@@ -20,11 +20,12 @@ from typing import Any
 
 from infermesh.hints import visible
 from infermesh.limits import CompositeLimiter, LocalRateLimiter
+from infermesh.limits.dealing import Ask, ask_of, grant
 from infermesh.limits.granted import GrantedBucket, GrantedDay
 from infermesh.runs.assemble import assembled, requests_at_once
 from infermesh.runs.crew.channel import Channel, SocketChannel
 from infermesh.runs.crew.leased import LeasedRows, RemoteKnown, SendingWriter
-from infermesh.runs.crew.messages import PROTOCOL, Ask, Down, Share, Start, Up, WaveStart, as_row
+from infermesh.runs.crew.messages import PROTOCOL, Down, Share, Start, Up, WaveStart, as_row
 from infermesh.runs.crew.overheard import Grapevine
 from infermesh.runs.runner import Runner
 from infermesh.runs.stats import RunStats, StageStats
@@ -34,7 +35,6 @@ from infermesh.runtime.openfiles import allow_requests
 from infermesh.runtime.workers import Window
 
 _LEAST_S = 0.01  # between a call and its answer
-_MOST_IN_LINE = 2048  # requests whose tokens are summed up, of a limiter's line
 logger = logging.getLogger("infermesh")
 
 
@@ -138,17 +138,8 @@ class Worker:
 
     def _grant(self, down: Down) -> None:
         for key, limiter, _ in self._limiters:
-            if (credit := down.credit.get(key)) is None:
-                continue
-            requests, tokens, day = limiter.parts
-            if isinstance(requests, GrantedBucket):
-                requests.grant(credit.requests)
-            if isinstance(tokens, GrantedBucket):
-                tokens.grant(credit.tokens)
-            if isinstance(day, GrantedDay):
-                day.grant(credit.day, credit.day_requests, credit.day_tokens)
-                day.used_up = credit.day_over
-            limiter.serve()
+            if (credit := down.credit.get(key)) is not None:
+                grant(limiter, credit)
 
     def _begin(self, wave: WaveStart) -> None:
         graph = self._pipeline.waves[wave.number].graph
@@ -225,25 +216,8 @@ class Worker:
         return up
 
     def _ask(self, limiter: LocalRateLimiter, labels: Any, now: float) -> Ask:
-        requests, tokens, day = limiter.parts
-        in_line, need, head = limiter.needs(_MOST_IN_LINE)
-        # Of the requests under several limiters, one at a time stands in this line; the others wait before it.
         before = sum(self._composites[label].waiting for label in labels if label in self._composites)
-        waiting = max(in_line, before)
-        if in_line:
-            need *= waiting / min(in_line, _MOST_IN_LINE)
-        ask = Ask()
-        if isinstance(requests, GrantedBucket):
-            requests.lapse(now, min(waiting, 1))
-            ask.requests = requests.ask(waiting, min(waiting, 1))
-        if isinstance(tokens, GrantedBucket):
-            head = min(head, tokens.quota)
-            tokens.lapse(now, head)
-            ask.tokens = tokens.ask(need, head)
-        if isinstance(day, GrantedDay):
-            ask.day_requests, ask.day_tokens = day.ask(waiting, need)
-            ask.back = day.back(now, idle=not waiting and not ask.day_requests)
-        return ask
+        return ask_of(limiter, now, before)
 
     def _shares(self) -> dict[tuple[str, str], Share]:
         runner = self._runner
