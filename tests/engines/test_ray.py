@@ -284,18 +284,23 @@ def test_workers_of_a_frozen_hub_end_by_themselves(project: Path, server: Counti
     assert_all_done(project / HERE, server, sent_again=3 * 2 * WINDOW)
 
 
+@pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
 def test_it_is_asked_interrupted_and_resumed_by_another_engine(
-    project: Path, server: CountingServer, launch: Launch
+    project: Path, server: CountingServer, launch: Launch, by: str
 ) -> None:
     before = actors()
     process = launch(*RAY, cwd=project)
     begun(process, server, before)
     asked = infermesh("sql", "select count(*) from a where status = 'done'", "--run", HERE, cwd=project)
     assert int(re.findall(r"\d+", asked.stdout)[-1]) > 0
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it, to the hub and to all that Ray has started
+    if by == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it, to the hub and to all that Ray has started
+    else:
+        process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=RUN_S)
     assert process.returncode == 130, told
     assert of_ray(told) == []
+    assert "SIGTERM" not in told
     done = ask(project / HERE, "SELECT count(*) FROM attempts")[0][0]
     assert len(server.seen) == done
     resumed = launch("resume", HERE, "engine=process", cwd=project)

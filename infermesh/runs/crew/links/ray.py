@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -198,7 +199,11 @@ class RayLinks:
         self.errors: type[BaseException] = LostError
 
     async def open(self, workers: int) -> tuple[int, int]:
-        return await self._do(self._open, workers)
+        found = await self._do(self._open, workers)
+        own = signal.getsignal(signal.SIGTERM)
+        if own is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)  # Ray has put one before it, which writes a trace on stderr
+        return found
 
     async def _do(self, what: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, what, *arguments)
