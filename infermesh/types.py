@@ -120,6 +120,21 @@ class Limits:
         return self.tpm is not None or self.tpd is not None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountLimits(Limits):
+    """The limits of an account that several deployments share.
+
+    Parameters
+    ----------
+    shared
+        Other runs and clients of this user on this machine use the account too, and all of them together keep to it.
+    """
+
+    shared: bool = field(
+        default=False, metadata={"description": "Kept together with other runs and clients of this machine"}
+    )
+
+
 LIMITS = {each.name: each.metadata["description"] for each in fields(Limits)}
 """The names of all limits, and what each is."""
 

@@ -102,7 +102,7 @@ def plan(
     run_plan(overrides or [], show, sample, json, latency, output_tokens)
 
 
-@app.command(rich_help_panel=RUNS, epilog="Example: infermesh resume outputs/quickstart/latest")
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh resume outputs/quickstart/latest engine=local")
 def resume(
     run: Annotated[
         str | None,
@@ -110,6 +110,10 @@ def resume(
             help="A run's folder or id, or an experiment's name; default: the newest, if unfinished.",
             autocompletion=complete_run,
         ),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Argument(help="Go on with another engine: engine=NAME, engine.workers=N.", metavar="[engine=…]"),
     ] = None,
     keep_errors: Annotated[bool, typer.Option("--keep-errors", help="Leave failed rows as they are.")] = False,
     detach_batches: DetachOption = False,
@@ -120,7 +124,10 @@ def resume(
     from infermesh.cli.run import resume_run
 
     load_env(env_file)
-    raise typer.Exit(resume_run(run, keep_errors=keep_errors, detach=detach_batches, progress=progress))
+    overrides = engine or []
+    if run is not None and run.startswith(("engine=", "engine.")) and "=" in run:
+        run, overrides = None, [str(run), *overrides]
+    raise typer.Exit(resume_run(run, overrides, keep_errors=keep_errors, detach=detach_batches, progress=progress))
 
 
 @app.command(

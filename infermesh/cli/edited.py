@@ -62,7 +62,8 @@ def edited_since(folder: Path, stored: Declaration) -> str | None:
         now = declared(compose(overrides, cwd=home)).mapping
     except ConfigError as error:
         return f"{edited}, where something is wrong: {one_line(error, 200)} {kept}."
-    keys = _differing(stored.mapping, loads(dumps(now)))
+    differing = _differing(stored.mapping, loads(dumps(now)))
+    keys = [key for key in differing if not key.startswith("engine.")]  # a resume may have changed it
     if not keys:
         return None
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""

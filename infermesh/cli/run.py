@@ -11,7 +11,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from infermesh.cli.find_run import find_run, sweep_command
 from infermesh.cli.progress import make_observer
 from infermesh.cli.sweep import ANNOUNCE, Sweep, SweepJob
 from infermesh.cli.terminal import guard_streams
+from infermesh.config.another_engine import with_engine
 from infermesh.config.compose import chosen_experiment, composition_error, overrides_of, plain, search_path
 from infermesh.config.declaration import Declaration, declare
 from infermesh.config.overrides import addable, refuse_inline
@@ -251,7 +252,12 @@ def run_job(
 
 
 def resume_run(
-    name: str | None, *, keep_errors: bool = False, detach: bool = False, progress: Progress = Progress.AUTO
+    name: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    keep_errors: bool = False,
+    detach: bool = False,
+    progress: Progress = Progress.AUTO,
 ) -> int:
     """Continue a run in its folder, with the config stored there. Without a name: the newest run, if it is unfinished.
 
@@ -259,6 +265,8 @@ def resume_run(
 
     Parameters
     ----------
+    overrides
+        Of its engine: see :func:`~infermesh.config.another_engine.with_engine`.
     keep_errors
         Leave failed rows as they are.
     detach
@@ -287,6 +295,11 @@ def resume_run(
     if (sweep := sweep_of(folder)) is not None and (whole := sweep_command(sweep)) is not None:
         print(f"it is one job of a sweep; to go on with all of them: {whole}", file=sys.stderr)
     _say_edited(folder, declaration)
+    if overrides:
+        try:
+            declaration = with_engine(declaration, overrides, Path.cwd())
+        except ConfigError as error:
+            fail(str(error))
     return run_job(declaration, folder, observer=make_observer(progress), keep_errors=keep_errors, detach=detach)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig, check_max_response_bytes
 from infermesh.dispatch import Deployment
-from infermesh.dispatch.fleet import Account, build_deployments, build_model
+from infermesh.dispatch.fleet import Account, build_deployments, build_model, shared_limiter
 from infermesh.dispatch.model import LogicalModel
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
@@ -123,13 +124,18 @@ def client_model(
     retry: RetryPolicy,
     timeout: float | None,
     costs: tuple[float | None, float | None] = (None, None),
+    shared: str | None = None,
 ) -> tuple[LogicalModel, list[Deployment]]:
     """A model over a client's deployments, which share the ``account`` limits and keep their own.
 
-    ``costs`` are US dollars per prompt and per answer token, for deployments that do not set their own.
+    ``shared`` is the account's name where others on this machine use it too. ``costs`` are US dollars per prompt and
+    per answer token, for deployments that do not set their own.
     """
     configs = {label: _with_defaults(config, account, costs) for label, config in configs.items()}
-    accounts = [] if account.unlimited else [Account(LocalRateLimiter(account), [*configs])]
+    if shared is not None and account.unlimited:
+        raise ConfigError("shared_limits: expected a limit to share: one of rpm, tpm, rpd, tpd")
+    limiter = LocalRateLimiter(account) if shared is None else shared_limiter(account, shared, configs, os.environ)
+    accounts = [] if account.unlimited else [Account(limiter, [*configs])]
     deployments = build_deployments(configs, accounts)
     model = build_model(name, configs, deployments, strategy=strategy, endpoint=endpoint, retry=retry, timeout=timeout)
     return model, [*deployments.values()]

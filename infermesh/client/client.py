@@ -64,6 +64,9 @@ class LMClient(GenerationCalls, EmbeddingCalls, TranscriptionCalls):
         Which limits the server's ``x-ratelimit-*`` headers speak of: ``minute`` or ``day``; ``auto`` infers it.
     default_output_tokens
         Tokens to reserve for an answer without ``max_tokens``. ``None`` takes the mean of the answers so far.
+    shared_limits
+        The name of the account that these limits are of, where runs (``limits.NAME.shared: true``) and other clients
+        on this machine use it too: all of them together keep to it. ``None``: the limits are this client's alone.
     timeout
         Seconds for one attempt, above 0. ``None`` waits for ever. One in ``default_request_kwargs`` takes its place.
     max_retries
@@ -124,6 +127,7 @@ class LMClient(GenerationCalls, EmbeddingCalls, TranscriptionCalls):
         max_token_burst: float | None = None,
         header_bucket_scope: HeaderBucketScope = "auto",
         default_output_tokens: int | None = None,
+        shared_limits: str | None = None,
         timeout: float | None = 600.0,
         max_retries: int = 3,
         default_request_kwargs: Mapping[str, Any] | None = None,
@@ -157,6 +161,7 @@ class LMClient(GenerationCalls, EmbeddingCalls, TranscriptionCalls):
             retry=RetryPolicy(max_retries=max_retries),
             timeout=client_default("timeout", timeout, defaults, check_timeout),
             costs=(input_cost_per_token, output_cost_per_token),
+            shared=shared_limits,
         )
         self._operations = Operations(logical_model, slots, defaults, largest)
         self._loop = ClientLoop(deployed, lambda label: make_transport(configs[label], label=label), window)

@@ -27,7 +27,7 @@ from pydantic import (
 from infermesh.config.deployment import MAX_RESPONSE_BYTES, DeploymentConfig
 from infermesh.config.references import FromEnvironment
 from infermesh.simulator.settings import SimulatorSettings
-from infermesh.types import Endpoint, Limits, RoutingStrategy, TransportKind
+from infermesh.types import AccountLimits, Endpoint, Limits, RoutingStrategy, TransportKind
 
 RESERVED_TABLES = frozenset(
     {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file", "sessions"}
@@ -409,11 +409,14 @@ class StoreConfig(_Section):
 class EngineConfig(_Section):
     """Which processes send the requests. It changes no answer: a run that one engine began, another continues."""
 
-    kind: Literal["process", "local"] = Field(
-        "process", description="process: the run's own; local: workers, which are processes of this machine"
+    kind: Literal["process", "local", "ray"] = Field(
+        "process",
+        description="process: the run's own; local: workers, which are processes of this machine; ray: workers on Ray",
     )
     workers: int | Literal["auto"] = Field(
-        "auto", description="How many; auto: with local one for each processor. 2 or more are local ones, if not said"
+        "auto",
+        description="How many; auto: one for each processor, or as many as the cluster has room for. "
+        "2 or more are local ones, if not said",
     )
     silence: float = Field(
         30.0, gt=0, description="Seconds without a word after which a worker counts as lost, or a text such as 30s, 2m"
@@ -421,6 +424,41 @@ class EngineConfig(_Section):
     max_lost: int = Field(
         20, ge=1, description="Workers lost in a row, with no row finished in between, that stop the run"
     )
+    address: str = Field(
+        "local",
+        min_length=1,
+        description="With ray: local starts a Ray of this machine for the run, auto takes the cluster of which this "
+        "machine is a node, HOST:PORT that one",
+    )
+    cpus: float = Field(1.0, ge=0, description="With ray: processors that each worker takes of its node")
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="With ray: further resources that each worker takes, by Ray's names"
+    )
+    working_dir: Literal["ship", "shared"] = Field(
+        "ship",
+        description="With ray on a cluster. ship: the project's folder is sent to the nodes, without .env files and "
+        "outputs/; shared: it is on each of them, under the same path",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _of_a_cluster(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(
+                "expected local, auto or HOST:PORT. The run has to be on a node of the cluster: neither Ray Client "
+                "(ray://) nor the URL of its dashboard will do"
+            )
+        if value not in ("local", "auto") and not re.fullmatch(r"\S+:\d+", value):
+            raise ValueError("expected local, auto, or the HOST:PORT of a cluster's head, such as 10.0.0.1:6379")
+        return value
+
+    @field_validator("resources")
+    @classmethod
+    def _amounts(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, amount in value.items():
+            if amount < 0:
+                raise ValueError(f"{name}: expected 0 or more, not {amount:g}")
+        return value
 
     @field_validator("silence", mode="before")
     @classmethod
@@ -440,7 +478,9 @@ class Experiment(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the folder below outputs/")
     source: SourceConfig = Field(description="Where rows come from")
-    limits: dict[str, Limits] = Field(default_factory=dict, description="Accounts that several deployments share")
+    limits: dict[str, AccountLimits] = Field(
+        default_factory=dict, description="Accounts that several deployments share"
+    )
     deployments: dict[str, DeploymentEntry] = Field(default_factory=dict, description="Replicas and accounts, by label")
     models: dict[str, ModelEntry] = Field(default_factory=dict, description="Logical models; none if no stage asks one")
     stages: dict[str, StageConfig] = Field(min_length=1, description="What happens to each row; a table for each")

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from infermesh.config.deployment import DeploymentConfig
@@ -18,9 +19,13 @@ from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
 from infermesh.hints import counted
 from infermesh.limits import CompositeLimiter, DayUsage, LocalRateLimiter, RateLimiter, make_limiter
+from infermesh.limits.shared import SharedRateLimiter
+from infermesh.redaction import origin
 from infermesh.results import TokenUsage
 from infermesh.transports import LateValues, make_transport
 from infermesh.transports.late_values import references_in
+from infermesh.transports.provider_table import split_model
+from infermesh.transports.providers import resolve_deployment
 from infermesh.types import Endpoint, Limits, RoutingStrategy
 
 _WORTH_TELLING_S = 5.0  # a shorter pause is not worth a line
@@ -59,9 +64,15 @@ class Fleet:
         limiter: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter,
     ) -> None:
         self.simulator_url = simulator_url
-        self._accounts = {
-            name: Account(limiter(limits), [*experiment.members_of(name)]) for name, limits in experiment.limits.items()
-        }
+        configs = {label: _config(entry, experiment, simulator_url) for label, entry in experiment.deployments.items()}
+        self._accounts: dict[str, Account] = {}
+        for name, limits in experiment.limits.items():
+            labels = [*experiment.members_of(name)]
+            if limits.shared and not limits.unlimited and limiter is LocalRateLimiter:  # else it is dealt by a hub
+                own: LocalRateLimiter = shared_limiter(limits, name, {each: configs[each] for each in labels}, environ)
+            else:
+                own = limiter(limits)
+            self._accounts[name] = Account(own, labels)
         self._announced: set[tuple[str, dt.date]] = set()
         self._next_word: dict[str, float] = {}  # label → when a pause of it is worth a line again
         self._away: dict[str, str] = {}  # what is told to be away or to refuse: label → why
@@ -70,7 +81,6 @@ class Fleet:
             label: max(self._patience[name] for name, model in experiment.models.items() if label in model.deployments)
             for label in {label for model in experiment.models.values() for label in model.deployments}
         }
-        configs = {label: _config(entry, experiment, simulator_url) for label, entry in experiment.deployments.items()}
         accounts = [*self._accounts.values()]
         told = {(experiment.deployments[label].model, tier.lower()) for label, tier in asked_tiers(experiment)}
         self._unpriced: list[str] = []
@@ -161,7 +171,7 @@ class Fleet:
         now
             The event loop's time.
         """
-        told = []
+        told = [line for account in self._accounts.values() for line in _notes(account.limiter)]
         day_is_over = {each for _, limiter, labels in self._daily() if limiter.used_up for each in labels}
         for label, deployment in self.deployments.items():
             health, rest = deployment.health, deployment.limiter.paused_for
@@ -336,7 +346,7 @@ def build_deployments(
         A limit is out of its range, a variable is not set, a URL is missing or wrong.
     """
     prices = prices or Prices()
-    return {
+    made = {
         label: Deployment(
             label,
             make_transport(config, label=label, environ=environ),
@@ -348,6 +358,42 @@ def build_deployments(
         )
         for label, config in configs.items()
     }
+    for account in accounts:
+        if isinstance(account.limiter, SharedRateLimiter):
+            under = [made[label].limiter for label in account.labels if label in made]
+            composites = [each for each in under if isinstance(each, CompositeLimiter)]
+            account.limiter.before = partial(_waiting, composites)
+    return made
+
+
+def _waiting(limiters: Sequence[RateLimiter]) -> int:
+    return sum(limiter.waiting for limiter in limiters)
+
+
+def _notes(limiter: LocalRateLimiter) -> list[str]:
+    if not isinstance(limiter, SharedRateLimiter):
+        return []
+    found, limiter.notes[:] = [*limiter.notes], []
+    return found
+
+
+def shared_limiter(
+    limits: Limits, name: str, configs: Mapping[str, DeploymentConfig], environ: Mapping[str, str]
+) -> SharedRateLimiter:
+    """The limiter of an account that others on this machine use too.
+
+    It is the same account where its name is, and its keys are; without a key, where its servers are.
+
+    Raises
+    ------
+    ConfigError
+        As :class:`~infermesh.limits.shared.SharedRateLimiter`, or a deployment cannot be resolved.
+    """
+    whose = set()
+    for label, config in configs.items():
+        found = resolve_deployment(config, environ, label=label)
+        whose.add(found.api_key or (origin(found.api_base) if found.api_base else split_model(config.model)[0]))
+    return SharedRateLimiter(limits, name, "\n".join(sorted(whose)))
 
 
 def build_model(

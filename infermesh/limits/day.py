@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from infermesh.limits.base import DayUsage
 
-__all__ = ["DAY_S", "DayCount"]
+__all__ = ["DAY_S", "EPOCH", "DayCount"]
 
 DAY_S = 86400.0
-_EPOCH = dt.date(1970, 1, 1)
+EPOCH = dt.date(1970, 1, 1)
 
 
 class DayCount:
@@ -82,10 +82,10 @@ class DayCount:
     def used(self) -> DayUsage:
         """Today's count. A count of another day is ignored when it is set."""
         day = self._roll()
-        return DayUsage(_EPOCH + dt.timedelta(days=day), self._requests, self._tokens)
+        return DayUsage(EPOCH + dt.timedelta(days=day), self._requests, self._tokens)
 
     @used.setter
     def used(self, usage: DayUsage) -> None:
         day = self._roll()
-        if (usage.date - _EPOCH).days == day:
+        if (usage.date - EPOCH).days == day:
             self._requests, self._tokens = usage.requests, usage.tokens

@@ -314,6 +314,8 @@ class _Model:
         if requests:
             speed = min(CLIENT_REQUESTS_PER_S * max(self._workers, 1), HUB_REQUESTS_PER_S)
             by = f" by {counted(self._workers, 'worker')}" if self._workers else ""
+            if self._workers * CLIENT_REQUESTS_PER_S > HUB_REQUESTS_PER_S:
+                by += "; the process that stores them takes no more, however many workers there are"
             detail = f"{counted(requests, 'request')}, some {speed:,.0f} a second{by}"
             yield self._resource(CLIENT, detail, requests / speed, self._busy)
 

@@ -80,7 +80,7 @@ class TestShippedYaml:
     def test_every_group_is_held_to_its_model(self) -> None:
         files = {str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml")}
         experiments = {name for name in files if name.startswith("experiment/")}
-        assert files - experiments == {*GROUPS, "config", "deployment/simulator", "engine/local"}
+        assert files - experiments == {*GROUPS, "config", "deployment/simulator", "engine/local", "engine/ray"}
 
     @pytest.mark.parametrize(
         ("section", "model"), [("store", StoreConfig), ("simulator", SimulatorSettings), ("guards", GuardsConfig)]
@@ -99,8 +99,9 @@ class TestShippedYaml:
         assert root["keep_errors"] is Experiment.model_fields["keep_errors"].default
         assert root["reuse"] == Experiment.model_fields["reuse"].default
 
-    def test_the_local_engine_is_the_other_but_for_its_kind(self) -> None:
-        assert read("engine/local") == read("engine/process") | {"kind": "local"}
+    @pytest.mark.parametrize("kind", ["local", "ray"])
+    def test_an_engine_is_as_the_others_but_for_its_kind(self, kind: str) -> None:
+        assert read(f"engine/{kind}") == read("engine/process") | {"kind": kind}
 
     def test_the_simulated_deployment_changes_nothing_but_where_it_is(self) -> None:
         assert read("deployment/simulator").keys() - {"defaults"} == {"model", "api_base"}

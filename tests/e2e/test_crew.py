@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from infermesh.config.compose import compose
 from infermesh.config.declaration import declare, declared
+from infermesh.errors import ConfigError
 from infermesh.runs.execute import execute
 from infermesh.simulator import Simulator
 from tests.counting import CountingServer
@@ -222,8 +224,13 @@ def test_it_is_asked_stopped_and_resumed_by_another_engine(
     done = committed(here, "a")
     assert len(server.seen) == done == ask(here, "SELECT count(*) FROM attempts")[0][0]
     server.delay_s = 0.0
-    assert infermesh(*run, cwd=tmp_path).returncode == 0
+    refused = infermesh("resume", "outputs/here", "source.limit=3", cwd=tmp_path)
+    assert "source.limit=3: a resumed run keeps its declaration, but for engine and engine.*" in refused.stderr
+    resumed = infermesh("resume", "outputs/here", "engine=process", "engine.silence=20s", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "engine:" not in resumed.stderr
     assert len(server.seen) == len(server.counts) == 1000
+    assert json.loads(ask(here, "SELECT config FROM run")[0][0])["engine"]["kind"] == "process"
 
 
 def test_ctrl_c_drains_the_workers(tmp_path: Path, server: CountingServer, launch: Launch) -> None:
@@ -245,3 +252,18 @@ def test_a_function_of_the_script_itself_is_refused(lab: Lab, monkeypatch: pytes
     mapping["stages"]["f"] = {"kind": "python", "function": "__main__:mine"}
     with pytest.raises(Exception, match=r"stages.f: '__main__:mine' .* engine.kind: process"):
         lab.run(mapping | {"engine": LOCAL})
+
+
+def test_without_ray_its_engine_says_what_to_install(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    lab.rows(texts(1))
+    mapping = experiment("http://127.0.0.1:9/v1", {"a": generate()}) | {"engine": {"kind": "ray"}}
+    with pytest.raises(ConfigError, match=r"Ray is not installed. pip install 'infermesh\[ray\]'"):
+        lab.run(mapping)
+
+
+@pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "http://10.0.0.1:8265", "10.0.0.1"])
+def test_an_address_that_is_no_clusters(lab: Lab, address: str) -> None:
+    mapping = experiment("http://127.0.0.1:9/v1", {"a": generate()})
+    with pytest.raises(ConfigError, match=r"engine.address: expected local, auto"):
+        lab.run(mapping | {"engine": {"kind": "ray", "address": address}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -30,14 +31,20 @@ def workers_of(experiment: Experiment, stages: Mapping[str, Stage], note: Callab
     engine = experiment.engine
     if engine.kind == "process" and engine.workers in ("auto", 1):
         return 0
-    wanted = _processors() if engine.workers == "auto" else engine.workers
-    _refuse(stages)
+    _refuse(experiment, stages)
+    if engine.kind == "ray":
+        _refuse_without_ray()
     most, why = _most(experiment, stages)
+    on_cluster = engine.kind == "ray" and engine.address != "local"
+    wanted = engine.workers if engine.workers != "auto" else most if on_cluster else _processors()
     workers = min(wanted, most)
-    said = f"engine: {counted(workers, 'worker')}, processes of this machine"
+    what = "processes of this machine" if engine.kind != "ray" else "actors of Ray, started for this run"
+    said = f"engine: {counted(workers, 'worker')}, {what}"
+    if on_cluster:  # how many it has room for is told when it is asked
+        said = f"engine: workers on Ray ({engine.address}), {workers} at most"
     if engine.kind == "process":
         said += f" (engine.workers is {engine.workers}, so engine.kind is local)"
-    elif engine.workers == "auto":
+    elif engine.workers == "auto" and not on_cluster:
         said += f" (engine.workers: auto, {counted(wanted, 'processor')})"
     if workers < wanted:
         said += f"; more than {workers} would have nothing to send: {why}"
@@ -63,9 +70,15 @@ def _most(experiment: Experiment, stages: Mapping[str, Stage]) -> tuple[int, str
     return min(bounds, default=(1, "no stage takes rows"))
 
 
-def _refuse(stages: Mapping[str, Stage]) -> None:
+def _refuse(experiment: Experiment, stages: Mapping[str, Stage]) -> None:
+    for name, limits in experiment.limits.items():
+        if limits.shared and (limits.rpd is not None or limits.tpd is not None):
+            raise ConfigError(
+                f"limits.{name}.shared: a quota a day is shared by runs of one process each: use engine.kind: process, "
+                "or leave rpd and tpd out"
+            )
     if sys.platform == "win32":
-        raise ConfigError("engine.kind: local needs a system with Unix sockets. Use engine.kind: process on Windows.")
+        raise ConfigError("engine.kind: workers need a system with Unix sockets. Use engine.kind: process on Windows.")
     own = [
         f"stages.{name}: '{spec}' is a function of the script that was started, which workers do not run. Put it into "
         "a module of its own, or use engine.kind: process."
@@ -75,6 +88,11 @@ def _refuse(stages: Mapping[str, Stage]) -> None:
     ]
     if own:
         raise ConfigError("\n".join(own))
+
+
+def _refuse_without_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("engine.kind: ray: Ray is not installed. pip install 'infermesh[ray]', or use engine=local")
 
 
 def _processors() -> int:

@@ -17,13 +17,13 @@ import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from infermesh.errors import ConfigError
 from infermesh.hints import counted
 from infermesh.runs.crew.counts import add, forget_in_flight
 from infermesh.runs.crew.leases import LeaseBook
-from infermesh.runs.crew.links import Link, LostError
+from infermesh.runs.crew.links import Link, Links, LostError
 from infermesh.runs.crew.messages import PROTOCOL, Down, News, Question, SentRow, Start, Up, WaveStart
 from infermesh.runs.crew.quotas import Quotas, Shares
 from infermesh.runs.gate import Known
@@ -90,11 +90,11 @@ class Hub:
     Parameters
     ----------
     start
-        The first message of each worker; its number is set here.
+        The first message of a worker, by its number and how many there are.
     silence_s, max_lost
         As in :class:`~infermesh.config.schema.EngineConfig`.
-    new_link
-        Starts a worker.
+    links
+        What starts workers.
     known
         Where known answers are looked up.
     note, check, stop
@@ -103,12 +103,12 @@ class Hub:
 
     def __init__(
         self,
-        start: Callable[[int], Start],
+        start: Callable[[int, int], Start],
         workers: int,
         *,
         silence_s: float,
         max_lost: int,
-        new_link: Callable[[int], Awaitable[Link]],
+        links: Links,
         quotas: Quotas,
         shares: Shares,
         writer: GroupWriter,
@@ -120,15 +120,15 @@ class Hub:
     ) -> None:
         self._start, self.workers = start, workers
         self._silence_s, self._max_lost = silence_s, max_lost
-        self._new_link = new_link
+        self._links = links
         self._quotas, self._shares = quotas, shares
         self.writer, self.stats, self._known = writer, stats, known
         self.note, self._check, self._stop_run = note, check, stop
         self.members: dict[int, Member] = {}
         self._numbers = 0
+        self._coming: dict[int, asyncio.Task[Any] | None] = {}  # workers that are not ready yet
         self._dealing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._wait_s = max(_WAIT_S, workers / _CALLS)
         self.put = self.committed_rows = 0  # rows given to the writer, and those that it has committed
         self._lost = 0  # workers since the last row was finished
         self._told: dict[str, float] = {}
@@ -145,8 +145,14 @@ class Hub:
         """Start the workers, if they have not been."""
         if self._dealing is None:
             self._dealing = asyncio.create_task(self._quotas.deal_on(), name="quotas")
-            for _ in range(self.workers):
-                self._spawn(self._live())
+            self._spawn(self._open())
+
+    async def _open(self) -> None:
+        self._coming[0] = asyncio.current_task()
+        wanted, self.workers = await self._links.open(self.workers)
+        del self._coming[0]
+        for _ in range(wanted):
+            self._spawn(self._live())
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -172,13 +178,16 @@ class Hub:
             return
         self._numbers += 1
         number = self._numbers
-        link = await self._new_link(number)
+        link = await self._links.start(number)
         member = Member(number, link)
         try:
+            self._coming[number] = asyncio.current_task()
             await self._greet(member)
+            del self._coming[number]
             self._shares.join(number)
             member.news = self._standing()
             self.members[number] = member
+            self.workers = max(self.workers, len(self.members))
             while not self._ending:
                 self._take(member, await link.call(self._call_of(member), self._silence_s))
             await link.call(Down(0.0, end=True), _END_S)
@@ -190,6 +199,7 @@ class Hub:
             await link.end()
 
     def _forget(self, number: int) -> None:
+        self._coming.pop(number, None)
         self.members.pop(number, None)
         self._quotas.leave(number)
         self._shares.leave(number)
@@ -202,7 +212,7 @@ class Hub:
                 f"{member.link.name} is of another infermesh ({theirs}; this is {PROTOCOL}). Workers have to run the "
                 "same: stop the run, and resume it with one version everywhere"
             )
-        first: Up = await member.link.call(self._start(member.number), _START_S)
+        first: Up = await member.link.call(self._start(member.number, self.workers), _START_S)
         if first.error is not None:
             raise first.error
 
@@ -236,7 +246,7 @@ class Hub:
 
     def _call_of(self, member: Member) -> Down:
         number, wave = member.number, self.wave
-        down = Down(self._wait_s, ack=member.ack, stop=self.stopping, drop=self._dropping)
+        down = Down(max(_WAIT_S, self.workers / _CALLS), ack=member.ack, stop=self.stopping, drop=self._dropping)
         down.credit = self._quotas.credit(number)
         down.shares = self._shares.of(number)
         down.news, member.news = member.news, []
@@ -344,8 +354,8 @@ class Hub:
         return [*dict.fromkeys(line for member in self.members.values() for line in member.waits)]
 
     def waits(self, now: float) -> list[str]:
-        """Nothing: what workers have to tell of deployments is told when they say it."""
-        return []
+        """What there is to say of quotas shared with other runs; what workers have to tell is told when they say it."""
+        return self._quotas.notes()
 
     def used_up(self) -> list[str]:
         """A line for each quota a day that holds requests back."""
@@ -369,9 +379,13 @@ class Hub:
         self._ending = True
         if self._dealing is not None:
             self._dealing.cancel()
+        for task in self._coming.values():
+            if task is not None:
+                task.cancel()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_END_S)
             for task in late:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=_END_S)
+        await self._links.aclose()

@@ -9,7 +9,8 @@ from dataclasses import replace
 from infermesh.config.declaration import Declaration
 from infermesh.dispatch.fleet import Fleet
 from infermesh.runs.crew.hub import Hub
-from infermesh.runs.crew.links.local import LocalLink
+from infermesh.runs.crew.links import Links
+from infermesh.runs.crew.links.local import LocalLinks
 from infermesh.runs.crew.messages import PROTOCOL, Start
 from infermesh.runs.crew.quotas import Quotas, Shares
 from infermesh.runs.crew.wave import CrewWave
@@ -42,12 +43,17 @@ def make_hub(
     first = Start(
         PROTOCOL, declaration, dict(environ), fleet.simulator_url, list(sys.path), origins, 0, workers, engine.silence
     )
+    links: Links = LocalLinks()
+    if engine.kind == "ray":
+        from infermesh.runs.crew.links.ray import RayLinks  # late: few have Ray
+
+        links = RayLinks(engine, declaration.roots[0], embedded=fleet.simulator_url is not None, note=note)
     return Hub(
-        lambda number: replace(first, number=number),
+        lambda number, workers: replace(first, number=number, workers=workers),
         workers,
         silence_s=engine.silence,
         max_lost=engine.max_lost,
-        new_link=LocalLink.start,
+        links=links,
         quotas=Quotas(fleet),
         shares=Shares(stages, experiment.deployments),
         writer=writer,

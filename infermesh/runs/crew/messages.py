@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from infermesh.config.declaration import Declaration
+from infermesh.limits.dealing import Ask, Credit
 from infermesh.runs.stats import RunStats
 from infermesh.store import Column, Row
 from infermesh.store.reuse import KnownAnswer
 
 __all__ = [
     "PROTOCOL",
-    "Credit",
     "Down",
     "Put",
     "Question",
@@ -91,32 +91,6 @@ class WaveStart:
     keep_errors: bool
     scope: Collection[str] | None
     known: Collection[str]
-
-
-@dataclass(slots=True)
-class Credit:
-    """Credit of one limiter: requests and tokens of a minute, and of a day.
-
-    ``day_over`` is the quota of which the hub has none left today.
-    """
-
-    requests: float = 0.0
-    tokens: float = 0.0
-    day: int = 0
-    day_requests: float = 0.0
-    day_tokens: float = 0.0
-    day_over: str | None = None
-
-
-@dataclass(slots=True)
-class Ask:
-    """What a worker could use of one limiter, beyond what it has; and what it hands back of a day."""
-
-    requests: float = 0.0
-    tokens: float = 0.0
-    day_requests: float = 0.0
-    day_tokens: float = 0.0
-    back: tuple[int, float, float] | None = None
 
 
 @dataclass(slots=True)

@@ -66,9 +66,14 @@ class CrewWave:
         windows = sum(stage.window * stage.batch_size for stage in graph.stages.values())
         self._in_bytes = max(_AHEAD_BYTES // rows.row_bytes, 1)
         self._most = min(_MOST, max(_MOST_BYTES // rows.row_bytes, 1))
-        share = math.ceil(windows / hub.workers)
-        self._hold = min(math.ceil(1.5 * share), max(self._in_bytes, share + 1))
+        self._windows = windows
         self.start = WaveStart(number, rows.row_bytes, sorted(stale), keep_errors, scope, sorted(known))
+
+    @property
+    def _hold(self) -> int:
+        """Rows that a worker has in hand, of its share of the windows."""
+        share = math.ceil(self._windows / self._hub.workers)
+        return min(math.ceil(1.5 * share), max(self._in_bytes, share + 1))
 
     async def run(self, rows: PendingRows) -> None:
         """Take every pending row through its stages; return when all are finished, or a stop has drained.

@@ -1,7 +1,8 @@
 """A worker: runs today's stages, Runner and dispatch over rows that the hub leases, and hands settled rows back.
 
-It is started by a link, as ``python -m infermesh.runs.crew.worker FD``, and talks over that socket alone. It ends by
-itself when the hub is gone: at the end of the socket, and where it is not called for as long as the hub would wait.
+It is started by a link: as ``python -m infermesh.runs.crew.worker FD``, which talks over that socket alone, or in a
+process of the link's own (:func:`run`). It ends by itself when the hub is gone: at the end of the socket, and where it
+is not called for as long as the hub would wait.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 
 from infermesh.hints import visible
 from infermesh.limits import CompositeLimiter, LocalRateLimiter
+from infermesh.limits.dealing import Ask, ask_of, grant
 from infermesh.limits.granted import GrantedBucket, GrantedDay
 from infermesh.runs.assemble import assembled, requests_at_once
+from infermesh.runs.crew.channel import Channel, SocketChannel
 from infermesh.runs.crew.leased import LeasedRows, RemoteKnown, SendingWriter
-from infermesh.runs.crew.links.local import HEAD, framed
-from infermesh.runs.crew.messages import PROTOCOL, Ask, Down, Share, Start, Up, WaveStart, as_row
+from infermesh.runs.crew.messages import PROTOCOL, Down, Share, Start, Up, WaveStart, as_row
 from infermesh.runs.crew.overheard import Grapevine
 from infermesh.runs.runner import Runner
 from infermesh.runs.stats import RunStats, StageStats
@@ -33,7 +35,6 @@ from infermesh.runtime.openfiles import allow_requests
 from infermesh.runtime.workers import Window
 
 _LEAST_S = 0.01  # between a call and its answer
-_MOST_IN_LINE = 2048  # requests whose tokens are summed up, of a limiter's line
 logger = logging.getLogger("infermesh")
 
 
@@ -137,17 +138,8 @@ class Worker:
 
     def _grant(self, down: Down) -> None:
         for key, limiter, _ in self._limiters:
-            if (credit := down.credit.get(key)) is None:
-                continue
-            requests, tokens, day = limiter.parts
-            if isinstance(requests, GrantedBucket):
-                requests.grant(credit.requests)
-            if isinstance(tokens, GrantedBucket):
-                tokens.grant(credit.tokens)
-            if isinstance(day, GrantedDay):
-                day.grant(credit.day, credit.day_requests, credit.day_tokens)
-                day.used_up = credit.day_over
-            limiter.serve()
+            if (credit := down.credit.get(key)) is not None:
+                grant(limiter, credit)
 
     def _begin(self, wave: WaveStart) -> None:
         graph = self._pipeline.waves[wave.number].graph
@@ -224,25 +216,8 @@ class Worker:
         return up
 
     def _ask(self, limiter: LocalRateLimiter, labels: Any, now: float) -> Ask:
-        requests, tokens, day = limiter.parts
-        in_line, need, head = limiter.needs(_MOST_IN_LINE)
-        # Of the requests under several limiters, one at a time stands in this line; the others wait before it.
         before = sum(self._composites[label].waiting for label in labels if label in self._composites)
-        waiting = max(in_line, before)
-        if in_line:
-            need *= waiting / min(in_line, _MOST_IN_LINE)
-        ask = Ask()
-        if isinstance(requests, GrantedBucket):
-            requests.lapse(now, min(waiting, 1))
-            ask.requests = requests.ask(waiting, min(waiting, 1))
-        if isinstance(tokens, GrantedBucket):
-            head = min(head, tokens.quota)
-            tokens.lapse(now, head)
-            ask.tokens = tokens.ask(need, head)
-        if isinstance(day, GrantedDay):
-            ask.day_requests, ask.day_tokens = day.ask(waiting, need)
-            ask.back = day.back(now, idle=not waiting and not ask.day_requests)
-        return ask
+        return ask_of(limiter, now, before)
 
     def _shares(self) -> dict[tuple[str, str], Share]:
         runner = self._runner
@@ -286,42 +261,30 @@ def _travels(error: BaseException) -> BaseException:
     return error
 
 
-def _receive(connection: socket.socket) -> Any:
-    """The next message. Raises ``OSError`` or ``EOFError`` where the hub is gone, or has been silent for too long."""
+async def serve(channel: Channel) -> None:
+    """Greet, become what the first message says, and answer calls until the last.
 
-    def exactly(size: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
-            if not (part := connection.recv(min(size - len(parts), 1 << 20))):
-                raise EOFError
-            parts += part
-        return bytes(parts)
-
-    (length,) = HEAD.unpack(exactly(HEAD.size))
-    return pickle.loads(exactly(length))
-
-
-async def _serve(connection: socket.socket, start: Start) -> None:
-    """Answer calls until the last. A thread reads: it notices the hub's end though a user's function holds the loop."""
+    A thread reads: it notices the hub's end though a user's function holds the loop. The process ends then.
+    """
     loop = asyncio.get_running_loop()
-    calls: asyncio.Queue[Down] = asyncio.Queue()
-    outgoing = socket.socket(fileno=os.dup(connection.fileno()))
-    outgoing.setblocking(False)
-
-    async def send(message: Up) -> None:
-        await loop.sock_sendall(outgoing, framed(message))
-
+    try:
+        await asyncio.to_thread(channel.receive, None)
+        await channel.send(PROTOCOL)
+        start: Start = await asyncio.to_thread(channel.receive, None)
+    except (OSError, EOFError):
+        return  # the hub is gone, or refuses this version
+    sys.path[:] = start.path
     try:
         worker = Worker(start)
     except Exception as error:
-        await send(Up(0, PROTOCOL, error=_travels(error)))
+        await channel.send(Up(0, PROTOCOL, error=_travels(error)))
         return
-    connection.settimeout(start.silence_s)
+    calls: asyncio.Queue[Down] = asyncio.Queue()
 
     def listen() -> None:
         while True:
             try:
-                down: Down = _receive(connection)
+                down: Down = channel.receive(start.silence_s)
             except (OSError, EOFError):
                 os._exit(0)
             loop.call_soon_threadsafe(calls.put_nowait, down)
@@ -329,27 +292,25 @@ async def _serve(connection: socket.socket, start: Start) -> None:
                 return
 
     start_thread("infermesh-hub", listen, died=lambda _: os._exit(1))
-    await send(Up(0, PROTOCOL))
+    await channel.send(Up(0, PROTOCOL))
     while not (down := await calls.get()).end:
-        await send(await worker.exchange(down))
+        await channel.send(await worker.exchange(down))
     with suppress(Exception):
         async with asyncio.timeout(2.0):
             await worker.aclose()
+    await channel.send(None)
+
+
+def run(channel: Channel) -> None:
+    """Be a worker, in this thread, until the hub has said its last word."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    run_loop(serve(channel))
 
 
 def main() -> None:
-    """The process: greet, become what the first message says, serve."""
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    try:
-        _receive(connection)
-        connection.sendall(framed(PROTOCOL))
-        start: Start = _receive(connection)
-    except (OSError, EOFError):
-        return  # the hub is gone, or refuses this version
-    sys.path[:] = start.path
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    run_loop(_serve(connection, start))
+    """The process, as a link of this machine starts it."""
+    run(SocketChannel(socket.socket(fileno=int(sys.argv[1]))))
     sys.stdout.flush()
     os._exit(0)  # threads of users' functions may never end
 

@@ -133,11 +133,11 @@ async def test_rows_are_settled_once_whoever_dies(seed: int, monkeypatch: pytest
     deadly = rng.choice([0.0, 0.05, 0.2])
     told: list[str] = []
     hub = Hub(
-        lambda number: cast("Any", None),
+        lambda number, workers: cast("Any", None),
         rng.randrange(1, 5),
         silence_s=1,
         max_lost=10_000,
-        new_link=_links(rng, store, poison, deadly),
+        links=_Links(rng, store, poison, deadly),
         quotas=cast("Any", _Nothing()),
         shares=cast("Any", _Nothing()),
         writer=cast("Any", store),
@@ -179,11 +179,18 @@ def _stage(name: str) -> Any:
     return SimpleNamespace(window=20, batch_size=1, table=StageTable(name, (Column("text", "VARCHAR"),)))
 
 
-def _links(rng: random.Random, store: Store, poison: set[int], deadly: float) -> Any:
-    async def start(number: int) -> Link:
-        return FakeLink(number, rng, store, poison, deadly)
+class _Links:
+    def __init__(self, *what: Any) -> None:
+        self._what = what
 
-    return start
+    async def open(self, workers: int) -> tuple[int, int]:
+        return workers, workers
+
+    async def start(self, number: int) -> Link:
+        return FakeLink(number, *self._what)
+
+    async def aclose(self) -> None:
+        pass
 
 
 class _Nothing:

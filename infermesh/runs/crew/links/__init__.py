@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-__all__ = ["Link", "LostError"]
+__all__ = ["Link", "Links", "LostError"]
 
 
 class LostError(Exception):
@@ -34,4 +34,26 @@ class Link(Protocol):
 
     async def end(self) -> None:
         """End the worker, by force if it lives, and release what it took. It may be called twice."""
+        ...
+
+
+class Links(Protocol):
+    """What starts the workers of a session."""
+
+    async def open(self, workers: int) -> tuple[int, int]:
+        """Reach the place where workers run; of so many that are wanted, how many to start, and how many can be now.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be reached, or does not suit the run.
+        """
+        ...
+
+    async def start(self, number: int) -> Link:
+        """Start worker ``number``; its imports go on while the first call waits."""
+        ...
+
+    async def aclose(self) -> None:
+        """Leave that place; all workers have been ended."""
         ...

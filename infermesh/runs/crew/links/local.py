@@ -7,25 +7,18 @@ import os
 import pickle
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from infermesh.runs.crew.channel import HEAD, framed
 from infermesh.runs.crew.links import LostError
 
-__all__ = ["HEAD", "LocalLink", "framed"]
+__all__ = ["LocalLink", "LocalLinks"]
 
-HEAD = struct.Struct("!Q")  # before each message: its length in bytes
 _ROOT = Path(__file__).resolve().parents[4]
 _KILL_S = 10.0  # a killed process is gone by then
-
-
-def framed(message: Any) -> bytes:
-    """A message as it travels: its length, and its pickle."""
-    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    return HEAD.pack(len(body)) + body
 
 
 class LocalLink:
@@ -93,6 +86,19 @@ class LocalLink:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(_KILL_S)
+
+
+class LocalLinks:
+    """This machine: it has room for whatever is asked for."""
+
+    async def open(self, workers: int) -> tuple[int, int]:
+        return workers, workers
+
+    async def start(self, number: int) -> LocalLink:
+        return await LocalLink.start(number)
+
+    async def aclose(self) -> None:
+        pass
 
 
 def _signal(number: int) -> str:

@@ -1,4 +1,4 @@
-"""How the hub divides what belongs to the whole run among its workers: quotas, windows, slots.
+"""How what belongs to many is divided among them: quotas, windows, slots. The many are workers of a run, or runs.
 
 Each is divided by max-min fairness: who wants less than an equal share gets what it wants, and the others share the
 rest equally (Bertsekas and Gallager, Data Networks, section 6.5.2).
@@ -72,13 +72,27 @@ class MinuteQuota:
         As in :class:`~infermesh.limits.bucket.Bucket`.
     whole
         Deal whole units, such as requests.
+    later_s
+        How much later than ``_DELAY_S`` a request may leave, where what is dealt is dealt on.
+    bucket
+        Where to draw from, if somebody else keeps the quota.
     """
 
-    def __init__(self, per_minute: float, burst: float | None, *, whole: bool) -> None:
-        rate = per_minute * (1 - _DELAY_S / 60)
+    def __init__(
+        self,
+        per_minute: float,
+        burst: float | None,
+        *,
+        whole: bool,
+        later_s: float = 0.0,
+        bucket: Bucket | None = None,
+    ) -> None:
+        rate = per_minute * (1 - (_DELAY_S + later_s) / 60)
         late = per_minute / 60 * _LATE_S
-        # Many units accrue while a busy machine lets everybody come late. The bucket keeps them, and the rate pays.
-        self._bucket = Bucket(rate - late, late) if burst is None and late > _FEW else Bucket(rate, burst)
+        if bucket is None:
+            # Many units accrue while a busy machine lets everybody come late. It keeps them, and the rate pays.
+            bucket = Bucket(rate - late, late) if burst is None and late > _FEW else Bucket(rate, burst)
+        self._bucket = bucket
         self._whole = whole
         self._turn = 0
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infermesh.limits.allotment import DayQuota, MinuteQuota, SharedSlots, max_min, whole_shares
 from infermesh.limits.day import DayCount
 from infermesh.limits.granted import GrantedBucket, GrantedDay
-from infermesh.runs.crew.allotment import DayQuota, MinuteQuota, SharedSlots, max_min, whole_shares
 from tests.fakes import VirtualLoop, now, virtual
 
 AMOUNTS = st.floats(0, 1e6)
