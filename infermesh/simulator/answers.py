@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from infermesh.simulator import audio
 from infermesh.simulator.content import Prompt, count_tokens, invented_words, pick
 from infermesh.simulator.errors import ApiError, from_validation
+from infermesh.simulator.gemini import GeminiRequest, content
 from infermesh.simulator.generation import FREE_JSON, Generation, Task, choose_tool, generate
 from infermesh.simulator.messages import message, message_events, tools_of, wanted_format
 from infermesh.simulator.settings import SimulatorSettings
@@ -201,6 +202,22 @@ class Answers:
         else:
             answer.body = orjson.dumps(message(head, written, prompt_tokens, tier))
         return answer
+
+    def generate_content(self, data: Any, spoil: bool = False) -> Answer:
+        """Answer Gemini's `POST /v1beta/models/{model}:generateContent`; `data` has the model of the path, too."""
+        request = _validated(GeminiRequest, data)
+        texts = request.texts()
+        self._admit(request.model, texts)
+        prompt = Prompt(_last_of_user(Message(role=each.role, content=each.text()) for each in request.contents))
+        tools, choice = request.tools_and_choice()
+        config = request.generation_config
+        tool = choose_tool(prompt, tools, choice)
+        task = Task(prompt, config.max_output_tokens, request.schema_of_answer(), tool, spoil)
+        choices = [generate(task, self._settings, variant) for variant in range(config.candidate_count or 1)]
+        prompt_tokens = sum(map(count_tokens, texts))
+        body = content({"id": self._id("gemini"), "model": request.model}, choices, prompt_tokens)
+        total = body["usageMetadata"]["totalTokenCount"]
+        return Answer(orjson.dumps(body), total, _longest(choices), spoiled=task.spoiled, prompt_tokens=prompt_tokens)
 
     def embeddings(self, data: Any, spoil: bool = False) -> Answer:
         """Answer `POST /v1/embeddings`."""

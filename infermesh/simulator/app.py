@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 from aiohttp import BodyPartReader, web
@@ -16,8 +16,9 @@ from infermesh.simulator.answers import Answer, Answers
 from infermesh.simulator.batches.anthropic_api import AnthropicBatches
 from infermesh.simulator.batches.batch import Batches
 from infermesh.simulator.batches.files import FileStore
+from infermesh.simulator.batches.gemini_api import GeminiBatches
 from infermesh.simulator.batches.openai_api import OpenAIBatches
-from infermesh.simulator.errors import ApiError, HangUp, anthropic_error
+from infermesh.simulator.errors import ApiError, HangUp, anthropic_error, google_error
 from infermesh.simulator.quota import Quota
 from infermesh.simulator.routes import Call, decoded
 from infermesh.simulator.service import FaultPlan, Service
@@ -33,8 +34,12 @@ _PATHS: dict[Endpoint, str] = {
     "embeddings": "/v1/embeddings",
     "transcriptions": "/v1/audio/transcriptions",
     "messages": "/v1/messages",
+    "generate_content": "/{version:v1|v1beta}/models/{model}:generateContent",
 }
 _JSON = "application/json"
+_Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_GOOGLE_KEY = "x-goog-api-key"
+_GOOGLES = ("generate_content", "gemini_batches")
 
 
 class SimulatorApp:
@@ -64,9 +69,11 @@ class SimulatorApp:
             "embeddings": answers.embeddings,
             "transcriptions": answers.transcriptions,
             "messages": answers.messages,
+            "generate_content": answers.generate_content,
         }
         self._batches = Batches(settings, self.stats.batches, FileStore())
         self._calls = [
+            *GeminiBatches(self._batches, answers).routes(),  # before OpenAI's, whose paths some of these match
             *OpenAIBatches(self._batches, answers).routes(),
             *AnthropicBatches(self._batches, answers).routes(),
         ]
@@ -79,8 +86,12 @@ class SimulatorApp:
         app = web.Application(client_max_size=self.settings.max_body_bytes)
         for endpoint, path in _PATHS.items():
             app.router.add_post(path, partial(self._handle, endpoint))
+        served: dict[tuple[str, str], list[_Handler]] = {}
         for method, path, endpoint, name, call in self._calls:
-            app.router.add_route(method, path, partial(self._manage, endpoint, name, call))
+            served.setdefault((method, path), []).append(partial(self._manage, endpoint, name, call))
+        for (method, path), handlers in served.items():
+            handler = handlers[0] if len(handlers) == 1 else partial(_by_key, handlers[0], handlers[1])
+            app.router.add_route(method, path, handler)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/stats", self._report)
         app.router.add_post("/stats/reset", self._reset)
@@ -133,6 +144,10 @@ class SimulatorApp:
             ticket.close()
 
     def _refuse(self, endpoint: Endpoint, error: ApiError, ticket: Ticket) -> web.Response:
+        if endpoint in _GOOGLES:
+            status, written = google_error(error)
+            ticket.settle(status)
+            return self._send(orjson.dumps(written), status, headers=error.headers)
         ticket.settle(error.status)
         anthropic = endpoint in ("messages", "message_batches")
         body = orjson.dumps(anthropic_error(error)) if anthropic else error.body()
@@ -159,6 +174,8 @@ class SimulatorApp:
             return ended
         if not isinstance(data, dict):
             data = decoded(data)
+        if "model" in request.match_info:  # Gemini's is in the path
+            data = {**data, "model": request.match_info["model"]}
         answer = self._answers[endpoint](data, fault == "invalid_json_content")
         headers = self._quota.admit(answer.total_tokens)
         ticket.fingerprint = fingerprint(data)
@@ -250,9 +267,12 @@ class SimulatorApp:
 
     def _authorize(self, request: web.Request) -> None:
         key = self.settings.api_key
-        given = request.headers.get("Authorization"), request.headers.get("x-api-key")  # the latter is Anthropic's
-        if key is not None and given[0] != f"Bearer {key}" and given[1] != key:
-            message = "No API key provided." if given == (None, None) else "Incorrect API key provided."
+        if request.path.startswith("/upload/") and "upload_id" in request.query:  # the id of what was begun is enough
+            return
+        # OpenAI's, Anthropic's and Google's.
+        given = [request.headers.get(name) for name in ("Authorization", "x-api-key", _GOOGLE_KEY)]
+        if key is not None and given[0] != f"Bearer {key}" and key not in given[1:]:
+            message = "No API key provided." if not any(given) else "Incorrect API key provided."
             raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
 
     def _refusal(self, fault: str) -> ApiError:
@@ -307,3 +327,8 @@ class SimulatorApp:
     def _headers(self, content_type: str, headers: dict[str, str]) -> dict[str, str]:
         own = {"Content-Type": content_type, "x-request-id": f"{self._id_prefix}{next(self._serial):012x}"}
         return own | headers
+
+
+async def _by_key(google: _Handler, other: _Handler, request: web.Request) -> web.StreamResponse:
+    """Answer a call at a path that two providers have: the header with the key tells whose it is."""
+    return await (google if _GOOGLE_KEY in request.headers else other)(request)

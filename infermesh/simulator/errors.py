@@ -1,4 +1,4 @@
-"""The errors of an OpenAI-compatible service."""
+"""The errors of an OpenAI-compatible service, and how Anthropic and Google write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-__all__ = ["ApiError", "HangUp", "anthropic_error", "from_validation"]
+__all__ = ["ApiError", "HangUp", "anthropic_error", "from_validation", "google_code", "google_error"]
 
 # https://docs.claude.com/en/api/errors
 _ANTHROPIC_TYPES = {
@@ -21,6 +21,17 @@ _ANTHROPIC_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
+}
+# HTTP status → code and name: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
+_GOOGLE = {
+    400: (3, "INVALID_ARGUMENT"),
+    403: (7, "PERMISSION_DENIED"),
+    404: (5, "NOT_FOUND"),
+    405: (12, "UNIMPLEMENTED"),
+    413: (3, "INVALID_ARGUMENT"),
+    429: (8, "RESOURCE_EXHAUSTED"),
+    503: (14, "UNAVAILABLE"),
+    504: (4, "DEADLINE_EXCEEDED"),
 }
 
 
@@ -76,6 +87,22 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     usual = "api_error" if error.status >= 500 else "invalid_request_error"
     inner = {"type": _ANTHROPIC_TYPES.get(error.status, usual), "message": error.message}
     return {"type": "error", "error": inner, "request_id": None}
+
+
+def google_code(error: ApiError) -> int:
+    """Return the code of gRPC that says the same."""
+    return _GOOGLE.get(error.status, (13, ""))[0]
+
+
+def google_error(error: ApiError) -> tuple[int, dict[str, Any]]:
+    """Return status and body as Google writes them. A wrong key is a 400."""
+    if error.status == 401:
+        reason = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
+        details = [{**reason, "domain": "googleapis.com"}]
+        message = "API key not valid. Please pass a valid API key."
+        return 400, {"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT", "details": details}}
+    status = _GOOGLE.get(error.status, (13, "INTERNAL"))[1]
+    return error.status, {"error": {"code": error.status, "message": error.message, "status": status}}
 
 
 def from_validation(error: ValidationError) -> ApiError:

@@ -18,6 +18,8 @@ Endpoint = Literal[
     "files",
     "batches",
     "message_batches",
+    "generate_content",
+    "gemini_batches",
 ]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -92,10 +94,14 @@ class BatchSettings(BaseModel):
     )
 
     max_requests: int | None = Field(
-        default=None, ge=1, description="Most lines of a batch; null is the provider's: 50000, Anthropic's 100000."
+        default=None,
+        ge=1,
+        description="Most lines of a batch; null is the provider's: 50000, Anthropic's 100000, Gemini's none.",
     )
     max_bytes: int | None = Field(
-        default=None, ge=1, description="Most bytes of a batch; null is the provider's: 200 MB, Anthropic's 256 MB."
+        default=None,
+        ge=1,
+        description="Most bytes of a batch; null is the provider's: 200 MB, Anthropic's 256 MB, Gemini's 2 GB.",
     )
     max_enqueued_tokens: int | None = Field(
         default=None, ge=1, description="Most prompt tokens in all batches that have not ended; null has no limit."
@@ -111,7 +117,7 @@ class BatchSettings(BaseModel):
     invalid_marker: str | None = Field(
         default=None,
         min_length=1,
-        description="A line with this text fails its whole batch's validation; Anthropic refuses to create it.",
+        description="A line with this text fails its batch's validation; Anthropic and Gemini refuse to create it.",
     )
     named_lines: int = Field(default=1, ge=1, description="Most invalid lines that a failed batch names.")
     refused_lines: Probability = Field(default=0.0, description="Share of lines that end in a 400.")
@@ -137,6 +143,9 @@ class BatchSettings(BaseModel):
         default=0.0, description="Share of downloads that end well, but within a line half-way."
     )
     cancel_loses: bool = Field(default=False, description="A cancelled batch gives back nothing, answered or not.")
+    late_output_s: float = Field(
+        default=0.0, ge=0, description="Seconds after its end in which Gemini's batch does not yet name its results."
+    )
     azure: bool = Field(
         default=False, description="Batches as Azure's samples show them: `Completed`, ISO times, an empty error file."
     )

@@ -223,9 +223,9 @@ class Batches:
                     how = "completed"
         if how == "cancelled":
             await asyncio.sleep(limits.cancelling_s)
-            if limits.cancel_loses:
-                position, batch.completed, batch.failed, batch.files = 0, 0, 0, [None, None]
-                batch.doubled.clear()
+        if limits.cancel_loses if how == "cancelled" else how == "expired" and not batch.lines.expired_kept:
+            position, batch.completed, batch.failed, batch.files = 0, 0, 0, [None, None]
+            batch.doubled.clear()
         await asyncio.to_thread(self._finish, batch, order[position:], how)
         batch.unserved = len(order) - position
         batch.move(how)
@@ -342,8 +342,9 @@ class Batches:
                 assert batch.scan is not None
                 source.seek(batch.scan.starts[index])
                 custom_id, _ = batch.lines.read(source.readline().rstrip(b"\r\n"))
-                if not self._meets("missing_lines", batch, custom_id):
-                    self._write(outputs[-1], batch.lines.unserved(custom_id, how))
+                line = batch.lines.unserved(custom_id, how)
+                if line is not None and not self._meets("missing_lines", batch, custom_id):
+                    self._write(outputs[-1], line)
         for which, stored in enumerate(batch.files):
             if stored is not None and not stored.path.stat().st_size and not (which and self.settings.batches.azure):
                 self.store.delete(stored.id)

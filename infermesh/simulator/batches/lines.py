@@ -1,8 +1,9 @@
 """How each provider writes a batch's requests and results, line by line.
 
-Sources: https://platform.openai.com/docs/guides/batch and
-https://docs.claude.com/en/docs/build-with-claude/batch-processing. What they leave open (the code of an invalid line,
-where a line that failed stands) is as in captures of real traffic in OpenRouterTeam/docs, `docs/batch-research/`.
+Sources: https://platform.openai.com/docs/guides/batch,
+https://docs.claude.com/en/docs/build-with-claude/batch-processing and https://ai.google.dev/gemini-api/docs/batch-api.
+What they leave open (the code of an invalid line, where a line that failed stands) is as in captures of real traffic in
+OpenRouterTeam/docs, `docs/batch-research/`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ import orjson
 
 from infermesh.simulator.answers import Answer, Answers
 from infermesh.simulator.batches.requests import Scan, listed_requests, prompt_tokens, read_lines
-from infermesh.simulator.errors import ApiError, anthropic_error
+from infermesh.simulator.errors import ApiError, anthropic_error, google_code
 from infermesh.simulator.settings import SimulatorSettings
 
-__all__ = ["ANTHROPIC_BYTES", "OPENAI_ENDPOINTS", "AnthropicLines", "Lines", "OpenAILines", "store_requests"]
+__all__ = [
+    "ANTHROPIC_BYTES",
+    "OPENAI_ENDPOINTS",
+    "AnthropicLines",
+    "GeminiLines",
+    "Lines",
+    "OpenAILines",
+    "store_requests",
+]
 
 OPENAI_ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 OPENAI_BYTES, OPENAI_REQUESTS = 200 * 10**6, 50_000
 ANTHROPIC_BYTES, ANTHROPIC_REQUESTS = 256 * 10**6, 100_000
+GEMINI_BYTES = 2 * 10**9
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _serial = itertools.count(1)
 
@@ -34,6 +44,7 @@ class Lines(Protocol):
 
     failures_apart: bool  # whether lines that failed have a file of their own
     prefix: str  # of a batch's id
+    expired_kept: bool  # whether a batch that expired gives back what was answered
 
     def read(self, line: bytes) -> tuple[str, Any]:
         """Return a line's custom_id and its request."""
@@ -51,8 +62,11 @@ class Lines(Protocol):
         """Write the line of a request that failed."""
         ...
 
-    def unserved(self, custom_id: str, how: str) -> bytes:
-        """Write the line of a request that was not worked on; `how` the batch ended: `expired` or `cancelled`."""
+    def unserved(self, custom_id: str, how: str) -> bytes | None:
+        """Write the line of a request that was not worked on; `how` the batch ended: `expired` or `cancelled`.
+
+        None: it has no line.
+        """
         ...
 
 
@@ -67,6 +81,7 @@ class OpenAILines:
 
     failures_apart = True
     prefix = "batch_"
+    expired_kept = True
 
     def __init__(self, endpoint: str, answers: Answers, settings: SimulatorSettings) -> None:
         methods: Mapping[str, Callable[[Any, bool], Answer]] = dict(
@@ -188,6 +203,7 @@ class AnthropicLines:
 
     failures_apart = False
     prefix = "msgbatch_"
+    expired_kept = True
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
@@ -220,6 +236,74 @@ class AnthropicLines:
     @staticmethod
     def _head(custom_id: str) -> bytes:
         return orjson.dumps({"custom_id": custom_id})[:-1] + b',"result":'
+
+
+class GeminiLines:
+    """Lines of a Gemini batch from a file: all results are in one file, of an expired one there are none.
+
+    Parameters
+    ----------
+    model
+        That of the path. Lines have none.
+    """
+
+    failures_apart = False
+    prefix = "batches/"
+    expired_kept = False
+
+    def __init__(self, model: str, answers: Answers, settings: SimulatorSettings) -> None:
+        self._model = model
+        self._answers = answers
+        self._settings = settings
+
+    def scan(self, path: Path) -> Scan:
+        """Read all lines once, as the create does.
+
+        Raises
+        ------
+        ApiError
+            400, for a line that cannot be read. What is wrong with a request shows in the results.
+        """
+        scan, limits = Scan(model=self._model), self._settings.batches
+        if path.stat().st_size > (limits.max_bytes or GEMINI_BYTES):
+            raise ApiError(400, "The input file is too large for a batch.")
+        for number, (start, line) in enumerate(read_lines(path), 1):
+            if limits.max_requests is not None and number > limits.max_requests:
+                raise ApiError(400, f"The batch has more than {limits.max_requests} requests.")
+            try:
+                data = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                data = None
+            marker = limits.invalid_marker
+            spoiled = marker is not None and marker in line.decode()
+            if not isinstance(data, dict) or not isinstance(data.get("request"), dict) or spoiled:
+                raise ApiError(400, f"Request contains an invalid argument: line {number} of the input file.")
+            scan.starts.append(start)
+            scan.custom_ids.append(str(data.get("key")))
+            scan.tokens += prompt_tokens(data["request"])
+        if not scan.starts:
+            raise ApiError(400, "The input file has no requests.")
+        return scan
+
+    def read(self, line: bytes) -> tuple[str, Any]:
+        """Return a line's key and its request."""
+        data = orjson.loads(line)
+        return str(data.get("key")), data["request"]
+
+    def answer(self, body: Any) -> Answer:
+        """Answer a request."""
+        return self._answers.generate_content({**body, "model": self._model})
+
+    def done(self, custom_id: str, answer: Answer) -> bytes:
+        """Write a line with an answer."""
+        return orjson.dumps({"key": custom_id})[:-1] + b',"response":' + answer.body + b"}"
+
+    def failed(self, custom_id: str, error: ApiError) -> bytes:
+        """Write a line with an error, whose code is gRPC's."""
+        return orjson.dumps({"key": custom_id, "error": {"code": google_code(error), "message": error.message}})
+
+    def unserved(self, custom_id: str, how: str) -> None:
+        """Nothing says what was not worked on."""
 
 
 def store_requests(body: Path, target: Path, settings: SimulatorSettings) -> Scan:

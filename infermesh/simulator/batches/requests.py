@@ -56,6 +56,8 @@ def prompt_tokens(body: dict[str, Any]) -> int:
     """Estimate the tokens of a request's texts, as the answer's usage will count them."""
     texts: list[Any] = [body.get("system"), body.get("instructions"), body.get("prompt"), body.get("input")]
     texts += [message.get("content") for message in body.get("messages") or () if isinstance(message, dict)]
+    geminis = [*(body.get("contents") or ()), body.get("systemInstruction"), body.get("system_instruction")]
+    texts += [each.get("parts") for each in geminis if isinstance(each, dict)]
     return sum(_tokens(text) for text in texts)
 
 
