@@ -184,6 +184,8 @@ class LiteLLMTransport:
         base_vars: Sequence[str],
         sign: Callable[[Mapping[str, str]], Mapping[str, str]],
         environ: Mapping[str, str] = os.environ,
+        *,
+        ends: Sequence[str] = ("/v1/messages", "/v1"),
     ) -> Access:
         """How its endpoint is reached for what LiteLLM has no calls for, such as batches. LiteLLM is not loaded.
 
@@ -193,6 +195,8 @@ class LiteLLMTransport:
             Where it is, unless ``api_base`` or the first of ``base_vars`` that is set says another.
         sign
             Makes the headers with the key, of the variables. A key of the deployment comes as ``""``.
+        ends
+            What a base URL may end in that paths have themselves.
 
         Raises
         ------
@@ -211,7 +215,9 @@ class LiteLLMTransport:
             )
         secrets = tuple({*self._secrets, *secret_values(headers), *url_secrets(base)})
         written = self._dialect.written
-        return Access(self.label, self.model, partial(_joined, base), headers, secrets, self._ca_bundle, written)
+        return Access(
+            self.label, self.model, partial(_joined, base, tuple(ends)), headers, secrets, self._ca_bundle, written
+        )
 
     async def missing_variables(self) -> list[str]:
         """The environment variables that LiteLLM looks for in vain; none where the key is known. Nothing is sent."""
@@ -408,13 +414,12 @@ def _not_http(chain: Sequence[BaseException]) -> str | None:
     return " ".join(str(found[-1].message).split())[:200]
 
 
-def _joined(base: str, path: str) -> str:
-    """A path behind a base URL, which may have a query, and may end in what the path begins with."""
+def _joined(base: str, ends: tuple[str, ...], path: str) -> str:
+    """A path behind a base URL, which may have a query, and may end in what the path has itself."""
     base, _, query = base.partition("?")
     base = base.rstrip("/")
-    for end in ("/v1/messages", "/v1"):
-        if path.startswith(f"{end}/"):
-            base = base.removesuffix(end)
+    for end in ends:
+        base = base.removesuffix(end)
     return base + path + (f"?{query}" if query else "")
 
 

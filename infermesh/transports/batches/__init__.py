@@ -5,6 +5,7 @@ keeps no state: what is to be remembered, and sent again, is another layer's.
 """
 
 from infermesh.transports.batches.anthropic import AnthropicBatches
+from infermesh.transports.batches.gemini import GeminiBatches
 from infermesh.transports.batches.make import make_batch_wire
 from infermesh.transports.batches.openai import OpenAIBatches
 from infermesh.transports.batches.wire import BatchLimits, BatchStatus, BatchWire, LineProblem, LineResult
@@ -14,6 +15,7 @@ __all__ = [
     "BatchLimits",
     "BatchStatus",
     "BatchWire",
+    "GeminiBatches",
     "LineProblem",
     "LineResult",
     "OpenAIBatches",

@@ -85,6 +85,7 @@ class BatchHttp:
         params: Mapping[str, str] | None = None,
         json: Any = None,
         body: _Body | None = None,
+        blank: bool = False,
     ) -> Said:
         """Send one request, and read its JSON.
 
@@ -92,6 +93,8 @@ class BatchHttp:
         ----------
         body
             Makes what is sent, such as a form with a file in it, which may take its time.
+        blank
+            Whether an answer may have no body.
         """
         own = {name: value for name, value in self.access.headers.items() if name != "content-type"}
         given: dict[str, Any] = {"headers": {**own, **(headers or {})}, "params": params}
@@ -111,6 +114,8 @@ class BatchHttp:
             raise
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise self._broken(error) from None
+        if blank and not data.strip():
+            return Said({}, header)
         try:
             read = orjson.loads(data)
         except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from infermesh.errors import ConfigError
 from infermesh.transports.batches.anthropic import AnthropicBatches
+from infermesh.transports.batches.gemini import GeminiBatches
 from infermesh.transports.batches.openai import OpenAIBatches
 from infermesh.transports.batches.wire import BatchWire
 from infermesh.transports.litellm import LiteLLMTransport
@@ -38,14 +39,16 @@ def make_batch_wire(label: str, model: str, transport: Transport, *, simulated: 
             f"{where}: {model} is a server of one's own, which has no batch API: live requests are its batch mode, at "
             "as many in flight as it takes. Set enabled to false"
         )
-    if isinstance(transport, NativeTransport) and prefix not in _OTHERS:
+    if isinstance(transport, NativeTransport) and (simulated or prefix not in _OTHERS):
         return OpenAIBatches(transport.access())
     if isinstance(transport, LiteLLMTransport) and (prefix == "anthropic" or (not prefix and _is_claude(model))):
         return AnthropicBatches(transport)
+    if isinstance(transport, LiteLLMTransport) and prefix == "gemini":
+        return GeminiBatches(transport)
     raise ConfigError(
         f"{where}: the batch API of {prefix or 'this provider'} is not spoken here. OpenAI's is, and what has the "
-        "same: azure, groq, and proxies by openai/NAME with api_base. So is Anthropic's. Set enabled to false to send "
-        "live"
+        "same: azure, groq, and proxies by openai/NAME with api_base. So are Anthropic's and Gemini's. Set enabled to "
+        "false to send live"
     )
 
 

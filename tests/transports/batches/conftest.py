@@ -23,7 +23,11 @@ from infermesh.wire.requests import generation_request
 
 DEADLINE_S = 20.0
 KEY = "sk-bench-0123456789abcdef"
-MODELS = {"openai": "openai/gpt-4.1-mini", "anthropic": "anthropic/claude-sonnet-4-5"}
+MODELS = {
+    "openai": "openai/gpt-4.1-mini",
+    "anthropic": "anthropic/claude-sonnet-4-5",
+    "gemini": "gemini/gemini-2.5-flash",
+}
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
