@@ -90,7 +90,9 @@ class BatchSettings(BaseModel):
     finalizing_s: float = Field(default=0.0, ge=0, description="Seconds in state `finalizing`.")
     cancelling_s: float = Field(default=0.0, ge=0, description="Seconds in state `cancelling`.")
     expires_s: float = Field(
-        default=86400.0, gt=0, description="Seconds after which a batch expires; lines that are answered are kept."
+        default=86400.0,
+        gt=0,
+        description="Seconds after which a batch expires; answered lines are kept, but for Gemini's.",
     )
 
     max_requests: int | None = Field(

@@ -40,6 +40,8 @@ _MIME = "application/jsonl"
 _OUTPUT_S = 3600.0  # for how long after its end a batch that has succeeded may have no file
 _RESULTS = ("response", "error", "status")
 _NAME = re.compile(r"[\w.-]+")
+# "You do not have permission to access the File abc or it may not exist."
+_FILE = re.compile(r"\bfile\b.*\bexist", re.IGNORECASE | re.DOTALL)
 _STATE = re.compile(r"^(BATCH|JOB)_STATE_")
 # The code → its HTTP status and its name, as google/rpc/code.proto has them.
 _CODES = {
@@ -160,11 +162,16 @@ class GeminiBatches:
         return str(made["name"])
 
     async def create(self, token: str, operation: Operation, file_id: str | None, path: Path) -> BatchStatus:
-        """Make a batch of an uploaded file. A line that cannot be read is a 400 for all of them."""
-        url = self._access.url(f"{_VERSION}/models/{quote(self._model, safe='')}:batchGenerateContent")
-        batch = {"displayName": token, "inputConfig": {"fileName": file_id}}
-        said = await self._http.call("POST", url, json={"batch": batch})
-        return self._read(said.body, said.header)
+        """Make a batch of an uploaded file. A line that cannot be read is a 400 for all of them.
+
+        A file is kept for two days. Where it is gone, no batch was made, and it is sent once more.
+        """
+        try:
+            return await self._create(token, file_id)
+        except RequestError as error:
+            if error.status_code not in (403, 404) or not _FILE.search(error.message):
+                raise
+        return await self._create(token, await self.upload(path, f"infermesh-{token}.jsonl"))
 
     async def find(self, token: str, file_id: str | None, requests: int, since: float) -> BatchStatus | None:
         """Look for the batch that has the token as its name, or else was made of this file.
@@ -207,6 +214,12 @@ class GeminiBatches:
         """Close every connection."""
         await self._http.aclose()
 
+    async def _create(self, token: str, file_id: str | None) -> BatchStatus:
+        url = self._access.url(f"{_VERSION}/models/{quote(self._model, safe='')}:batchGenerateContent")
+        batch = {"displayName": token, "inputConfig": {"fileName": file_id}}
+        said = await self._http.call("POST", url, json={"batch": batch})
+        return self._read(said.body, said.header)
+
     def _batch(self, batch_id: str, call: str = "") -> str:
         return self._access.url(f"{_VERSION}/batches/{quote(batch_id.removeprefix('batches/'), safe='')}{call}")
 
@@ -231,7 +244,7 @@ class GeminiBatches:
             total,
             finished if total else None,
             files if phase == "ended" else (),
-            (self._problem(error),) if error and phase == "failed" else (),
+            (self._problem(error),) if error and state == "FAILED" else (),
             seconds_to_wait(header),
         )
 

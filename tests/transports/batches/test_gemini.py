@@ -16,7 +16,14 @@ import pytest
 from aiohttp import web
 
 from infermesh.config.deployment import DeploymentConfig
-from infermesh.errors import AuthenticationError, ConfigError, InputError, MalformedResponseError, RequestError
+from infermesh.errors import (
+    AuthenticationError,
+    ConfigError,
+    InputError,
+    MalformedResponseError,
+    NotFoundError,
+    RequestError,
+)
 from infermesh.transports import make_transport
 from infermesh.transports.batches import GeminiBatches, OpenAIBatches, make_batch_wire
 from infermesh.transports.native import NativeTransport
@@ -229,6 +236,18 @@ async def test_a_line_that_is_refused_at_once(make: Make) -> None:
     with pytest.raises(RequestError, match="invalid argument") as caught:
         await at.create([chat("A mole.")])
     assert (caught.value.status_code, caught.value.retryable) == (400, False)
+
+
+async def test_a_file_that_is_gone_is_sent_once_more(make: Make) -> None:
+    """A run that is resumed after two days, between its upload and its create."""
+    at = make()
+    path = at.write([chat("One. Two.")])
+    made = await at.wire.create(TOKEN, "chat_completion", "files/gone", path)
+    assert [each.kind for each in await at.results(await at.ended(made.id))] == ["answered"]
+    other = make(plain={"models": ["other"]})
+    with pytest.raises(NotFoundError, match="models/gemini"):  # which is no reason to
+        await other.wire.create(TOKEN, "chat_completion", "files/gone", path)
+    assert other.simulator.stats()["batches"]["calls"] == {"gemini_batches.create": 1}
 
 
 # What comes back
