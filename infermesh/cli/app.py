@@ -16,6 +16,7 @@ from infermesh.cli.common import (
     ExperimentOption,
     FormatOption,
     JsonOption,
+    LiveRunArgument,
     OutputsOption,
     Overrides,
     Progress,
@@ -349,13 +350,7 @@ def verify(run: RunArgument = None) -> None:
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh stop outputs/quickstart/latest")
 def stop(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            help="A run's folder or id, or an experiment's name; default: the running one.",
-            autocompletion=complete_run,
-        ),
-    ] = None,
+    run: LiveRunArgument = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has ended.")] = True,
     cancel_batches: Annotated[
         bool,
@@ -375,6 +370,48 @@ def stop(
     from infermesh.cli.query import stop_run
 
     stop_run(run, wait)
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh pause outputs/quickstart/latest")
+def pause(run: LiveRunArgument = None) -> None:
+    """Pause a running run: no new request is sent, those in flight go on. [bold]continue[/] ends the pause."""
+    from infermesh.cli.hands import pause_run
+
+    pause_run(run)
+
+
+@app.command("continue", rich_help_panel=RUNS, epilog="Example: infermesh continue outputs/quickstart/latest")
+def go_on(run: LiveRunArgument = None) -> None:
+    """Let a paused run go on. (A run that has ended goes on with [bold]resume[/].)"""
+    from infermesh.cli.hands import continue_run
+
+    continue_run(run)
+
+
+@app.command(
+    "set",
+    rich_help_panel=RUNS,
+    epilog="Example: infermesh set limits.team.rpm=2000 stages.summaries.max_parallel_requests=128",
+)
+def set_live(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] KEY=VALUE…",
+            help="A run's folder or id, or an experiment's name (default: the running one); then what to change.",
+        ),
+    ],
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Also in the config that the run stores, by which a resume goes.")
+    ] = False,
+) -> None:
+    """Change limits, windows, weights or the budget of a running run, at once: see docs/live-runs.md.
+
+    Each change is a row of the run's table changes. A key that cannot be changed is refused, with those that can.
+    """
+    from infermesh.cli.hands import set_in_run
+
+    set_in_run(words, keep=keep)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh batches outputs/quickstart/latest")

@@ -73,6 +73,12 @@ RunArgument = Annotated[
         help="A run's folder or id, or an experiment's name; default: the newest.", autocompletion=complete_run
     ),
 ]
+LiveRunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="A run's folder or id, or an experiment's name; default: the running one.", autocompletion=complete_run
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

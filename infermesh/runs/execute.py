@@ -8,6 +8,7 @@ import os
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ def _session(
         session = RunSession(
             declaration, folder, pipeline, fleet, observer, control, sink, keep_errors, environ, detach
         )
+        session.hands.write_config = partial(_write_config, folder)
         stack.callback(session.close)
         try:
             session.load(source, redo)
@@ -160,7 +162,7 @@ def _session(
         if sink is None:
             point_latest(folder, experiment.name)
         stack.enter_context(_log_to(folder / LOG))
-        stack.enter_context(LiveServer(folder, session.cursor, control.stop))
+        stack.enter_context(LiveServer(folder, session.cursor, control.stop, session.hands.ask))
         yield session
 
 
