@@ -50,6 +50,10 @@ FormatOption = Annotated[
     ),
 ]
 RecordOption = Annotated[bool, typer.Option("--record", help="Show a row as a block of lines, with all its columns.")]
+BackgroundOption = Annotated[
+    bool,
+    typer.Option("--detach", help="Run in the background, and give the terminal back once the run has begun."),
+]
 DetachOption = Annotated[
     bool,
     typer.Option(

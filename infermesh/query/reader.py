@@ -264,6 +264,30 @@ def ask_hands(folder: Path, request: Mapping[str, Any]) -> list[str]:
         raise StoreError(f"{folder}: no run is going on there") from None
 
 
+def watch_run(folder: Path) -> Iterator[dict[str, Any]]:
+    """What the live run in ``folder`` tells of its progress, until it ends: see :mod:`infermesh.query.server`.
+
+    The last one is ``{"over": exit code}``; it is missing where the run was killed.
+
+    Raises
+    ------
+    StoreError
+        No run is going on there.
+    """
+    try:
+        with _connected(folder) as server:
+            server.sendall(orjson.dumps({"op": "watch"}) + b"\n")
+            server.settimeout(None)
+            with server.makefile("rb") as stream:
+                for line in stream:
+                    news: dict[str, Any] = orjson.loads(line)
+                    if "error" in news:
+                        raise StoreError(news["error"])
+                    yield news
+    except _Ended:
+        return
+
+
 class _Ended(Exception):
     """There is no run at the other end of the socket, or it has closed the connection."""
 
