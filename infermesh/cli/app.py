@@ -10,12 +10,14 @@ import typer
 from infermesh.cli.common import (
     PROJECT,
     RUNS,
+    BackgroundOption,
     Commands,
     DetachOption,
     EnvFile,
     ExperimentOption,
     FormatOption,
     JsonOption,
+    LiveRunArgument,
     OutputsOption,
     Overrides,
     Progress,
@@ -23,6 +25,7 @@ from infermesh.cli.common import (
     RecordOption,
     RunArgument,
     StateOption,
+    fail,
     load_env,
 )
 from infermesh.cli.completers import (
@@ -54,6 +57,7 @@ app = typer.Typer(
 )
 def run(
     overrides: Overrides = None,
+    detach: BackgroundOption = False,
     detach_batches: DetachOption = False,
     progress: ProgressOption = Progress.AUTO,
     env_file: EnvFile = None,
@@ -65,9 +69,14 @@ def run(
     [bold]hydra.run.dir=DIR[/] runs in DIR, or continues the run that is there; [bold]--hydra-help[/] lists Hydra's own
     options. For completion at TAB: [bold]infermesh completion --help[/]
     """
+    from infermesh.cli.detach import in_background, run_detached
     from infermesh.cli.run import run_hydra
 
     load_env(env_file)
+    if detach:
+        if {"-m", "--multirun"} & {*(overrides or [])}:
+            fail("--detach: a sweep runs in the foreground. Detach its runs one by one, or use nohup or tmux", code=2)
+        raise typer.Exit(run_detached(["run", *(overrides or []), *in_background(progress, detach_batches)]))
     raise typer.Exit(run_hydra(overrides or [], env_file, progress, detach=detach_batches))
 
 
@@ -116,17 +125,22 @@ def resume(
         typer.Argument(help="Go on with another engine: engine=NAME, engine.workers=N.", metavar="[engine=…]"),
     ] = None,
     keep_errors: Annotated[bool, typer.Option("--keep-errors", help="Leave failed rows as they are.")] = False,
+    detach: BackgroundOption = False,
     detach_batches: DetachOption = False,
     progress: ProgressOption = Progress.AUTO,
     env_file: EnvFile = None,
 ) -> None:
     """Continue a run where it ended. Rows that are done are not sent again; failed rows are retried."""
+    from infermesh.cli.detach import in_background, run_detached
     from infermesh.cli.run import resume_run
 
     load_env(env_file)
     overrides = engine or []
     if run is not None and run.startswith(("engine=", "engine.")) and "=" in run:
         run, overrides = None, [str(run), *overrides]
+    if detach:
+        words = [*([] if run is None else [run]), *overrides, *(["--keep-errors"] if keep_errors else [])]
+        raise typer.Exit(run_detached(["resume", *words, *in_background(progress, detach_batches)]))
     raise typer.Exit(resume_run(run, overrides, keep_errors=keep_errors, detach=detach_batches, progress=progress))
 
 
@@ -349,13 +363,7 @@ def verify(run: RunArgument = None) -> None:
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh stop outputs/quickstart/latest")
 def stop(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            help="A run's folder or id, or an experiment's name; default: the running one.",
-            autocompletion=complete_run,
-        ),
-    ] = None,
+    run: LiveRunArgument = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has ended.")] = True,
     cancel_batches: Annotated[
         bool,
@@ -375,6 +383,67 @@ def stop(
     from infermesh.cli.query import stop_run
 
     stop_run(run, wait)
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh attach outputs/quickstart/latest")
+def attach(run: LiveRunArgument = None, progress: ProgressOption = Progress.AUTO) -> None:
+    """Show a run's progress until it ends, and exit with its code. Ctrl-C ends the show and not the run."""
+    from infermesh.cli.attach import attach_to
+
+    raise typer.Exit(attach_to(run, progress))
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh logs -f outputs/quickstart/latest")
+def logs(
+    run: RunArgument = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+) -> None:
+    """Print what a run with [bold]--detach[/] says (stderr.log in its folder), or a run's run.log."""
+    from infermesh.cli.attach import show_logs
+
+    show_logs(run, follow)
+
+
+@app.command(rich_help_panel=RUNS, epilog="Example: infermesh pause outputs/quickstart/latest")
+def pause(run: LiveRunArgument = None) -> None:
+    """Pause a running run: no new request is sent, those in flight go on. [bold]continue[/] ends the pause."""
+    from infermesh.cli.hands import pause_run
+
+    pause_run(run)
+
+
+@app.command("continue", rich_help_panel=RUNS, epilog="Example: infermesh continue outputs/quickstart/latest")
+def go_on(run: LiveRunArgument = None) -> None:
+    """Let a paused run go on. (A run that has ended goes on with [bold]resume[/].)"""
+    from infermesh.cli.hands import continue_run
+
+    continue_run(run)
+
+
+@app.command(
+    "set",
+    rich_help_panel=RUNS,
+    epilog="Example: infermesh set limits.team.rpm=2000 stages.summaries.max_parallel_requests=128",
+)
+def set_live(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] KEY=VALUE…",
+            help="A run's folder or id, or an experiment's name (default: the running one); then what to change.",
+        ),
+    ],
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Also in the config that the run stores, by which a resume goes.")
+    ] = False,
+) -> None:
+    """Change limits, windows, weights or the budget of a running run, at once: see docs/live-runs.md.
+
+    Each change is a row of the run's table changes. A key that cannot be changed is refused, with those that can.
+    """
+    from infermesh.cli.hands import set_in_run
+
+    set_in_run(words, keep=keep)
 
 
 @app.command(rich_help_panel=RUNS, epilog="Example: infermesh batches outputs/quickstart/latest")

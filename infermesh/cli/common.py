@@ -50,6 +50,10 @@ FormatOption = Annotated[
     ),
 ]
 RecordOption = Annotated[bool, typer.Option("--record", help="Show a row as a block of lines, with all its columns.")]
+BackgroundOption = Annotated[
+    bool,
+    typer.Option("--detach", help="Run in the background, and give the terminal back once the run has begun."),
+]
 DetachOption = Annotated[
     bool,
     typer.Option(
@@ -71,6 +75,12 @@ RunArgument = Annotated[
     str | None,
     typer.Argument(
         help="A run's folder or id, or an experiment's name; default: the newest.", autocompletion=complete_run
+    ),
+]
+LiveRunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="A run's folder or id, or an experiment's name; default: the running one.", autocompletion=complete_run
     ),
 ]
 Overrides = Annotated[

@@ -46,7 +46,7 @@ def _open(folder: Path) -> RunReader:
 
 def stop_run(run: str | None, wait: bool) -> None:
     """Ask a live run to drain; with ``wait``, wait for its end and say how it ended."""
-    folder = _live_run(run)
+    folder = live_run(run)
     asking = request_stop(folder)
     try:
         process = next(asking)
@@ -64,7 +64,7 @@ def stop_run(run: str | None, wait: bool) -> None:
         print(f"  resume: {command('resume', folder)}", file=sys.stderr)
 
 
-def _live_run(run: str | None) -> Path:
+def live_run(run: str | None) -> Path:
     """The run that a user names; for a sweep or ``None`` the only live one."""
     group = runs_in(run)
     if run is not None and group is None:

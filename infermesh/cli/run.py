@@ -20,6 +20,7 @@ import typer
 
 from infermesh.cli.closing import run_closing
 from infermesh.cli.common import Progress, fail, print_error, split_config_dir, words_of
+from infermesh.cli.detach import telling_when_begun
 from infermesh.cli.edited import edited_since
 from infermesh.cli.find_run import find_run, sweep_command
 from infermesh.cli.progress import make_observer
@@ -221,7 +222,7 @@ def run_job(
     int
         The exit code.
     """
-    observer = observer or make_observer()
+    observer = telling_when_begun(observer or make_observer(), folder)
     try:
         outcome = execute(
             declaration,

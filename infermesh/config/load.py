@@ -202,6 +202,9 @@ def _references(experiment: Experiment) -> Iterator[str]:
             if label not in experiment.deployments:
                 hint = nearest(label, experiment.deployments)
                 yield f"models.{name}.deployments: no deployment '{label}'.{hint}"
+        known = [experiment.deployments[label] for label in model.deployments if label in experiment.deployments]
+        if known and not any(entry.weight for entry in known):
+            yield f"models.{name}: all its deployments have weight 0, so that nobody would answer. Give one more."
     seen: dict[str, str] = {}
     for name in experiment.stages:
         if (other := seen.setdefault(name.lower(), name)) != name:

@@ -31,7 +31,7 @@ from infermesh.types import AccountLimits, Endpoint, Limits, RoutingStrategy, Tr
 
 RESERVED_TABLES = frozenset(
     {"run", "source", "source_errors", "attempts", "results", "progress", "retired", "output_file", "sessions"}
-    | {"materialized", "redo_rows", "attempts_log", "batches", "batch_rows"}
+    | {"materialized", "redo_rows", "attempts_log", "batches", "batch_rows", "changes"}
 )
 OWN_FIELDS = "row"  # the mapper that takes a row's own fields as the request
 STAGE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -191,7 +191,7 @@ class DeploymentEntry(_Section):
     api_base: Text = Field(None, description="Base URL; null: the provider's own; 'simulator': the embedded one")
     api_key_env: str | None = Field(None, description="Environment variable that holds the key; null: the usual one")
     transport: TransportKind = Field("auto", description="native: OpenAI's wire format; litellm: any other provider")
-    weight: float = Field(1.0, gt=0, description="Share of the load")
+    weight: float = Field(1.0, ge=0, description="Share of the load; 0: it gets no request")
     max_parallel_requests: int | None = Field(None, ge=1, description="Requests in flight at once, over all stages")
     limits: LimitsOrAccount = Field(None, description="Limits of its own, or the name of its account")
     headers: dict[str, HeaderValue] = Field(

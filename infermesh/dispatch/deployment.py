@@ -46,9 +46,14 @@ class Waiter:
         in spite of that. ``None`` waits on.
     patience_s
         Seconds for which its model waits for deployments that cannot be reached.
+
+    Attributes
+    ----------
+    moved
+        Whether ``future`` is ``None`` since the deployments have changed: the router is to choose anew.
     """
 
-    __slots__ = ("_cooldown_timeout", "_gives_up", "future", "ignores_health", "patience_s", "timer")
+    __slots__ = ("_cooldown_timeout", "_gives_up", "future", "ignores_health", "moved", "patience_s", "timer")
 
     def __init__(
         self,
@@ -61,6 +66,7 @@ class Waiter:
         self.ignores_health = ignores_health
         self.patience_s = patience_s
         self.timer: asyncio.TimerHandle | None = None
+        self.moved = False
         self._gives_up = gives_up
         self._cooldown_timeout = cooldown_timeout
 
@@ -97,7 +103,7 @@ class Deployment:
     max_parallel_requests
         Slots: requests in flight at once, over all models and stages; ``None`` for no bound.
     weight
-        Share of the load, above 0.
+        Share of the load; 0: none.
     price
         US dollars of an answer's usage, ``None`` where no price is known.
     patience_s
@@ -107,7 +113,7 @@ class Deployment:
     Raises
     ------
     ConfigError
-        No slot, or a weight that is not above 0.
+        No slot, or a weight below 0.
     """
 
     def __init__(
@@ -123,8 +129,8 @@ class Deployment:
     ) -> None:
         if max_parallel_requests is not None and max_parallel_requests < 1:
             raise ConfigError(f"{label}.max_parallel_requests: expected at least 1, got {max_parallel_requests}")
-        if not weight > 0:
-            raise ConfigError(f"{label}.weight: expected a number above 0, got {weight}")
+        if not weight >= 0:
+            raise ConfigError(f"{label}.weight: expected a number, 0 or more, got {weight}")
         self.label = label
         self.transport = transport
         self.limiter: RateLimiter = OpenLimiter() if limiter is None else limiter
@@ -198,13 +204,21 @@ class Deployment:
         """Slots in use, and waited for."""
         return self.in_flight + len(self._waiters)
 
-    def resize(self, slots: int) -> None:
-        """Set how many slots there are, 0 included. Requests in flight beyond that go on, and free none."""
+    def resize(self, slots: int | None) -> None:
+        """Set how many slots there are, 0 included; ``None``: no bound. Requests in flight beyond that go on."""
         full = self.slots >= self._most_slots
-        self._most_slots = float(slots)
+        self._most_slots = math.inf if slots is None else float(slots)
         self.slots = self._most_slots if full else min(self.slots, self._most_slots)
         if self._waiters:
             self._serve_waiters()
+
+    def look_again(self) -> None:
+        """Make all who wait here choose anew: the deployments of their models have changed."""
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            if waiter.waiting:
+                waiter.moved = True
+                waiter.future.set_result(None)
 
     def _drop_served(self) -> None:
         """Drop waiters from the front of the line that were served elsewhere, or gave up."""

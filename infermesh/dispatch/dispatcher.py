@@ -78,6 +78,7 @@ class Dispatcher:
         self._waiting: set[asyncio.Task[Any] | None] = set()
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._stopping = self._dropping = False
+        self._paused, self._going = False, asyncio.Event()
         self.batching: Batching | None = None  # where requests are looked up first
 
     def stop(self, *, drop: bool = False) -> None:
@@ -97,6 +98,14 @@ class Dispatcher:
         if drop and not self._dropping:
             self._dropping = True
             _cancel(self._sending)
+
+    def pause(self, on: bool) -> None:
+        """Send nothing while ``on``: requests wait, retries too. Those in flight go on; :meth:`stop` ends the wait."""
+        self._paused = on
+        if on:
+            self._going.clear()
+        else:
+            self._going.set()
 
     async def send(
         self,
@@ -134,12 +143,16 @@ class Dispatcher:
         """
         if self._stopping:
             raise StoppedError("stopped before the request was sent")
+        state = RequestState(self._terms, request)
+        if self._paused:
+            await self._stoppable(self._pause_over(), state)
         if self.batching is not None and (found := self.batching.take(request)) is not None:
             return deliver(found, request, parse)
-        state = RequestState(self._terms, request)
         task = asyncio.current_task()
         router = self.router
         while True:
+            if self._paused:
+                await self._stoppable(self._pause_over(), state)
             # A free slot and a grant that is there are taken without a turn of the event loop.
             lease = router.try_lease(state.avoid)
             if lease is None:
@@ -151,6 +164,9 @@ class Dispatcher:
                     state.grant = limiter.try_acquire(request.prompt_tokens, request.output_tokens)
                     if state.grant is None:
                         state.grant = await self._stoppable(self._permission(lease, request, router, state), state)
+                    if self._paused or not lease.deployment.weight:  # since it began to wait
+                        state.grant.refund()
+                        continue
                     state.begin()
                     self._sending.add(task)
                     try:
@@ -201,6 +217,10 @@ class Dispatcher:
         except TimeoutError:
             state.avoid = ()
             raise HeldError(0.0, asked=False) from None
+
+    async def _pause_over(self) -> None:
+        while self._paused:
+            await self._going.wait()
 
     async def _stoppable(self, waiting: Coroutine[Any, Any, T], state: RequestState) -> T:
         """Wait for a slot, a limit or a retry. :meth:`stop` ends the wait, by cancelling the task."""

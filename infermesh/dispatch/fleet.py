@@ -18,7 +18,7 @@ from infermesh.dispatch.pricing import Prices, asked_tiers
 from infermesh.dispatch.retry import RetryPolicy
 from infermesh.errors import ConfigError
 from infermesh.hints import counted
-from infermesh.limits import CompositeLimiter, DayUsage, LocalRateLimiter, RateLimiter, make_limiter
+from infermesh.limits import CompositeLimiter, DayUsage, LocalRateLimiter, OpenLimiter, RateLimiter, make_limiter
 from infermesh.limits.shared import SharedRateLimiter
 from infermesh.redaction import origin
 from infermesh.results import TokenUsage
@@ -214,8 +214,8 @@ class Fleet:
         for name, account in self._accounts.items():
             if label in account.labels and account.limiter.binding == quota:
                 return f"{quota} of {name} ({getattr(account.limiter.limits, quota):,g} a minute)"
-        own = self.deployments[label].limiter
-        rate = f" ({getattr(own.limits, quota):,g} a minute)" if isinstance(own, LocalRateLimiter) else ""
+        own = _own(self.deployments[label].limiter)
+        rate = f" ({getattr(own.limits, quota):,g} a minute)" if own is not None else ""
         return f"{quota} of {label}{rate}"
 
     def _away_line(self, label: str, deployment: Deployment) -> str:
@@ -233,7 +233,7 @@ class Fleet:
     def _alone(self, label: str) -> bool:
         """Whether one of its models has no other deployment that is well."""
         return any(
-            not any(not self.deployments[other].health.cool_until for other in model.labels if other != label)
+            not any(not self.deployments[other].health.cool_until for other in self._serving(model) if other != label)
             for model in self.models.values()
             if label in model.labels
         )
@@ -251,7 +251,7 @@ class Fleet:
         """
         for name, model in self.models.items():
             patience = self._patience[name]
-            members = [self.deployments[label] for label in model.labels]
+            members = [self.deployments[label] for label in self._serving(model)]
             away = [member for member in members if member.awaited]
             if not patience or not away or not all(member.awaited or member.refuses for member in members):
                 continue
@@ -263,17 +263,57 @@ class Fleet:
                 return f"models.{name}.max_wait_unreachable is {patience:g} s, and nobody answers: {each}"
         return None
 
+    def _serving(self, model: LogicalModel) -> Sequence[str]:
+        """The labels of a model's deployments that take requests."""
+        return [label for label in model.labels if self.deployments[label].weight]
+
     def limiters(self) -> Iterator[tuple[str, LocalRateLimiter, Sequence[str]]]:
         """Name, limiter and deployments of each account, and of each deployment that has limits of its own."""
         for name, account in self._accounts.items():
             yield f"account {name}", account.limiter, account.labels
         of_accounts = [account.limiter for account in self._accounts.values()]
         for label, deployment in self.deployments.items():
-            own = deployment.limiter
-            if isinstance(own, CompositeLimiter):
-                own = own.own
-            if isinstance(own, LocalRateLimiter) and own not in of_accounts:
+            own = _own(deployment.limiter)
+            if own is not None and own not in of_accounts:
                 yield f"deployment {label}", own, [label]
+
+    # While requests pass
+
+    def set_account_limits(self, name: str, limits: Limits) -> None:
+        """Change the limits of an account. Needs a running event loop, as the next ones do."""
+        account = self._accounts[name]
+        account.limiter.change(limits)
+        self._recount()
+
+    def set_limits(self, label: str, limits: Limits) -> None:
+        """Change a deployment's limits of its own, whether it has had any or not."""
+        limiter: Any = self.deployments[label].limiter
+        limiter = getattr(limiter, "limiter", limiter)  # a worker listens at it
+        limiter.change(limits)
+        self._recount()
+
+    def set_weight(self, label: str, weight: float) -> None:
+        """Change a deployment's share of the load; 0 takes it out, once what was sent there has ended."""
+        self.deployments[label].weight = weight
+        self._choose_anew()
+
+    def set_slots(self, label: str, slots: int | None, *, shared: bool = False) -> None:
+        """Change how many requests a deployment takes at once; ``shared``: somebody else says how many of them here."""
+        deployment = self.deployments[label]
+        deployment.max_parallel_requests = slots
+        if not shared or slots is None:
+            deployment.resize(slots)
+        self._choose_anew()
+
+    def _choose_anew(self) -> None:
+        for model in self.models.values():
+            model.router.refresh()
+        for deployment in self.deployments.values():
+            deployment.look_again()
+
+    def _recount(self) -> None:
+        for model in self.models.values():
+            model.counts_tokens = any(self.deployments[label].limiter.counts_tokens for label in model.labels)
 
     def _daily(self) -> Iterator[tuple[str, LocalRateLimiter, Sequence[str]]]:
         """Those of :meth:`limiters` that have a quota a day."""
@@ -297,6 +337,16 @@ class Fleet:
     async def aclose(self) -> None:
         for deployment in self.deployments.values():
             await deployment.transport.aclose()
+
+
+def _own(limiter: RateLimiter) -> LocalRateLimiter | None:
+    """What keeps to the limits that were declared for a deployment, or set later; ``None``: there are none."""
+    limiter = getattr(limiter, "limiter", limiter)  # a worker listens at it
+    if isinstance(limiter, CompositeLimiter):
+        limiter = limiter.own
+    if isinstance(limiter, OpenLimiter) and not limiter.told.limits.unlimited:
+        limiter = limiter.told
+    return limiter if isinstance(limiter, LocalRateLimiter) else None
 
 
 def _stages(experiment: Experiment) -> list[ModelStageConfig]:

@@ -112,6 +112,10 @@ class LogicalModel:
         Both as one text, which is hashed into the keys of stored answers.
     labels
         The deployments' labels.
+    counts_tokens
+        As above. It may be set while requests pass.
+    router
+        Chooses among them.
     """
 
     def __init__(
@@ -135,11 +139,11 @@ class LogicalModel:
         self.backends = ",".join(sorted(set(backends)))
         self.identity = f"{endpoint}|{self.backends}"  # if it changed, no stored answer would be found again
         self.labels = [deployment.label for deployment in deployments]
-        self._counts_tokens = counts_tokens
+        self.counts_tokens = counts_tokens
         self._prices = {deployment.label: deployment.price for deployment in deployments}
         rng = rng or random.Random()
         retry = retry or RetryPolicy()
-        router = Router(deployments, strategy, rng=rng, patience_s=retry.patience_s)
+        self.router = router = Router(deployments, strategy, rng=rng, patience_s=retry.patience_s)
         self._dispatcher = Dispatcher(router, retry, rng=rng)
         # For the parts of a request that has failed with all its retries.
         once_more = replace(retry, max_retries=min(retry.max_retries, 1))
@@ -161,6 +165,11 @@ class LogicalModel:
         """Send nothing more; requests that wait to be sent end with ``StoppedError``, with ``drop`` all of them."""
         self._dispatcher.stop(drop=drop)
         self._impatient.stop(drop=drop)
+
+    def pause(self, on: bool) -> None:
+        """Send nothing while ``on``; requests wait."""
+        self._dispatcher.pause(on)
+        self._impatient.pause(on)
 
     def _seconds(self, timeout: Timeout) -> float | None:
         seconds = self.timeout if timeout is USE_CLIENT_DEFAULT else timeout
@@ -273,7 +282,7 @@ class LogicalModel:
         return found
 
     async def _generate(self, request: Request, timeout: Timeout) -> GenerationResult:
-        if self._counts_tokens:
+        if self.counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
         parse = _PARSERS[request.operation]
         result, metrics = await self._dispatcher.send(request, parse, self._seconds(timeout))
@@ -366,7 +375,7 @@ class LogicalModel:
     ) -> list[EmbeddingResult]:
         request = embedding_request(texts, params)
         request.rows = len(texts) if rows is None else rows
-        if self._counts_tokens:
+        if self.counts_tokens:
             request.prompt_tokens = estimate_tokens(request)
         weights = [len(text) for text in texts]
 

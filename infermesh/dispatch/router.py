@@ -23,6 +23,8 @@ class Router:
     - ``latency-based-routing``: the lowest mean service time × requests in flight / weight, so that a fast deployment
       fills until a slower one would answer sooner. One without a recent measurement gets one request to measure.
 
+    One with weight 0 is never chosen.
+
     Whatever the strategy, deployments come first that have a free slot, are healthy, are not paused and have nobody
     waiting at their limiter. An only deployment is tried whether it is healthy or not: there is no other, and the retry
     policy sets the pace. The exception is one that cannot be reached and has patience: it is waited for. Where all
@@ -42,7 +44,12 @@ class Router:
     Raises
     ------
     ConfigError
-        No deployment, a label twice, or an unknown strategy.
+        No deployment, a label twice, all with weight 0, or an unknown strategy.
+
+    Attributes
+    ----------
+    deployments
+        Those with a weight above 0.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Router:
         *,
         rng: random.Random | None = None,
         patience_s: float = math.inf,
+        _whole: Router | None = None,
     ) -> None:
         pickers: dict[str, Callable[[list[Deployment], float], Deployment]] = {
             "simple-shuffle": self._shuffle,
@@ -63,19 +71,34 @@ class Router:
             raise ConfigError(f"deployments: expected at least one, with distinct labels, got {labels}")
         if strategy not in pickers:
             raise ConfigError(f"routing_strategy: expected one of {', '.join(pickers)}, got {strategy!r}")
-        self.deployments = tuple(deployments)
-        self._only = deployments[0] if len(labels) == 1 else None
+        self._all = tuple(deployments)
+        self._whole = _whole  # the one that this leaves some out of
         self.patience_s = patience_s
         self._strategy = strategy
         self._pick = pickers[strategy]
         self._reduced: dict[str, Router] = {}
         self._rng = rng or random.Random()
         self._turn = 0
-        slots = [d.max_parallel_requests for d in deployments]
+        self.refresh()
+        if not self.deployments:
+            raise ConfigError(f"weight: expected one above 0 among {', '.join(labels)}")
+
+    def refresh(self) -> None:
+        """Take note of weights and slots, after they were changed.
+
+        Where one of these routers has nobody left, its requests go to those that it was to leave out: they hear there
+        once more why, and end.
+        """
+        serving = tuple(d for d in self._all if d.weight > 0)
+        self.deployments: tuple[Deployment, ...] = serving or (self._whole.deployments if self._whole else ())
+        self._only = self.deployments[0] if len(self.deployments) == 1 else None
+        slots = [d.max_parallel_requests for d in self.deployments]
         self._share = {
             d.label: d.weight * (1 if None in slots or n is None else n)
-            for d, n in zip(deployments, slots, strict=True)
+            for d, n in zip(self.deployments, slots, strict=True)
         }
+        for reduced in self._reduced.values():
+            reduced.refresh()
 
     def try_lease(self, avoid: Collection[str] = ()) -> Lease | None:
         """Lease a slot if one is free now."""
@@ -98,11 +121,14 @@ class Router:
         now = loop.time()
         chosen = self._choose(avoid, now)
         while chosen is None:
-            lease = await self._wait(avoid, cooldown_timeout, now)
+            lease, moved = await self._wait(avoid, cooldown_timeout, now)
             if lease is not None:
                 return lease
-            # The cooldown timeout is over, and no deployment is healthy.
             now = loop.time()
+            if moved:
+                chosen = self._choose(avoid, now)
+                continue
+            # The cooldown timeout is over, and no deployment is healthy.
             with_slot = [d for d in self.deployments if d.in_flight < d.slots]
             chosen = min(with_slot, key=lambda d: d.health.cool_until) if with_slot else self._choose(avoid, now)
         return chosen.lease(now)
@@ -118,12 +144,14 @@ class Router:
 
     def without(self, label: str) -> Router | None:
         """A router over the other deployments, ``None`` where there is none. The slots and limits are the same."""
+        if all(deployment.label == label for deployment in self.deployments):
+            return None
         reduced = self._reduced.get(label)
         if reduced is None:
-            others = [deployment for deployment in self.deployments if deployment.label != label]
-            if not others:
-                return None
-            reduced = self._reduced[label] = Router(others, self._strategy, rng=self._rng, patience_s=self.patience_s)
+            others = [deployment for deployment in self._all if deployment.label != label]
+            reduced = self._reduced[label] = Router(
+                others, self._strategy, rng=self._rng, patience_s=self.patience_s, _whole=self
+            )
         return reduced
 
     def awaited(self, failed: Deployment | None = None) -> bool:
@@ -174,14 +202,19 @@ class Router:
             return self.deployments
         return [d for d in self.deployments if d.label not in avoid]
 
-    async def _wait(self, avoid: Collection[str], cooldown_timeout: float | None, now: float) -> Lease | None:
-        """Wait in the line of every deployment that may serve the request; ``None`` after the cooldown timeout."""
+    async def _wait(
+        self, avoid: Collection[str], cooldown_timeout: float | None, now: float
+    ) -> tuple[Lease | None, bool]:
+        """Wait in the line of every deployment that may serve the request.
+
+        ``None`` after the cooldown timeout, or with ``True`` where the deployments have changed.
+        """
         waiter = Waiter(self._gives_up_waiting, self._ignores_health, cooldown_timeout, self.patience_s)
         for deployment in self._preferred(avoid):
             if waiter.waiting:  # the deployment before may have served it at once
                 deployment.add_waiter(waiter, now)
         try:
-            return await waiter.future
+            return await waiter.future, waiter.moved
         except asyncio.CancelledError:
             # Cancelled in the turn of the loop in which it was given a lease: nobody else would release that.
             if not waiter.future.cancelled() and (lease := waiter.future.result()) is not None:

@@ -87,14 +87,14 @@ class MinuteQuota:
         later_s: float = 0.0,
         bucket: Bucket | None = None,
     ) -> None:
-        rate = per_minute * (1 - (_DELAY_S + later_s) / 60)
-        late = per_minute / 60 * _LATE_S
-        if bucket is None:
-            # Many units accrue while a busy machine lets everybody come late. It keeps them, and the rate pays.
-            bucket = Bucket(rate - late, late) if burst is None and late > _FEW else Bucket(rate, burst)
-        self._bucket = bucket
+        self._later_s = later_s
+        self._bucket = bucket or Bucket(*_of_bucket(per_minute, burst, later_s))
         self._whole = whole
         self._turn = 0
+
+    def change(self, per_minute: float, burst: float | None) -> None:
+        """Deal by another quota from now on."""
+        self._bucket.change(*_of_bucket(per_minute, burst, self._later_s))
 
     def deal(self, asks: Mapping[int, float]) -> dict[int, float]:
         """What each worker gets now of what it asks for. Needs a running event loop, whose clock it goes by."""
@@ -116,6 +116,14 @@ class MinuteQuota:
         return {worker: share for worker, share in shares.items() if share}
 
 
+def _of_bucket(per_minute: float, burst: float | None, later_s: float) -> tuple[float, float | None]:
+    """The rate and the burst of a quota's bucket."""
+    rate = per_minute * (1 - (_DELAY_S + later_s) / 60)
+    late = per_minute / 60 * _LATE_S
+    # Many units accrue while a busy machine lets everybody come late. The bucket keeps them, and the rate pays.
+    return (rate - late, late) if burst is None and late > _FEW else (rate, burst)
+
+
 class DayQuota:
     """The quotas a day of one account: a count of what was dealt. What a worker hands back can be dealt again.
 
@@ -131,6 +139,10 @@ class DayQuota:
         self._count = count
         self._quotas = rpd, tpd
         self._turn = 0
+
+    def change(self, rpd: float | None, tpd: float | None) -> None:
+        """Deal by other quotas from now on."""
+        self._quotas = rpd, tpd
 
     @property
     def day(self) -> int:
@@ -169,7 +181,7 @@ class SharedSlots:
     Parameters
     ----------
     total
-        The slots.
+        The slots. It may be set: where it is lower, parts are asked for until it holds.
     """
 
     def __init__(self, total: int) -> None:
@@ -199,6 +211,6 @@ class SharedSlots:
         spread = whole_shares(spare, dict.fromkeys(self._wants, spare))
         aim = wanted[worker] + spread[worker]
         free = self.total - sum(self._held.values()) + self._held[worker]
-        told = self._told[worker] = min(aim, free)
+        told = self._told[worker] = max(min(aim, free), 0)
         self._held[worker] = max(self._held[worker], told)
         return told

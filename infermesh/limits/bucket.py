@@ -67,16 +67,28 @@ class Bucket:
     )
 
     def __init__(self, per_minute: float, burst: float | None = None) -> None:
+        self.credit = 0.0
+        self._touched_at = 0.0
+        self._empty_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._measure(per_minute, burst)
+
+    def _measure(self, per_minute: float, burst: float | None) -> None:
         self.quota = per_minute  # units per minute as declared
         self._piece, capacity = _sizes(per_minute)
         self._rate = steady_rate(per_minute, burst)
         self._capacity = capacity if burst is None else max(capacity, burst)
         # How long before the limiter is empty it has room for a whole piece again.
         self._lead_s = (self._capacity - self._piece) / self._rate
-        self.credit = 0.0
-        self._touched_at = 0.0
-        self._empty_at = 0.0
-        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def change(self, per_minute: float, burst: float | None = None) -> None:
+        """Set another rate. It begins with nothing to draw: a burst that was had is not had again."""
+        self._measure(per_minute, burst)
+        self.give(0.0)
+        if self._loop is not None:
+            self._move_to(self._loop)
+            _take(self._limiter, self._capacity)
+            self._empty_at = self._loop.time() + self._capacity / self._rate
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start over on another event loop, where an AsyncLimiter cannot follow. The account stays."""

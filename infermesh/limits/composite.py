@@ -32,11 +32,23 @@ class OpenLimiter:
     has said that a longer wait is wanted. If the server means it, it says so with a 429.
     """
 
-    counts_tokens = False
-
     def __init__(self, local: Callable[[Limits], LocalRateLimiter] = LocalRateLimiter) -> None:
         self._told = local(Limits(header_bucket_scope="minute"))
         self._open = True
+
+    def change(self, limits: Limits) -> None:
+        """Go by limits that the user sets all the same. Raises ``ValueError`` for quotas a day."""
+        self._told.change(limits)
+        self._open = self._open and limits.unlimited
+
+    @property
+    def told(self) -> LocalRateLimiter:
+        """What keeps to what was told later."""
+        return self._told
+
+    @property
+    def counts_tokens(self) -> bool:
+        return self._told.counts_tokens
 
     def try_acquire(self, prompt_tokens: int = 0, output_tokens: int | None = None) -> Grant | None:
         return _NULL_GRANT if self._open else self._told.try_acquire(prompt_tokens, output_tokens)
@@ -69,7 +81,7 @@ class OpenLimiter:
 
     @property
     def binding(self) -> str | None:
-        return None
+        return self._told.binding
 
 
 class _Grants:

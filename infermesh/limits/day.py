@@ -29,6 +29,11 @@ class DayCount:
         self._requests = 0.0
         self._tokens = 0.0
 
+    def change(self, rpd: float | None, tpd: float | None) -> None:
+        """Set other quotas. What was counted today stays counted."""
+        self._rpd = float("inf") if rpd is None else rpd
+        self._tpd = float("inf") if tpd is None else tpd
+
     def today(self) -> int:
         """Days since 1970-01-01, UTC."""
         return int(self._wall() // DAY_S)

@@ -71,6 +71,7 @@ class Dealer:
         buckets: tuple[Bucket | None, Bucket | None] = (None, None),
     ) -> None:
         self.count = count
+        self._limits = limits
         self._minute: dict[str, MinuteQuota] = {}
         if limits.rpm is not None:
             self._minute["requests"] = MinuteQuota(
@@ -83,6 +84,22 @@ class Dealer:
         self._day = None if count is None else DayQuota(count, limits.rpd, limits.tpd)
         self._asks: dict[int, Ask] = {}
         self._dealt: dict[int, Credit] = {}
+
+    def change(self, limits: Limits) -> None:
+        """Deal by other quotas from now on, which are kept here. Needs a running event loop."""
+        before, self._limits = self._limits, limits
+        for name, old, new, burst in (
+            ("requests", before.rpm, limits.rpm, limits.max_request_burst),
+            ("tokens", before.tpm, limits.tpm, limits.max_token_burst),
+        ):
+            if new is None:
+                self._minute.pop(name, None)
+            elif old is None:
+                self._minute[name] = MinuteQuota(new, burst, whole=name == "requests")
+            elif old != new:
+                self._minute[name].change(new, burst)
+        if self._day is not None:
+            self._day.change(limits.rpd, limits.tpd)
 
     def take(self, who: int, ask: Ask) -> None:
         """Note what one could use, and take back what it returns."""

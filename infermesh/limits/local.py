@@ -91,6 +91,7 @@ class LocalRateLimiter:
         share: float = 1.0,
     ) -> None:
         self.limits = limits
+        self._bucket = bucket
         self._requests = None if limits.rpm is None else bucket(limits.rpm, limits.max_request_burst)
         self._tokens = None if limits.tpm is None else bucket(limits.tpm, limits.max_token_burst)
         daily = limits.rpd is not None or limits.tpd is not None
@@ -304,6 +305,36 @@ class LocalRateLimiter:
         """Serve the line now if its timer is far: capacity has come back that the timer does not know of."""
         if self._line and self._wake_at - _now() > PIECE_S:
             self._serve()
+
+    def change(self, limits: Limits) -> None:
+        """Go by other limits from now on; who waits, waits no longer than they ask. Needs a running event loop.
+
+        A quota a day that there was not has no count of today, so it cannot be added.
+
+        Raises
+        ------
+        ValueError
+            Such a quota.
+        """
+        if (self.limits.rpd is None and limits.rpd is not None) or (self.limits.tpd is None and limits.tpd is not None):
+            raise ValueError("a quota a day that was not there has no count of today")
+        self.limits = limits
+        self._requests = self._changed(self._requests, limits.rpm, limits.max_request_burst)
+        self._tokens = self._changed(self._tokens, limits.tpm, limits.max_token_burst)
+        if self._day is not None:
+            self._day.change(limits.rpd, limits.tpd)
+        self._gates.change(limits)
+        self.counts_tokens = limits.counts_tokens
+        self.serve()
+
+    def _changed(self, bucket: Bucket | None, quota: float | None, burst: float | None) -> Bucket | None:
+        if quota is None:
+            return None
+        if bucket is None:
+            return self._bucket(quota, burst)
+        if bucket.quota != quota:
+            bucket.change(quota, burst)
+        return bucket
 
     def serve(self) -> None:
         """Let requests pass that fit now, where somebody has granted credit."""

@@ -83,6 +83,10 @@ class Gates:
         self._skip = 0
         self.active = False
 
+    def change(self, limits: Limits) -> None:
+        """Go by other limits of the user's."""
+        self._limits = limits
+
     def observe(self, header: Header, clock: Callable[[], float]) -> bool:
         """Read one reply's headers; ``clock`` gives the event loop's time. Returns whether there were any."""
         if self._skip:

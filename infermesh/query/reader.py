@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,53 @@ def request_stop(folder: Path) -> Generator[int]:
             time.sleep(0.02)
         else:
             return
+
+
+def ask_hands(folder: Path, request: Mapping[str, Any]) -> list[str]:
+    """Ask the live run in ``folder`` to pause, to continue or to set something: a request as the server takes it.
+
+    Returns
+    -------
+    list
+        What the run has to say of it.
+
+    Raises
+    ------
+    StoreError
+        No run is going on there, or it refuses.
+    """
+    try:
+        with _connected(folder) as server:
+            server.settimeout(_ENDING_S)
+            server.sendall(orjson.dumps(request) + b"\n")
+            with server.makefile("rb") as stream:
+                return [str(line) for line in _read_header(stream)["said"]]
+    except _Ended:
+        raise StoreError(f"{folder}: no run is going on there") from None
+
+
+def watch_run(folder: Path) -> Iterator[dict[str, Any]]:
+    """What the live run in ``folder`` tells of its progress, until it ends: see :mod:`infermesh.query.server`.
+
+    The last one is ``{"over": exit code}``; it is missing where the run was killed.
+
+    Raises
+    ------
+    StoreError
+        No run is going on there.
+    """
+    try:
+        with _connected(folder) as server:
+            server.sendall(orjson.dumps({"op": "watch"}) + b"\n")
+            server.settimeout(None)
+            with server.makefile("rb") as stream:
+                for line in stream:
+                    news: dict[str, Any] = orjson.loads(line)
+                    if "error" in news:
+                        raise StoreError(news["error"])
+                    yield news
+    except _Ended:
+        return
 
 
 class _Ended(Exception):

@@ -6,10 +6,16 @@ JSON::
 
     {"op": "query", "sql": "from progress", "timeout": 30}
     {"op": "stop"}
+    {"op": "pause"}
+    {"op": "continue"}
+    {"op": "set", "changes": ["limits.team.rpm=2000"], "keep": false}
+    {"op": "watch"}
 
-The answer to a query is a line ``{"columns": [[name, type], …], "bytes": n}`` and then ``n`` bytes of Parquet with the
-columns ``c0``, ``c1``, … (see :mod:`infermesh.query.carried`). The answer to a stop is ``{"pid": p}``, and then the
-connection stays open until the run has ended. An error is ``{"error": text}``.
+The answer to a query is a line ``{"columns": [[name, type], …], "bytes": n}`` and then ``n`` bytes of Parquet with
+the columns ``c0``, ``c1``, … (see :mod:`infermesh.query.carried`). The answer to a stop is ``{"pid": p}``, and then
+the connection stays open until the run has ended. The next three answer ``{"said": [lines for the user]}``. Who
+watches gets lines ``{"stats": {…}}`` and ``{"note": text}`` as they come, and at the run's end ``{"over": exit
+code}``. An error is ``{"error": text}``.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +63,27 @@ class LiveServer:
         Makes a connection to the run's database. It is called in the caller's thread.
     on_stop
         Called in a thread of the server when a client asks the run to stop.
+    hands
+        Called in a thread of the server with a request to pause, to continue or to set; returns the answer. Raises
+        ``ValueError`` for one that is refused.
+    watch
+        Called in a thread of the server when a client wants to watch, with an event that is set at the end; gives the
+        lines to send.
     """
 
     def __init__(
-        self, folder: Path, cursor: Callable[[], duckdb.DuckDBPyConnection], on_stop: Callable[[], None]
+        self,
+        folder: Path,
+        cursor: Callable[[], duckdb.DuckDBPyConnection],
+        on_stop: Callable[[], None],
+        hands: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        watch: Callable[[threading.Event], Iterator[bytes]] | None = None,
     ) -> None:
         self._path = folder.absolute() / SOCKET
         self._cursor = cursor
         self._on_stop = on_stop
+        self._hands = hands
+        self._watch = watch
         self._free_cursors: queue.Queue[duckdb.DuckDBPyConnection] = queue.Queue()
         self._all_cursors: list[duckdb.DuckDBPyConnection] = []
         self._over = threading.Event()
@@ -152,8 +171,15 @@ class LiveServer:
                     self._on_stop()
                     client.sendall(orjson.dumps({"pid": os.getpid()}) + b"\n")
                     self._over.wait()
+                case {"op": "pause" | "continue" | "set"} as request if self._hands is not None:
+                    answer = self._hands(request)
+                    client.sendall(orjson.dumps(answer) + b"\n")
+                case {"op": "watch"} if self._watch is not None:
+                    client.settimeout(_SEND_S)
+                    for news in self._watch(self._over):
+                        client.sendall(news)
                 case _:
-                    raise ValueError('expected {"op": "query", "sql": …} or {"op": "stop"}')
+                    raise ValueError('expected {"op": "query", "sql": …}, or "op": stop, pause, continue, set or watch')
         except ValueError as error:
             _refuse(client, str(error))
         except OSError:

@@ -170,6 +170,11 @@ class Budget:
             self._admit()
         return await wish.future
 
+    def change(self, limit: float) -> None:
+        """Set another limit, in US dollars."""
+        self._limit = limit
+        self._admit()
+
     @property
     def is_waited_for(self) -> bool:
         """Whether a request waits for room."""

@@ -8,6 +8,7 @@ import os
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from infermesh.runs.remarks import refuse_missing_keys
 from infermesh.runs.session import RunSession
 from infermesh.runs.signals import interrupting
 from infermesh.runs.stats import ForeignObserver, Observer
+from infermesh.runs.watched import Watched
 from infermesh.runtime.loop import run_loop
 from infermesh.runtime.openfiles import allow_requests
 from infermesh.runtime.whole_file import write_whole
@@ -88,7 +90,8 @@ def execute(
     KeyboardInterrupt
         Ctrl-C before the first request. Later, Ctrl-C drains the run and raises nothing.
     """
-    observer = ForeignObserver(observer, declaration.long_form.as_written)
+    watched = Watched(ForeignObserver(observer, declaration.long_form.as_written))
+    observer = watched
     fresh = not (folder / DATABASE).exists()
     # A refused declaration must leave no trace: a new folder is removed, and a resumed run gets back the config that
     # its rows were made with. Once the source is loaded nothing is removed, since `discard` spares a folder that holds
@@ -100,10 +103,11 @@ def execute(
         with (
             in_words(folder / DATABASE),
             _session(
-                declaration, folder, observer, environ, sink, redo, control or Control(), keep_errors, detach
+                declaration, folder, watched, environ, sink, redo, control or Control(), keep_errors, detach
             ) as session,
         ):
             outcome: RunOutcome = run_loop(session.run())
+            watched.over(outcome.exit_code)
     except (InfermeshError, OSError, KeyboardInterrupt) as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(OSError):  # a full disk, say: what is told is why the run ended
@@ -124,7 +128,7 @@ def execute(
 def _session(
     declaration: Declaration,
     folder: Path,
-    observer: Observer,
+    observer: Watched,
     environ: Mapping[str, str],
     sink: Sink | None,
     redo: Redo | None,
@@ -148,6 +152,7 @@ def _session(
         session = RunSession(
             declaration, folder, pipeline, fleet, observer, control, sink, keep_errors, environ, detach
         )
+        session.hands.write_config = partial(_write_config, folder)
         stack.callback(session.close)
         try:
             session.load(source, redo)
@@ -160,7 +165,7 @@ def _session(
         if sink is None:
             point_latest(folder, experiment.name)
         stack.enter_context(_log_to(folder / LOG))
-        stack.enter_context(LiveServer(folder, session.cursor, control.stop))
+        stack.enter_context(LiveServer(folder, session.cursor, control.stop, session.hands.ask, observer.lines))
         yield session
 
 

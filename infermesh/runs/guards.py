@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -50,6 +51,12 @@ class Guards:
         if self._budget is None and limit is not None:
             self._budget = Budget(limit, lambda: self._spent + (stats.cost_usd or 0.0), self._before)
         return self._budget
+
+    def set_budget(self, dollars: float | None) -> None:
+        """Change ``max_cost_usd``. Where there was none, nothing is set aside for what is in flight."""
+        self._config = self._config.model_copy(update={"max_cost_usd": dollars})
+        if self._budget is not None:
+            self._budget.change(math.inf if dollars is None else dollars)
 
     def __bool__(self) -> bool:
         """Whether any limit is set that an answer can reach."""

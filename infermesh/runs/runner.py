@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from infermesh.dispatch.batched import SENDER, Sender
 from infermesh.errors import ContentFilterError, InputError, ParkedError, RequestError, StoppedError
@@ -43,7 +43,6 @@ from infermesh.store.filter import RowFilter
 from infermesh.store.pending import CHUNK
 from infermesh.store.reuse import KnownAnswer
 
-T = TypeVar("T")
 logger = logging.getLogger("infermesh")
 
 
@@ -115,7 +114,7 @@ class Runner:
     on_row
         Called with a row_id once no stage is left to settle the row.
     windows
-        Stage → a window that may change, within the stage's own.
+        Stage → its window, which may change: the stage's own, or a worker's share of it.
     desk
         Where requests are put into batches; ``None``: none are.
     reread
@@ -149,7 +148,8 @@ class Runner:
         self._budget = budget
         self._on_state = on_state
         self._on_row = on_row
-        self._shares = windows or {}
+        self._windows = {name: Window(stage.window) for name, stage in graph.stages.items()} | dict(windows or {})
+        self._row_bytes = 1
         self._on_settled = on_settled
         self._on_error = on_error
         self._graph = graph
@@ -164,12 +164,9 @@ class Runner:
         self._gates: dict[str, tuple[Gate, Channel[Row]]] = {
             name: (gate, Channel()) for name, gate in gates.items() if not gate.is_open
         }
-        # The admission bound, in rows. Channels are unbounded, so this alone limits memory. Twice what all windows hold
-        # keeps every worker supplied while other rows are in a gate or between stages; never below two chunks.
-        self._windows = sum(stage.window * stage.batch_size for stage in graph.stages.values())
-        self._limit = max(2 * CHUNK, 2 * self._windows)
         self._active = 0  # admitted rows that have a stage left to settle
         self._room = asyncio.Event()  # set when the feeder should check the bounds again
+        self.resized()
         self._stopping = False
         self._upstream_counts = {name: len(graph.requires[name]) for name in graph.stages}
         self._first = [name for name, count in self._upstream_counts.items() if not count]
@@ -220,8 +217,17 @@ class Runner:
         """How many requests a stage has in flight or could send."""
         stage = self._graph.stages[name]
         rows = len(self._channels[name]) + (len(self._gates[name][1]) if name in self._gates else 0)
-        used = self._shares[name].used if name in self._shares else 0
-        return used + -(-rows // stage.batch_size)
+        return self._windows[name].used + -(-rows // stage.batch_size)
+
+    def resized(self) -> None:
+        """Set the admission bound by the stages' windows, after one was changed.
+
+        In rows; channels are unbounded, so this alone limits memory. Twice what all windows hold keeps every worker
+        supplied while other rows are in a gate or between stages; never below two chunks.
+        """
+        windows = sum(stage.window * stage.batch_size for stage in self._graph.stages.values())
+        self._limit = min(max(2 * CHUNK, 2 * windows), max(_MAX_ACTIVE_BYTES // self._row_bytes, windows + 1))
+        self._room.set()
 
     def committed(self, rows: int = 0) -> None:
         """Let the feeder check the writer's backlog again. Called on the event loop after each commit of some rows."""
@@ -279,7 +285,8 @@ class Runner:
 
     async def _feed(self, rows: Rows, *, again: bool = False) -> None:
         """Admit rows within the bounds, reading one chunk ahead in a thread."""
-        self._limit = min(self._limit, max(_MAX_ACTIVE_BYTES // rows.row_bytes, self._windows + 1))
+        self._row_bytes = max(self._row_bytes, rows.row_bytes)
+        self.resized()
         chunks = iter(rows.chunks)
         first = next(chunks, None)
         ahead = None if first is None else asyncio.create_task(asyncio.to_thread(rows.read, first))
@@ -414,7 +421,7 @@ class Runner:
                     ):
                         self._refused()
 
-            await self._run_window(stage, channel.get, handle_one)
+            await run_window(channel.get, handle_one, self._windows[stage.name])
             return
 
         async def pull() -> Sequence[Row]:
@@ -434,14 +441,7 @@ class Runner:
             elif not await self._budget.afford(stage, made, lambda: self._send_batch(stage, sent, made)):
                 self._refused()
 
-        await self._run_window(stage, pull, handle)
-
-    async def _run_window(
-        self, stage: Stage, pull: Callable[[], Awaitable[T]], handle: Callable[[T], Awaitable[None]]
-    ) -> None:
-        if (share := self._shares.get(stage.name)) is not None:
-            pull, handle = share.around(pull, handle)
-        await run_window(pull, handle, stage.window)
+        await run_window(pull, handle, self._windows[stage.name])
 
     async def _prepare(self, stage: Stage, row: Row) -> Prepared[Any] | None:
         """Build a row's request. ``None`` if there is none: it failed, has its stored answer, or the stage stopped."""

@@ -26,6 +26,7 @@ from infermesh.runs.control import Control
 from infermesh.runs.crew.engine import workers_of
 from infermesh.runs.explain import changes, opening_lines
 from infermesh.runs.guards import Guards
+from infermesh.runs.hands import Adjustment, Hands, adjust
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
 from infermesh.runs.record import run_record
@@ -34,6 +35,7 @@ from infermesh.runs.retry import Retry, left_open
 from infermesh.runs.runner import Runner
 from infermesh.runs.signals import stopping
 from infermesh.runs.stats import Observer, RunStats, StageStats
+from infermesh.runtime.workers import Window
 from infermesh.stages.graph import Pipeline, Wave
 from infermesh.store import Column, Connection, GroupWriter, PendingRows, RunStore
 from infermesh.store.batches import has_batches
@@ -117,6 +119,9 @@ class RunSession:
         self._began = utcnow()
         self._stopped_by: str | None = None  # the guard's reason; None if a user stopped the run
         self._complete = False  # every wave has run to its end
+        self.hands = Hands(self, declaration, environ, folder, observer.note)
+        self._windows = {name: Window(stage.window) for name, stage in pipeline.stages.items()}
+        self._guards: Guards | None = None
         self._left = (0, 0)  # batches that are at a provider when the session ends, and their requests
 
     def load(self, source: Source, redo: Redo | None = None) -> None:
@@ -270,15 +275,17 @@ class RunSession:
         settled = self._sink.committed if self._sink is not None else None
         writer = store.writer(on_commit=committed, on_rows=settled, on_failure=failed)
         spent, before = store.totals()["cost_usd"], store.dearest_requests()
-        guards = Guards(self._experiment.guards, spent=spent, before=before)
+        self._guards = guards = Guards(self._experiment.guards, spent=spent, before=before)
         if self._workers:
             self._hub = self._make_hub(writer, stats, guards)
         self._work = work = asyncio.create_task(self._run_waves(stats, writer, guards))
         ticker = asyncio.create_task(self._tick(stats, guards))
         observer.start(stats)
+        self.hands.begin()
         try:
             await asyncio.wait([work])
         finally:
+            self.hands.end()
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
             if self._hub is not None:
@@ -364,6 +371,7 @@ class RunSession:
             budget=guards.budget(stats),
             desk=self._desk,
             reread=reread,
+            windows=self._windows,
         )
 
     def _make_hub(self, writer: GroupWriter, stats: RunStats, guards: Guards) -> Hub:
@@ -524,7 +532,7 @@ class RunSession:
                 self._stop(displaced[0])
             now = asyncio.get_running_loop().time()
             where = self._hub or self._fleet
-            stats.waits = where.waiting_for()
+            stats.waits = self.hands.waiting_for() or where.waiting_for()
             if self._desk is not None:
                 stats.waits += self._desk.waiting_for()
             self._observer.tick(stats)
@@ -579,6 +587,38 @@ class RunSession:
                 )
         if self._loop is not None and self._work is not None:
             self._loop.call_later(_DRAIN_S, self._give_up)
+
+    # What hands do
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it sends nothing more."""
+        return self._stops > 0
+
+    def pause(self, on: bool) -> None:
+        """Send no request while ``on``; those in flight go on."""
+        for stage in self._pipeline.stages.values():
+            stage.pause(on)
+        if self._hub is not None:
+            self._hub.pause(on)
+        if self._desk is not None:
+            self._desk.pause(on)
+
+    def adjust(self, made: Sequence[Adjustment]) -> None:
+        """Go by other limits, windows, slots and weights."""
+        adjust(self._fleet, self._pipeline.stages, made)
+        for kind, name, value in made:
+            if kind == "window":
+                self._windows[name].resize(value)
+        if self._hub is not None:
+            self._hub.adjust(made)
+        if self._runner is not None:
+            self._runner.resized()
+
+    def set_budget(self, dollars: float | None) -> None:
+        """Go by another ``guards.max_cost_usd``."""
+        if self._guards is not None:
+            self._guards.set_budget(dollars)
 
     def _drain(self) -> None:
         """Stop the run, if it is not stopping already."""

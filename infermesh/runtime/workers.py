@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
@@ -16,7 +17,7 @@ YIELD_EVERY = 256
 
 
 async def run_window(
-    pull: Callable[[], Awaitable[T]], handle: Callable[[T], Awaitable[None]], window: int | None
+    pull: Callable[[], Awaitable[T]], handle: Callable[[T], Awaitable[None]], window: int | Window | None
 ) -> None:
     """Handle every item that ``pull`` gives, at most ``window`` at once.
 
@@ -31,7 +32,8 @@ async def run_window(
     handle
         Handles one item.
     window
-        Items at once; ``None`` starts a task for every item as soon as it comes.
+        Items at once, which a :class:`Window` may change meanwhile; ``None`` starts a task for every item as soon as it
+        comes.
 
     Raises
     ------
@@ -41,9 +43,14 @@ async def run_window(
     ValueError
         A window below 1.
     """
-    if window is not None and window < 1:
+    workers: float | None
+    if isinstance(window, Window):
+        (pull, handle), workers = window.around(pull, handle), math.inf  # one waits in `pull` for room, and no other
+    elif window is not None and window < 1:
         raise ValueError(f"window: expected at least 1, got {window}")
-    pool: _WorkerPool[T] = _WorkerPool(pull, handle, window)
+    else:
+        workers = window
+    pool: _WorkerPool[T] = _WorkerPool(pull, handle, workers)
     await pool.run()
 
 
@@ -57,7 +64,7 @@ class _WorkerPool(Generic[T]):
     """
 
     def __init__(
-        self, pull: Callable[[], Awaitable[T]], handle: Callable[[T], Awaitable[None]], window: int | None
+        self, pull: Callable[[], Awaitable[T]], handle: Callable[[T], Awaitable[None]], window: float | None
     ) -> None:
         self._pull = pull
         self._handle = handle
@@ -196,7 +203,7 @@ class Window:
     def around(
         self, pull: Callable[[], Awaitable[T]], handle: Callable[[T], Awaitable[None]]
     ) -> tuple[Callable[[], Awaitable[T]], Callable[[T], Awaitable[None]]]:
-        """The two functions of :func:`run_window`, kept within this window."""
+        """The two functions of a worker pool, kept within this window."""
 
         async def pulled() -> T:
             while self.used >= self._size:

@@ -120,6 +120,10 @@ class Stage(Protocol):
         """Send no more requests. Those that are not sent yet raise ``StoppedError``; with ``drop``, all of them."""
         ...
 
+    def pause(self, on: bool) -> None:
+        """Send nothing while ``on``: requests wait, and those in flight go on."""
+        ...
+
     def close(self) -> None:
         """Release threads and files."""
         ...
@@ -279,6 +283,9 @@ class ModelStage:
         self.model.stop(drop=drop)
         if self.mapper is not None:
             self.mapper.stop()
+
+    def pause(self, on: bool) -> None:
+        self.model.pause(on)
 
     def close(self) -> None:
         if self.mapper is not None:

@@ -89,6 +89,9 @@ class Python:
     def stop(self, *, drop: bool = False) -> None:
         self._dispatcher.stop(drop=drop)
 
+    def pause(self, on: bool) -> None:
+        self._dispatcher.pause(on)
+
     def close(self) -> None:
         self._function.close()
 

@@ -369,7 +369,7 @@ class TestValues:
             ("models.llama.max_retries", -1, "greater than or equal to 0"),
             ("models.llama.deployments", [], "at least 1"),
             ("models.llama.routing_strategy", "fastest", "'least-busy'"),
-            ("deployments.gpu-0.weight", 0, "greater than 0"),
+            ("deployments.gpu-0.weight", -1, "greater than or equal to 0"),
             ("deployments.gpu-0.transport", "curl", "'litellm'"),
             ("deployments.gpu-0.limits.rpm", 0, "greater than 0"),
             ("limits.account.rpm", -5, "greater than 0"),

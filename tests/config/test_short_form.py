@@ -137,7 +137,7 @@ class TestMessages:
             ({"model": GPU, "api_base": [3, HOSTS[0]]}, "models.m.api_base.0: expected text (got 3)"),
             (
                 {"model": GPU, "api_base": HOSTS, "weight": -1},
-                "models.m.weight: input should be greater than 0 (got -1)",
+                "models.m.weight: input should be greater than or equal to 0 (got -1)",
             ),
             ({"model": GPU, "limits": {"rmp": 1}}, "models.m.limits.rmp: unknown key. Did you mean 'rpm'?"),
             ({"model": GPU, "limits": "team"}, "models.m.limits: no account 'team' in limits. There is none."),

@@ -128,7 +128,8 @@ async def test_quick_failures_do_not_look_like_speed() -> None:
         lambda: router(),
         lambda: router(deployment("a"), deployment("a")),
         lambda: router(deployment("a"), strategy="fastest"),
-        lambda: deployment("a", weight=0),
+        lambda: deployment("a", weight=-1),
+        lambda: router(deployment("a", weight=0)),
         lambda: deployment("a", max_parallel_requests=0),
     ],
 )

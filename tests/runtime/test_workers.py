@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from infermesh.runtime.workers import Channel, run_window
+from infermesh.runtime.workers import Channel, Window, run_window
 from tests.fakes import now, settle, virtual
 
 
@@ -360,3 +360,28 @@ async def test_a_channel_feeds_a_window() -> None:
         channel.put_nowait(item)
     await run_window(channel.get, handle, 7)
     assert sorted(seen) == list(range(100))
+
+
+@virtual
+async def test_a_window_that_changes() -> None:
+    window, busy, peaks = Window(2), 0, list[int]()
+
+    async def handle(item: int) -> None:
+        nonlocal busy
+        busy += 1
+        peaks.append(busy)
+        await asyncio.sleep(1)
+        busy -= 1
+
+    work = asyncio.create_task(run_window(counter(100), handle, window))
+    await asyncio.sleep(2.5)
+    assert max(peaks) == 2
+    window.resize(10)
+    await asyncio.sleep(3)
+    assert max(peaks) == busy == 10
+    window.resize(3)
+    await asyncio.sleep(1)
+    peaks.clear()
+    await work
+    assert max(peaks) == 3
+    assert not others()

@@ -120,6 +120,8 @@ class Courier:
         self._creating: set[str] = set()
         self._held_back: set[str] = set()
         self._room = asyncio.Event()
+        self._going = asyncio.Event()
+        self._going.set()
         self._stopping = False
 
     @property
@@ -154,6 +156,13 @@ class Courier:
         for task, batch in self._following.items():
             if batch.token not in self._creating:
                 task.cancel()
+
+    def pause(self, on: bool) -> None:
+        """Make no batch while ``on``; those that are made are looked after."""
+        if on:
+            self._going.clear()
+        else:
+            self._going.set()
 
     def drop(self) -> None:
         """Wait for nothing: what is being created is looked for by the next session."""
@@ -269,6 +278,7 @@ class Courier:
 
     async def _wait_for_room(self, counter: Counter, batch: Batch) -> None:
         """Wait until so many tokens may be enqueued. A batch is let go alone, however large it is."""
+        await self._going.wait()
         most = counter.config.max_enqueued_tokens
         while most is not None and (out := self.enqueued(batch.label)) and out + batch.tokens > most:
             self._held_back.add(batch.token)

@@ -393,6 +393,10 @@ class BatchDesk:
         out = [batch for batch in self._courier.batches if batch.batch_id is not None]
         return len(out), sum(map(len, out))
 
+    def pause(self, on: bool) -> None:
+        """Submit nothing while ``on``."""
+        self._courier.pause(on)
+
     def stop(self) -> None:
         """Make no batch any more. Those that are submitted stay at the provider; what was not sent is dropped."""
         for timer in self._timers.values():

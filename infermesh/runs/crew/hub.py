@@ -27,6 +27,7 @@ from infermesh.runs.crew.links import Link, Links, LostError
 from infermesh.runs.crew.messages import PROTOCOL, Down, News, Question, SentRow, Start, Up, WaveStart
 from infermesh.runs.crew.quotas import Quotas, Shares
 from infermesh.runs.gate import Known
+from infermesh.runs.hands import Adjustment
 from infermesh.runs.stats import RunStats
 from infermesh.store import GroupWriter
 from infermesh.store.reuse import KnownAnswer
@@ -68,6 +69,7 @@ class Member:
     between: float = 0.0
     news: list[News] = field(default_factory=list)
     answers: dict[int, Sequence[KnownAnswer | None]] = field(default_factory=dict)
+    made: list[Adjustment] = field(default_factory=list)
     waits: Sequence[str] = ()
 
 
@@ -82,6 +84,8 @@ class Wave(Protocol):
     def lease(self, member: Member) -> tuple[list[SentRow], int]: ...
 
     async def recover(self, member: Member) -> None: ...
+
+    def resized(self) -> None: ...
 
 
 class Hub:
@@ -136,6 +140,8 @@ class Hub:
         self._lasting: dict[str, tuple[float, News]] = {}  # label → when it was told, and the last pause or outage
         self.wave: Wave | None = None
         self.changed = asyncio.Event()
+        self._made: dict[tuple[str, str], Adjustment] = {}
+        self._paused = False
         self.stopping = self._dropping = self._ending = False
         self.failure: BaseException | None = None
 
@@ -185,7 +191,7 @@ class Hub:
             await self._greet(member)
             del self._coming[number]
             self._shares.join(number)
-            member.news = self._standing()
+            member.news, member.made = self._standing(), [*self._made.values()]
             self.members[number] = member
             self.workers = max(self.workers, len(self.members))
             while not self._ending:
@@ -250,6 +256,7 @@ class Hub:
         down.credit = self._quotas.credit(number)
         down.shares = self._shares.of(number)
         down.news, member.news = member.news, []
+        down.paused, down.made, member.made = self._paused, member.made, []
         down.answers, member.answers = member.answers, {}
         if wave is None:
             return down
@@ -364,6 +371,23 @@ class Hub:
     def told_of(self, label: str) -> bool:
         """Whether a deployment is told to be away or to refuse."""
         return label in self.away
+
+    def pause(self, on: bool) -> None:
+        """Let no worker send a request while ``on``."""
+        self._paused = on
+
+    def adjust(self, made: Sequence[Adjustment]) -> None:
+        """Deal by other limits, windows and slots, which the fleet has by now, and tell all workers."""
+        for each in made:
+            kind, name, value = each
+            self._made[kind, name] = each
+            if kind == "window":
+                self._shares.resize(("stage", name), value)
+            elif kind == "slots":
+                self._shares.resize(("slots", name), value)
+        self._quotas.take_limits()
+        for member in self.members.values():
+            member.made += made
 
     def stop(self) -> None:
         """Lease no row, and let requests in flight finish."""

@@ -150,6 +150,10 @@ class Down:
         ("stage" or "slots", name) → the most to use from now on.
     answers
         Question's number → the known answers.
+    made
+        What was changed by hand since the last call: see :func:`~infermesh.runs.hands.adjust`.
+    paused
+        Send no request for now.
     stop, drop
         Send nothing more; wait for nothing that was sent.
     end
@@ -166,6 +170,8 @@ class Down:
     news: Sequence[News] = ()
     shares: Mapping[tuple[str, str], int] = field(default_factory=dict)
     answers: Mapping[int, Sequence[KnownAnswer | None]] = field(default_factory=dict)
+    made: Sequence[tuple[str, str, Any]] = ()
+    paused: bool = False
     stop: bool = False
     drop: bool = False
     end: bool = False

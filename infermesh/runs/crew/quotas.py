@@ -47,6 +47,14 @@ class Quotas:
         self._fleet = fleet
         self._accounts = {key: _Account(key, limiter) for key, limiter, _ in fleet.limiters()}
 
+    def take_limits(self) -> None:
+        """Deal by the limits that the fleet has now."""
+        for key, limiter, _ in self._fleet.limiters():
+            if key in self._accounts:
+                self._accounts[key].dealer.change(limiter.limits)
+            else:
+                self._accounts[key] = _Account(key, limiter)
+
     def take(self, worker: int, asks: Mapping[str, Ask]) -> None:
         """Note what a worker could use."""
         for key, ask in asks.items():
@@ -66,9 +74,9 @@ class Quotas:
         for account in self._accounts.values():
             if isinstance(account.limiter, SharedRateLimiter):
                 account.limiter.begin()
-        while self._accounts:
+        while True:
             await asyncio.sleep(_DEAL_S)
-            for account in self._accounts.values():
+            for account in [*self._accounts.values()]:
                 account.dealer.deal()
 
     def heard(self, news: Sequence[News]) -> None:
@@ -104,18 +112,33 @@ class Shares:
         for label, entry in deployments.items():
             if entry.max_parallel_requests is not None:
                 self._slots["slots", label] = SharedSlots(entry.max_parallel_requests)
+        self._workers: set[int] = set()
+
+    def resize(self, key: tuple[str, str], total: int | None) -> None:
+        """Divide another number of slots from now on; ``None``: as many as anybody wants."""
+        if total is None:
+            self._slots.pop(key, None)
+        elif key in self._slots:
+            self._slots[key].total = total
+        else:
+            slots = self._slots[key] = SharedSlots(total)
+            for worker in self._workers:
+                slots.join(worker)
 
     def join(self, worker: int) -> None:
+        self._workers.add(worker)
         for slots in self._slots.values():
             slots.join(worker)
 
     def leave(self, worker: int) -> None:
+        self._workers.discard(worker)
         for slots in self._slots.values():
             slots.leave(worker)
 
     def report(self, worker: int, shares: Mapping[tuple[str, str], Share]) -> None:
         for key, share in shares.items():
-            self._slots[key].report(worker, share.used, share.wants)
+            if key in self._slots:  # else it has not heard yet that there is no bound any more
+                self._slots[key].report(worker, share.used, share.wants)
 
     def of(self, worker: int) -> dict[tuple[str, str], int]:
         """What a worker may use from now on."""

@@ -63,11 +63,14 @@ class CrewWave:
         self._reading: asyncio.Task[None] | None = None
         self._recovering = 0
         self._outputs = {name: StageOutputs(stage.table, graph.needed[name]) for name, stage in graph.stages.items()}
-        windows = sum(stage.window * stage.batch_size for stage in graph.stages.values())
         self._in_bytes = max(_AHEAD_BYTES // rows.row_bytes, 1)
         self._most = min(_MOST, max(_MOST_BYTES // rows.row_bytes, 1))
-        self._windows = windows
+        self.resized()
         self.start = WaveStart(number, rows.row_bytes, sorted(stale), keep_errors, scope, sorted(known))
+
+    def resized(self) -> None:
+        """Lease as many rows as the stages' windows need, after one was changed."""
+        self._windows = sum(stage.window * stage.batch_size for stage in self._graph.stages.values())
 
     @property
     def _hold(self) -> int:

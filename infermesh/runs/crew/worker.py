@@ -13,7 +13,7 @@ import os
 import pickle
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from infermesh.runs.crew.channel import Channel, SocketChannel
 from infermesh.runs.crew.leased import LeasedRows, RemoteKnown, SendingWriter
 from infermesh.runs.crew.messages import PROTOCOL, Down, Share, Start, Up, WaveStart, as_row
 from infermesh.runs.crew.overheard import Grapevine
+from infermesh.runs.hands import Adjustment, adjust
 from infermesh.runs.runner import Runner
 from infermesh.runs.stats import RunStats, StageStats
 from infermesh.runtime.guarded import start_thread
@@ -69,7 +70,7 @@ class Worker:
         self._between = 0  # of them, before the call
         self._notes: list[str] = []
         self._serial = 0
-        self._stopping = False
+        self._stopping = self._paused = False
         fleet, self._pipeline = self._stack.enter_context(
             assembled(
                 start.declaration,
@@ -107,10 +108,16 @@ class Worker:
 
     def _take(self, down: Down) -> None:
         self._between = len(self._finished)
+        if down.made:
+            self._adjust(down.made)
+        if down.paused != self._paused:
+            self._paused = down.paused
+            for stage in self._pipeline.stages.values():
+                stage.pause(down.paused)
         for (kind, name), size in down.shares.items():
             if kind == "stage":
                 self._windows[name].resize(size)
-            else:
+            elif self._fleet.deployments[name].max_parallel_requests is not None:
                 self._fleet.deployments[name].resize(size)
         self._grant(down)
         self._grapevine.learn(down.news)
@@ -135,6 +142,12 @@ class Worker:
         if down.drop:
             for stage in self._pipeline.stages.values():
                 stage.stop(drop=True)
+
+    def _adjust(self, made: Sequence[Adjustment]) -> None:
+        adjust(self._fleet, self._pipeline.stages, made, shared=True)
+        self._limiters = [*self._fleet.limiters()]
+        if self._runner is not None:
+            self._runner.resized()
 
     def _grant(self, down: Down) -> None:
         for key, limiter, _ in self._limiters:
