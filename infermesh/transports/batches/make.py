@@ -15,8 +15,9 @@ from infermesh.types import Transport
 __all__ = ["make_batch_wire"]
 
 _OWN = frozenset(("hosted_vllm", "vllm", "sglang", "lm_studio", "llamacpp", "llamafile", "ollama", "ollama_chat"))
-# Their batches have another wire than OpenAI's, which is not spoken here: docs.together.ai, docs.mistral.ai.
-_OTHERS = frozenset(("together_ai", "mistral", "gemini", "vertex_ai", "bedrock", "cohere"))
+# Those with OpenAI's files and batches, https://console.groq.com/docs/batch among them; a server that is written without
+# a known provider, or as a proxy, may have them. Others have another wire (Mistral, Together), or no batches.
+_SAME_WIRE = frozenset(("", "openai", "text-completion-openai", "groq", "litellm_proxy", "openai_like", "custom_openai"))
 
 
 def make_batch_wire(label: str, model: str, transport: Transport, *, simulated: bool = False) -> BatchWire:
@@ -39,7 +40,7 @@ def make_batch_wire(label: str, model: str, transport: Transport, *, simulated: 
             f"{where}: {model} is a server of one's own, which has no batch API: live requests are its batch mode, at "
             "as many in flight as it takes. Set enabled to false"
         )
-    if isinstance(transport, NativeTransport) and (simulated or prefix not in _OTHERS):
+    if isinstance(transport, NativeTransport) and (simulated or prefix in _SAME_WIRE):
         return OpenAIBatches(transport.access())
     if isinstance(transport, LiteLLMTransport) and (prefix == "anthropic" or (not prefix and _is_claude(model))):
         return AnthropicBatches(transport)
@@ -47,8 +48,8 @@ def make_batch_wire(label: str, model: str, transport: Transport, *, simulated: 
         return GeminiBatches(transport)
     raise ConfigError(
         f"{where}: the batch API of {prefix or 'this provider'} is not spoken here. OpenAI's is, and what has the "
-        "same: azure, groq, and proxies by openai/NAME with api_base. So are Anthropic's and Gemini's. Set enabled to "
-        "false to send live"
+        "same: groq/NAME, and as openai/NAME with its api_base Azure (https://RESOURCE.openai.azure.com/openai/v1) and "
+        "LiteLLM's proxy. So are Anthropic's and Gemini's. Set enabled to false to send live"
     )
 
 
