@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from infermesh.cli.edited import run_command
@@ -12,7 +12,8 @@ from infermesh.errors import StoreError
 from infermesh.hints import command, counted, one_line
 from infermesh.query.glance import first_query_of
 from infermesh.query.reader import RunReader
-from infermesh.runs.outcome import RunOutcome
+from infermesh.runs.outcome import RunOutcome, StageTotals
+from infermesh.runs.progress import short
 
 _STATUS_WORDS = {
     "done": "complete",
@@ -22,6 +23,12 @@ _STATUS_WORDS = {
     "waiting": "waits for its batches",
 }
 _COUNT_WORDS = {"done": "done", "error": "failed", "skipped": "skipped", "pending": "pending"}
+_FIGURES: dict[str, Callable[[StageTotals], str]] = {
+    "reused": lambda found: f"{found.reused:,}" if found.reused else "",
+    "rows/s": lambda found: "" if found.rows_per_s is None else short(found.rows_per_s),
+    "tokens": lambda found: f"{found.tokens:,}" if found.tokens else "",
+    "cost": lambda found: "" if found.cost_usd is None else f"${found.cost_usd:.4f}",
+}
 _EXAMPLE_CHARACTERS = 160
 _FAILURE_LINES = 5
 
@@ -30,7 +37,7 @@ def run_closing(outcome: RunOutcome, *, brief: bool = False) -> str:
     """The message of ``infermesh run``, ``resume`` and ``retry``; ``brief`` leaves out what to do next."""
     lines = [
         f"{_ending(outcome)} ({_totals(outcome)})",
-        *(f"  {stage}: {_count_words(counts)}" for stage, counts in outcome.counts.items()),
+        *_stage_table(outcome),
         *([f"  kept      {counted(outcome.kept, 'answer')} whose request is unchanged"] if outcome.kept else []),
         *([f"  reused    {counted(outcome.reused, 'answer')} to identical requests"] if outcome.reused else []),
         *_invalid_lines(outcome),
@@ -111,6 +118,25 @@ def _totals(outcome: RunOutcome) -> str:
 
 def _count_words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[key]} {word}" for key, word in _COUNT_WORDS.items() if counts.get(key)) or "no rows"
+
+
+def _stage_table(outcome: RunOutcome) -> Iterator[str]:
+    """A line for each stage, under a heading. A column that no stage has anything in is left out."""
+    columns: list[list[str]] = [["stage", *outcome.counts]]
+    for status, word in _COUNT_WORDS.items():
+        values = [counts.get(status, 0) for counts in outcome.counts.values()]
+        if any(values) or status == "done":
+            columns.append([word, *(f"{value:,}" for value in values)])
+    further = [outcome.stages.get(name) for name in outcome.counts]
+    for word, shown in _FIGURES.items():
+        texts = ["" if found is None else shown(found) for found in further]
+        if any(texts):
+            columns.append([word, *texts])
+    widths = [max(map(len, column)) for column in columns]
+    for line in zip(*columns, strict=True):
+        cells = [f"{line[0]:<{widths[0]}}"]
+        cells += [f"{text:>{width}}" for text, width in zip(line[1:], widths[1:], strict=True)]
+        yield f"  {'  '.join(cells)}".rstrip()
 
 
 def _run_option(folder: Path) -> str:

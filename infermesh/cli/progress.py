@@ -6,7 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from infermesh.cli.common import Progress
-from infermesh.runs.progress import JsonLines, PlainLines, Rates, short, summary
+from infermesh.hints import counted
+from infermesh.runs.progress import JsonLines, PlainLines, Rates, failing, short, summary, waiting
 from infermesh.runs.stats import Observer, RunStats
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def make_observer(progress: Progress = Progress.AUTO) -> Observer:
 # From the roomiest to the narrowest, of which the first that fits is taken: the bar's width, whether numbers are in
 # short (12.3k), the longest name of a stage.
 _LAYOUTS = ((20, False, 40), (6, False, 30), (6, True, 24), (0, True, 24), (0, True, 12))
+_ERROR_LINES = 3
 _ROOM = 1000  # more columns than any terminal has, to see how many a table would like
 
 
@@ -56,15 +58,22 @@ class LiveTable:
         self._live.update(self._render(stats), refresh=True)
 
     def stop(self, stats: RunStats) -> None:
-        self.tick(stats)
+        self._rates.update(stats)
+        self._live.update(self._render(stats, last=True), refresh=True)
         self._live.stop()
 
-    def _render(self, stats: RunStats) -> RenderableType:
+    def _render(self, stats: RunStats, *, last: bool = False) -> RenderableType:
+        """``last``: the run's end tells of failures itself."""
         from rich.console import Group
         from rich.text import Text
 
-        waits = [Text(f"requests wait for {', '.join(stats.waits)}", style="yellow")] if stats.waits else []
-        return Group(self._table(stats), Text(summary(stats, self._rates)), *waits)
+        held = waiting(stats)
+        waits = [Text(held, style="yellow")] if held else []
+        kinds = [] if last else failing(stats)
+        errors = [Text(line, style="red", no_wrap=True, overflow="ellipsis") for line in kinds[:_ERROR_LINES]]
+        if len(kinds) > _ERROR_LINES:
+            errors.append(Text(f"and {counted(len(kinds) - _ERROR_LINES, 'further kind')} of error", style="red"))
+        return Group(self._table(stats), Text(summary(stats, self._rates)), *waits, *errors)
 
     def _table(self, stats: RunStats) -> Table:
         """The widest table that the terminal has room for: a count that is cut says nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -199,12 +200,20 @@ class Fleet:
     def waiting_for(self) -> list[str]:
         """What requests wait for at this moment, in words: a quota, a pause, a server that cannot be reached."""
         found: dict[str, None] = {}  # several deployments may wait for their account
+        days = {
+            label: f"{each.used_up} of {name}"
+            for name, each, labels in self._daily()
+            for label in labels
+            if each.used_up
+        }
         for label, deployment in self.deployments.items():
-            limiter = deployment.limiter
+            limiter, rest = deployment.limiter, deployment.limiter.paused_for
             if deployment.awaited:
                 found[f"{label} (cannot be reached)"] = None
-            elif limiter.paused_for > _WORTH_TELLING_S and deployment.waited_for:
-                found[f"{label} (pauses for {limiter.paused_for:,.0f} s)"] = None
+            elif rest > _WORTH_TELLING_S and deployment.waited_for:
+                until = time.strftime("%H:%M:%S", time.localtime(time.time() + rest))
+                pause = f"{label} (pauses until {until}, {rest:,.0f} s)"
+                found[f"{days[label]} (used up until 00:00 UTC)" if label in days else pause] = None
             elif (quota := limiter.binding) is not None:
                 found[self._quota(label, quota)] = None
         return [*found]

@@ -58,6 +58,13 @@ class Guards:
         if self._budget is not None:
             self._budget.change(math.inf if dollars is None else dollars)
 
+    @property
+    def waiting_for(self) -> list[str]:
+        """What requests wait for here, in words: room in the budget."""
+        if self._budget is None or not self._budget.is_waited_for:
+            return []
+        return [f"room in guards.max_cost_usd (${self._config.max_cost_usd:g}; what is in flight may use the rest)"]
+
     def __bool__(self) -> bool:
         """Whether any limit is set that an answer can reach."""
         return any(value is not None for name, value in self._config.model_dump().items() if name != "first_errors")

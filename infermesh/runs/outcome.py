@@ -13,6 +13,19 @@ from infermesh.store.schema import RunStatus
 EXIT_CODES: dict[str, int] = {"done": 0, "crashed": 1, "failed_rows": 3, "stopped": 4, "waiting": 5, "interrupted": 130}
 
 
+@dataclass(frozen=True, slots=True)
+class StageTotals:
+    """What a stage has come to, over all sessions; and its speed in this one.
+
+    ``cost_usd`` is ``None`` where no price is known, ``rows_per_s`` where it settled nothing in this session.
+    """
+
+    reused: int
+    tokens: int
+    cost_usd: float | None
+    rows_per_s: float | None
+
+
 @dataclass(slots=True)
 class RunOutcome:
     """How a session of a run ended.
@@ -41,6 +54,8 @@ class RunOutcome:
         The page over the run; ``None`` if none was written.
     invalid
         ``(stage, rows, example)`` of answers that are done and do not satisfy their stage's response format.
+    stages
+        Stage → further figures of it.
     batches
         What of the run went through batch APIs; ``None``: nothing did.
     """
@@ -59,6 +74,7 @@ class RunOutcome:
     invalid: list[tuple[str, int, str]] = field(default_factory=list)
     report: Path | None = None
     batches: InBatches | None = None
+    stages: dict[str, StageTotals] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:

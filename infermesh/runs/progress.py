@@ -10,12 +10,14 @@ from typing import Any
 
 import orjson
 
-from infermesh.hints import counted, visible
+from infermesh.hints import counted, one_line, visible
 from infermesh.runs.stats import RunStats
+from infermesh.runs.time_left import about, at_least, interval
 
 _LINE_EVERY_S, _JSON_EVERY_S = 5.0, 1.0
 _RATE_WINDOW_S = 10.0
 _LONGEST_WINDOW_S = 60.0  # where little settles, as under a small quota
+_EXAMPLE_CHARACTERS = 300  # of an error's message
 _ENOUGH = 50  # row states that settled: a rate of fewer would jump
 
 
@@ -73,21 +75,53 @@ class Rates:
             return 0.0
         return pending / self.states if self.states > 0 else None
 
+    def interval(self, stats: RunStats) -> tuple[float, float] | None:
+        """Seconds left, at least and at most; ``None`` if nothing has settled lately, or nothing is left."""
+        pending = sum(stage.total - stage.settled for stage in stats.stages.values())
+        if not pending or len(self._seen) < 2:
+            return None
+        return interval([(time, settled) for time, _, settled, _ in self._seen], pending)
+
     def left(self, stats: RunStats) -> str:
-        """Time left; ``?`` if nothing has settled lately, ``+`` if a sql stage has not made its rows yet."""
-        seconds = self.left_s(stats)
-        more = "+" if any(not stage.total for stage in stats.stages.values()) else ""
-        return "?" if seconds is None else f"{duration(seconds)}{more}"
+        """Time left in words; empty where nothing is left."""
+        if stats.paused or not any(stage.total > stage.settled for stage in stats.stages.values()):
+            return ""
+        found = self.interval(stats)
+        if found is None:
+            return "time left not known yet"
+        if any(not stage.total for stage in stats.stages.values()):  # a sql stage has not made its rows yet
+            return f"{at_least(found[0])} left"
+        return f"{about(*found)} left"
 
 
 def summary(stats: RunStats, rates: Rates) -> str:
     """The session's rates, counts, cost and times in one line."""
-    cost = "" if stats.cost_usd is None else f" · ${stats.cost_usd:.4f}"
-    return (
-        f"{rates.rows:.1f} rows/s · {short(rates.tokens)} tokens/s · {counted(stats.requests, 'request')} · "
-        f"{counted(stats.retries, 'retry', 'retries')} · {stats.rate_limited} × 429{cost} · "
-        f"{duration(time.monotonic() - stats.started)} elapsed · {rates.left(stats)} left"
-    )
+    parts = [
+        f"{rates.rows:.1f} rows/s",
+        f"{short(rates.tokens)} tokens/s",
+        counted(stats.requests, "request"),
+        counted(stats.retries, "retry", "retries"),
+        f"{stats.rate_limited} × 429",
+        "" if stats.cost_usd is None else f"${stats.cost_usd:.4f}",
+        f"{duration(time.monotonic() - stats.started)} elapsed",
+        rates.left(stats),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def waiting(stats: RunStats) -> str:
+    """What holds requests back at this moment, in one line; empty: nothing does."""
+    return f"requests wait for {', '.join(stats.waits)}" if stats.waits else ""
+
+
+def failing(stats: RunStats) -> list[str]:
+    """A line for each kind of error that rows have failed with in this session, most frequent first."""
+    found = [
+        (failures.rows, f"{failures.rows:,} × {name}: {kind}: {one_line(failures.example, _EXAMPLE_CHARACTERS)}")
+        for name, stage in stats.stages.items()
+        for kind, failures in stage.failures.items()
+    ]
+    return [line for _, line in sorted(found, key=lambda each: -each[0])]
 
 
 def to_stderr(line: str) -> None:
@@ -132,8 +166,8 @@ class PlainLines:
             + (f" [{stage.in_flight} in flight]" if stage.in_flight else "")
             for name, stage in stats.stages.items()
         )
-        waits = f"  |  requests wait for {', '.join(stats.waits)}" if stats.waits else ""
-        self.note(f"{stages}  |  {summary(stats, self._rates)}{waits}")
+        waits = waiting(stats)
+        self.note("  |  ".join([stages, summary(stats, self._rates), *([waits] if waits else [])]))
 
 
 def to_stdout(line: str) -> None:
@@ -144,7 +178,8 @@ class JsonLines:
     """An observer for programs: an object of JSON on a line, each second and at the end, and one for each note.
 
     ``event`` is ``progress`` or ``note``. Progress has the counts of each stage over all sessions; the session's
-    ``requests``, tokens and cost; and rates a second. Times are in seconds; ``left_s`` is null where nothing tells it.
+    ``requests``, tokens and cost; and rates a second. Times are in seconds; ``left_s`` is null where nothing tells it,
+    and ``left_between_s`` is how sure that is.
 
     Parameters
     ----------
@@ -180,11 +215,12 @@ class JsonLines:
 
     def _progress(self, stats: RunStats) -> dict[str, Any]:
         rates = self._rates
-        left = rates.left_s(stats)
+        left, between = rates.left_s(stats), rates.interval(stats)
         return {
             "event": "progress",
             "elapsed_s": round(time.monotonic() - stats.started, 3),
             "left_s": None if left is None else round(left, 1),
+            "left_between_s": None if between is None else [round(each, 1) for each in between],
             "stages": {
                 name: {
                     "done": stage.done,
@@ -205,6 +241,7 @@ class JsonLines:
             "cost_usd": stats.cost_usd,
             "errors": stats.errors,
             "waits": stats.waits,
+            "paused": stats.paused,
         }
 
     def _write(self, values: dict[str, Any]) -> None:

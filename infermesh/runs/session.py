@@ -27,7 +27,7 @@ from infermesh.runs.crew.engine import workers_of
 from infermesh.runs.explain import changes, opening_lines
 from infermesh.runs.guards import Guards
 from infermesh.runs.hands import Adjustment, Hands, adjust
-from infermesh.runs.outcome import RunOutcome
+from infermesh.runs.outcome import RunOutcome, StageTotals
 from infermesh.runs.output_files import Sink
 from infermesh.runs.record import run_record
 from infermesh.runs.remarks import job_remarks, where_remarks
@@ -114,6 +114,7 @@ class RunSession:
         self._runner: Runner | CrewWave | None = None
         self._hub: Hub | None = None
         self._work: asyncio.Task[None] | None = None
+        self._settled_before: dict[str, int] = {}
         self._stops = 0  # how often a stop was requested
         self._dropping = False
         self._began = utcnow()
@@ -263,6 +264,7 @@ class RunSession:
         stats = RunStats({name: StageStats() for name in names})
         for wave in self._pipeline.waves:
             self._restore_counts(stats, self._pending_rows(wave))
+        self._settled_before = {name: stage.settled for name, stage in stats.stages.items()}
         failure: list[Exception] = []
 
         def failed(error: Exception) -> None:
@@ -502,7 +504,16 @@ class RunSession:
             files,
             store.invalid_answers(),
             batches=self._batches(),
+            stages=self._stage_totals(stats, elapsed_s),
         )
+
+    def _stage_totals(self, stats: RunStats, elapsed_s: float) -> dict[str, StageTotals]:
+        found = {}
+        for name, (reused, tokens, dollars) in self._store.stage_totals().items():
+            counts = stats.stages.get(name)
+            rows = 0 if counts is None else counts.settled - self._settled_before.get(name, 0)
+            found[name] = StageTotals(reused, tokens, dollars, rows / elapsed_s if rows > 0 and elapsed_s else None)
+        return found
 
     def _batches(self) -> InBatches | None:
         """What of the run went through batch APIs, over all sessions."""
@@ -532,9 +543,11 @@ class RunSession:
                 self._stop(displaced[0])
             now = asyncio.get_running_loop().time()
             where = self._hub or self._fleet
+            stats.paused = self.hands.paused_at is not None
             stats.waits = self.hands.waiting_for() or where.waiting_for()
             if self._desk is not None:
                 stats.waits += self._desk.waiting_for()
+            stats.waits = [*stats.waits, *guards.waiting_for]
             self._observer.tick(stats)
             self._tell((*where.used_up(), *where.waits(now), *stats.untold(where.told_of), *self._fleet.unpriced()))
             if not self._stops and (reason := self._fleet.unreachable(now)):

@@ -110,6 +110,8 @@ class RunStats:
         (stage, deployment, kind of error) → the requests that failed so.
     waits
         What requests wait for at this moment, in words.
+    paused
+        Whether somebody has paused the run.
     """
 
     stages: dict[str, StageStats]
@@ -128,6 +130,7 @@ class RunStats:
     not_redone: dict[str, tuple[int, str]] = field(default_factory=dict)
     troubles: dict[tuple[str, str, str], Trouble] = field(default_factory=dict)
     waits: list[str] = field(default_factory=list)
+    paused: bool = False
 
     def untold(self, told_of: Callable[[str], bool]) -> list[str]:
         """A line for each kind of failure that the user has not been told of yet.

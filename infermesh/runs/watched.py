@@ -10,14 +10,14 @@ from typing import Any
 
 import orjson
 
-from infermesh.runs.stats import Observer, RunStats, StageStats
+from infermesh.runs.stats import Failures, Observer, RunStats, StageStats
 
 __all__ = ["Watched", "as_stats"]
 
 _KEPT = 200  # notes, for who comes later
 _OF_RUN = (
     *("requests", "settled", "rows", "prompt_tokens", "completion_tokens", "retries", "rate_limited"),
-    *("cost_usd", "errors", "kept", "reused", "waits"),
+    *("cost_usd", "errors", "kept", "reused", "waits", "paused"),
 )
 _OF_STAGE = ("total", "done", "failed", "skipped", "in_flight")
 _LOOK_S = 0.5
@@ -29,14 +29,24 @@ def as_dict(stats: RunStats) -> dict[str, Any]:
         "elapsed_s": time.monotonic() - stats.started,
         **{name: getattr(stats, name) for name in _OF_RUN},
         "stages": {
-            stage: {name: getattr(counts, name) for name in _OF_STAGE} for stage, counts in stats.stages.items()
+            stage: {
+                **{name: getattr(counts, name) for name in _OF_STAGE},
+                "failures": {kind: [each.example, each.rows] for kind, each in counts.failures.items()},
+            }
+            for stage, counts in stats.stages.items()
         },
     }
 
 
 def as_stats(values: Mapping[str, Any]) -> RunStats:
     """The counts that have arrived, for an :class:`~infermesh.runs.stats.Observer`."""
-    stages = {stage: StageStats(**counts) for stage, counts in values["stages"].items()}
+    stages = {
+        stage: StageStats(
+            **{name: counts[name] for name in _OF_STAGE},
+            failures={kind: Failures(*each) for kind, each in counts["failures"].items()},
+        )
+        for stage, counts in values["stages"].items()
+    }
     started = time.monotonic() - values["elapsed_s"]
     return RunStats(stages, started, **{name: values[name] for name in _OF_RUN})
 
@@ -78,7 +88,7 @@ class Watched:
         self._show(stats)
 
     def _show(self, stats: RunStats) -> None:
-        line = orjson.dumps({"stats": as_dict(stats)}) + b"\n"
+        line = orjson.dumps({"stats": as_dict(stats)}, default=str) + b"\n"
         with self._news:
             self._stats = line
             self._ticks += 1

@@ -402,6 +402,18 @@ class RunStore:
         names = [column[0] for column in result.description or ()]
         return dict(zip(names, result.fetchone() or (), strict=True))
 
+    def stage_totals(self) -> dict[str, tuple[int, int, float | None]]:
+        """Stage → answers that were taken from elsewhere, tokens, and US dollars, over all sessions."""
+        query = (
+            "SELECT stage, coalesce(sum(prompt_tokens), 0) + coalesce(sum(completion_tokens), 0), sum(cost_usd) "
+            "FROM attempts GROUP BY stage"
+        )
+        spent = {stage: (int(tokens), dollars) for stage, tokens, dollars in self._fetch(query)}
+        reused = {
+            table.name: int(self._one(f"SELECT count(reused_from) FROM {quoted(table.name)}")) for table in self._tables
+        }
+        return {name: (count, *spent.get(name, (0, None))) for name, count in reused.items()}
+
     def dearest_requests(self) -> dict[str, tuple[int, float]]:
         """Stage → the most completion tokens of one request of it, and the most US dollars, over all sessions."""
         found = self._connection.execute(

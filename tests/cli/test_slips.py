@@ -190,7 +190,7 @@ def test_in_a_wrong_folder_it_says_where_to_go(tmp_path: Path) -> None:
     ("typed", "words"),
     [
         (["mine", "--limit", "1"], "limit=1 is taken as source.limit=1"),
-        (["mine", "stages.label.prompt=It's {{ review }}"], "label: 2 done"),
+        (["mine", "stages.label.prompt=It's {{ review }}"], "label     2"),
         (["mine", "-m", "stages.label.prompt='Say {{ review }}','Tell {{ review }}'"], "jobs"),
         (["mine", "--experimental", "x"], "--experimental: no such option"),
     ],
