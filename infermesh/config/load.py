@@ -238,7 +238,11 @@ def _without(mapping: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 # Keys that came after runs whose folders are kept. They change no answer, and those runs' hashes stay what they are.
-_CHANGES_NO_ANSWER = {"": ("report", "engine", "detach_batches"), "simulator": ("batches",), "deployment": ("batch",)}
+_CHANGES_NO_ANSWER = {
+    "": ("report", "engine", "detach_batches", "notify"),
+    "simulator": ("batches",),
+    "deployment": ("batch",),
+}
 
 
 def config_hash(mapping: Mapping[str, Any]) -> str:

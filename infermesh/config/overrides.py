@@ -18,7 +18,10 @@ from infermesh.config.secrets import refuse_inline_keys
 from infermesh.errors import ConfigError
 
 EXPERIMENT = "experiment"
-SECTIONS = ("source", "limits", "deployments", "models", "stages", "store", "engine", "simulator", "guards", "sinks")
+SECTIONS = (
+    *("source", "limits", "deployments", "models", "stages", "store", "engine", "simulator", "guards", "sinks"),
+    *("notify",),
+)
 OVERRIDE = re.compile(r"(?P<mark>\+{0,2})\s*(?P<key>[^=\s]+)\s*=(?P<text>.*)", re.DOTALL)
 _SWEEPABLE = re.compile(rf"(?:{'|'.join(SECTIONS)})\.[^=@/~+]+=")
 

@@ -473,6 +473,16 @@ class EngineConfig(_Section):
         return value
 
 
+class NotifyConfig(_Section):
+    """Who is told how a run has ended: a URL gets its facts as JSON (POST), a command has them on stdin."""
+
+    done: str | None = Field(None, description="URL or command, where every row has settled, none with an error")
+    failed: str | None = Field(None, description="URL or command, where rows have failed, or the run has crashed")
+    stopped: str | None = Field(
+        None, description="URL or command, where a guard or somebody has stopped it, or it waits for its batches"
+    )
+
+
 class Experiment(_Section):
     """One experiment: the rows, who answers, and what happens to each row."""
 
@@ -497,6 +507,7 @@ class Experiment(_Section):
     detach_batches: bool = Field(
         False, description="End once every batch is submitted; infermesh resume collects them (run --detach-batches)"
     )
+    notify: NotifyConfig = Field(default_factory=lambda: NotifyConfig())
     report: bool = Field(True, description="Write report.html, a page over the run, into its folder when it ends")
     store: StoreConfig = Field(default_factory=lambda: StoreConfig())
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig())

@@ -18,6 +18,10 @@ _USER = re.compile(r"://[^/\s@?#]+@")
 # What may stand beside a reference to a variable: how the key is sent, or the name of a cookie.
 _SCHEME = re.compile(r"^\s*(?:bearer|basic|token|digest|negotiate|key|apikey|\w{1,30}=)?\s*;?\s*$", re.IGNORECASE)
 _BEARER = re.compile(r"\s*bearer\s+\S", re.IGNORECASE)
+# URLs whose path is all that it takes to write there.
+_WEBHOOK = re.compile(
+    r"https?://(?:hooks\.slack\.com|(?:\w+\.)?discord(?:app)?\.com/api/webhooks|[\w.-]+\.webhook\.office\.com)/", re.I
+)
 _WHY = (
     "would end up in files and run folders. Put it in the environment (or a file for --env-file) and name the variable"
 )
@@ -60,6 +64,8 @@ def _problems(node: Any, path: tuple[str, ...]) -> Iterator[str]:
 def _looks_secret(text: str, path: tuple[str, ...]) -> bool:
     if looks_secret(without_references(text)):
         return True
+    if path[0] == "notify" and (_WEBHOOK.search(text) or _USER.search(text)):
+        return "${" not in text
     found = _USER.search(text) if _is_url(path) else None
     return found is not None and "${" not in found[0]
 

@@ -15,12 +15,14 @@ from typing import Any
 import yaml
 
 from infermesh.config.declaration import Declaration
+from infermesh.config.schema import NotifyConfig
 from infermesh.errors import InfermeshError
 from infermesh.hints import command, one_line, system_words, visible
 from infermesh.inputs.sources import resolve_source
 from infermesh.query.server import LiveServer
 from infermesh.runs.assemble import assembled, requests_at_once
 from infermesh.runs.control import Control
+from infermesh.runs.notify import facts_of, notify
 from infermesh.runs.outcome import RunOutcome
 from infermesh.runs.output_files import Sink
 from infermesh.runs.remarks import refuse_missing_keys
@@ -96,6 +98,7 @@ def execute(
     # A refused declaration must leave no trace: a new folder is removed, and a resumed run gets back the config that
     # its rows were made with. Once the source is loaded nothing is removed, since `discard` spares a folder that holds
     # a database. Ctrl-C may come after the database has recorded the new declaration, so it keeps the new config.
+    began = False
     before = {file: file.read_bytes() for file in (folder / CONFIG_FOLDER).glob("*.yaml")}
     try:
         if sink is None:
@@ -106,9 +109,12 @@ def execute(
                 declaration, folder, watched, environ, sink, redo, control or Control(), keep_errors, detach
             ) as session,
         ):
+            began = True
             outcome: RunOutcome = run_loop(session.run())
             watched.over(outcome.exit_code)
     except (InfermeshError, OSError, KeyboardInterrupt) as error:
+        if began:
+            _tell(declaration, folder, observer, "crashed", reason=str(error))
         interrupted = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(OSError):  # a full disk, say: what is told is why the run ended
             if fresh:
@@ -121,6 +127,7 @@ def execute(
         raise
     if sink is None and declaration.experiment.report:
         outcome.report = _report(folder, observer)
+    _tell(declaration, folder, observer, outcome.status, outcome=outcome, reason=outcome.reason)
     return outcome
 
 
@@ -167,6 +174,24 @@ def _session(
         stack.enter_context(_log_to(folder / LOG))
         stack.enter_context(LiveServer(folder, session.cursor, control.stop, session.hands.ask, observer.lines))
         yield session
+
+
+def _tell(
+    declaration: Declaration,
+    folder: Path,
+    observer: Observer,
+    status: str,
+    *,
+    outcome: RunOutcome | None = None,
+    reason: str | None = None,
+) -> None:
+    """Tell those who are to know how the run has ended. That this fails is told, and fails nothing."""
+    experiment = declaration.experiment
+    if experiment.notify == NotifyConfig():
+        return
+    facts = facts_of(experiment.name, folder, status, outcome=outcome, reason=reason)
+    if (why := notify(experiment.notify, facts, folder)) is not None:
+        observer.note(why)
 
 
 def _report(folder: Path, observer: Observer) -> Path | None:

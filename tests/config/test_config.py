@@ -23,6 +23,7 @@ from infermesh.config.schema import (
     GuardsConfig,
     HeaderFromEnv,
     ModelEntry,
+    NotifyConfig,
     PythonStage,
     SinkConfig,
     SourceConfig,
@@ -83,7 +84,8 @@ class TestShippedYaml:
         assert files - experiments == {*GROUPS, "config", "deployment/simulator", "engine/local", "engine/ray"}
 
     @pytest.mark.parametrize(
-        ("section", "model"), [("store", StoreConfig), ("simulator", SimulatorSettings), ("guards", GuardsConfig)]
+        ("section", "model"),
+        [("store", StoreConfig), ("simulator", SimulatorSettings), ("guards", GuardsConfig), ("notify", NotifyConfig)],
     )
     def test_the_roots_sections_are_the_models(self, section: str, model: type[BaseModel]) -> None:
         expected = defaults(model)
@@ -119,13 +121,15 @@ def described(model: type[BaseModel] | type[Limits]) -> dict[str, str | None]:
 
 
 # A stage's kind and the sections are explained where their keys are.
-SECTIONS = {"kind", "store", "engine", "guards", "simulator"}
+SECTIONS = {"kind", "store", "engine", "guards", "notify", "simulator"}
 DOCS = (CONF.parent / "docs" / "configuration.md").read_text(encoding="utf-8") + (
     CONF.parent / "docs" / "pipelines.md"
 ).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("model", [*GROUPS.values(), Experiment, GuardsConfig, SinkConfig, StoreConfig, HeaderFromEnv])
+@pytest.mark.parametrize(
+    "model", [*GROUPS.values(), Experiment, GuardsConfig, NotifyConfig, SinkConfig, StoreConfig, HeaderFromEnv]
+)
 def test_every_key_is_described_and_documented(model: type[BaseModel] | type[Limits]) -> None:
     for name, description in described(model).items():
         if name not in SECTIONS:

@@ -15,6 +15,7 @@ DECLARED: dict[str, Any] = {"name": "a", "simulator": {"seed": 1}, "stages": {"s
     "more",
     [
         {"report": False},
+        {"notify": {"done": "say done"}},
         {"engine": {"kind": "local", "workers": 8}},
         {"simulator": {"seed": 1, "batches": {"processing_s": 0.0}}},
     ],
