@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import deque
@@ -88,7 +89,7 @@ class Watched:
         self._show(stats)
 
     def _show(self, stats: RunStats) -> None:
-        line = orjson.dumps({"stats": as_dict(stats)}, default=str) + b"\n"
+        line = _line({"stats": as_dict(stats)})
         with self._news:
             self._stats = line
             self._ticks += 1
@@ -118,7 +119,7 @@ class Watched:
                     stats = self._stats if self._ticks > ticks else None
                     ticks, noted, code = self._ticks, self._noted, self._code
                 for text in fresh:
-                    yield orjson.dumps({"note": text}) + b"\n"
+                    yield _line({"note": text})
                 if stats is not None:
                     yield stats
                 if code is not None:
@@ -129,3 +130,11 @@ class Watched:
 
     def _has_news(self, ticks: int, noted: int) -> bool:
         return self._ticks > ticks or self._noted > noted or self._code is not None
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    """A line of JSON. Half a surrogate in a server's words, which JSON does not have, becomes a question mark."""
+    try:
+        return orjson.dumps(value, default=str) + b"\n"
+    except TypeError:
+        return json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

@@ -15,9 +15,11 @@ from infermesh.types import Transport
 __all__ = ["make_batch_wire"]
 
 _OWN = frozenset(("hosted_vllm", "vllm", "sglang", "lm_studio", "llamacpp", "llamafile", "ollama", "ollama_chat"))
-# Those with OpenAI's files and batches, https://console.groq.com/docs/batch among them; a server that is written without
-# a known provider, or as a proxy, may have them. Others have another wire (Mistral, Together), or no batches.
-_SAME_WIRE = frozenset(("", "openai", "text-completion-openai", "groq", "litellm_proxy", "openai_like", "custom_openai"))
+# Those with OpenAI's files and batches (https://console.groq.com/docs/batch); a server that is named without a known
+# provider, or as a proxy, may have them. Others have another wire (Mistral, Together), or no batches.
+_SAME_WIRE = frozenset(
+    ("", "openai", "text-completion-openai", "groq", "litellm_proxy", "openai_like", "custom_openai")
+)
 
 
 def make_batch_wire(label: str, model: str, transport: Transport, *, simulated: bool = False) -> BatchWire:
