@@ -21,7 +21,7 @@ def job(**sections: Any) -> Declaration:
     mapping: dict[str, Any] = {
         "name": "mine",
         "source": {"path": "rows.jsonl"},
-        "limits": {"team": {"rpm": 600, "rpd": 10_000}},
+        "limits": {"team": {"rpm": 600, "rpd": 10_000}, "all": {"rpm": 60, "shared": True}},
         "deployments": deployments,
         "models": {"m": {"deployments": [*deployments]}},
         "stages": {
@@ -61,13 +61,14 @@ def test_changes_are_of_the_schemas_types_and_leave_the_old_declaration_alone() 
     [
         ("limits.team.rpm", "expected KEY=VALUE"),
         ("limits.teem.rpm=5", "Did you mean 'limits.team.rpm'?"),
-        ("name=x", "What can be set: limits.team.rpm (tpm, rpd, tpd), deployments.{gpu-0|gpu.1}.limits.rpm"),
+        ("name=x", "What can be set: limits.{team|all}.rpm (tpm, rpd, tpd), deployments.{gpu-0|gpu.1}.limits.rpm"),
         ("stages.q.max_parallel_requests=3", "cannot be set while the run goes on"),
         ("stages.a.max_parallel_requests=0", "stages.a.max_parallel_requests: input should be greater than or equal"),
         ("stages.a.max_parallel_requests=2.5", "expected a whole number"),
         ("limits.team.rpm=nan", "expected a number, or null (got 'nan')"),
         ("limits.team.tpd=5", "neither added nor removed"),
         ("limits.team.rpd=null", "neither added nor removed"),
+        ("limits.all.rpm=600", "other runs use this account too"),
         ("deployments.cloud.limits.rpm=5", "set limits.team.rpm"),
     ],
 )
