@@ -35,8 +35,8 @@ def attach_to(run: str | None, progress: Progress) -> int:
         return _ended(folder)
     observer = make_observer(progress)
     stats, code = None, None
-    print(f"attached to {folder}; Ctrl-C leaves it running", file=sys.stderr)
     try:
+        print(f"attached to {folder}; Ctrl-C leaves it running", file=sys.stderr)
         for news in watch_run(folder):
             if "note" in news:
                 observer.note(str(news["note"]))

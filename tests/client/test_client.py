@@ -274,7 +274,7 @@ def test_costs_come_from_the_client_unless_a_deployment_says(simulator: Simulato
         ({"deployments": {"a": {"modle": "m"}}}, "Did you mean 'model'"),
         ({"deployments": {"a": 5}}, r"deployments\.a"),
         ({"deployments": {"a": {"model": MODEL, "transport": "carrier-pigeon"}}}, "transport"),
-        ({"deployments": {"a": {"model": MODEL, "api_base": "http://h/v1", "weight": 0}}}, r"a\.weight"),
+        ({"deployments": {"a": {"model": MODEL, "api_base": "http://h/v1", "weight": -1}}}, r"a\.weight"),
         ({"endpoint": "chat"}, "endpoint"),
     ],
 )
