@@ -180,7 +180,8 @@ class LiveServer:
                     for news in self._watch(self._over):
                         client.sendall(news)
                 case _:
-                    raise ValueError('expected {"op": "query", "sql": …}, or "op": stop, pause, continue, set, retry or watch')
+                    others = "stop, pause, continue, set, retry or watch"
+                    raise ValueError(f'expected {{"op": "query", "sql": …}}, or "op": {others}')
         except ValueError as error:
             _refuse(client, str(error))
         except OSError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from infermesh.config.declaration import Declaration
+from infermesh.config.schema import TelemetryConfig
 from infermesh.dispatch.fleet import Fleet
 from infermesh.errors import ConfigError, InfermeshError, StoppedError, StoreError
 from infermesh.hints import command, counted
@@ -50,6 +51,7 @@ from infermesh.store.whose import refuse_other
 if TYPE_CHECKING:
     from infermesh.runs.batches.desk import BatchDesk
     from infermesh.runs.crew.make import CrewWave, Hub
+    from infermesh.runs.telemetry import Telemetry
 
 logger = logging.getLogger("infermesh")
 
@@ -147,6 +149,10 @@ class RunSession:
         tables = [stage.table for stage in pipeline.stages.values()]
         signatures = pipeline.signatures
         last = next(reversed(pipeline.stages.values()), None)
+        if self._experiment.telemetry != TelemetryConfig():
+            from infermesh.runs.telemetry import refuse_missing
+
+            refuse_missing()
         refuse_other(store, self._experiment.name, self._declaration.overrides, self._folder)
         if self._sink is not None and last is not None:
             self._sink.admit(store, last.table, last.facts, self._observer.note)
@@ -277,8 +283,16 @@ class RunSession:
         def committed(rows: int) -> None:
             loop.call_soon_threadsafe(self._committed, rows)
 
-        settled = self._sink.committed if self._sink is not None else None
-        writer = store.writer(on_commit=committed, on_rows=settled, on_failure=failed)
+        telemetry = self._make_telemetry(stats)
+        sinks = [self._sink.committed] if self._sink is not None else []
+        takers = [*sinks, *([telemetry.take] if telemetry is not None else [])]
+
+        def settled(rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
+            for take in takers:
+                take(rows)
+
+        on_rows = settled if takers else None
+        writer = store.writer(on_commit=committed, on_rows=on_rows, on_failure=failed)
         spent, before = store.totals()["cost_usd"], store.dearest_requests()
         self._guards = guards = Guards(self._experiment.guards, spent=spent, before=before)
         if self._workers:
@@ -299,6 +313,8 @@ class RunSession:
                 self._left = self._desk.left()
                 await self._desk.aclose()
             await asyncio.to_thread(_close_quietly, writer)  # commits what is queued, after a cancel too
+            if telemetry is not None:
+                await asyncio.to_thread(telemetry.close)
             self._tell(self._fleet.unpriced())  # since the last tick
             stats.waits = []
             observer.stop(stats)
@@ -311,6 +327,13 @@ class RunSession:
         if self._sink is not None:
             await asyncio.to_thread(self._sink.finish)
         return self._outcome(stats, time.monotonic() - started)
+
+    def _make_telemetry(self, stats: RunStats) -> Telemetry | None:
+        if self._experiment.telemetry == TelemetryConfig():
+            return None
+        from infermesh.runs.telemetry import Telemetry  # late: it takes a third of a second, and packages of its own
+
+        return Telemetry(self._experiment, str(self._store.run_value("run_id")), stats, self._observer.note)
 
     async def _run_waves(self, stats: RunStats, writer: GroupWriter, guards: Guards) -> None:
         """Run the stages over the source, then each sql stage's query and the stages over its rows."""
