@@ -162,6 +162,7 @@ def retry(
 ) -> None:
     """Send chosen rows of a stage again, and the later requests that change as a result. No other row is sent.
 
+    A run that is running sends those that have failed in it beside the others.
     The table attempts keeps every earlier request.
     """
     from infermesh.cli.run import retry_run

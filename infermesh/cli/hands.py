@@ -33,6 +33,11 @@ def set_in_run(words: Sequence[str], *, keep: bool) -> None:
     _ask(live_run(run), {"op": "set", "changes": changes, "keep": keep})
 
 
+def retry_live(folder: Path, stage: str, where: str) -> None:
+    """Have a live run send failed rows of a stage again."""
+    _ask(folder, {"op": "retry", "stage": stage, "where": where})
+
+
 def _ask(folder: Path, request: Mapping[str, Any]) -> None:
     try:
         said = ask_hands(folder, request)

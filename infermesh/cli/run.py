@@ -37,6 +37,7 @@ from infermesh.exact_json import loads
 from infermesh.hints import command, counted, named, nearest, one_line
 from infermesh.query.finding import group_words, runs_in
 from infermesh.query.left import left_unfinished
+from infermesh.query.reader import is_live
 from infermesh.query.summary import RunInfo, describe, unfinished_runs
 from infermesh.redaction import redact
 from infermesh.runs.control import Control
@@ -339,8 +340,16 @@ def _is_wanted(folder: Path, words: str) -> bool:
 
 
 def retry_run(name: str | None, stage: str, where: str, *, dry_run: bool, progress: Progress = Progress.AUTO) -> int:
-    """Send again the rows of a stage that match an SQL condition. Their number is printed first."""
+    """Send again the rows of a stage that match an SQL condition. Their number is printed first.
+
+    A run that goes on is asked to send them itself.
+    """
     folder = find_run(name, lambda job: command("retry", job, "--stage", stage))
+    if is_live(folder) and not dry_run:
+        from infermesh.cli.hands import retry_live
+
+        retry_live(folder, stage, where)
+        return 0
     declaration = stored_declaration(folder)
     redo = Redo(stage, where)
     over_rows = [name for name, config in declaration.experiment.stages.items() if config.kind != "sql"]

@@ -239,7 +239,7 @@ def _without(mapping: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 # Keys that came after runs whose folders are kept. They change no answer, and those runs' hashes stay what they are.
 _CHANGES_NO_ANSWER = {
-    "": ("report", "engine", "detach_batches", "notify"),
+    "": ("report", "engine", "detach_batches", "notify", "telemetry"),
     "simulator": ("batches",),
     "deployment": ("batch",),
 }

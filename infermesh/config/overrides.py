@@ -20,7 +20,7 @@ from infermesh.errors import ConfigError
 EXPERIMENT = "experiment"
 SECTIONS = (
     *("source", "limits", "deployments", "models", "stages", "store", "engine", "simulator", "guards", "sinks"),
-    *("notify",),
+    *("notify", "telemetry"),
 )
 OVERRIDE = re.compile(r"(?P<mark>\+{0,2})\s*(?P<key>[^=\s]+)\s*=(?P<text>.*)", re.DOTALL)
 _SWEEPABLE = re.compile(rf"(?:{'|'.join(SECTIONS)})\.[^=@/~+]+=")

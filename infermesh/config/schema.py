@@ -483,6 +483,32 @@ class NotifyConfig(_Section):
     )
 
 
+class TelemetryConfig(_Section):
+    """Where a run's metrics and traces are seen by others' tools; it takes ``pip install 'infermesh[telemetry]'``."""
+
+    prometheus: int | str | None = Field(
+        None, description="A port on which Prometheus finds /metrics while the run goes on; or HOST:PORT"
+    )
+    otlp: str | None = Field(
+        None, description="Base URL of an OTLP collector over HTTP (http://localhost:4318): metrics and spans"
+    )
+
+    @field_validator("prometheus", mode="before")
+    @classmethod
+    def _port(cls, value: Any) -> Any:
+        port = str(value).rpartition(":")[2]
+        if value is not None and (isinstance(value, bool) or not port.isdecimal() or int(port) > 65535):
+            raise ValueError("expected a port, such as 9464, or HOST:PORT, such as 0.0.0.0:9464")
+        return value
+
+    @field_validator("otlp")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value):
+            raise ValueError("expected a URL, such as http://localhost:4318")
+        return value
+
+
 class Experiment(_Section):
     """One experiment: the rows, who answers, and what happens to each row."""
 
@@ -508,6 +534,7 @@ class Experiment(_Section):
         False, description="End once every batch is submitted; infermesh resume collects them (run --detach-batches)"
     )
     notify: NotifyConfig = Field(default_factory=lambda: NotifyConfig())
+    telemetry: TelemetryConfig = Field(default_factory=lambda: TelemetryConfig())
     report: bool = Field(True, description="Write report.html, a page over the run, into its folder when it ends")
     store: StoreConfig = Field(default_factory=lambda: StoreConfig())
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig())

@@ -64,7 +64,7 @@ def _problems(node: Any, path: tuple[str, ...]) -> Iterator[str]:
 def _looks_secret(text: str, path: tuple[str, ...]) -> bool:
     if looks_secret(without_references(text)):
         return True
-    if path[0] == "notify" and (_WEBHOOK.search(text) or _USER.search(text)):
+    if path[0] in ("notify", "telemetry") and (_WEBHOOK.search(text) or _USER.search(text)):
         return "${" not in text
     found = _USER.search(text) if _is_url(path) else None
     return found is not None and "${" not in found[0]

@@ -9,11 +9,12 @@ JSON::
     {"op": "pause"}
     {"op": "continue"}
     {"op": "set", "changes": ["limits.team.rpm=2000"], "keep": false}
+    {"op": "retry", "stage": "summaries", "where": "status = 'error'"}
     {"op": "watch"}
 
 The answer to a query is a line ``{"columns": [[name, type], …], "bytes": n}`` and then ``n`` bytes of Parquet with
 the columns ``c0``, ``c1``, … (see :mod:`infermesh.query.carried`). The answer to a stop is ``{"pid": p}``, and then
-the connection stays open until the run has ended. The next three answer ``{"said": [lines for the user]}``. Who
+the connection stays open until the run has ended. The next four answer ``{"said": [lines for the user]}``. Who
 watches gets lines ``{"stats": {…}}`` and ``{"note": text}`` as they come, and at the run's end ``{"over": exit
 code}``. An error is ``{"error": text}``.
 """
@@ -171,7 +172,7 @@ class LiveServer:
                     self._on_stop()
                     client.sendall(orjson.dumps({"pid": os.getpid()}) + b"\n")
                     self._over.wait()
-                case {"op": "pause" | "continue" | "set"} as request if self._hands is not None:
+                case {"op": "pause" | "continue" | "set" | "retry"} as request if self._hands is not None:
                     answer = self._hands(request)
                     client.sendall(orjson.dumps(answer) + b"\n")
                 case {"op": "watch"} if self._watch is not None:
@@ -179,7 +180,8 @@ class LiveServer:
                     for news in self._watch(self._over):
                         client.sendall(news)
                 case _:
-                    raise ValueError('expected {"op": "query", "sql": …}, or "op": stop, pause, continue, set or watch')
+                    others = "stop, pause, continue, set, retry or watch"
+                    raise ValueError(f'expected {{"op": "query", "sql": …}}, or "op": {others}')
         except ValueError as error:
             _refuse(client, str(error))
         except OSError:

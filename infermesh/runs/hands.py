@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from infermesh.config.declaration import Declaration
 from infermesh.config.live import Change, changed, in_words
 from infermesh.dispatch.fleet import Fleet
-from infermesh.errors import ConfigError
+from infermesh.errors import InfermeshError
 from infermesh.exact_json import dumps
-from infermesh.hints import command
+from infermesh.hints import command, counted
 from infermesh.runs.assemble import requests_at_once
 from infermesh.runtime.openfiles import allow_requests
 from infermesh.stages import Stage
@@ -84,6 +84,8 @@ class Run(Protocol):
     def adjust(self, made: Sequence[Adjustment]) -> None: ...
 
     def set_budget(self, dollars: float | None) -> None: ...
+
+    async def send_again(self, stage: str, where: str) -> tuple[int, int]: ...
 
     def cursor(self) -> Connection: ...
 
@@ -163,11 +165,13 @@ class Hands:
                 work = self._pause(False)
             case {"op": "set", "changes": [*assignments]} if all(isinstance(each, str) for each in assignments):
                 work = self._set(assignments, keep=bool(request.get("keep")))
+            case {"op": "retry", "stage": str(stage), "where": str(where)}:
+                work = self._retry(stage, where)
             case _:
                 raise ValueError('expected {"op": "set", "changes": ["KEY=VALUE", …]}')
         try:
             return asyncio.run_coroutine_threadsafe(work, loop).result(_ANSWER_S)
-        except ConfigError as error:
+        except InfermeshError as error:
             raise ValueError(str(error)) from None
         except (TimeoutError, CancelledError):
             raise ValueError("the run has not answered: it is very busy, or ending") from None
@@ -208,6 +212,21 @@ class Hands:
             if rows or keep:
                 await self._tell(lines, rows)
             return {"said": lines}
+
+    async def _retry(self, stage: str, where: str) -> dict[str, Any]:
+        async with self._lock:
+            self._refuse_late()
+            sent, left = await self._run.send_again(stage, where)
+            said = [f"{counted(sent, f'failed row of {stage} is', f'failed rows of {stage} are')} sent again"]
+            if left:
+                later = command("retry", self._folder, "--stage", stage)
+                rest = counted(left, "further row matches", "further rows match")
+                said.append(
+                    f"{rest}, and cannot be sent now: not failed, failed in an earlier session, or still at work in "
+                    f"another stage. Ask again later, or once the run has ended: {later}"
+                )
+            await self._tell(said, [(f"retry {stage}", None, f"{sent} rows where {where}")] if sent else [])
+            return {"said": said}
 
     def _refuse_late(self) -> None:
         if self._run.stopping:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from array import array
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -117,6 +118,10 @@ class Runner:
         Stage → its window, which may change: the stage's own, or a worker's share of it.
     desk
         Where requests are put into batches; ``None``: none are.
+    failed
+        Gets the row_ids that have left memory, and that a stage has failed; ``None``: nobody asks.
+    counted
+        The rows' failures are in the counts, which take them back as the rows are admitted.
     reread
         Reads chosen rows again, with the states that are stored now, for the desk's.
     """
@@ -139,8 +144,12 @@ class Runner:
         on_row: Callable[[int], None] | None = None,
         windows: Mapping[str, Window] | None = None,
         desk: Desk | None = None,
+        failed: array[int] | None = None,
+        counted: bool = False,
         reread: Callable[[Sequence[int]], Awaitable[Rows]] | None = None,
     ) -> None:
+        self._failed = failed
+        self._counted = counted
         self._desk = desk
         self._reread = reread
         self._parking: dict[int, bool] = {}  # rows in memory with a parked stage → whether their batch is back already
@@ -335,6 +344,8 @@ class Runner:
             if self._on_row is not None:
                 self._on_row(row.row_id)
             return
+        if self._counted:
+            self._take_back(row, unsettled)
         row.open = len(unsettled)
         self._active += 1
         ready = []
@@ -346,6 +357,21 @@ class Runner:
         # Not in the loop above: submitting may settle the row at once, which counts down `waiting` of later stages.
         for name in ready:
             self._submit(name, row)
+
+    def _take_back(self, row: Row, unsettled: Sequence[str]) -> None:
+        """Take a row's failures out of the counts, which will count it again."""
+        stats = self.stats
+        stats.rows -= 1
+        for name in unsettled:
+            state, stage = row.states.get(name), stats.stages[name]
+            if state is None:
+                continue
+            stats.settled -= 1
+            if state.status == "error":
+                stats.errors -= 1
+                stage.take_back(state.error_type or "internal")
+            else:
+                stage.skipped -= 1
 
     def _within(self, scope: Collection[str], unsettled: Sequence[str]) -> list[str]:
         """The stages in ``scope`` that do not wait for one that stays unsettled."""
@@ -647,6 +673,8 @@ class Runner:
             if self._on_row is not None:
                 self._on_row(row.row_id)
             self.stats.rows += 1
+            if row.failed and self._failed is not None:
+                self._failed.append(row.row_id)
             self._active -= 1
             if self._active < self._limit:
                 self._room.set()

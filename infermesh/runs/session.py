@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from infermesh.config.declaration import Declaration
+from infermesh.config.schema import TelemetryConfig
 from infermesh.dispatch.fleet import Fleet
-from infermesh.errors import InfermeshError, StoppedError, StoreError
+from infermesh.errors import ConfigError, InfermeshError, StoppedError, StoreError
 from infermesh.hints import command, counted
 from infermesh.inputs.sources import Source
 from infermesh.query.in_batches import InBatches, in_batches
 from infermesh.query.reader import ask_run
 from infermesh.query.sinks import check_sinks, write_sinks
 from infermesh.results import TokenUsage
+from infermesh.runs.again import SentAgain
 from infermesh.runs.control import Control
 from infermesh.runs.crew.engine import workers_of
 from infermesh.runs.explain import changes, opening_lines
@@ -49,6 +51,7 @@ from infermesh.store.whose import refuse_other
 if TYPE_CHECKING:
     from infermesh.runs.batches.desk import BatchDesk
     from infermesh.runs.crew.make import CrewWave, Hub
+    from infermesh.runs.telemetry import Telemetry
 
 logger = logging.getLogger("infermesh")
 
@@ -112,6 +115,8 @@ class RunSession:
         self._known: KnownAnswers | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: Runner | CrewWave | None = None
+        self._again: SentAgain | None = None
+        self._closing: list[RowFilter] = []  # of rows that were sent again
         self._hub: Hub | None = None
         self._work: asyncio.Task[None] | None = None
         self._settled_before: dict[str, int] = {}
@@ -144,6 +149,10 @@ class RunSession:
         tables = [stage.table for stage in pipeline.stages.values()]
         signatures = pipeline.signatures
         last = next(reversed(pipeline.stages.values()), None)
+        if self._experiment.telemetry != TelemetryConfig():
+            from infermesh.runs.telemetry import refuse_missing
+
+            refuse_missing()
         refuse_other(store, self._experiment.name, self._declaration.overrides, self._folder)
         if self._sink is not None and last is not None:
             self._sink.admit(store, last.table, last.facts, self._observer.note)
@@ -274,8 +283,16 @@ class RunSession:
         def committed(rows: int) -> None:
             loop.call_soon_threadsafe(self._committed, rows)
 
-        settled = self._sink.committed if self._sink is not None else None
-        writer = store.writer(on_commit=committed, on_rows=settled, on_failure=failed)
+        telemetry = self._make_telemetry(stats)
+        sinks = [self._sink.committed] if self._sink is not None else []
+        takers = [*sinks, *([telemetry.take] if telemetry is not None else [])]
+
+        def settled(rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
+            for take in takers:
+                take(rows)
+
+        on_rows = settled if takers else None
+        writer = store.writer(on_commit=committed, on_rows=on_rows, on_failure=failed)
         spent, before = store.totals()["cost_usd"], store.dearest_requests()
         self._guards = guards = Guards(self._experiment.guards, spent=spent, before=before)
         if self._workers:
@@ -296,6 +313,8 @@ class RunSession:
                 self._left = self._desk.left()
                 await self._desk.aclose()
             await asyncio.to_thread(_close_quietly, writer)  # commits what is queued, after a cancel too
+            if telemetry is not None:
+                await asyncio.to_thread(telemetry.close)
             self._tell(self._fleet.unpriced())  # since the last tick
             stats.waits = []
             observer.stop(stats)
@@ -308,6 +327,13 @@ class RunSession:
         if self._sink is not None:
             await asyncio.to_thread(self._sink.finish)
         return self._outcome(stats, time.monotonic() - started)
+
+    def _make_telemetry(self, stats: RunStats) -> Telemetry | None:
+        if self._experiment.telemetry == TelemetryConfig():
+            return None
+        from infermesh.runs.telemetry import Telemetry  # late: it takes a third of a second, and packages of its own
+
+        return Telemetry(self._experiment, str(self._store.run_value("run_id")), stats, self._observer.note)
 
     async def _run_waves(self, stats: RunStats, writer: GroupWriter, guards: Guards) -> None:
         """Run the stages over the source, then each sql stage's query and the stages over its rows."""
@@ -328,7 +354,11 @@ class RunSession:
                 self._runner = runner = self._make_runner(wave, rows, writer, stats, guards)
                 if self._stops:  # stopped before this runner existed, or while the query ran
                     runner.stop()
-                await runner.run(rows)
+                if self._again is None or not isinstance(runner, Runner):
+                    await runner.run(rows)
+                else:
+                    await self._again.run(runner, rows)
+                    self._again = None
             if self._stops or (self._desk is not None and self._desk.waits):
                 return
         self._complete = True
@@ -355,6 +385,13 @@ class RunSession:
                 known=[name for name in graph.stages if known is not None and known.knows(name)],
             )
 
+        if self._desk is None:
+
+            def make(again: SentAgain, scope: Collection[str]) -> Runner:
+                return self._make_other(wave, again, writer, stats, guards, scope)
+
+            self._again = SentAgain(wave, self._store, writer, make)
+
         async def reread(row_ids: Sequence[int]) -> PendingRows:
             await asyncio.to_thread(writer.flush)  # what the rows have settled meanwhile
             return await asyncio.to_thread(self._pending_rows, wave, row_ids)
@@ -372,9 +409,41 @@ class RunSession:
             on_error=self._guard_check(stats, guards),
             budget=guards.budget(stats),
             desk=self._desk,
+            failed=None if self._again is None else self._again.failed,
             reread=reread,
             windows=self._windows,
         )
+
+    def _make_other(
+        self,
+        wave: Wave,
+        again: SentAgain,
+        writer: GroupWriter,
+        stats: RunStats,
+        guards: Guards,
+        scope: Collection[str],
+    ) -> Runner:
+        """What sends failed rows of a wave again, beside its Runner."""
+        filters = self._pipeline.filters(self._origins)  # of its own: a condition decides for one Runner at a time
+        self._closing += filters.values()
+        runner = Runner(
+            wave.graph,
+            writer,
+            stats,
+            filters={name: each for name, each in filters.items() if name in wave.graph.stages},
+            stale=self._stale,
+            keep_errors=False,
+            scope=scope,
+            on_settled=self._guard_check(stats, guards) if guards else None,
+            on_error=self._guard_check(stats, guards),
+            budget=guards.budget(stats),
+            windows=self._windows,
+            failed=again.failed,
+            counted=True,
+        )
+        if self._stops:
+            runner.stop()
+        return runner
 
     def _make_hub(self, writer: GroupWriter, stats: RunStats, guards: Guards) -> Hub:
         from infermesh.runs.crew.make import make_hub  # late: a run of one process starts sooner without it
@@ -427,8 +496,13 @@ class RunSession:
         return not left_open(self._store.counts(), stats.not_redone).keys().isdisjoint(wave.query.reads)
 
     def _committed(self, rows: int) -> None:
-        if self._runner is not None:
-            self._runner.committed(rows)
+        for runner in self._runners():
+            runner.committed(rows)
+
+    def _runners(self) -> list[Runner | CrewWave]:
+        """What is at work: a wave's, and what sends failed rows of it again."""
+        others = [] if self._again is None else [*self._again.others]
+        return [*([] if self._runner is None else [self._runner]), *others]
 
     def _guard_check(self, stats: RunStats, guards: Guards) -> Callable[[], None]:
         def check() -> None:
@@ -582,7 +656,8 @@ class RunSession:
         waiting = 0
         if self._runner is not None:
             waiting = self._runner.in_flight
-            self._runner.stop()
+        for runner in self._runners():
+            runner.stop()
         why = f"stopping: {reason}" if reason else "stopping"
         self._observer.note(
             f"{why}: of {counted(waiting, 'row')} in flight, those already sent are waited for; Ctrl-C again drops them"
@@ -625,8 +700,17 @@ class RunSession:
                 self._windows[name].resize(value)
         if self._hub is not None:
             self._hub.adjust(made)
-        if self._runner is not None:
-            self._runner.resized()
+        for runner in self._runners():
+            runner.resized()
+
+    async def send_again(self, stage: str, where: str) -> tuple[int, int]:
+        """Send failed rows of a stage again, beside the others: as :meth:`~infermesh.runs.again.SentAgain.send`."""
+        if self._again is None:
+            why = "the run's rows are with workers" if self._hub is not None else "no stage over rows is at work"
+            why = why if self._desk is None else "the run's rows go through batches"
+            later = command("retry", self._folder, "--stage", stage)
+            raise ConfigError(f"{why}: once it has ended, {later} sends them again")
+        return await self._again.send(Redo(stage, where), self._pipeline.readers(stage))
 
     def set_budget(self, dollars: float | None) -> None:
         """Go by another ``guards.max_cost_usd``."""
@@ -660,7 +744,7 @@ class RunSession:
     def close(self) -> None:
         """Close the database and everything that uses it. Waits for a reader in another thread."""
         self._control.attach(None)
-        for condition in self._filters.values():
+        for condition in (*self._filters.values(), *self._closing):
             condition.close()
         if self._known is not None:
             self._known.close()

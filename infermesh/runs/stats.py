@@ -53,6 +53,15 @@ class StageStats:
         found.lasting = found.lasting and lasting
         self.failed += 1
 
+    def take_back(self, kind: str) -> None:
+        """Forget a row that failed: it is sent again."""
+        self.failed -= 1
+        found = self.failures.get(kind)
+        if found is not None:
+            found.rows -= 1
+            if not found.rows:
+                del self.failures[kind]
+
     @property
     def settled(self) -> int:
         return self.done + self.failed + self.skipped

@@ -182,7 +182,7 @@ class _WorkerPool(Generic[T]):
 
 
 class Window:
-    """A window that may change while it is used: how many items at once, 0 included.
+    """A window that may change while it is used, by several pools together: how many items at once, 0 included.
 
     Attributes
     ----------
@@ -192,7 +192,7 @@ class Window:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._room: asyncio.Future[None] | None = None
+        self._rooms: deque[asyncio.Future[None]] = deque()  # of those who wait for room: one for each pool
         self.used = 0
 
     def resize(self, size: int) -> None:
@@ -206,11 +206,12 @@ class Window:
         """The two functions of a worker pool, kept within this window."""
 
         async def pulled() -> T:
-            while self.used >= self._size:
-                self._room = asyncio.get_running_loop().create_future()
-                await self._room
+            if self.used >= self._size:
+                await self._wait()
             item = await pull()
-            self.used += 1  # one pulls at a time: nobody else has used the room meanwhile
+            if self.used >= self._size:  # another pool has used the room meanwhile, or there is less
+                await self._wait()
+            self.used += 1
             return item
 
         async def handled(item: T) -> None:
@@ -222,9 +223,17 @@ class Window:
 
         return pulled, handled
 
+    async def _wait(self) -> None:
+        while self.used >= self._size:
+            room = asyncio.get_running_loop().create_future()
+            self._rooms.append(room)
+            await room
+
     def _tell(self) -> None:
-        if self._room is not None and not self._room.done() and self.used < self._size:
-            self._room.set_result(None)
+        while self._rooms and self.used < self._size:
+            room = self._rooms.popleft()
+            if not room.done():
+                room.set_result(None)  # whoever comes too late waits again
 
 
 class Channel(Generic[T]):

@@ -95,6 +95,15 @@ class Redo:
             raise self.refused(error) from None
         return int(row[0]) if row else 0
 
+    def row_ids(self, connection: duckdb.DuckDBPyConnection, origin: str) -> list[int]:
+        """Their row_ids, ascending. Raises as :meth:`count` does."""
+        self.count(connection, origin)
+        try:
+            found = connection.execute(f"SELECT s.row_id FROM {self.rows(origin)} ORDER BY 1").fetchall()
+        except duckdb.Error as error:
+            raise self.refused(error) from None
+        return [row_id for (row_id,) in found]
+
     def rows(self, origin: str | None) -> str:
         """These rows as SQL: the stage's table ``s``, and a condition on it. ``None``: retired ones too."""
         live = "true" if origin is None else not_retired(origin)

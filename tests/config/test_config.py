@@ -29,6 +29,7 @@ from infermesh.config.schema import (
     SourceConfig,
     SqlStage,
     StoreConfig,
+    TelemetryConfig,
     TranscribeStage,
 )
 from infermesh.errors import ConfigError
@@ -85,7 +86,13 @@ class TestShippedYaml:
 
     @pytest.mark.parametrize(
         ("section", "model"),
-        [("store", StoreConfig), ("simulator", SimulatorSettings), ("guards", GuardsConfig), ("notify", NotifyConfig)],
+        [
+            ("store", StoreConfig),
+            ("simulator", SimulatorSettings),
+            ("guards", GuardsConfig),
+            ("notify", NotifyConfig),
+            ("telemetry", TelemetryConfig),
+        ],
     )
     def test_the_roots_sections_are_the_models(self, section: str, model: type[BaseModel]) -> None:
         expected = defaults(model)
@@ -121,14 +128,15 @@ def described(model: type[BaseModel] | type[Limits]) -> dict[str, str | None]:
 
 
 # A stage's kind and the sections are explained where their keys are.
-SECTIONS = {"kind", "store", "engine", "guards", "notify", "simulator"}
+SECTIONS = {"kind", "store", "engine", "guards", "notify", "telemetry", "simulator"}
 DOCS = (CONF.parent / "docs" / "configuration.md").read_text(encoding="utf-8") + (
     CONF.parent / "docs" / "pipelines.md"
 ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    "model", [*GROUPS.values(), Experiment, GuardsConfig, NotifyConfig, SinkConfig, StoreConfig, HeaderFromEnv]
+    "model",
+    [*GROUPS.values(), Experiment, GuardsConfig, NotifyConfig, TelemetryConfig, SinkConfig, StoreConfig, HeaderFromEnv],
 )
 def test_every_key_is_described_and_documented(model: type[BaseModel] | type[Limits]) -> None:
     for name, description in described(model).items():

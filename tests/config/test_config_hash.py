@@ -16,6 +16,7 @@ DECLARED: dict[str, Any] = {"name": "a", "simulator": {"seed": 1}, "stages": {"s
     [
         {"report": False},
         {"notify": {"done": "say done"}},
+        {"telemetry": {"prometheus": 9464}},
         {"engine": {"kind": "local", "workers": 8}},
         {"simulator": {"seed": 1, "batches": {"processing_s": 0.0}}},
     ],
