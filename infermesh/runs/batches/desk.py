@@ -25,6 +25,7 @@ from infermesh.errors import (
     ParkedError,
     RequestError,
     RequestTimeoutError,
+    StoppedError,
 )
 from infermesh.hints import counted
 from infermesh.results import Attempt
@@ -88,6 +89,7 @@ class BatchDesk:
         self._counters = counters
         self._note = note
         self._detach = detach
+        self._stop_run = stop
         self._courier = Courier(book, counters, on_back=self._take_back, note=note, stop_run=stop)
         self._batches: list[Batch] = []
         self._stages: dict[str, int] = {}
@@ -258,8 +260,12 @@ class BatchDesk:
             self._seal(batch)
             batch = self._new(label, operation)
             line = counter.wire.line(_custom_id(batch, row_id, hashed), request)
+        try:
+            batch.write(line)
+        except OSError as error:
+            self._give_up(batch, error)
+            raise StoppedError("its batch could not be written", deployment=label) from None
         number = batch.add(key, hashed, tries)
-        batch.write(line)
         batch.tokens += tokens
         batch.parked.append(row_id)
         self._point(batch, number)
@@ -279,8 +285,19 @@ class BatchDesk:
         """Submit a batch that is full, or has waited long enough."""
         self._timers.pop(batch.token).cancel()
         del self._filling[batch.label, batch.operation]
-        batch.written()
-        self._courier.follow(batch, "new")
+        try:
+            batch.written()
+        except OSError as error:
+            self._give_up(batch, error)
+        else:
+            self._courier.follow(batch, "new")
+
+    def _give_up(self, batch: Batch, error: OSError) -> None:
+        """Stop the run where the disk takes no batch. Nothing was sent: its rows stay pending."""
+        said = error.strerror or str(error)
+        self._stop_run(
+            f"{batch.label}: its batch could not be written to {self._folder}: {said}. Mend that, and resume"
+        )
 
     def flush(self) -> None:
         """No request can come before a batch is back: submit those that wait for more."""

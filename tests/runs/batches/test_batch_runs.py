@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from infermesh.config.declaration import declare
 from infermesh.errors import ConfigError
+from infermesh.runs.batches.batch import Batch
 from infermesh.runs.control import Control
 from infermesh.runs.execute import execute
 from infermesh.runs.outcome import RunOutcome
@@ -299,6 +301,24 @@ class TestLeaving:
         mapping["models"]["m"]["max_retries"] = 9
         assert run(rows, mapping).status == "done"
         assert batches(simulator)["repeated_answers"] == 0
+
+
+@pytest.mark.parametrize("what", ["write", "written"])
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    rows: Lab, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Batch, what, full)
+        outcome = run(rows, declared(simulator))
+    assert outcome.status == "stopped"
+    assert "No space left on device" in (outcome.reason or "")
+    assert outcome.counts["a"] == {"pending": ROWS}
+    assert run(rows, declared(simulator)).status == "done"
+    assert_all_done(rows)
+    assert batches(simulator)["lines"] == 2 * ROWS
 
 
 class TestRefused:
