@@ -84,12 +84,14 @@ class Rates:
 
     def left(self, stats: RunStats) -> str:
         """Time left in words; empty where nothing is left."""
-        if stats.paused or not any(stage.total > stage.settled for stage in stats.stages.values()):
+        totals = [stage.total for stage in stats.stages.values()]
+        more = any(totals) and not all(totals)  # a sql stage has not made its rows yet
+        if stats.paused or not (more or any(stage.total > stage.settled for stage in stats.stages.values())):
             return ""
         found = self.interval(stats)
         if found is None:
             return "time left not known yet"
-        if any(not stage.total for stage in stats.stages.values()):  # a sql stage has not made its rows yet
+        if more:
             return f"{at_least(found[0])} left"
         return f"{about(*found)} left"
 

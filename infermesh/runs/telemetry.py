@@ -19,7 +19,7 @@ import contextlib
 import importlib.util
 import logging
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,25 @@ _KINDS = {"embed": "embeddings", "transcribe": "transcription", "python": "funct
 _QUEUE = 65_536  # spans that wait to be sent; beyond that they are dropped, and the SDK says so in run.log
 _OPEN = 65_536  # rows whose first requests have failed, and that have not settled
 _CLOSE_S = 5.0
-_AT = {column.name: number - len(AFTER_OUTPUTS) for number, column in enumerate(AFTER_OUTPUTS)}  # in a stage's row
-_OF_REQUEST = {column.name: number for number, column in enumerate(ATTEMPTS)}
+_CLOSE_AWAY_S = 0.5  # where the collector has not answered before
+_Key = tuple[str, str, str | None]
+# Where values stand in a row of a stage's table, and in one of attempts.
+_STATE = {column.name: number - len(AFTER_OUTPUTS) for number, column in enumerate(AFTER_OUTPUTS)}
+_REQUEST = {column.name: number for number, column in enumerate(ATTEMPTS)}
+# Ours, and the names in spans.
+_OF_SPAN = {
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "completion_tokens": "gen_ai.usage.output_tokens",
+    "request_id": "gen_ai.response.id",
+    "cost_usd": "infermesh.cost_usd",
+    "queue_s": "infermesh.queue_s",
+}
+_OF_ATTEMPT = {
+    "attempt": "infermesh.attempt",
+    "deployment": "infermesh.deployment",
+    "status_code": "http.response.status_code",
+    "error_type": "error.type",
+}
 
 
 def provider_of(model: str) -> str:
@@ -113,11 +130,15 @@ class Telemetry:
         stages = {name: each for name, each in experiment.stages.items() if not isinstance(each, SqlStage)}
         self._operations = {name: operation_of(each, experiment) for name, each in stages.items()}
         self._models = {label: entry.model for label, entry in experiment.deployments.items()}
-        self._attributes: dict[tuple[str, str | None, str | None], dict[str, str]] = {}
+        self._attributes: dict[tuple[str | None, ...], dict[str, str]] = {}
+        self._dollars: dict[tuple[str, str | None, str | None], float] = {}  # of one commit
         self._requests: OrderedDict[tuple[str, int], list[tuple[Any, ...]]] = OrderedDict()
         self._closers: list[Callable[[], object]] = []
         self._words = _ToRunLog()
-        logging.getLogger("opentelemetry").addHandler(self._words)
+        theirs = logging.getLogger("opentelemetry")
+        if not theirs.handlers:
+            theirs.addHandler(logging.NullHandler())  # else the last words of a thread go to the terminal
+        theirs.addHandler(self._words)
         resource = Resource.create(
             {"service.name": "infermesh", "service.instance.id": run_id, "infermesh.experiment": experiment.name}
         )
@@ -190,7 +211,8 @@ class Telemetry:
         """Send what is left, for five seconds at most: a collector that is away delays no run."""
         work = threading.Thread(target=self._close, name="infermesh-telemetry", daemon=True)
         work.start()
-        work.join(_CLOSE_S)
+        work.join(_CLOSE_AWAY_S if self._words.said else _CLOSE_S)
+        self._words.over = True  # nobody is there to hear it
 
     def _close(self) -> None:
         for close in reversed(self._closers):
@@ -203,85 +225,93 @@ class Telemetry:
     def take(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
         """Count rows that were committed. Called in the writer's thread; it raises nothing."""
         try:
-            for request in rows.get(ATTEMPTS_LOG, ()):
-                self._take_request(request)
-            for stage, states in rows.items():
-                if stage in self._operations:
-                    for state in states:
-                        self._take_state(stage, state)
+            self._take(rows)
         except Exception as error:
             if not self._failed:
                 self._failed = True
                 logger.warning("telemetry: rows could not be counted; the run goes on", exc_info=error)
 
+    def _take(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
+        settled: Counter[_Key] = Counter()
+        for request in rows.get(ATTEMPTS_LOG, ()):
+            if request[_REQUEST["stage"]] in self._operations:
+                self._take_request(request)
+        for stage, states in rows.items():
+            if stage not in self._operations:
+                continue
+            for state in states:
+                settled[stage, state[1], state[_STATE["error_type"]]] += 1
+                if state[_STATE["sole_request"]]:
+                    self._count(stage, state[_STATE["deployment"]], state[_STATE["model_id"]], state, _STATE)
+                if self._tracer is not None and state[_STATE["attempts"]] and state[_STATE["reused_from"]] is None:
+                    self._trace(stage, state)
+        for (stage, status, error), count in settled.items():
+            attributes = {"infermesh.stage": stage, "infermesh.status": str(status)}
+            self._rows.add(count, attributes | ({"error.type": error} if error else {}))
+        for key, dollars in self._dollars.items():
+            self._cost.add(dollars, self._attributes_of(*key))
+        self._dollars.clear()
+
     def _take_request(self, request: tuple[Any, ...]) -> None:
-        values = {name: request[number] for name, number in _OF_REQUEST.items()}
-        stage = values["stage"]
-        if stage not in self._operations:
-            return
-        self._count(stage, values["deployment"], None, values)
+        stage = request[_REQUEST["stage"]]
+        self._count(stage, request[_REQUEST["deployment"]], None, request, _REQUEST)
         if self._tracer is not None:
-            self._requests.setdefault((stage, values["row_id"]), []).append(request)
+            self._requests.setdefault((stage, request[_REQUEST["row_id"]]), []).append(request)
             if len(self._requests) > _OPEN:
                 self._requests.popitem(last=False)
 
-    def _count(self, stage: str, deployment: str | None, answered_by: str | None, values: Mapping[str, Any]) -> None:
-        """Count a request, or the row that tells of its one."""
-        attributes = self._attributes_of(stage, deployment, answered_by)
-        error = {"error.type": values["error_type"]} if values["error_type"] else {}
-        self._duration.record(values["service_s"] or 0.0, {**attributes, **error})
-        for kind, name in (("input", "prompt_tokens"), ("output", "completion_tokens")):
-            if values[name]:
-                self._tokens.record(values[name], {**attributes, "gen_ai.token.type": kind})
-        if values["cost_usd"]:
-            self._cost.add(values["cost_usd"], attributes)
+    def _count(
+        self, stage: str, deployment: str | None, answered_by: str | None, row: tuple[Any, ...], at: Mapping[str, int]
+    ) -> None:
+        """Count a request, or the row that tells of its one. ``at``: where its values stand."""
+        self._duration.record(
+            row[at["service_s"]] or 0.0, self._attributes_of(stage, deployment, answered_by, row[at["error_type"]])
+        )
+        for kind, place in (("input", at["prompt_tokens"]), ("output", at["completion_tokens"])):
+            if row[place]:
+                self._tokens.record(row[place], self._attributes_of(stage, deployment, answered_by, None, kind))
+        if row[at["cost_usd"]]:
+            key = stage, deployment, answered_by
+            self._dollars[key] = self._dollars.get(key, 0.0) + row[at["cost_usd"]]
 
-    def _take_state(self, stage: str, state: tuple[Any, ...]) -> None:
-        values = {name: state[number] for name, number in _AT.items()}
-        status, deployment = state[1], values["deployment"]
-        error = {"error.type": values["error_type"]} if values["error_type"] else {}
-        self._rows.add(1, {"infermesh.stage": stage, "infermesh.status": status, **error})
-        if values["sole_request"]:
-            self._count(stage, deployment, values["model_id"], values)
-        if self._tracer is not None and values["attempts"] and values["reused_from"] is None:
-            self._trace(stage, state[0], status, values)
-
-    def _attributes_of(self, stage: str, deployment: str | None, answered_by: str | None) -> dict[str, str]:
-        key = stage, deployment, answered_by
+    def _attributes_of(
+        self,
+        stage: str,
+        deployment: str | None,
+        answered_by: str | None,
+        error: str | None = None,
+        token_type: str | None = None,
+    ) -> dict[str, str]:
+        """The attributes of a request; made once for each that there are."""
+        key = stage, deployment, answered_by, error, token_type
         if (found := self._attributes.get(key)) is None:
             model = self._models.get(deployment or "", "")
-            found = {
+            named = {
                 "gen_ai.operation.name": self._operations[stage],
+                "gen_ai.provider.name": provider_of(model) if model else None,
+                "gen_ai.request.model": model.partition("/")[2] or model,
+                "gen_ai.response.model": answered_by,
+                "gen_ai.token.type": token_type,
+                "error.type": error,
                 "infermesh.stage": stage,
-                "infermesh.deployment": deployment or "",
+                "infermesh.deployment": deployment,
             }
-            if model:
-                found["gen_ai.provider.name"] = provider_of(model)
-                found["gen_ai.request.model"] = model.partition("/")[2] or model
-            if answered_by:
-                found["gen_ai.response.model"] = answered_by
-            self._attributes[key] = found
+            found = self._attributes[key] = {name: value for name, value in named.items() if value}
         return found
 
-    def _trace(self, stage: str, row_id: int, status: str, values: Mapping[str, Any]) -> None:
+    def _trace(self, stage: str, state: tuple[Any, ...]) -> None:
         """A span of the row at the stage, and one of each of its requests below it."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         assert self._tracer is not None
+        row_id, status = state[0], state[1]
+        values = {name: state[number] for name, number in _STATE.items()}
         attributes: dict[str, Any] = dict(self._attributes_of(stage, values["deployment"], values["model_id"]))
         attributes |= {"infermesh.row_id": row_id, "infermesh.attempts": values["attempts"]}
-        for ours, theirs in (
-            ("prompt_tokens", "gen_ai.usage.input_tokens"),
-            ("completion_tokens", "gen_ai.usage.output_tokens"),
-            ("request_id", "gen_ai.response.id"),
-            ("cost_usd", "infermesh.cost_usd"),
-            ("queue_s", "infermesh.queue_s"),
-        ):
-            if values[ours] is not None:
-                attributes[theirs] = values[ours]
+        attributes |= {theirs: values[ours] for ours, theirs in _OF_SPAN.items() if values[ours] is not None}
         end = _ns(values["finished_at"])
         requests = self._requests.pop((stage, row_id), [])
-        starts = [_ns(request[_OF_REQUEST["started_at"]]) for request in requests]
+        starts = [_ns(request[_REQUEST["started_at"]]) for request in requests]
         start = min([end - int((values["service_s"] or 0.0) * 1e9), *starts])
         name = f"{attributes['gen_ai.operation.name']} {attributes.get('gen_ai.request.model', stage)}"
         span = self._tracer.start_span(name, kind=SpanKind.CLIENT, start_time=start, attributes=attributes)
@@ -290,23 +320,17 @@ class Telemetry:
             span.set_status(Status(StatusCode.ERROR))
         context = set_span_in_context(span)
         for request, began in zip(requests, starts, strict=True):
-            told = {each: request[number] for each, number in _OF_REQUEST.items()}
-            fields = {
-                "infermesh.attempt": told["attempt"],
-                "infermesh.deployment": told["deployment"],
-                "http.response.status_code": told["status_code"],
-                "error.type": told["error_type"],
-            }
+            told = {theirs: request[_REQUEST[ours]] for ours, theirs in _OF_ATTEMPT.items()}
             attempt = self._tracer.start_span(
-                f"attempt {told['attempt']}",
+                f"attempt {told['infermesh.attempt']}",
                 context=context,
                 kind=SpanKind.CLIENT,
                 start_time=began,
-                attributes={key: value for key, value in fields.items() if value is not None},
+                attributes={key: value for key, value in told.items() if value is not None},
             )
-            if told["error_type"]:
+            if told["error.type"]:
                 attempt.set_status(Status(StatusCode.ERROR))
-            attempt.end(began + int((told["service_s"] or 0.0) * 1e9))
+            attempt.end(began + int((request[_REQUEST["service_s"]] or 0.0) * 1e9))
         span.end(max(end, start))
 
     def _gauge(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
@@ -330,8 +354,12 @@ class _ToRunLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
+        self.said = self.over = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        self.said = True
+        if self.over:
+            return
         logger.warning("telemetry: %s", redact(one_line(record.getMessage(), 300)))
 
 

@@ -81,4 +81,7 @@ def test_what_is_not_known_is_not_told() -> None:
     assert "left" not in summary(stats, rates)
     stats.stages["a"].done, stats.paused = 50, True
     assert "left" not in summary(stats, rates)
+    stats.paused, stats.stages["a"].done = False, 100
+    stats.stages["b"] = StageStats()  # over the rows of a query that has not run
+    assert "time left not known yet" in summary(stats, rates)
     assert at_least(200) == "more than 3 min"
