@@ -225,7 +225,7 @@ class Hands:
                     f"{rest}, and cannot be sent now: not failed, failed in an earlier session, or still at work in "
                     f"another stage. Ask again later, or once the run has ended: {later}"
                 )
-            await self._tell(said, [(f"retry {stage}", None, f"{sent} rows where {where}")] if sent else [])
+            await self._tell(said, [(f"retry {stage}", None, f"{counted(sent, 'row')} where {where}")] if sent else [])
             return {"said": said}
 
     def _refuse_late(self) -> None:
